@@ -1,0 +1,46 @@
+# make demo, make test: from a fresh clone, with nothing but Python 3.11 or newer and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: demo test test-all lint format clean help
+
+help:  ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP)  ## train a small ConvNeXt on embedded data and write a report (about a minute)
+	@echo "== convnext demo: train, evaluate, predict, report"
+	@$(BIN)/convnext demo
+
+test: $(STAMP)  ## run the tests
+	@echo "== tests"
+	@$(BIN)/python -m pytest
+
+test-all: $(STAMP)  ## run the tests, slow ones too
+	@echo "== all tests, slow ones too"
+	@$(BIN)/python -m pytest -m ""
+
+lint: $(STAMP)  ## check style, types and the floors of the house
+	@echo "== ruff, mypy, import-linter"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP)  ## put the code into the project's format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+# Made anew only when the dependencies change: a second `make demo` starts at once.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "convnext needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3 $(MAKECMDGOALS)"; exit 1; }
+	@echo "== making the environment in $(VENV) and installing convnext into it (once; PyTorch is some gigabytes, so minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch torchvision
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $(STAMP)

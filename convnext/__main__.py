@@ -1,0 +1,5 @@
+"""`python -m convnext`."""
+
+from convnext.cli import main
+
+main()

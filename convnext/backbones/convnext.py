@@ -1,0 +1,249 @@
+"""ConvNeXt, whole on one page. Source: Liu et al., *A ConvNet for the 2020s*, CVPR 2022 (arXiv 2201.03545), section 2.
+
+Activations are (N, C, H, W) tensors that lie in memory as NHWC (channels-last) from the stem's norm on, so that a block's
+depthwise convolution, LayerNorm and linear layers all read them as they are. Parameters are named as in the published code.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from convnext.errors import UsageError
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of an (N, C, H, W) map; its output lies in memory as NHWC.
+
+    Through `F.layer_norm` rather than by hand: autocast then runs it in float32, where squared activations do not overflow.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return y.permute(0, 3, 1, 2)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., 2016): drops a residual branch, sample by sample, and scales those that stay."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = 1.0 - self.rate
+        return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class Block(nn.Module):
+    """Depthwise convolution, LayerNorm, a linear layer to four times the width, GELU, a linear layer back, layer scale."""
+
+    def __init__(self, width: int, kernel_size: int, drop_path: float, layer_scale: float) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(width, width, kernel_size, padding=kernel_size // 2, groups=width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.pwconv1 = nn.Linear(width, 4 * width)
+        self.pwconv2 = nn.Linear(4 * width, width)
+        self.gamma = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale else None
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.dwconv(x).permute(0, 2, 3, 1)  # NHWC: a view, nothing moves
+        y = self.pwconv2(F.gelu(self.pwconv1(self.norm(y))))
+        if self.gamma is not None:
+            y = self.gamma * y
+        return x + self.drop_path(y.permute(0, 3, 1, 2))
+
+
+class _Classifier(nn.Module):
+    """What the pyramid and the isotropic network share: initialisation, pooling, norm and head."""
+
+    norm: nn.LayerNorm
+    head: nn.Linear | nn.Identity
+    grad_checkpointing: bool
+    min_size: int  # pixels: the smallest picture of which one position is left at the end
+
+    def _build_head(self, width: int, num_classes: int, head_init_scale: float) -> None:
+        self.num_features, self.num_classes = width, num_classes
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
+        self.apply(_init_weights)
+        if isinstance(self.head, nn.Linear):
+            with torch.no_grad():
+                self.head.weight.mul_(head_init_scale)
+
+    def _run(self, blocks: nn.Module, x: Tensor) -> Tensor:
+        for block in blocks.children():
+            recompute = self.grad_checkpointing and self.training
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        return x
+
+    def _check_size(self, x: Tensor) -> None:
+        height, width = x.shape[-2:]
+        if height < self.min_size or width < self.min_size:
+            raise UsageError(
+                f"a picture of {height} x {width} pixels is too small for this network: "
+                f"resize it to at least {self.min_size} x {self.min_size}, or build the network with a smaller patch_size"
+            )
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The last map (N, C, h, w) to logits (N, num_classes), or to the pooled, normalised (N, C) if `pre_logits`."""
+        x = self.norm(x.mean((-2, -1)))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures (N, in_channels, H, W) to logits (N, num_classes). Raises UsageError if they are below `min_size`."""
+        return self.forward_head(self.forward_features(x))
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a fresh head for `num_classes` classes on the network; 0 leaves the pooled features as output."""
+        self.num_classes = num_classes
+        like = self.norm.weight
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head.to(device=like.device, dtype=like.dtype).apply(_init_weights)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass: less memory for about a third more time."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that are not decayed: biases, norms and layer scales, all that have one dimension."""
+        return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
+
+
+class ConvNeXt(_Classifier):
+    """The four-stage network.
+
+    A picture side that is no multiple of a stage's stride loses its last rows or columns there, as in every published
+    implementation: 33 pixels give the maps that the first 32 give at strides 4 to 32.
+
+    Args:
+        depths: blocks in each of the four stages.
+        widths: channels of each of the four stages.
+        in_channels: channels of the picture.
+        num_classes: outputs of the head; 0 for none.
+        patch_size: kernel and stride of the stem; the maps have strides patch_size x (1, 2, 4, 8).
+        kernel_size: of the depthwise convolutions; odd.
+        drop_path: stochastic depth of the last block; the others rise to it linearly from 0.
+        layer_scale: initial value of the residual branches' scale; 0 for none.
+        head_init_scale: factor on the head's initial weights (the paper fine-tunes with 0.001).
+        grad_checkpointing: recompute blocks in the backward pass to save memory.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int] = (3, 3, 9, 3),
+        widths: Sequence[int] = (96, 192, 384, 768),
+        *,
+        in_channels: int = 3,
+        num_classes: int = 1000,
+        patch_size: int = 4,
+        kernel_size: int = 7,
+        drop_path: float = 0.0,
+        layer_scale: float = 1e-6,
+        head_init_scale: float = 1.0,
+        grad_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(depths) != 4 or len(widths) != 4:
+            raise UsageError(f"depths and widths have one entry for each of the four stages, not {depths} and {widths}")
+        _check_arguments(kernel_size, drop_path)
+        self.channels = tuple(widths)
+        self.strides = tuple(patch_size * 2**i for i in range(4))
+        self.min_size = patch_size * 8
+        self.grad_checkpointing = grad_checkpointing
+
+        stem = nn.Sequential(nn.Conv2d(in_channels, widths[0], patch_size, patch_size), LayerNorm2d(widths[0], eps=1e-6))
+        self.downsample_layers = nn.ModuleList([stem])
+        for i in range(3):
+            norm, conv = LayerNorm2d(widths[i], eps=1e-6), nn.Conv2d(widths[i], widths[i + 1], 2, 2)
+            self.downsample_layers.append(nn.Sequential(norm, conv))
+
+        rates = iter(_drop_path_rates(drop_path, sum(depths)))
+        self.stages = nn.ModuleList(
+            nn.Sequential(*[Block(width, kernel_size, next(rates), layer_scale) for _ in range(depth)])
+            for depth, width in zip(depths, widths, strict=True)
+        )
+        self._build_head(widths[-1], num_classes, head_init_scale)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Pictures (N, in_channels, H, W) to the four stages' maps, (N, channels[i], H // strides[i], W // strides[i])."""
+        self._check_size(x)
+        maps = []
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = self._run(stage, downsample(x))
+            maps.append(x)
+        return maps
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Pictures (N, in_channels, H, W) to the last stage's map, before pooling and norm."""
+        return self.features(x)[-1]
+
+
+class ConvNeXtIsotropic(_Classifier):
+    """The network without downsampling after a 16 x 16 patchify stem (section 3.3): one width, one map of stride 16.
+
+    It has no pyramid: `channels` and `strides` have one entry, and `features` returns one map. Arguments as for ConvNeXt.
+    """
+
+    def __init__(
+        self,
+        depth: int = 18,
+        width: int = 384,
+        *,
+        in_channels: int = 3,
+        num_classes: int = 1000,
+        patch_size: int = 16,
+        kernel_size: int = 7,
+        drop_path: float = 0.0,
+        layer_scale: float = 0.0,
+        head_init_scale: float = 1.0,
+        grad_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_arguments(kernel_size, drop_path)
+        self.channels, self.strides, self.min_size = (width,), (patch_size,), patch_size
+        self.grad_checkpointing = grad_checkpointing
+        self.stem = nn.Conv2d(in_channels, width, patch_size, patch_size)
+        rates = _drop_path_rates(drop_path, depth)
+        self.blocks = nn.ModuleList(Block(width, kernel_size, rate, layer_scale) for rate in rates)
+        self._build_head(width, num_classes, head_init_scale)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Pictures (N, in_channels, H, W) to a list of the one map there is, (N, width, H // 16, W // 16)."""
+        self._check_size(x)
+        x = self.stem(x).contiguous(memory_format=torch.channels_last)  # once, so that no block has to
+        return [self._run(self.blocks, x)]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Pictures (N, in_channels, H, W) to the last map, before pooling and norm."""
+        return self.features(x)[-1]
+
+
+def _init_weights(module: nn.Module) -> None:
+    # The published code's 0.02; the paper's text says 0.2, which no run of it used.
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _drop_path_rates(last: float, depth: int) -> list[float]:
+    return [last * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def _check_arguments(kernel_size: int, drop_path: float) -> None:
+    if kernel_size % 2 == 0:
+        raise UsageError(f"kernel_size must be odd for the map to keep its size, not {kernel_size}")
+    if not 0.0 <= drop_path < 1.0:
+        raise UsageError(f"drop_path is a probability below 1, not {drop_path}")

@@ -1,0 +1,1 @@
+"""Weights that others wrote, and files of weights in general."""

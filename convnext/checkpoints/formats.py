@@ -1,0 +1,150 @@
+"""The ConvNeXt weight files of the world: one table of names a format, read in both directions.
+
+`to_native` renames a state of any known format to the names of `convnext.backbones`, which are the published code's;
+`from_native` is its inverse, bit for bit. A foreign format is one more table and one more row in `FORMATS`.
+The formats and who writes them: official (the paper's code), timm, torchvision, transformers.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from convnext.errors import ConvnextError
+
+State = dict[str, Tensor]
+Table = list[tuple[str, str]]  # (native name, foreign name) of a module or parameter; {j} stands for a block's number
+
+_STAGES = range(4)
+_BETWEEN = range(1, 4)
+_BLOCK_PARTS = ("dwconv", "norm", "pwconv1", "pwconv2", "gamma")
+
+
+def _blocks(native: str, foreign: str, *parts: str) -> Table:
+    return [(f"{native}.{ours}", f"{foreign}.{theirs}") for ours, theirs in zip(_BLOCK_PARTS, parts, strict=True)]
+
+
+def _official() -> Table:
+    names = [f"downsample_layers.{i}.{k}" for i in _STAGES for k in (0, 1)] + ["norm", "head"]
+    names += [f"stages.{i}.{{j}}.{part}" for i in _STAGES for part in _BLOCK_PARTS]
+    return [(name, name) for name in names]
+
+
+def _isotropic() -> Table:
+    names = ["stem", *[f"blocks.{{j}}.{part}" for part in _BLOCK_PARTS], "norm", "head"]
+    return [(name, name) for name in names]
+
+
+def _timm() -> Table:
+    table = [(f"downsample_layers.0.{k}", f"stem.{k}") for k in (0, 1)] + [("norm", "head.norm"), ("head", "head.fc")]
+    table += [(f"downsample_layers.{i}.{k}", f"stages.{i}.downsample.{k}") for i in _BETWEEN for k in (0, 1)]
+    for i in _STAGES:
+        table += _blocks(f"stages.{i}.{{j}}", f"stages.{i}.blocks.{{j}}", "conv_dw", "norm", "mlp.fc1", "mlp.fc2", "gamma")
+    return table
+
+
+def _torchvision() -> Table:
+    table = [(f"downsample_layers.{i}.{k}", f"features.{2 * i}.{k}") for i in _STAGES for k in (0, 1)]
+    table += [("norm", "classifier.0"), ("head", "classifier.2")]
+    for i in _STAGES:
+        parts = ("block.0", "block.2", "block.3", "block.5", "layer_scale")
+        table += _blocks(f"stages.{i}.{{j}}", f"features.{2 * i + 1}.{{j}}", *parts)
+    return table
+
+
+def _transformers() -> Table:
+    stem = [("downsample_layers.0.0", "embeddings.patch_embeddings"), ("downsample_layers.0.1", "embeddings.layernorm")]
+    body = [*stem, ("norm", "layernorm")]
+    for i in _STAGES:
+        stage = f"encoder.stages.{i}"
+        if i in _BETWEEN:
+            body += [(f"downsample_layers.{i}.{k}", f"{stage}.downsampling_layer.{k}") for k in (0, 1)]
+        parts = ("dwconv", "layernorm", "pwconv1", "pwconv2", "layer_scale_parameter")
+        body += _blocks(f"stages.{i}.{{j}}", f"{stage}.layers.{{j}}", *parts)
+    return [(ours, f"convnext.{theirs}") for ours, theirs in body] + [("head", "classifier")]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A foreign naming of ConvNeXt's weights."""
+
+    table: Table
+    mark: str  # a key that every state of this format has and none of another
+    shape: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor  # native tensor to the foreign shape
+
+
+def _torchvision_shape(name: str, tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, 1, 1) if name.endswith("layer_scale") else tensor
+
+
+FORMATS: dict[str, Format] = {
+    "official": Format(_official(), mark="downsample_layers.0.0.weight"),
+    "official-isotropic": Format(_isotropic(), mark="blocks.0.dwconv.weight"),
+    "timm": Format(_timm(), mark="stages.0.blocks.0.conv_dw.weight"),
+    "torchvision": Format(_torchvision(), mark="features.1.0.block.0.weight", shape=_torchvision_shape),
+    "transformers": Format(_transformers(), mark="convnext.encoder.stages.0.layers.0.dwconv.weight"),
+}
+
+
+def recognise(state: Mapping[str, Tensor]) -> str:
+    """The name of the format that `state` is in. Raises ConvnextError if it is none of them."""
+    for name, known in FORMATS.items():
+        if known.mark in state:
+            return name
+    some = ", ".join(sorted(state)[:3]) or "no tensors at all"
+    raise ConvnextError(f"no known ConvNeXt weight format has these keys ({some} …); known formats: {', '.join(FORMATS)}")
+
+
+def to_native(state: Mapping[str, Tensor], name: str) -> State:
+    """A state in the format `name`, renamed and reshaped to ours. Keys that the format does not have stay as they are."""
+    rename = _renamer([(theirs, ours) for ours, theirs in FORMATS[name].table])
+    native = {}
+    for key, tensor in state.items():
+        ours = rename(key) or key
+        if ours.endswith(".gamma"):
+            tensor = tensor.reshape(-1)
+        elif ours.endswith(("pwconv1.weight", "pwconv2.weight")):  # 1 x 1 convolutions in timm's sizes below tiny
+            tensor = tensor.flatten(1)
+        native[ours] = tensor
+    return native
+
+
+def from_native(state: Mapping[str, Tensor], name: str, *, conv_mlp: bool = False) -> State:
+    """Our state in the format `name`; `conv_mlp` writes the linear layers as timm's sizes below tiny have them.
+
+    Raises ConvnextError if the format has no place for a key (an isotropic network exists in the official format only).
+    """
+    if name == "official" and FORMATS["official-isotropic"].mark in state:
+        name = "official-isotropic"
+    known = FORMATS[name]
+    rename = _renamer(known.table)
+    foreign = {}
+    for key, tensor in state.items():
+        theirs = rename(key)
+        if theirs is None:
+            raise ConvnextError(f"the {name} format has no place for {key!r}: this network does not exist there")
+        if conv_mlp and key.endswith(("pwconv1.weight", "pwconv2.weight")):
+            tensor = tensor[:, :, None, None]
+        foreign[theirs] = known.shape(theirs, tensor)
+    return foreign
+
+
+def _renamer(table: Table) -> Callable[[str], str | None]:
+    """A function from a key (`module.weight`, `module.bias` or a bare parameter) to its new name, None where there is none."""
+    names = dict(table)
+
+    def rename(key: str) -> str | None:
+        module, dot, leaf = key.rpartition(".")
+        tail = f".{leaf}" if dot and leaf in ("weight", "bias") else ""
+        name = module if tail else key
+        if name in names:
+            return names[name] + tail
+        # The block's number is the one number that differs from row to row; try each number of the name as it.
+        for number in re.finditer(r"(?<=\.)\d+(?=\.)", name):
+            template = f"{name[: number.start()]}{{j}}{name[number.end() :]}"
+            if template in names:
+                return names[template].replace("{j}", number.group()) + tail
+        return None
+
+    return rename

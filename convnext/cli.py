@@ -1,0 +1,243 @@
+"""The command line: parses, calls, prints. Everything heavy is imported by the command that needs it.
+
+Results go to standard output, messages and progress to standard error. Exit codes: 0 done, 1 the work failed, 2 wrong usage.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from convnext.errors import ConvnextError, UsageError, nearest
+
+app = typer.Typer(
+    name="convnext",
+    help="Train, compare, adapt and ship the ConvNet of the 2020s.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipes_app = typer.Typer(help="List recipes, show one as it resolves, list all keys.", invoke_without_command=True)
+app.add_typer(recipes_app, name="recipes")
+
+MODEL = "A run folder, a weight file, hf://owner/name, or a model's name with --weights."
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the fastest there is.")]
+Weights = Annotated[str | None, typer.Option(help="Published weights of a model's name: a tag, a file or an address.")]
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if version:
+        from convnext import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    task: Annotated[str, typer.Option(help="What to show: classify.")] = "classify",
+    output: Annotated[Path | None, typer.Option(help="The run folder; by default a fresh one under runs/.")] = None,
+    device: Device = None,
+) -> None:
+    """Train, evaluate and predict on embedded data, in about a minute."""
+    from convnext.deploy.demo import demo as run_demo
+
+    if task != "classify":
+        raise UsageError(f"there is no demo of the task {task!r}{nearest(task, ['classify'])}")
+    result = run_demo(output, device)
+    print(f"{result.metrics['top1']:.2f} % of the {result.metrics['count']} held-out digits right, in {result.seconds:.0f} s")
+    print(f"report: {result.folder / 'report.html'}    picture: {result.folder / 'predictions.png'}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (`convnext recipes`) or a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the recipe, for instance train.epochs=4.")] = None,
+    output: Annotated[Path, typer.Option(help="The run folder to make.")] = ...,  # type: ignore[assignment]
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds.")] = False,
+    device: Device = None,
+) -> None:
+    """Train by a recipe; leaves weights, metrics and a report in a run folder."""
+    from convnext.training.run import train as run
+
+    run(recipe, overrides or [], output=output, resume=resume, overwrite=overwrite, device=device)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    data: Annotated[str | None, typer.Option(help="A folder with one folder a class, or digits:val; by default a run's own.")] = None,
+    weights: Weights = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 2,
+    max_corrupt: Annotated[float, typer.Option(min=0, max=1, help="Part of the pictures that may be unreadable.")] = 0.01,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a network on labelled pictures."""
+    from convnext import evaluate as evaluation
+    from convnext.models import load
+
+    loaded, place = load(model, weights), evaluation.pick_device(device)
+    result, task = evaluation.evaluate_loaded(loaded, data, batch_size, workers, max_corrupt, place, _counter("evaluated"))
+    for reason in result.corrupt:
+        print(f"left out: {reason}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(result.metrics | {"corrupt": result.corrupt}))
+    else:
+        print(task.headline(result.metrics))
+        print("  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items()))
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    pictures: Annotated[list[str], typer.Argument(help="Pictures, or folders of them.")],
+    weights: Weights = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is in pictures."""
+    from convnext.deploy.predict import find_pictures, load, predict_files
+
+    paths = list(find_pictures(pictures))
+    predictor = load(model, weights, device=device)
+    rows: list[dict[str, Any]] = []
+    for path, found in predict_files(predictor, paths):
+        if isinstance(found, str):
+            print(f"left out: {found}", file=sys.stderr)
+            rows.append({"picture": str(path), "error": found})
+            continue
+        best = [{"class": name, "probability": probability} for name, probability in found.top(top)]
+        rows.append({"picture": str(path), "top": best})
+        if not as_json:
+            print(f"{path}  " + "  ".join(f"{one['class']} {one['probability']:.1%}" for one in best), flush=True)
+    if as_json:
+        print(json.dumps(rows))
+    if all("error" in row for row in rows):
+        raise ConvnextError(f"none of {len(rows)} pictures could be read")
+
+
+@app.command()
+def models(
+    pattern: Annotated[str, typer.Argument(help="A shell pattern, for instance 'convnext_*'.")] = "*",
+    as_json: Json = False,
+) -> None:
+    """List models with their cost at 224 pixels and their published weights."""
+    from convnext.models import cost_of, find, list_models
+
+    names = list_models(pattern)
+    if not names:
+        raise UsageError(f"no model matches {pattern!r}{nearest(pattern, list_models())}")
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        cost = cost_of(name)
+        rows.append({"name": name, "parameters": cost.parameters, "macs": cost.macs, "weights": list(find(name).weights)})
+    if as_json:
+        print(json.dumps(rows))
+        return
+    print(f"{'name':26} {'parameters':>10} {'multiply-adds':>14}  weights")
+    for row in rows:
+        print(f"{row['name']:26} {row['parameters'] / 1e6:8.1f} M {row['macs'] / 1e9:12.2f} G  {' '.join(row['weights'])}")
+
+
+@app.command()
+def cost(
+    name: Annotated[str, typer.Argument(help="A model's name.")],
+    size: Annotated[int, typer.Option(min=1, help="Pixels a side.")] = 224,
+    as_json: Json = False,
+) -> None:
+    """Count parameters and multiply-adds (which the field's tables print as FLOPs)."""
+    from dataclasses import asdict
+
+    from convnext.models import cost_of
+
+    found = cost_of(name, size)
+    if as_json:
+        print(json.dumps({"name": name} | asdict(found)))
+    else:
+        print(f"{name} at {size}: {found.parameters / 1e6:.2f} M parameters, {found.macs / 1e9:.2f} G multiply-adds")
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context) -> None:
+    """List recipes."""
+    if context.invoked_subcommand is None:
+        from convnext.recipe import list_recipes, recipe_text
+
+        for name in list_recipes():
+            comment = recipe_text(name).split("\n", 1)[0].lstrip("# ")
+            print(f"{name:30} {comment}")
+
+
+@recipes_app.command("show")
+def show_recipe(
+    name: Annotated[str, typer.Argument(help="A recipe's name or a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it, for instance train.epochs=4.")] = None,
+) -> None:
+    """Print a recipe as it resolves, defaults included."""
+    from convnext.recipe import load_recipe, recipe_text
+
+    comments = [line for line in recipe_text(name).splitlines() if line.startswith("#")]
+    print("\n".join([*comments, load_recipe(name, overrides or []).to_yaml()]), end="")
+
+
+@recipes_app.command("keys")
+def list_keys() -> None:
+    """List every key of a recipe with what it means."""
+    from convnext.recipe import keys
+
+    for key, description in keys().items():
+        print(f"{key:26} {description}")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Weights of any known format: a file, a run folder, hf://owner/name.")],
+    output: Annotated[Path, typer.Argument(help="A .safetensors or .pth file; for transformers also a folder.")],
+    to: Annotated[str, typer.Option(help="official, timm, torchvision or transformers.")],
+) -> None:
+    """Write weights in another library's format."""
+    from convnext.deploy.convert import convert as run
+
+    print(run(source, output, to))
+
+
+def _counter(what: str) -> Any:
+    """A callback that shows a count on a terminal's standard error, and is silent elsewhere."""
+
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{what} {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    return show
+
+
+def main() -> None:
+    """Run the command line; an error is one line, and a traceback with --debug."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments, prog_name="convnext")
+    except ConvnextError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {type(error).__name__}: {error} (a defect of convnext; --debug shows the traceback)", file=sys.stderr)
+        sys.exit(1)

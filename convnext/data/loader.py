@@ -1,0 +1,125 @@
+"""From labelled pictures to batches, by worker processes that change nothing but the speed."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from convnext.data.pictures import CorruptPictureError
+from convnext.data.randomness import seeded
+from convnext.data.source import Source
+from convnext.errors import ConvnextError
+
+EVALUATION = -1  # the epoch of pictures that are not augmented
+
+
+@dataclass
+class Sample:
+    """One picture of a batch, or, in evaluation, the place of one that could not be read."""
+
+    image: Tensor | None
+    label: int
+    index: int  # its position in the source
+    corrupt: list[tuple[int, str]]  # positions that could not be read on the way to it, each with the reason
+
+
+class Samples(Dataset[Sample]):
+    """A source through a transform, addressed by (epoch, index): the sample is a function of (seed, epoch, index) alone.
+
+    Where a picture can't be read, training takes the next one that can, evaluation leaves it out; both say so.
+    """
+
+    def __init__(self, source: Source, transform: Callable[[Image], Tensor], seed: int) -> None:
+        self.source, self.transform, self.seed = source, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        corrupt: list[tuple[int, str]] = []
+        for i in range(index, index + len(self.source)):
+            at = i % len(self.source)
+            try:
+                picture = self.source.read(at)
+            except CorruptPictureError as error:
+                corrupt.append((at, str(error)))
+                if epoch == EVALUATION:
+                    return Sample(None, self.source.label(index), index, corrupt)
+                continue
+            if epoch == EVALUATION:
+                return Sample(self.transform(picture), self.source.label(at), at, corrupt)
+            with seeded(self.seed, epoch, index):
+                return Sample(self.transform(picture), self.source.label(at), at, corrupt)
+        raise ConvnextError(f"not one of {len(self.source)} pictures could be read; the first: {corrupt[0][1]}")
+
+
+class EpochOrder:
+    """Batches of (epoch, index) in a fresh order every epoch, a function of (seed, epoch) alone.
+
+    Set `epoch` and `start`, the first batch to give, before iterating: that is how a run goes on in the middle of an epoch.
+    The last batch is dropped where it would not be full.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.epoch, self.start = 0, 0
+
+    def __len__(self) -> int:
+        return self.count // self.batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.Generator(np.random.PCG64([self.seed, self.epoch])).permutation(self.count)
+        for batch in range(self.start, len(self)):
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [(self.epoch, int(index)) for index in chosen]
+
+
+class InOrder:
+    """Batches of (EVALUATION, index) from the first picture to the last, the last batch as short as it comes."""
+
+    def __init__(self, count: int, batch_size: int) -> None:
+        self.count, self.batch_size = count, batch_size
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for start in range(0, self.count, self.batch_size):
+            yield [(EVALUATION, index) for index in range(start, min(start + self.batch_size, self.count))]
+
+
+def make_loader(samples: Samples, order: EpochOrder | InOrder, collate: Callable[[list[Sample]], Any], workers: int, pin: bool) -> Any:
+    """A DataLoader over that order. Workers live as long as the loader; each holds one thread, as there are many of them."""
+    return DataLoader(
+        samples,
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=collate,
+        persistent_workers=workers > 0,
+        pin_memory=pin,
+    )
+
+
+class CorruptPictures:
+    """The unreadable pictures met so far. Stops the run as soon as they are more than `limit` (a fraction) of `count`."""
+
+    def __init__(self, count: int, limit: float, limit_key: str = "data.max_corrupt") -> None:
+        self.count, self.limit, self.limit_key = count, limit, limit_key
+        self.reasons: dict[int, str] = {}
+
+    def add(self, found: list[tuple[int, str]]) -> list[str]:
+        """Note what a batch met; returns the reasons not told before. Raises ConvnextError beyond the limit."""
+        fresh = [reason for index, reason in found if index not in self.reasons]
+        self.reasons |= dict(found)
+        if len(self.reasons) > self.limit * self.count:
+            some = "; ".join(list(self.reasons.values())[:5])
+            raise ConvnextError(
+                f"{len(self.reasons)} of {self.count} pictures can't be read, more than {self.limit:.1%} "
+                f"({self.limit_key}): {some}{' …' if len(self.reasons) > 5 else ''}"
+            )
+        return fresh

@@ -1,0 +1,35 @@
+"""Randomness as a function of where one is, so that neither workers nor restarts change a run."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def seed_everything(*place: int) -> None:
+    """Seed Python, NumPy and PyTorch (CPU and devices) with a place such as (seed, step).
+
+    Different places give independent streams.
+    """
+    words = np.random.SeedSequence(place).generate_state(4)
+    random.seed(int(words[0]) << 32 | int(words[1]))
+    np.random.seed(words[2])
+    torch.manual_seed(int(words[2]) << 32 | int(words[3]))
+
+
+@contextmanager
+def seeded(*place: int) -> Iterator[None]:
+    """Within, the CPU generators of Python, NumPy and PyTorch are those of `place`; after it, those of before."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    words = np.random.SeedSequence(place).generate_state(4)
+    random.seed(int(words[0]) << 32 | int(words[1]))
+    np.random.seed(words[2])
+    torch.default_generator.manual_seed(int(words[2]) << 32 | int(words[3]))
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])

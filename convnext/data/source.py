@@ -1,0 +1,74 @@
+"""From the text of `data.train` and `data.val` to labelled pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from convnext.data.digits import Digits
+from convnext.data.folder import ImageFolder
+from convnext.errors import ConvnextError, UsageError, nearest
+
+
+class Source(Protocol):
+    """Labelled pictures by position: what every data set format offers. A new format is one file and one line in `open_source`."""
+
+    classes: list[str]
+    skipped: list[str]
+
+    def __len__(self) -> int: ...
+    def read(self, index: int) -> Image.Image: ...
+    def label(self, index: int) -> int: ...
+    def name(self, index: int) -> str: ...
+
+
+class Subset:
+    """Some positions of another source."""
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self.source, self.indices = source, indices
+        self.classes, self.skipped = source.classes, source.skipped
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> Image.Image:
+        return self.source.read(self.indices[index])
+
+    def label(self, index: int) -> int:
+        return self.source.label(self.indices[index])
+
+    def name(self, index: int) -> str:
+        return self.source.name(self.indices[index])
+
+
+def open_source(where: str, classes: Sequence[str] | None = None) -> Source:
+    """The labelled pictures that `where` names.
+
+    Args:
+        where: `digits:train`, `digits:val`, or a folder with one folder of pictures a class.
+        classes: the class names that the labels count, where a network already has some.
+    """
+    if where in ("digits:train", "digits:val", "digits"):
+        source: Source = Digits("train" if where == "digits:train" else "val")
+        if classes is not None and list(classes) != source.classes:
+            raise ConvnextError(f"the classes of {where} are {', '.join(source.classes)}, not the network's {', '.join(classes)}")
+        return source
+    if where.startswith("digits:"):
+        raise UsageError(f"no data is called {where!r}{nearest(where, ['digits:train', 'digits:val'])}")
+    return ImageFolder(Path(where).expanduser(), classes)
+
+
+def hold_out(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:
+    """Split a source in two, the second with `fraction` of each class, at least one picture where a class has two or more."""
+    labels = np.array([source.label(i) for i in range(len(source))])
+    rng = np.random.Generator(np.random.PCG64([seed, 0x5EED]))
+    held: set[int] = set()
+    for label in range(len(source.classes)):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        count = max(1, round(fraction * len(members))) if len(members) > 1 else 0
+        held.update(int(i) for i in members[:count])
+    rest = [i for i in range(len(source)) if i not in held]
+    return Subset(source, rest), Subset(source, sorted(held))

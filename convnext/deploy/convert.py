@@ -1,0 +1,59 @@
+"""`convnext convert`: weights from any known format to any other."""
+
+import json
+from pathlib import Path
+
+from convnext.checkpoints import files, formats
+from convnext.errors import UsageError, nearest
+from convnext.models import identify, read_source
+
+TARGETS = ("official", "timm", "torchvision", "transformers")
+_CONV_MLP = ("convnext_atto", "convnext_femto", "convnext_pico", "convnext_nano")  # timm's own sizes have 1 x 1 convolutions
+
+
+def convert(source: str, output: Path, to: str) -> str:
+    """Write the weights of `source` (a file, run folder, hub name or address) to `output` in the format `to`.
+
+    Args:
+        output: a .safetensors or .pth file; for transformers also a folder, made so that `from_pretrained` reads it.
+
+    Returns what was done, in one line. Raises UsageError for an unknown format or ending, ConvnextError for unknown weights.
+    """
+    if to not in TARGETS:
+        raise UsageError(f"no weight format is called {to!r}{nearest(to, TARGETS)}")
+    path = Path(source).expanduser()
+    if path.is_dir():
+        source = str(path / "best.safetensors")
+    state, description = read_source(source)
+    known = formats.recognise(state)
+    native = formats.to_native(state, known)
+    spec = identify(native)
+    foreign = formats.from_native(native, to, conv_mlp=to == "timm" and spec["name"] in _CONV_MLP)
+    if to == "transformers" and not output.suffix:
+        files.write_atomically(output / "config.json", lambda file: file.write_text(_config(spec, description.get("classes"))))
+        output = output / "model.safetensors"
+    files.write_weights(output, foreign)
+    return f"{spec['name']}: {len(foreign)} tensors from the {known} format to {to}, written to {output}"
+
+
+def _config(spec: dict, classes: list[str] | None) -> str:  # type: ignore[type-arg]
+    from convnext.backbones.zoo import BACKBONES
+
+    sizes = BACKBONES[spec["name"]].arguments | spec
+    config = {
+        "architectures": ["ConvNextForImageClassification"],
+        "model_type": "convnext",
+        "num_channels": sizes["in_channels"],
+        "patch_size": sizes["patch_size"],
+        "num_stages": 4,
+        "depths": sizes["depths"],
+        "hidden_sizes": sizes["widths"],
+        "layer_scale_init_value": sizes["layer_scale"],
+        "hidden_act": "gelu",
+    }
+    if classes is None:
+        config["num_labels"] = sizes["num_classes"]
+    else:
+        config["id2label"] = dict(enumerate(classes))
+        config["label2id"] = {name: i for i, name in enumerate(classes)}
+    return json.dumps(config, indent=2) + "\n"

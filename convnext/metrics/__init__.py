@@ -1,0 +1,1 @@
+"""Numbers: accuracy and the like, and what a network costs."""

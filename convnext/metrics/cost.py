@@ -1,0 +1,25 @@
+"""What a network costs: parameters and multiply-adds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one picture of `image_size` pixels a side."""
+
+    parameters: int
+    macs: int  # multiply-adds of convolutions and matrix products; the field's tables print them as FLOPs
+    image_size: int
+
+
+def count_cost(model: Any, image_size: int, in_channels: int = 3) -> Cost:
+    """Count a network that lies on the meta device: shapes alone are computed, so any size takes well under two seconds."""
+    picture = torch.empty(1, in_channels, image_size, image_size, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(picture)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Cost(parameters, counter.get_total_flops() // 2, image_size)

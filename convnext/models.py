@@ -1,0 +1,236 @@
+"""`create_model(name)`: from a name to a network, with weights. The one place where names, networks and weight files meet."""
+
+import fnmatch
+import inspect
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convnext.backbones.zoo import BACKBONES, Backbone
+from convnext.checkpoints import files, formats, hub
+from convnext.data.preprocessing import Preprocessing
+from convnext.errors import ConvnextError, UsageError, nearest
+from convnext.metrics.cost import Cost, count_cost
+
+log = logging.getLogger("convnext")
+
+Weights = str | Path | Mapping[str, Tensor]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of models that match a shell pattern such as `convnext_*`, in the order of their size within a family."""
+    return [name for name in BACKBONES if fnmatch.fnmatch(name, pattern)]
+
+
+def find(name: str) -> Backbone:
+    """The entry of a name. Raises UsageError, with the nearest name, if there is none."""
+    if name not in BACKBONES:
+        raise UsageError(f"no model is called {name!r}{nearest(name, BACKBONES)}")
+    return BACKBONES[name]
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    drop_path: float = 0.0,
+    layer_scale: float | None = None,
+    weights: Weights | None = None,
+    new_head: bool = False,
+    **architecture: Any,
+) -> Any:
+    """Build the network of that name, with random weights or published ones.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: outputs of the head; 0 for none.
+        in_channels: channels of the pictures.
+        drop_path: stochastic depth of the last block.
+        layer_scale: initial scale of the residual branches, 0 for none. By default as published: 1e-6, and none in
+            convnext_isotropic_small and _base.
+        weights: a tag such as "fb_in1k" (`convnext models NAME` lists them), a file, `hf://owner/name`, an `https://`
+            address, or a state dict; in any format of `convnext.checkpoints.formats`.
+        new_head: keep the fresh head even if the weights have one for as many classes.
+        architecture: other arguments of the network's constructor, for instance depths, widths, patch_size, kernel_size.
+
+    Returns: an `nn.Module` under the backbone contract, in training mode. (Typed Any so that its attributes need no casts.)
+
+    Raises UsageError for an unknown name, argument or tag, ConvnextError for weights that do not fit or can't be had.
+    """
+    entry = find(name)
+    given = {"num_classes": num_classes, "in_channels": in_channels} | architecture
+    if layer_scale is not None:
+        given["layer_scale"] = layer_scale
+    known = inspect.signature(entry.build).parameters
+    if unknown := sorted(given.keys() - known.keys()):
+        raise UsageError(f"{name} has no argument {unknown[0]!r}{nearest(unknown[0], known)}")
+    model: Any = entry.build(**entry.arguments | given, drop_path=drop_path)
+    model.spec = {"name": name} | given  # all that rebuilds it around its weights
+    if weights is not None:
+        source = entry.weights.get(weights, weights) if isinstance(weights, str) else weights
+        if isinstance(source, str) and _is_tag(source):
+            raise UsageError(f"{name} has no weights called {source!r}, nor is there such a file{nearest(source, entry.weights)}")
+        load_weights(model, source, new_head=new_head)
+    return model
+
+
+def load_weights(model: Any, weights: Weights, *, new_head: bool = False) -> None:
+    """Fill a model with weights of any known format, every key accounted for.
+
+    The model's own fresh head stays if `new_head` or if the weights' head is for another number of classes, which is told.
+
+    Raises ConvnextError that names the missing, unexpected and misshapen keys, and the format the weights were taken for.
+    """
+    state, _ = read_source(weights)
+    known = formats.recognise(state)
+    native = formats.to_native(state, known)
+    own = model.state_dict()
+
+    theirs = native["head.weight"].shape[0] if "head.weight" in native else 0
+    if new_head or theirs != model.num_classes:
+        if not new_head:
+            log.warning("the weights' head has %d classes, the model %d: its head starts afresh", theirs, model.num_classes)
+        native = {key: tensor for key, tensor in native.items() if not key.startswith("head.")}
+        native |= {key: tensor for key, tensor in own.items() if key.startswith("head.")}
+
+    problems = {
+        "missing": sorted(own.keys() - native.keys()),
+        "unexpected": sorted(native.keys() - own.keys()),
+        "misshapen": [
+            f"{key} {tuple(native[key].shape)} instead of {tuple(own[key].shape)}"
+            for key in sorted(own.keys() & native.keys())
+            if native[key].shape != own[key].shape
+        ],
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{what}: {_some(keys)}" for what, keys in problems.items() if keys)
+        raise ConvnextError(f"these weights (taken for the {known} format) do not fit {model.spec['name']}: {told}")
+    model.load_state_dict(native, assign=next(model.parameters()).is_meta)
+
+
+def read_source(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a state dict, file, hub name or address, and our own description of them if they have one."""
+    if isinstance(weights, Mapping):
+        return files.strip_prefixes(weights), {}
+    path, entry = hub.fetch(str(weights))
+    return files.read_weights(path, entry)
+
+
+@dataclass
+class Loaded:
+    """A network ready to be used, and what it needs beside it."""
+
+    model: Any
+    preprocessing: Preprocessing
+    task: str = "classify"
+    classes: list[str] | None = None  # None where the weights do not say
+    run: Path | None = None  # the run folder it came from
+
+
+def load(source: str | Path, weights: str | None = None) -> Loaded:
+    """A network in evaluation mode from what a user has of it.
+
+    Args:
+        source: a run folder (its best weights), a weight file of any known format, `hf://owner/name`, an `https://`
+            address, or, with `weights`, a model's name.
+        weights: a tag, file or address, as for `create_model`; only with a name.
+
+    Raises UsageError or ConvnextError as `create_model` does.
+    """
+    if weights is not None:
+        name = str(source)
+        if weights in find(name).weights:
+            classes, preprocessing = published_classes(weights), published_preprocessing(weights)
+            model = _empty_model({"name": name, "num_classes": classes})
+            load_weights(model, find(name).weights[weights])
+            return Loaded(model.eval(), preprocessing)
+        if _is_tag(weights):
+            create_model(name, weights=weights)  # raises with the nearest tag
+        found = load(weights)
+        if found.model.spec["name"] != name:
+            raise UsageError(f"{weights} holds a {found.model.spec['name']}, not a {name}")
+        return found
+    path = Path(source).expanduser()
+    run = path if path.is_dir() else None
+    if run is not None:
+        source = _weights_of_run(run)
+    elif str(source) in BACKBONES:
+        raise UsageError(f"{source} alone has no weights: add --weights with one of {', '.join(find(str(source)).weights)}")
+    state, description = read_source(source)
+    if description:
+        model = _empty_model(description["model"])
+        load_weights(model, state)
+        preprocessing = Preprocessing.from_json(description["preprocessing"])
+        return Loaded(model.eval(), preprocessing, description["task"], description["classes"], run)
+    native = formats.to_native(state, formats.recognise(state))
+    model = _empty_model(identify(native))
+    load_weights(model, native)
+    return Loaded(model.eval(), published_preprocessing(str(source)))
+
+
+def identify(native: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The `create_model` arguments of the network that a state in our own names belongs to: its name, if it has one, and sizes."""
+    stem = native.get("downsample_layers.0.0.weight", native.get("stem.weight"))
+    if stem is None:
+        raise ConvnextError("no stem among these weights: neither 'downsample_layers.0.0.weight' nor 'stem.weight'")
+    block = "blocks.0" if "stem.weight" in native else "stages.0.0"
+    spec: dict[str, Any] = {
+        "num_classes": native["head.weight"].shape[0] if "head.weight" in native else 0,
+        "in_channels": stem.shape[1],
+        "patch_size": stem.shape[-1],
+        "kernel_size": native[f"{block}.dwconv.weight"].shape[-1],
+        "layer_scale": 1e-6 if f"{block}.gamma" in native else 0.0,
+    }
+    if "stem.weight" in native:
+        shape: dict[str, Any] = {"depth": len({key.split(".")[1] for key in native if key.startswith("blocks.")}), "width": stem.shape[0]}
+        family = "convnext_isotropic_small"
+    else:
+        stages = [[key for key in native if key.startswith(f"stages.{i}.") and key.endswith(".norm.weight")] for i in range(4)]
+        shape = {"depths": tuple(map(len, stages)), "widths": tuple(native[keys[0]].shape[0] for keys in stages if keys)}
+        family = "convnext_tiny"
+    for name, entry in BACKBONES.items():
+        if all(entry.arguments.get(key) == value for key, value in shape.items()):
+            return {"name": name} | spec
+    return {"name": family} | spec | shape
+
+
+def cost_of(name: str, image_size: int = 224) -> Cost:
+    """Parameters and multiply-adds of a model with its 1,000 classes."""
+    return count_cost(_empty_model({"name": name}), image_size)
+
+
+def published_preprocessing(tag: str) -> Preprocessing:
+    """How the published weights of that tag or file name were tested: 384 pixels warped, or 224 cropped."""
+    return Preprocessing(image_size=384, warp=True) if "384" in Path(tag).stem else Preprocessing()
+
+
+def published_classes(tag: str) -> int:
+    """How many classes the head of the published weights of that tag has."""
+    return 21841 if tag.endswith("in22k") else 1000
+
+
+def _empty_model(spec: Mapping[str, Any]) -> Any:
+    # On the meta device: no time goes into random weights that the file's replace.
+    with torch.device("meta"):
+        return create_model(**spec)
+
+
+def _weights_of_run(run: Path) -> Path:
+    for name in ("best.safetensors", "last.safetensors"):
+        if (run / name).is_file():
+            return run / name
+    raise ConvnextError(f"{run} is no run folder: it holds neither best.safetensors nor last.safetensors")
+
+
+def _is_tag(weights: str) -> bool:
+    return "/" not in weights and not Path(weights.partition("#")[0]).expanduser().exists() and "." not in weights
+
+
+def _some(keys: list[str], most: int = 8) -> str:
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")

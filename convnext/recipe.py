@@ -1,0 +1,231 @@
+"""The recipe: one typed schema for everything that decides a training run, read from YAML.
+
+A recipe file says only what differs from the defaults here. Every key can be overridden as `section.key=value`.
+Recipes of the package lie in `convnext/recipes`, and are named by their path there without the ending.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from difflib import get_close_matches
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from convnext.errors import UsageError, nearest
+
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are errors, values cannot change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(Section):
+    """What is trained."""
+
+    name: str = Field("convnext_tiny", description="a name that `convnext models` lists")
+    weights: str | None = Field(None, description="published weights to start from: a tag, a file, hf://… or https://…")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the last block, rising linearly to it")
+    layer_scale: float | None = Field(None, ge=0, description="initial scale of residual branches, 0 for none; default as published")
+    head_init_scale: float = Field(1.0, gt=0, description="factor on the head's initial weights (paper: 0.001 to fine-tune)")
+    depths: tuple[int, ...] | None = Field(None, description="blocks in each stage, where not those of the name")
+    widths: tuple[int, ...] | None = Field(None, description="channels of each stage, where not those of the name")
+    patch_size: int | None = Field(None, ge=1, description="kernel and stride of the stem, where not that of the name")
+    kernel_size: int | None = Field(None, ge=1, description="of the depthwise convolutions, where not that of the name")
+
+
+class Data(Section):
+    """Which pictures, and how they reach the network."""
+
+    train: str = Field(description="a folder with one folder of pictures a class, or digits:train")
+    val: str | None = Field(None, description="likewise; where none is given, a part of train is held out")
+    val_fraction: float = Field(0.2, gt=0, lt=1, description="the part of each class held out where there is no val")
+    image_size: int = Field(224, ge=1, description="pixels a side, in training and evaluation")
+    workers: int = Field(2, ge=0, description="processes that decode pictures; results do not depend on it")
+    max_corrupt: float = Field(0.01, ge=0, le=1, description="part of the pictures that may be unreadable before the run stops")
+    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="subtracted from RGB in 0 to 1 (ImageNet's)")
+    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="divided by after that (ImageNet's)")
+
+
+class Augment(Section):
+    """What is done to training pictures. Defaults: none but the random crop and the mirror image."""
+
+    crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of the random resized crop (Szegedy et al., 2015)")
+    crop_aspect: tuple[float, float] = Field((3 / 4, 4 / 3), description="width over height of the random resized crop")
+    flip: float = Field(0.5, ge=0, le=1, description="chance of the mirror image")
+    rand_augment: str | None = Field(None, description="RandAugment in timm's notation, for instance rand-m9-mstd0.5-inc1")
+    color_jitter: float = Field(0.0, ge=0, description="strength of colour jitter; replaced by RandAugment where that is on")
+    random_erasing: float = Field(0.0, ge=0, le=1, description="chance of erasing a rectangle with per-pixel noise")
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup, 0 for none (Zhang et al., 2018)")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix, 0 for none (Yun et al., 2019)")
+
+
+class Optim(Section):
+    """AdamW and its schedule: linear warm-up from 0, then half a cosine, set at every step."""
+
+    lr: float = Field(4e-3, gt=0, description="peak learning rate, for the whole batch_size")
+    min_lr: float = Field(1e-6, ge=0, description="learning rate at the end of the cosine")
+    weight_decay: float = Field(0.05, ge=0, description="not applied to biases and one-dimensional parameters")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's moment decays")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+
+
+class Train(Section):
+    """The run itself."""
+
+    epochs: int = Field(300, ge=1, description="passes over the training pictures")
+    warmup_epochs: float = Field(20, ge=0, description="length of the linear warm-up")
+    batch_size: int = Field(4096, ge=1, description="pictures in one optimizer step, all devices together")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="part of the target spread over all classes")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average, 0 for none; evaluated where on")
+    precision: Literal["float32", "bf16"] = Field("float32", description="of the forward pass, by autocast")
+    eval_every: int = Field(1, ge=1, description="epochs between evaluations")
+    log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
+    keep_checkpoints: int = Field(2, ge=1, description="how many whole states are kept")
+
+
+class Eval(Section):
+    """How pictures are prepared for evaluation."""
+
+    crop_ratio: float = Field(0.875, gt=0, le=1, description="resize the short side to image_size / crop_ratio, take the centre")
+    warp: bool = Field(False, description="resize the whole picture to the square instead (published from 384 pixels up)")
+    interpolation: Interpolation = Field("bicubic", description="filter of every resize, in training too")
+
+
+class Recipe(Section):
+    """Everything that decides a run."""
+
+    task: Literal["classify"] = "classify"
+    model: Model = Model()
+    data: Data
+    augment: Augment = Augment()
+    optim: Optim = Optim()
+    train: Train = Train()
+    eval: Eval = Eval()
+    seed: int = Field(0, ge=0, description="of everything random: weights, order, augmentation, mixup, stochastic depth")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        if (self.augment.mixup or self.augment.cutmix) and self.train.batch_size % 2:
+            raise ValueError("train.batch_size must be even, because mixup and CutMix pair the pictures of a batch")
+        if self.train.warmup_epochs > self.train.epochs:
+            raise ValueError("train.warmup_epochs is more than train.epochs")
+        return self
+
+    def to_yaml(self) -> str:
+        """The whole recipe, defaults included, as YAML that `load_recipe` reads back to the same."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(_names(files("convnext").joinpath("recipes")))
+
+
+def recipe_text(name: str) -> str:
+    """The YAML of a recipe: a name of the package's, or a path to a file of one's own. Raises UsageError if it is neither."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UsageError(f"no recipe file {path}")
+        return path.read_text()
+    if name not in (known := list_recipes()):
+        raise UsageError(f"no recipe is called {name!r}{nearest(name, known)} (a file of your own ends in .yaml)")
+    return files("convnext").joinpath("recipes", f"{name}.yaml").read_text()
+
+
+def load_recipe(name: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+    """Read, override and check a recipe.
+
+    Args:
+        name: of a recipe of the package, or a path ending in .yaml.
+        overrides: `["optim.lr=1e-3", …]` or `{"optim.lr": 1e-3, …}`.
+
+    Raises UsageError that names the key, its file and the nearest known key, or what is wrong with its value.
+    """
+    try:
+        values = yaml.safe_load(recipe_text(name)) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"recipe {name} is no valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"recipe {name} must be a table of keys, not {type(values).__name__}")
+    given = overrides if isinstance(overrides, Mapping) else dict(_parse_override(text) for text in overrides)
+    for key, value in given.items():
+        _check_key(key.split("."), f"override {key}")
+        _set(values, key.split("."), value)
+    values.setdefault("data", {})  # so that a missing data.train is told as that key
+    for key_path in _paths(values):
+        _check_key(key_path, f"recipe {name}")
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        got = "" if first["type"] in ("missing", "value_error") else f", not {first['input']!r}"
+        told = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"recipe {name}: {key + ': ' if key else ''}{told}{got}{_hint(key)}") from error
+
+
+def keys(section: type[BaseModel] = Recipe, prefix: str = "") -> dict[str, str]:
+    """Every key of the schema, dotted, with its description."""
+    found: dict[str, str] = {}
+    for name, info in section.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+            found |= keys(info.annotation, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = info.description or ""
+    return found
+
+
+def _names(folder: Traversable, prefix: str = "") -> Iterator[str]:
+    for item in folder.iterdir():
+        if item.is_dir():
+            yield from _names(item, f"{prefix}{item.name}/")
+        elif item.name.endswith(".yaml"):
+            yield prefix + item.name.removesuffix(".yaml")
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"{text!r} is no override; write it as key=value, for instance train.epochs=4")
+    parsed = yaml.safe_load(value)
+    if isinstance(parsed, str):
+        with suppress(ValueError):
+            parsed = float(parsed)  # YAML reads 1e-3 as text
+    return key, parsed
+
+
+def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        values = values.setdefault(part, {})
+    values[path[-1]] = value
+
+
+def _paths(values: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[list[str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _paths(value, (*prefix, str(key)))
+        else:
+            yield [*prefix, str(key)]
+
+
+def _check_key(path: list[str], where: str) -> None:
+    known, key = keys(), ".".join(path)
+    if key in known:
+        return
+    # Someone who writes `lr` or `train.lr` means `optim.lr`: a key's last word says more than its section.
+    by_last_word = [full for full in known if full.rpartition(".")[2] == path[-1]]
+    closest = by_last_word or get_close_matches(key, known, n=1)
+    hint = f"; did you mean {closest[0]!r}?" if closest else "; `convnext recipes keys` lists them all"
+    raise UsageError(f"{where}: no key is called {key!r}{hint}")
+
+
+def _hint(key: str) -> str:
+    return f" (give it as {key}=…)" if key == "data.train" else ""

@@ -1,0 +1,1 @@
+"""Figures and pages: everything here takes plain values and knows nothing of networks."""

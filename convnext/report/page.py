@@ -1,0 +1,88 @@
+"""A report as one HTML file without any outside resource: it opens offline, and in ten years."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+from PIL import Image
+
+_STYLE = """
+:root { --ink: #1d2733; --soft: #66758a; --line: #dfe5ec; --ground: #f6f8fa; --card: #fff; --accent: #0b6e99; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e9ef; --soft: #93a1b3; --line: #2e3844; --ground: #14191f; --card: #1c232b; --accent: #5cb8e0; }
+  .figure { background: #fff; border-radius: 6px; padding: 8px; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1060px; padding: 28px 18px 60px; background: var(--ground); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
+h1 { font-size: 25px; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 17px; margin: 0 0 12px; }
+.lead { color: var(--soft); margin: 4px 0 20px; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px; margin: 16px 0;
+  overflow-x: auto; }
+.cards { display: flex; flex-wrap: wrap; gap: 12px; }
+.card { flex: 1 1 150px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }
+.card b { display: block; font-size: 22px; color: var(--accent); } .card span { color: var(--soft); font-size: 13px; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: 4px 18px 4px 0; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 500; }
+pre { margin: 0; font: 13px/1.45 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+.figure svg { max-width: 100%; height: auto; display: block; }
+figure { display: inline-block; width: 132px; margin: 0 10px 12px 0; vertical-align: top; font-size: 13px; overflow-wrap: anywhere; }
+figure img { width: 132px; height: 132px; object-fit: contain; background: var(--ground); border-radius: 6px; image-rendering: auto; }
+figure img.small { image-rendering: pixelated; }
+figcaption b { display: block; } figcaption span { color: var(--soft); }
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled part of the page; `body` is HTML."""
+
+    title: str
+    body: str
+
+
+def page(title: str, lead: str, cards: Mapping[str, str], sections: Sequence[Section]) -> str:
+    """The whole page as HTML; `cards` are the few numbers to see first, label to value."""
+    head = "".join(f'<div class="card"><b>{html.escape(v)}</b><span>{html.escape(k)}</span></div>' for k, v in cards.items())
+    body = "".join(f"<section><h2>{html.escape(section.title)}</h2>{section.body}</section>\n" for section in sections)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>"
+        f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p><div class="cards">{head}</div>\n{body}</body></html>\n'
+    )
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same keys as an HTML table; the keys are its head."""
+    if not rows:
+        return "<p>None.</p>"
+    head = "".join(f"<th>{html.escape(str(key))}</th>" for key in rows[0])
+    lines = ("".join(f"<td>{html.escape(str(value))}</td>" for value in row.values()) for row in rows)
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def preformatted(text: str) -> str:
+    """Text as it is."""
+    return f"<pre>{html.escape(text)}</pre>"
+
+
+def figure(svg: str) -> str:
+    """An SVG drawing, inline."""
+    return f'<div class="figure">{svg}</div>'
+
+
+def tile(picture: Image.Image, title: str, caption: str) -> str:
+    """A thumbnail with two lines under it, the picture inside the page."""
+    small = max(picture.size) <= 64
+    picture = picture.copy()
+    picture.thumbnail((264, 264))
+    buffer = BytesIO()
+    picture.save(buffer, "PNG" if small else "JPEG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    image = f'<img {"class=small " if small else ""}alt="" src="data:image/{"png" if small else "jpeg"};base64,{data}">'
+    return f"<figure>{image}<figcaption><b>{html.escape(title)}</b><span>{html.escape(caption)}</span></figcaption></figure>"

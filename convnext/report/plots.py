@@ -1,0 +1,80 @@
+"""Figures, drawn with matplotlib without a display, as SVG text or PNG files."""
+
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from PIL import Image
+
+MOST_CLASSES_DRAWN = 40  # a confusion matrix with more cannot be read
+_BLUE, _ORANGE, _GREY = "#0b6e99", "#d9730d", "#66758a"
+
+
+def curves(lines: Sequence[dict[str, Any]], headline: str) -> str:
+    """The course of a run as SVG: losses, the headline metric and the learning rate over epochs.
+
+    Args:
+        lines: of metrics.jsonl.
+        headline: the name of the metric to draw, in percent.
+    """
+    train = [line for line in lines if line["kind"] == "train"]
+    evals = [line for line in lines if line["kind"] == "eval"]
+    figure = Figure(figsize=(10.5, 3.1), layout="constrained")
+    loss, metric, rate = figure.subplots(1, 3)
+    loss.plot([line["epoch"] for line in train], [line["loss"] for line in train], color=_BLUE, label="training")
+    loss.plot([line["epoch"] for line in evals], [line["loss"] for line in evals], color=_ORANGE, label="validation")
+    loss.set(title="Loss", xlabel="epoch")
+    loss.legend(frameon=False)
+    marker = "o" if len(evals) < 3 else None
+    metric.plot([line["epoch"] for line in evals], [line[headline] for line in evals], color=_ORANGE, marker=marker)
+    metric.set(title=f"Validation {headline} (%)", xlabel="epoch")
+    rate.plot([line["epoch"] for line in train], [line["lr"] for line in train], color=_GREY)
+    rate.set(title="Learning rate", xlabel="epoch")
+    for axes in (loss, metric, rate):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
+
+
+def confusion(matrix: list[list[int]], classes: Sequence[str]) -> str:
+    """A confusion matrix as SVG: rows are true classes, columns predicted ones; colour is the share of the row."""
+    side = max(3.6, 1.6 + 0.36 * len(classes))
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.subplots()
+    shares = [[count / max(sum(row), 1) for count in row] for row in matrix]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    turn = 90 if max(map(len, classes)) > 3 else 0
+    axes.set_xticks(range(len(classes)), classes, rotation=turn)
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted", ylabel="true")
+    for i, row in enumerate(matrix):
+        for j, count in enumerate(row):
+            if count:
+                axes.text(j, i, str(count), ha="center", va="center", fontsize=8, color="white" if shares[i][j] > 0.5 else "black")
+    return _svg(figure)
+
+
+def predictions(pictures: Sequence[Image.Image], titles: Sequence[str], right: Sequence[bool | None], path: Path) -> None:
+    """A sheet of pictures with a title over each, green where right, red where wrong, as PNG."""
+    columns = min(6, len(pictures))
+    rows = -(-len(pictures) // columns)
+    figure = Figure(figsize=(1.5 * columns, 1.75 * rows), layout="constrained")
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    colors = {True: "#1a7f37", False: "#cf222e", None: "#1d2733"}
+    for axes, picture, title, good in zip(figure.axes, pictures, titles, right, strict=False):
+        axes.imshow(picture, interpolation="nearest" if max(picture.size) <= 64 else "antialiased")
+        axes.set_title(title, fontsize=10, color=colors[good])
+    figure.savefig(path, dpi=110)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = StringIO()
+    # A fixed salt and no date: the same run draws the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "convnext", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

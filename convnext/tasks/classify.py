@@ -1,0 +1,191 @@
+"""Classification: one label a picture."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convnext.data import imagenet
+from convnext.data.loader import Sample, Samples
+from convnext.data.preprocessing import Preprocessing
+from convnext.data.source import Source, hold_out, open_source
+from convnext.errors import ConvnextError
+from convnext.metrics.classification import ClassificationMetric
+from convnext.recipe import Recipe
+from convnext.report import page, plots
+
+HEADLINE = "top1"  # the metric by which the best weights are chosen; higher is better
+
+
+@dataclass
+class Batch:
+    """Pictures (N, 3, H, W) float32 and labels (N,), with their positions in the source."""
+
+    images: Tensor
+    labels: Tensor
+    indices: list[int]
+    corrupt: list[tuple[int, str]]  # positions that could not be read, with the reason
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device, pictures in channels-last."""
+        images = self.images.to(device, memory_format=torch.channels_last, non_blocking=True)
+        return Batch(images, self.labels.to(device, non_blocking=True), self.indices, self.corrupt)
+
+
+@dataclass
+class Data:
+    """What a run trains and is tested on."""
+
+    train: Samples
+    val: Samples
+    classes: list[str]
+    remarks: list[str]  # to be told to the user
+
+
+def preprocessing(recipe: Recipe) -> Preprocessing:
+    """How the trained network will want its pictures."""
+    data, test = recipe.data, recipe.eval
+    return Preprocessing(data.image_size, test.crop_ratio, test.warp, test.interpolation, data.mean, data.std)
+
+
+def open_data(recipe: Recipe) -> Data:
+    """The training and validation samples of a recipe."""
+    from convnext.data.augment import train_transform
+
+    train = open_source(recipe.data.train)
+    remarks = []
+    if recipe.data.val is not None:
+        val = open_source(recipe.data.val, train.classes)
+    else:
+        train, val = hold_out(train, recipe.data.val_fraction, recipe.seed)
+        remarks.append(f"no data.val given: {len(val)} of the {len(train) + len(val)} pictures are held out for validation")
+    for where, source in (("train", train), ("val", val)):
+        if source.skipped:
+            remarks.append(f"{where}: {len(source.skipped)} files are no pictures and left out, the first {source.skipped[0]}")
+        if not len(source):
+            raise ConvnextError(f"no pictures in data.{where}")
+    transform = train_transform(recipe.data, recipe.augment, recipe.eval.interpolation)
+    samples = Samples(train, transform, recipe.seed)
+    return Data(samples, evaluation_samples(val, preprocessing(recipe)), train.classes, remarks)
+
+
+def open_labelled(where: str, classes: list[str] | None, num_classes: int) -> Source:
+    """Labelled pictures to test a network of `num_classes` classes on; `classes` are their names where they are known.
+
+    Where they are not (weights that others wrote), folders named by ImageNet synsets, or one folder for each class in sorted
+    order, are understood. Raises ConvnextError if the classes do not fit.
+    """
+    if classes is None and num_classes in imagenet.SUBSETS:
+        names = imagenet.synsets(num_classes)
+        source = open_source(where)
+        if set(source.classes) <= set(names):
+            return open_source(where, names)
+    source = open_source(where, classes)
+    if len(source.classes) != num_classes:
+        raise ConvnextError(
+            f"{where} has {len(source.classes)} classes, the network {num_classes}, and its weights do not name them: "
+            "name the folders by ImageNet synset (n01440764 …), or have one folder for each class"
+        )
+    return source
+
+
+def evaluation_samples(source: Source, how: Preprocessing) -> Samples:
+    """Pictures prepared as the network wants them, nothing random."""
+    return Samples(source, how.transform(), seed=0)
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Samples to a batch; those that could not be read are left out and noted."""
+    corrupt = [bad for sample in samples for bad in sample.corrupt]
+    good = [sample for sample in samples if sample.image is not None]
+    images = torch.stack([sample.image for sample in good if sample.image is not None]) if good else torch.empty(0)
+    labels = torch.tensor([sample.label for sample in good], dtype=torch.long)
+    return Batch(images, labels, [sample.index for sample in good], corrupt)
+
+
+class Trainer:
+    """The loss of a batch in training: mixing, then cross-entropy with label smoothing."""
+
+    def __init__(self, recipe: Recipe, classes: list[str]) -> None:
+        from convnext.data.augment import batch_mixing
+
+        self.label_smoothing = recipe.train.label_smoothing
+        self.mix = batch_mixing(recipe.augment, self.label_smoothing, len(classes))
+
+    def loss(self, model: Any, batch: Batch) -> Tensor:
+        """Mean loss (scalar, float32). Its randomness comes from the global generators."""
+        if self.mix is None:
+            return F.cross_entropy(model(batch.images).float(), batch.labels, label_smoothing=self.label_smoothing)
+        images, targets = self.mix(batch.images, batch.labels)
+        return F.cross_entropy(model(images).float(), targets)
+
+
+class Metric:
+    """Accuracy over an evaluation, and the samples that went most wrong."""
+
+    KEPT = 24
+
+    def __init__(self, classes: int) -> None:
+        self.counts = ClassificationMetric(classes)
+        self.mistakes: list[dict[str, Any]] = []  # the worst first
+
+    def update(self, logits: Tensor, batch: Batch) -> None:
+        """Add the network's outputs (N, classes) for a batch."""
+        self.counts.update(logits, batch.labels)
+        probabilities = logits.detach().float().softmax(1).cpu()
+        labels = batch.labels.cpu()
+        confidence, predicted = probabilities.max(1)
+        for i in (predicted != labels).nonzero().flatten().tolist():
+            mistake = {"index": batch.indices[i], "true": int(labels[i]), "predicted": int(predicted[i])}
+            mistake |= {"confidence": float(confidence[i]), "probability_of_true": float(probabilities[i, labels[i]])}
+            self.mistakes.append(mistake)
+        self.mistakes.sort(key=lambda mistake: (mistake["probability_of_true"], mistake["index"]))
+        del self.mistakes[self.KEPT :]
+
+    def compute(self) -> dict[str, float]:
+        """See `ClassificationMetric.compute`."""
+        return self.counts.compute()
+
+    def details(self) -> dict[str, Any]:
+        """Everything that `report_sections` draws, as plain values."""
+        return self.counts.details() | {"mistakes": self.mistakes}
+
+
+def headline(metrics: dict[str, float]) -> str:
+    """An evaluation in a few words."""
+    right = round(metrics["top1"] * metrics["count"] / 100)
+    return f"{metrics['top1']:.2f} % right ({right} of {metrics['count']})"
+
+
+def report_sections(details: dict[str, Any], classes: list[str], source: Source) -> list[page.Section]:
+    """What a report shows of an evaluation: confusion, accuracy of each class, the worst mistakes as pictures."""
+    sections = []
+    if details["confusion"] is not None and len(classes) <= plots.MOST_CLASSES_DRAWN:
+        sections.append(page.Section("Confusion", page.figure(plots.confusion(details["confusion"], classes))))
+    elif details["confusion"] is not None:
+        sections.append(page.Section("Most confused", page.table(_most_confused(details["confusion"], classes))))
+    rows: list[dict[str, Any]] = [
+        {"class": name, "pictures": total, "right": hits, "accuracy": f"{100 * hits / total:.1f} %" if total else "–"}
+        for name, total, hits in zip(classes, details["totals"], details["hits"], strict=True)
+    ]
+    sections.append(page.Section("Accuracy by class", page.table(rows)))
+    tiles = [
+        page.tile(
+            source.read(mistake["index"]),
+            f"{classes[mistake['predicted']]} {mistake['confidence']:.0%}",
+            f"is {classes[mistake['true']]} · {source.name(mistake['index'])}",
+        )
+        for mistake in details["mistakes"]
+    ]
+    sections.append(page.Section("Worst mistakes", "".join(tiles) or "<p>None: every picture was right.</p>"))
+    return sections
+
+
+def _most_confused(confusion: list[list[int]], classes: list[str]) -> list[dict[str, Any]]:
+    pairs = [(n, i, j) for i, row in enumerate(confusion) for j, n in enumerate(row) if i != j and n]
+    return [{"is": classes[i], "taken for": classes[j], "times": n} for n, i, j in sorted(pairs, reverse=True)[:20]]

@@ -1,0 +1,62 @@
+"""What a run shows while it goes on: a live bar on a terminal, plain lines elsewhere. All of it on standard error."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Display:
+    """Shows steps, images a second, loss, accuracy and the time left.
+
+    Args:
+        total: steps of the whole run.
+        done: steps done before it was taken up.
+        console: where to show it.
+    """
+
+    LINE_EVERY = 10.0  # seconds between plain lines
+
+    def __init__(self, total: int, done: int, console: Console) -> None:
+        self.total, self.console = total, console
+        self.begun_at, self.begun, self.told = done, time.monotonic(), time.monotonic()
+        self.values: dict[str, str] = {}
+        columns = (TextColumn("{task.fields[what]}"), BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
+        self.bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
+        self.task = self.bar.add_task("", total=total, completed=done, what="training", told="")
+
+    def __enter__(self) -> "Display":
+        if self.console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.console.is_terminal:
+            self.bar.stop()
+
+    def step(self, step: int, epoch: int, **values: float) -> None:
+        """Show that `step` steps are done; `values` replace those shown, keyed as in metrics.jsonl."""
+        self.values |= {key: _FORMATS[key].format(value) for key, value in values.items() if key in _FORMATS}
+        if self.console.is_terminal:
+            self.bar.update(self.task, completed=step, what=f"epoch {epoch}", told=" · ".join(self.values.values()))
+        elif time.monotonic() - self.told >= self.LINE_EVERY or step == self.total:
+            self.told = time.monotonic()
+            self.tell(f"epoch {epoch} · step {step} of {self.total} · {' · '.join(self.values.values())} · {self._left(step)}")
+
+    def tell(self, message: Any) -> None:
+        """Print a line above the bar."""
+        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+    def _left(self, step: int) -> str:
+        seconds = round((time.monotonic() - self.begun) / max(step - self.begun_at, 1) * (self.total - step))
+        hours, minutes = divmod(seconds // 60, 60)
+        return f"{hours}:{minutes:02d}:{seconds % 60:02d} left"
+
+
+_FORMATS = {
+    "images_per_second": "{:.0f} images/s",
+    "loss": "loss {:.3f}",
+    "top1": "accuracy {:.1f} %",
+}
