@@ -95,7 +95,7 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], batch_size: int =
 def _open(picture: Picture) -> Image.Image:
     if isinstance(picture, Image.Image):
         return picture.convert("RGB")
-    return read_picture(picture if isinstance(picture, bytes) else Path(picture), name="picture")
+    return read_picture(picture if isinstance(picture, bytes) else Path(picture))
 
 
 def _class_names(count: int) -> list[str]:

@@ -1,0 +1,64 @@
+"""What several tests need: networks with telling weights, pictures, the shared data."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import convnext
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def shared(path: str) -> Path:
+    """A file or folder of the shared data; skips the test where this machine lacks it."""
+    if not (SHARED / path).exists():
+        pytest.skip(f"no {SHARED / path} on this machine")
+    return SHARED / path
+
+
+def randomise(model, seed=0):
+    """Weights under which every part of the network matters: layer scale of order 1, activations of order 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.empty_like(parameter).normal_(generator=generator)
+        if parameter.ndim > 1:
+            parameter.data = noise / parameter[0].numel() ** 0.5
+        else:
+            parameter.data = 0.1 * noise if name.endswith("bias") else 1 + 0.3 * noise
+    return model
+
+
+def random_model(name, **arguments):
+    """A network in evaluation mode with such weights."""
+    with torch.device("meta"):  # no time for random weights that are replaced
+        model = convnext.create_model(name, **{"layer_scale": 1.0} | arguments)
+    return randomise(model.to_empty(device="cpu")).eval()
+
+
+def relative_error(found, wanted):
+    """The largest difference, relative to the largest wanted value."""
+    return ((found - wanted).abs().max() / wanted.abs().max()).item()
+
+
+def picture(seed=0, size=(48, 40)):
+    """An RGB picture with structure at several scales."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros((size[1], size[0], 3))
+    for cells in (2, 5, 11):
+        coarse = Image.fromarray(rng.integers(0, 255, (cells, cells, 3), dtype=np.uint8))
+        total += np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)) / 3
+    return Image.fromarray(total.astype(np.uint8))
+
+
+def picture_folder(root, classes=("ant", "bee", "wasp"), each=8):
+    """Folders of JPEGs of one colour a class, so that a network can learn them."""
+    for label, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(each):
+            pixels = np.asarray(picture(100 * label + i)).copy()
+            pixels[..., label % 3] = pixels[..., label % 3] // 2 + 120
+            Image.fromarray(pixels).save(root / name / f"{i:03d}.jpg", quality=92)
+    return root

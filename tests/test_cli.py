@@ -1,0 +1,150 @@
+"""The command line as a user meets it: in a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import picture_folder, random_model
+
+from convnext.checkpoints.files import write_weights
+
+
+def run(*arguments, code=0, **options):
+    done = subprocess.run([sys.executable, "-m", "convnext", *map(str, arguments)], capture_output=True, text=True, check=False, **options)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small run over three colours, and the folder it learned from."""
+    root = tmp_path_factory.mktemp("cli")
+    photos = picture_folder(root / "photos", each=20)
+    run(
+        "train", "digits", f"data.train={photos}", "data.val=null", "train.epochs=12", "train.warmup_epochs=2", "train.batch_size=20",
+        "model.widths=[16,32,48,64]", "augment.rand_augment=null", "train.eval_every=6", "--output", root / "run",
+    )  # fmt: skip
+    return root / "run", photos
+
+
+def test_help_is_short_and_names_every_command():
+    text = run("--help").stdout
+    assert all(command in text for command in ("demo", "train", "eval", "predict", "models", "cost", "recipes", "convert"))
+    assert run("--version").stdout.strip() == "0.1.0"
+
+
+def test_help_and_import_load_nothing_heavy():
+    code = "import sys, convnext, convnext.cli; print([m for m in ('torch', 'numpy', 'timm', 'PIL') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "digit", "--output", "x"), "did you mean 'digits'?"),
+        (("train", "digits", "train.epoch=3", "--output", "x"), "did you mean 'train.epochs'?"),
+        (("train", "digits", "--ouput", "x"), "--output"),
+        (("train", "digits"), "--output"),
+        (("trian", "digits"), "train"),
+        (("cost", "convnext_tny"), "did you mean 'convnext_tiny'?"),
+        (("models", "convnxt_tiny"), "did you mean 'convnext_tiny'?"),
+        (("predict", "convnext_tiny", "nowhere.jpg"), "no picture or folder nowhere.jpg"),
+        (("eval", "nowhere.pth", "--data", "digits:val"), "no weight file nowhere.pth"),
+        (("demo", "--task", "clasify"), "did you mean 'classify'?"),
+        (("convert", "a.pth", "b.pth", "--to", "tim"), "did you mean 'timm'?"),
+    ],
+)
+def test_mistakes_are_one_line_with_the_nearest_word(arguments, message, tmp_path):
+    done = subprocess.run([sys.executable, "-m", "convnext", *arguments], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == (1 if "nowhere.pth" in arguments else 2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_debug_shows_the_traceback():
+    assert "Traceback" in run("cost", "nothing", "--debug", code=1).stderr
+
+
+def test_cost_and_models_as_json():
+    cost = json.loads(run("cost", "convnext_tiny", "--json").stdout)
+    assert cost == {"name": "convnext_tiny", "parameters": 28589128, "macs": 4455531264, "image_size": 224}
+    rows = json.loads(run("models", "convnext_b*", "--json").stdout)
+    assert [row["name"] for row in rows] == ["convnext_base"]
+    assert "fb_in22k_ft_in1k_384" in rows[0]["weights"]
+
+
+def test_recipes_are_listed_shown_and_explained():
+    assert "digits" in run("recipes").stdout
+    shown = run("recipes", "show", "digits", "train.epochs=7").stdout
+    assert "epochs: 7" in shown
+    assert "betas: [0.9, 0.999]" in shown
+    assert "optim.lr" in run("recipes", "keys").stdout
+
+
+def test_a_trained_run_evaluates_on_its_own_validation_pictures_and_on_others(trained):
+    folder, photos = trained
+    own = json.loads(run("eval", folder, "--json").stdout)
+    assert own["count"] == 12
+    best = json.loads((folder / "evaluation.json").read_text())["metrics"]
+    assert own["top1"] >= best["top1"]
+    other = json.loads(run("eval", folder, "--data", photos, "--json", "--workers", 0).stdout)
+    assert other["count"] == 60
+    assert other["top1"] > 80
+    assert "% right" in run("eval", folder / "last.safetensors", "--data", photos).stdout
+
+
+def test_a_trained_run_predicts_pictures_and_folders(trained, tmp_path):
+    folder, photos = trained
+    (tmp_path / "bad.jpg").write_text("no")
+    done = run("predict", folder, photos / "ant" / "000.jpg", photos / "wasp", tmp_path / "bad.jpg", "--json", "--top", 2)
+    rows = json.loads(done.stdout)
+    assert len(rows) == 22
+    assert [len(row["top"]) for row in rows[:-1]] == [2] * 21
+    assert rows[-1]["error"].startswith(str(tmp_path / "bad.jpg"))
+    assert f"left out: {tmp_path / 'bad.jpg'}" in done.stderr
+    classes = [row["top"][0]["class"] for row in rows[:-1]]
+    assert np.mean([name == "wasp" for name in classes[1:]]) > 0.7
+    line = run("predict", folder, photos / "ant" / "000.jpg").stdout
+    assert line.startswith(str(photos / "ant" / "000.jpg"))
+    assert "%" in line
+    run("predict", folder, tmp_path / "bad.jpg", code=1)
+
+
+def test_foreign_weights_are_evaluated_by_folder_order_or_told_why_not(tmp_path):
+    write_weights(tmp_path / "w.pth", random_model("convnext_atto", num_classes=3).state_dict())
+    photos = picture_folder(tmp_path / "photos", each=2)
+    assert json.loads(run("eval", tmp_path / "w.pth", "--data", photos, "--json").stdout)["count"] == 6
+    two = picture_folder(tmp_path / "two", classes=("ant", "bee"), each=2)
+    assert "has 2 classes, the network 3, and its weights do not name them" in run("eval", tmp_path / "w.pth", "--data", two, code=1).stderr
+    assert "say with --data" in run("eval", tmp_path / "w.pth", code=2).stderr
+
+
+def test_imagenet_weights_name_their_classes_and_understand_synset_folders(tmp_path):
+    write_weights(tmp_path / "w.safetensors", random_model("convnext_atto").state_dict())
+    photos = picture_folder(tmp_path / "photos", classes=("n01440764", "n02099601"), each=2)
+    assert json.loads(run("eval", tmp_path / "w.safetensors", "--data", photos, "--json").stdout)["count"] == 4
+    rows = json.loads(run("predict", tmp_path / "w.safetensors", photos, "--json").stdout)
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    assert rows[0]["top"][0]["class"] in {info.index_to_description(i) for i in range(1000)}
+
+
+@pytest.mark.parametrize("to", ["official", "timm", "torchvision", "transformers"])
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+def test_convert_there_and_back_is_bit_equal(tmp_path, to, ending):
+    state = random_model("convnext_atto", num_classes=3).state_dict()
+    write_weights(tmp_path / "w.pth", state)
+    there, back = tmp_path / f"there{ending}", tmp_path / "back.safetensors"
+    assert f"to {to}, written to {there}" in run("convert", tmp_path / "w.pth", there, "--to", to).stdout
+    run("convert", there, back, "--to", "official")
+    from safetensors.torch import load_file
+
+    found = load_file(back)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], state[key]) for key in state)

@@ -1,0 +1,33 @@
+import numpy as np
+import pytest
+import torch
+
+import convnext
+from convnext.recipe import Optim
+from convnext.training.optim import build_optimizer, learning_rate
+
+
+def published_schedule(base, final, epochs, per_epoch, warmup_epochs):
+    """The published code's schedule, as an array."""
+    warmup = np.linspace(0, base, warmup_epochs * per_epoch)
+    rest = np.arange(epochs * per_epoch - len(warmup))
+    return np.concatenate([warmup, final + 0.5 * (base - final) * (1 + np.cos(np.pi * rest / len(rest)))])
+
+
+@pytest.mark.parametrize(("epochs", "per_epoch", "warmup"), [(30, 13, 5), (300, 4, 20), (10, 7, 0)])
+def test_learning_rate_is_the_published_schedule(epochs, per_epoch, warmup):
+    total = epochs * per_epoch
+    found = [learning_rate(step, warmup * per_epoch, total, 4e-3, 1e-6) for step in range(total)]
+    assert np.allclose(found, published_schedule(4e-3, 1e-6, epochs, per_epoch, warmup), rtol=1e-12)
+
+
+def test_only_matrices_and_kernels_are_decayed():
+    model = convnext.create_model("convnext_atto", num_classes=3)
+    optimizer = build_optimizer(model, Optim(weight_decay=0.05, betas=(0.9, 0.99), eps=1e-7, lr=1e-3))
+    assert isinstance(optimizer, torch.optim.AdamW)
+    decayed, rest = optimizer.param_groups
+    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.05, 0.0)
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert all(p.ndim <= 1 for p in rest["params"])
+    assert len(decayed["params"]) + len(rest["params"]) == len(list(model.parameters()))
+    assert all((g["lr"], g["betas"], g["eps"]) == (1e-3, (0.9, 0.99), 1e-7) for g in optimizer.param_groups)

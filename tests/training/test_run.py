@@ -1,0 +1,207 @@
+"""Whole runs, small: what they leave, that they repeat, that they go on where they stopped, and what stops them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from helpers import picture_folder
+from safetensors.torch import load_file
+
+import convnext
+from convnext.errors import ConvnextError, UsageError
+
+SMALL = {
+    "model.name": "convnext_atto",
+    "model.depths": [1, 1, 1, 1],
+    "model.widths": [8, 16, 24, 32],
+    "data.image_size": 32,
+    "data.workers": 0,
+    "train.epochs": 3,
+    "train.warmup_epochs": 1,
+    "train.batch_size": 8,
+    "train.log_every": 1,
+    "train.ema": 0.9,
+    "augment.mixup": 0.8,
+    "augment.cutmix": 1.0,
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return picture_folder(tmp_path_factory.mktemp("data") / "photos", each=12)
+
+
+def small(photos, output, more=None, **how):
+    return convnext.train("digits", SMALL | {"data.train": str(photos), "data.val": str(photos)} | (more or {}), output=output, **how)
+
+
+def same_weights(a, b):
+    one, two = load_file(a), load_file(b)
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def metrics(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(photos, tmp_path_factory):
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    small(photos, folder)
+    return folder
+
+
+def test_a_run_leaves_what_the_design_says(whole):
+    names = {path.name for path in whole.iterdir()}
+    assert names == {
+        "recipe.yaml", "environment.json", "metrics.jsonl", "checkpoints", "last.safetensors", "best.safetensors",
+        "evaluation.json", "report.html",
+    }  # fmt: skip
+    assert len(list((whole / "checkpoints").iterdir())) == 2
+    lines = metrics(whole)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 13))
+    assert [line["epoch"] for line in lines if line["kind"] == "eval"] == [3]
+    page = (whole / "report.html").read_text()
+    assert all(title in page for title in ("Course of the run", "Confusion", "Accuracy by class", "Recipe", "What it ran on"))
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+    environment = json.loads((whole / "environment.json").read_text())
+    assert environment["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_the_same_recipe_gives_the_same_bits_whatever_the_workers(photos, whole, tmp_path, workers):
+    small(photos, tmp_path / "run", {"data.workers": workers})
+    assert same_weights(tmp_path / "run" / "last.safetensors", whole / "last.safetensors")
+    assert metrics(tmp_path / "run") == metrics(whole)
+
+
+def test_another_seed_gives_other_weights(photos, whole, tmp_path):
+    small(photos, tmp_path / "run", {"seed": 1})
+    assert not same_weights(tmp_path / "run" / "last.safetensors", whole / "last.safetensors")
+
+
+def cli(*arguments):
+    return [sys.executable, "-m", "convnext", *map(str, arguments)]
+
+
+def overrides(photos):
+    return [f"{key}={json.dumps(value)}" for key, value in (SMALL | {"data.train": str(photos), "data.val": str(photos)}).items()]
+
+
+def wait_for_steps(folder, steps, process):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        path = folder / "metrics.jsonl"
+        if path.exists() and path.read_text().count('"train"') >= steps:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"not {steps} steps in time: {process.communicate()}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_goes_on_to_the_same_bits(photos, tmp_path, number):
+    """Ten times as many epochs as `whole`, so that the signal arrives in the middle; compared with one that is left alone."""
+    long, calm, cut = ["train.epochs=30", "train.eval_every=30"], tmp_path / "calm", tmp_path / "cut"
+    subprocess.run(cli("train", "digits", *overrides(photos), *long, "--output", calm), check=True, capture_output=True)
+    process = subprocess.Popen(
+        cli("train", "digits", *overrides(photos), *long, "--output", cut), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    wait_for_steps(cut, 22, process)
+    os.kill(process.pid, number)
+    message = process.communicate(timeout=60)[1]
+    if number == signal.SIGKILL:
+        assert process.returncode == -9
+    else:
+        assert process.returncode == 130
+        assert "go on with the same command and --resume" in message
+    assert not (cut / "report.html").exists()
+    again = subprocess.run(
+        cli("train", "digits", *overrides(photos), *long, "--output", cut, "--resume"), check=True, capture_output=True, text=True
+    )
+    assert "resumed after step" in again.stderr
+    assert same_weights(cut / "last.safetensors", calm / "last.safetensors")
+    assert metrics(cut) == metrics(calm)
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(photos, whole, tmp_path, capsys):
+    small(photos, tmp_path / "run")
+    newest = max((tmp_path / "run" / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:1000])
+    small(photos, tmp_path / "run", resume=True)
+    told = capsys.readouterr().err
+    assert f"{newest.name} is truncated or damaged" in told
+    assert "resumed after step 8" in told
+    assert same_weights(tmp_path / "run" / "last.safetensors", whole / "last.safetensors")
+
+
+def test_a_folder_that_holds_a_run_is_refused(photos, whole, tmp_path):
+    with pytest.raises(UsageError, match="already holds a run: add --resume .* or --overwrite"):
+        small(photos, whole)
+    with pytest.raises(UsageError, match="holds no run to resume"):
+        small(photos, tmp_path / "none", resume=True)
+    with pytest.raises(UsageError, match="begun with another recipe: train.ema was 0.9, now 0.8"):
+        small(photos, whole, {"train.ema": 0.8}, resume=True)
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(UsageError, match="is not empty and holds no run"):
+        small(photos, tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_overwrite_replaces_the_run_alone(photos, tmp_path):
+    small(photos, tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").touch()
+    small(photos, tmp_path / "run", {"train.epochs": 1}, overwrite=True)
+    assert (tmp_path / "run" / "notes.txt").exists()
+    assert [line["epoch"] for line in metrics(tmp_path / "run") if line["kind"] == "eval"] == [1]
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_a_loss_that_is_not_finite_names_step_pictures_and_checkpoint(photos, tmp_path):
+    with pytest.raises(
+        ConvnextError, match=r"the loss is (nan|inf) at step \d+; the batch: .*\.jpg.*last good checkpoint: .*Lower optim.lr"
+    ):
+        small(photos, tmp_path / "run", {"optim.lr": 1e30, "train.warmup_epochs": 0, "train.epochs": 20})
+
+
+def test_a_corrupt_picture_is_counted_and_listed_and_too_many_stop_the_run(photos, tmp_path):
+    root = picture_folder(tmp_path / "photos", each=12)
+    (root / "bee" / "004.jpg").write_text("not a picture")
+    with pytest.raises(ConvnextError, match=r"1 of 36 pictures can't be read, more than 1.0% \(data.max_corrupt\): .*004.jpg"):
+        small(root, tmp_path / "strict")
+    small(root, tmp_path / "lax", {"data.max_corrupt": 0.05})
+    page = (tmp_path / "lax" / "report.html").read_text()
+    assert "1 pictures could not be read" in page
+    assert "bee/004.jpg: not a picture" in page
+    assert json.loads((tmp_path / "lax" / "evaluation.json").read_text())["metrics"]["count"] == 35
+
+
+def test_without_val_a_part_is_held_out_and_told(photos, tmp_path, capsys):
+    result = small(photos, tmp_path / "run", {"data.val": None})
+    assert "no data.val given: 6 of the 36 pictures are held out" in capsys.readouterr().err
+    assert result.metrics["count"] == 6
+
+
+def test_the_moving_average_is_timms(photos, tmp_path):
+    """Against timm's own, over real steps."""
+    from timm.utils import ModelEmaV3
+
+    from convnext.recipe import load_recipe
+    from convnext.training.loop import new_state
+
+    model = convnext.create_model("convnext_atto", num_classes=3, depths=(1, 1, 1, 1), widths=(4, 4, 4, 4), layer_scale=1.0)
+    state, theirs = new_state(model, load_recipe("digits", {"train.ema": 0.9})), ModelEmaV3(model, decay=0.9)
+    for _ in range(5):
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        state.ema.update_parameters(model)
+        theirs.update(model)
+    pairs = zip(state.evaluated.parameters(), theirs.module.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
