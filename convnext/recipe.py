@@ -17,6 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from convnext.errors import UsageError, nearest
 
+
+class _Dumper(yaml.SafeDumper):
+    """One key a line, lists in brackets."""
+
+
+_Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True))
+
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
@@ -120,7 +127,7 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included, as YAML that `load_recipe` reads back to the same."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=120)
 
 
 def list_recipes() -> list[str]:

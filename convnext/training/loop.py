@@ -102,6 +102,7 @@ def run(state: State, task: Any, data: Any, recipe: Recipe, folder: RunFolder, d
             order.epoch, order.start = epoch, state.step % per_epoch
             state.model.train()
             clock = time.monotonic()
+            speed = 0.0
             for batch in loader:
                 for reason in corrupt.add(batch.corrupt):
                     display.tell(f"left out: {reason}")
@@ -111,7 +112,8 @@ def run(state: State, task: Any, data: Any, recipe: Recipe, folder: RunFolder, d
                     raise ConvnextError(_not_finite(loss, state.step, batch, data.train.source, folder))
                 state.step += 1
                 now = time.monotonic()
-                speed, clock = len(batch) / (now - clock), now
+                this, clock = len(batch) / (now - clock), now
+                speed = 0.9 * speed + 0.1 * this if speed else this
                 values = {"loss": loss, "lr": rate, "images_per_second": round(speed, 1)}
                 display.step(state.step, epoch + 1, **values)
                 if state.step % settings.log_every == 0 or state.step % per_epoch == 0:
@@ -121,7 +123,7 @@ def run(state: State, task: Any, data: Any, recipe: Recipe, folder: RunFolder, d
                     raise StoppedError(f"stopped at step {state.step} of {total}; go on with the same command and --resume")
             if (epoch + 1) % settings.eval_every == 0 or epoch + 1 == settings.epochs:
                 result = _evaluate(state, task, data, val_loader, recipe, folder, device, epoch + 1)
-                display.step(state.step, epoch + 1, **{task.HEADLINE: result.metrics[task.HEADLINE]})
+                display.evaluated(epoch + 1, task.headline(result.metrics), **{task.HEADLINE: result.metrics[task.HEADLINE]})
             _save(state, folder, recipe)
     if result is None:  # the run was over before it was resumed
         result = _evaluate(state, task, data, val_loader, recipe, folder, device, settings.epochs, log=False)

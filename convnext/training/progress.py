@@ -41,9 +41,14 @@ class Display:
         self.values |= {key: _FORMATS[key].format(value) for key, value in values.items() if key in _FORMATS}
         if self.console.is_terminal:
             self.bar.update(self.task, completed=step, what=f"epoch {epoch}", told=" · ".join(self.values.values()))
-        elif time.monotonic() - self.told >= self.LINE_EVERY or step == self.total:
+        elif time.monotonic() - self.told >= self.LINE_EVERY:
             self.told = time.monotonic()
             self.tell(f"epoch {epoch} · step {step} of {self.total} · {' · '.join(self.values.values())} · {self._left(step)}")
+
+    def evaluated(self, epoch: int, told: str, **values: float) -> None:
+        """Tell of an evaluation; `values` stay shown, as in `step`."""
+        self.values |= {key: _FORMATS[key].format(value) for key, value in values.items() if key in _FORMATS}
+        self.tell(f"epoch {epoch} · validation: {told}")
 
     def tell(self, message: Any) -> None:
         """Print a line above the bar."""

@@ -84,7 +84,7 @@ def train(
     result = run(state, task, data, settings, folder, place, console)
     finished = Result(folder.path, result.metrics, state.best, time.monotonic() - started)
     _write_report(finished, result, settings, folder, task, data)
-    tell(f"{task.headline(result.metrics)}, best {state.best:.2f} %; report: {folder.report}")
+    tell(f"done: {task.headline(result.metrics)}, best {state.best:.2f} %; report: {folder.report}")
     return finished
 
 

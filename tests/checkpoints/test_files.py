@@ -27,6 +27,8 @@ def test_what_is_written_is_read(tmp_path, name):
     assert same(state)
     assert description == ({"model": {"name": "x"}} if name.endswith("safetensors") else {})
     assert [path.name for path in tmp_path.iterdir()] == [name]  # nothing temporary stays
+    (tmp_path / "plain").touch()
+    assert (tmp_path / name).stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize(
