@@ -62,14 +62,16 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (`convnext recipes`) or a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the recipe, for instance train.epochs=4.")] = None,
     output: Annotated[Path, typer.Option(help="The run folder to make.")] = ...,  # type: ignore[assignment]
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds, if it holds one.")] = False,
+    change: Annotated[bool, typer.Option("--change", help="Resume although the recipe was changed.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds.")] = False,
+    watch: Annotated[list[str] | None, typer.Option(help="Also send the course of the run to tensorboard, trackio or wandb.")] = None,
     device: Device = None,
 ) -> None:
     """Train by a recipe; leaves weights, metrics and a report in a run folder."""
     from convnext.training.run import train as run
 
-    run(recipe, overrides or [], output=output, resume=resume, overwrite=overwrite, device=device)
+    run(recipe, overrides or [], output=output, resume=resume, change=change, overwrite=overwrite, watch=watch or [], device=device)
 
 
 @app.command("eval")
@@ -84,11 +86,14 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a network on labelled pictures."""
-    from convnext import evaluate as evaluation
+    from convnext.distributed import is_main, process_group
+    from convnext.evaluate import evaluate_loaded
     from convnext.models import load
 
-    loaded, place = load(model, weights), evaluation.pick_device(device)
-    result, task = evaluation.evaluate_loaded(loaded, data, batch_size, workers, max_corrupt, place, _counter("evaluated"))
+    with process_group(device) as place:
+        result, task = evaluate_loaded(load(model, weights), data, batch_size, workers, max_corrupt, place, _counter("evaluated"))
+        if not is_main():
+            return
     for reason in result.corrupt:
         print(f"left out: {reason}", file=sys.stderr)
     if as_json:
@@ -199,6 +204,23 @@ def list_keys() -> None:
 
     for key, description in keys().items():
         print(f"{key:26} {description}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, finished or not.")],
+    output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Compare runs on one page that opens offline."""
+    from convnext import tasks
+    from convnext.report.compare import compare, read_runs
+
+    found = read_runs(runs)
+    kinds = {run.recipe.get("task", "classify") for run in found}
+    if len(kinds) > 1:
+        raise UsageError(f"runs of different tasks have no metric in common: {', '.join(sorted(kinds))}")
+    output.write_text(compare(found, tasks.get(kinds.pop()).HEADLINE))
+    print(output)
 
 
 @app.command()

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from convnext import tasks
+from convnext import distributed, tasks
 from convnext.data.loader import CorruptPictures, InOrder, Samples, make_loader
 from convnext.errors import UsageError
 from convnext.models import Loaded
 from convnext.recipe import load_recipe
 
-_PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
+_PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -24,24 +24,16 @@ class Evaluation:
     corrupt: list[str] = field(default_factory=list)  # pictures that could not be read, left out of the metrics
 
 
-def pick_device(name: str | None = None) -> torch.device:
-    """The device of that name, or the fastest there is: CUDA, Apple's, or the CPU."""
-    if name:
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The forward pass in that precision: "float32" or "bf16"."""
+    """The forward pass in that precision: "float32", "bf16" or "fp16"."""
     dtype = _PRECISIONS[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def evaluation_loader(samples: Samples, task: Any, batch_size: int, workers: int, device: torch.device) -> Any:
-    """Batches of every sample once, in order."""
-    return make_loader(samples, InOrder(len(samples), batch_size), task.collate, workers, pin=device.type == "cuda")
+    """Batches of this process's part of the samples, each sample once in all."""
+    order = InOrder(len(samples), batch_size, distributed.rank(), distributed.world())
+    return make_loader(samples, order, task.collate, workers, pin=device.type == "cuda")
 
 
 @torch.inference_mode()
@@ -76,8 +68,13 @@ def evaluate(
             metric.update(outputs, batch)
         done += len(batch) + len(batch.corrupt)
         if progress is not None:
-            progress(done, len(loader.dataset))
+            progress(done, len(loader.batch_sampler.indices))
     model.train(was_training)
+    (metric, _), *others = parts = distributed.gather((metric, corrupt.reasons))
+    for other, _ in others:
+        metric.merge(other)
+    for _, reasons in parts:
+        corrupt.add(list(reasons.items()))
     return Evaluation(metric.compute(), metric.details(), list(corrupt.reasons.values()))
 
 

@@ -38,6 +38,7 @@ class Model(Section):
 
     name: str = Field("convnext_tiny", description="a name that `convnext models` lists")
     weights: str | None = Field(None, description="published weights to start from: a tag, a file, hf://… or https://…")
+    keep_head: bool = Field(False, description="keep the weights' head, where the classes are the same")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the last block, rising linearly to it")
     layer_scale: float | None = Field(None, ge=0, description="initial scale of residual branches, 0 for none; default as published")
     head_init_scale: float = Field(1.0, gt=0, description="factor on the head's initial weights (paper: 0.001 to fine-tune)")
@@ -45,13 +46,15 @@ class Model(Section):
     widths: tuple[int, ...] | None = Field(None, description="channels of each stage, where not those of the name")
     patch_size: int | None = Field(None, ge=1, description="kernel and stride of the stem, where not that of the name")
     kernel_size: int | None = Field(None, ge=1, description="of the depthwise convolutions, where not that of the name")
+    grad_checkpointing: bool = Field(False, description="recompute blocks in the backward pass: less memory, a third more time")
 
 
 class Data(Section):
     """Which pictures, and how they reach the network."""
 
-    train: str = Field(description="a folder with one folder of pictures a class, or digits:train")
+    train: str = Field(description="a folder with one folder of pictures a class, shards (x-{000..007}.tar), cifar10:train, digits:train")
     val: str | None = Field(None, description="likewise; where none is given, a part of train is held out")
+    num_classes: int | None = Field(None, ge=1, description="how many classes the data must have, where the recipe is made for them")
     val_fraction: float = Field(0.2, gt=0, lt=1, description="the part of each class held out where there is no val")
     image_size: int = Field(224, ge=1, description="pixels a side, in training and evaluation")
     workers: int = Field(2, ge=0, description="processes that decode pictures; results do not depend on it")
@@ -81,6 +84,8 @@ class Optim(Section):
     weight_decay: float = Field(0.05, ge=0, description="not applied to biases and one-dimensional parameters")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's moment decays")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on lr from a group of layers to the one before it, 1 for none")
+    clip: float | None = Field(None, gt=0, description="largest norm of the gradient, none as published")
 
 
 class Train(Section):
@@ -89,11 +94,15 @@ class Train(Section):
     epochs: int = Field(300, ge=1, description="passes over the training pictures")
     warmup_epochs: float = Field(20, ge=0, description="length of the linear warm-up")
     batch_size: int = Field(4096, ge=1, description="pictures in one optimizer step, all devices together")
+    device_batch_size: int | None = Field(None, ge=1, description="most pictures on a device at a time; beyond it gradients accumulate")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="part of the target spread over all classes")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average, 0 for none; evaluated where on")
-    precision: Literal["float32", "bf16"] = Field("float32", description="of the forward pass, by autocast")
+    precision: Literal["float32", "bf16", "fp16"] = Field("float32", description="of the forward pass, by autocast; fp16 scales the loss")
+    compile: bool = Field(False, description="run the training step through torch.compile")
+    nonfinite: Literal["stop", "skip"] = Field("stop", description="what a loss that is not finite does; skipped steps are told")
     eval_every: int = Field(1, ge=1, description="epochs between evaluations")
     log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
+    checkpoint_every: int | None = Field(None, ge=1, description="steps between whole states, besides one at the end of each epoch")
     keep_checkpoints: int = Field(2, ge=1, description="how many whole states are kept")
 
 

@@ -26,17 +26,26 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., 2016): drops a residual branch, sample by sample, and scales those that stay."""
+    """Stochastic depth (Huang et al., 2016): drops a residual branch, sample by sample, and scales those that stay.
+
+    Where this batch is a part of a larger one (on one of several devices, or one of several accumulated), `whole` is the
+    larger one's size and `places` (N,) where in it these samples are: whether a sample is dropped does not depend on the split.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
+        self.whole: int | None = None
+        self.places: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rate == 0.0 or not self.training:
             return x
         keep = 1.0 - self.rate
-        return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
+        kept = x.new_empty(self.whole or x.shape[0]).bernoulli_(keep)
+        if self.places is not None:
+            kept = kept[self.places]
+        return x * (kept / keep).view(-1, 1, 1, 1)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
@@ -120,6 +129,10 @@ class _Classifier(nn.Module):
         """Names of the parameters that are not decayed: biases, norms and layer scales, all that have one dimension."""
         return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
 
+    def layer_group(self, name: str) -> int:
+        """The group, from 0 at the stem, to which layer-wise learning rate decay counts the parameter of that name."""
+        raise NotImplementedError
+
 
 class ConvNeXt(_Classifier):
     """The four-stage network.
@@ -158,7 +171,7 @@ class ConvNeXt(_Classifier):
         if len(depths) != 4 or len(widths) != 4:
             raise UsageError(f"depths and widths have one entry for each of the four stages, not {depths} and {widths}")
         _check_arguments(kernel_size, drop_path)
-        self.channels = tuple(widths)
+        self.depths, self.channels = tuple(depths), tuple(widths)
         self.strides = tuple(patch_size * 2**i for i in range(4))
         self.min_size = patch_size * 8
         self.grad_checkpointing = grad_checkpointing
@@ -188,6 +201,17 @@ class ConvNeXt(_Classifier):
     def forward_features(self, x: Tensor) -> Tensor:
         """Pictures (N, in_channels, H, W) to the last stage's map, before pooling and norm."""
         return self.features(x)[-1]
+
+    def layer_group(self, name: str) -> int:
+        """As published: three blocks of the third stage make a group; T has 8 groups (0 to 7), the larger ones 14."""
+        last = 3 + -(-self.depths[2] // 3)
+        part, *numbers = name.split(".")
+        if part == "downsample_layers":
+            return (0, 2, 3, last)[int(numbers[0])]
+        if part == "stages":
+            stage, block = int(numbers[0]), int(numbers[1])
+            return (1, 2, 3 + block // 3, last)[stage]
+        return last + 1
 
 
 class ConvNeXtIsotropic(_Classifier):
@@ -228,6 +252,13 @@ class ConvNeXtIsotropic(_Classifier):
     def forward_features(self, x: Tensor) -> Tensor:
         """Pictures (N, in_channels, H, W) to the last map, before pooling and norm."""
         return self.features(x)[-1]
+
+    def layer_group(self, name: str) -> int:
+        """The stem, each block, and the rest are groups of their own."""
+        part, number, *_ = name.split(".")
+        if part == "blocks":
+            return 1 + int(number)
+        return 0 if part == "stem" else len(self.blocks) + 1
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """From labelled pictures to batches, by worker processes that change nothing but the speed."""
 
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -59,14 +60,22 @@ class Samples(Dataset[Sample]):
 
 
 class EpochOrder:
-    """Batches of (epoch, index) in a fresh order every epoch, a function of (seed, epoch) alone.
+    """Our process's part of every batch of (epoch, index), in a fresh order every epoch, a function of (seed, epoch) alone.
 
     Set `epoch` and `start`, the first batch to give, before iterating: that is how a run goes on in the middle of an epoch.
-    The last batch is dropped where it would not be full.
+    The last batch is dropped where it would not be full, as published.
+
+    Args:
+        count: samples in the source.
+        batch_size: samples in a batch, all processes together; a multiple of `world`.
+        seed: of the order.
+        rank: which of `world` equal parts of each batch to give.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.share = batch_size // world
+        self.first = rank * self.share
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
@@ -75,22 +84,22 @@ class EpochOrder:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.random.Generator(np.random.PCG64([self.seed, self.epoch])).permutation(self.count)
         for batch in range(self.start, len(self)):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(self.epoch, int(index)) for index in chosen]
+            first = batch * self.batch_size + self.first
+            yield [(self.epoch, int(index)) for index in order[first : first + self.share]]
 
 
 class InOrder:
-    """Batches of (EVALUATION, index) from the first picture to the last, the last batch as short as it comes."""
+    """Our process's batches of (EVALUATION, index): every `world`-th sample from the `rank`-th on, each sample once in all."""
 
-    def __init__(self, count: int, batch_size: int) -> None:
-        self.count, self.batch_size = count, batch_size
+    def __init__(self, count: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.indices, self.batch_size = range(rank, count, world), batch_size
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
+        return -(-len(self.indices) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for start in range(0, self.count, self.batch_size):
-            yield [(EVALUATION, index) for index in range(start, min(start + self.batch_size, self.count))]
+        for start in range(0, len(self.indices), self.batch_size):
+            yield [(EVALUATION, index) for index in self.indices[start : start + self.batch_size]]
 
 
 def make_loader(samples: Samples, order: EpochOrder | InOrder, collate: Callable[[list[Sample]], Any], workers: int, pin: bool) -> Any:
@@ -102,7 +111,14 @@ def make_loader(samples: Samples, order: EpochOrder | InOrder, collate: Callable
         collate_fn=collate,
         persistent_workers=workers > 0,
         pin_memory=pin,
+        worker_init_fn=_leave_signals_to_the_parent,
     )
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    # Ctrl-C reaches every process of a terminal. The parent ends its step and saves; a worker that dies before would stop it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class CorruptPictures:

@@ -19,6 +19,11 @@ def seed_everything(*place: int) -> None:
     torch.manual_seed(int(words[2]) << 32 | int(words[3]))
 
 
+def seed_numpy(*place: int) -> None:
+    """Seed NumPy alone with a place."""
+    np.random.seed(np.random.SeedSequence(place).generate_state(4))
+
+
 @contextmanager
 def seeded(*place: int) -> Iterator[None]:
     """Within, the CPU generators of Python, NumPy and PyTorch are those of `place`; after it, those of before."""

@@ -7,8 +7,10 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from convnext.data.cifar import is_cifar, open_cifar
 from convnext.data.digits import Digits
 from convnext.data.folder import ImageFolder
+from convnext.data.shards import is_shards, open_shards
 from convnext.errors import ConvnextError, UsageError, nearest
 
 
@@ -48,7 +50,9 @@ def open_source(where: str, classes: Sequence[str] | None = None) -> Source:
     """The labelled pictures that `where` names.
 
     Args:
-        where: `digits:train`, `digits:val`, or a folder with one folder of pictures a class.
+        where: `digits:train` or `digits:val`; `cifar10:train`, `cifar100:val` and the like, or `cifar10:/folder:train`;
+            WebDataset shards (`x-{000..007}.tar`, `x-*.tar`, a folder of them, an `https://` or `hf://datasets/…` address);
+            or a folder with one folder of pictures a class, named as one likes or by ImageNet's synsets.
         classes: the class names that the labels count, where a network already has some.
     """
     if where in ("digits:train", "digits:val", "digits"):
@@ -58,6 +62,10 @@ def open_source(where: str, classes: Sequence[str] | None = None) -> Source:
         return source
     if where.startswith("digits:"):
         raise UsageError(f"no data is called {where!r}{nearest(where, ['digits:train', 'digits:val'])}")
+    if is_cifar(where):
+        return open_cifar(where, classes)
+    if is_shards(where):
+        return open_shards(where, classes)
     return ImageFolder(Path(where).expanduser(), classes)
 
 

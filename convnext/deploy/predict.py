@@ -12,8 +12,8 @@ from torch import Tensor
 from convnext import models
 from convnext.data import imagenet
 from convnext.data.pictures import ENDINGS, CorruptPictureError, read_picture
+from convnext.distributed import pick_device
 from convnext.errors import ConvnextError, UsageError
-from convnext.evaluate import pick_device
 
 Picture = str | Path | bytes | Image.Image
 

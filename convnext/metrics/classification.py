@@ -40,6 +40,16 @@ class ClassificationMetric:
             flat = torch.bincount(labels * self.num_classes + predicted, minlength=self.num_classes**2)
             self.confusion += flat.view_as(self.confusion)
 
+    def merge(self, other: "ClassificationMetric") -> None:
+        """Add the counts of other samples."""
+        self.count += other.count
+        self.loss_sum += other.loss_sum
+        self.top5_hits += other.top5_hits
+        self.hits += other.hits
+        self.totals += other.totals
+        if self.confusion is not None and other.confusion is not None:
+            self.confusion += other.confusion
+
     def compute(self) -> dict[str, float]:
         """top1 and top5 in percent (top5 only where there are more than five classes), mean loss, and the number of samples."""
         if not self.count:

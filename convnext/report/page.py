@@ -27,9 +27,16 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .card b { display: block; font-size: 22px; color: var(--accent); } .card span { color: var(--soft); font-size: 13px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 4px 18px 4px 0; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 500; }
+th { color: var(--soft); font-weight: 500; white-space: nowrap; }
 pre { margin: 0; font: 13px/1.45 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 .figure svg { max-width: 100%; height: auto; display: block; }
+.figures { display: flex; flex-wrap: wrap; gap: 14px; } .figures .figure { flex: 1 1 320px; max-width: 500px; }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 0 0 12px; padding: 0; list-style: none; overflow-wrap: anywhere; }
+.legend svg { margin-right: 8px; vertical-align: middle; }
+.wide { overflow-x: auto; } .wide svg { min-width: 640px; }
+.tight td { white-space: nowrap; } .spaced > * { margin: 14px 0 0; }
+details { border-top: 1px solid var(--line); padding: 10px 0; }
+summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere; }
 figure { display: inline-block; width: 132px; margin: 0 10px 12px 0; vertical-align: top; font-size: 13px; overflow-wrap: anywhere; }
 figure img { width: 132px; height: 132px; object-fit: contain; background: var(--ground); border-radius: 6px; image-rendering: auto; }
 figure img.small { image-rendering: pixelated; }
@@ -66,14 +73,44 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
+def tight(body: str) -> str:
+    """Tables whose cells are not wrapped: scrolled where the screen is narrow."""
+    return f'<div class="tight">{body}</div>'
+
+
+def spaced(parts: Sequence[str]) -> str:
+    """HTML parts under each other, with room between them."""
+    return f'<div class="spaced">{"".join(parts)}</div>'
+
+
 def preformatted(text: str) -> str:
     """Text as it is."""
     return f"<pre>{html.escape(text)}</pre>"
 
 
-def figure(svg: str) -> str:
-    """An SVG drawing, inline."""
-    return f'<div class="figure">{svg}</div>'
+def figure(svg: str, wide: bool = False) -> str:
+    """An SVG drawing, inline; a wide one is scrolled on a narrow screen rather than shrunk until it can't be read."""
+    return f'<div class="figure{" wide" if wide else ""}">{svg}</div>'
+
+
+def figures(svgs: Sequence[str]) -> str:
+    """SVG drawings side by side, under each other where the screen is narrow."""
+    return f'<div class="figures">{"".join(map(figure, svgs))}</div>'
+
+
+def legend(entries: Sequence[tuple[str, str, str]]) -> str:
+    """Names with the line each is drawn with: (name, colour, dashes as in SVG's stroke-dasharray)."""
+    items = (
+        f'<li><svg width="28" height="8"><path d="M0 4H28" stroke="{colour}" stroke-width="3" stroke-dasharray="{dashes}"/></svg>'
+        f"{html.escape(name)}</li>"
+        for name, colour, dashes in entries
+    )
+    return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def details(summary: str, body: str) -> str:
+    """A part that unfolds when its summary is clicked; `body` is HTML."""
+    return f"<details><summary>{html.escape(summary)}</summary>{body}</details>"
 
 
 def tile(picture: Image.Image, title: str, caption: str) -> str:

@@ -11,6 +11,10 @@ from PIL import Image
 
 MOST_CLASSES_DRAWN = 40  # a confusion matrix with more cannot be read
 _BLUE, _ORANGE, _GREY = "#0b6e99", "#d9730d", "#66758a"
+# Okabe and Ito's palette, told apart with any kind of colour vision; without black and yellow, lost on one of the grounds.
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
+_DASHES = ((), (6, 2), (2, 2))  # lengths drawn and left out: what tells runs apart where the colours are used up
+_MOST_POINTS = 300  # of one overlaid curve
 
 
 def curves(lines: Sequence[dict[str, Any]], headline: str) -> str:
@@ -21,7 +25,7 @@ def curves(lines: Sequence[dict[str, Any]], headline: str) -> str:
         headline: the name of the metric to draw, in percent.
     """
     train = [line for line in lines if line["kind"] == "train"]
-    evals = [line for line in lines if line["kind"] == "eval"]
+    evals = [line for line in lines if line["kind"] == "eval" and headline in line]
     figure = Figure(figsize=(10.5, 3.1), layout="constrained")
     loss, metric, rate = figure.subplots(1, 3)
     loss.plot([line["epoch"] for line in train], [line["loss"] for line in train], color=_BLUE, label="training")
@@ -34,8 +38,31 @@ def curves(lines: Sequence[dict[str, Any]], headline: str) -> str:
     rate.plot([line["epoch"] for line in train], [line["lr"] for line in train], color=_GREY)
     rate.set(title="Learning rate", xlabel="epoch")
     for axes in (loss, metric, rate):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        _plain(axes)
+    return _svg(figure)
+
+
+def style(index: int) -> tuple[str, str]:
+    """How `overlay` draws its curve number `index`: colour, and dashes as in SVG's stroke-dasharray."""
+    return _COLOURS[index % len(_COLOURS)], " ".join(map(str, _dashes(index)))
+
+
+def overlay(series: Sequence[Sequence[tuple[float, float]]], title: str) -> str:
+    """Curves of several runs over epochs in one SVG, each in its `style`. One of many points is drawn as means of neighbours.
+
+    Args:
+        series: the points (epoch, value) of each run; none for a run that has no such curve.
+        title: what is drawn.
+    """
+    figure = Figure(figsize=(5.2, 3.3), layout="constrained")
+    axes = figure.subplots()
+    for index, points in enumerate(series):
+        if points:
+            x, y = zip(*_thinned(points), strict=True)
+            line = (0, _dashes(index)) if _dashes(index) else "solid"
+            axes.plot(x, y, color=style(index)[0], linestyle=line, marker="o" if len(points) < 3 else None)
+    axes.set(title=title, xlabel="epoch")
+    _plain(axes)
     return _svg(figure)
 
 
@@ -69,6 +96,21 @@ def predictions(pictures: Sequence[Image.Image], titles: Sequence[str], right: S
         axes.imshow(picture, interpolation="nearest" if max(picture.size) <= 64 else "antialiased")
         axes.set_title(title, fontsize=10, color=colors[good])
     figure.savefig(path, dpi=110)
+
+
+def _plain(axes: Any) -> None:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _dashes(index: int) -> tuple[int, ...]:
+    return _DASHES[index // len(_COLOURS) % len(_DASHES)]
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    size = -(-len(points) // _MOST_POINTS)
+    groups = (points[i : i + size] for i in range(0, len(points), size))
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
 def _svg(figure: Figure) -> str:

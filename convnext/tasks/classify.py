@@ -31,6 +31,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def __getitem__(self, part: slice) -> "Batch":
+        return Batch(self.images[part], self.labels[part], self.indices[part], self.corrupt)
+
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device, pictures in channels-last."""
         images = self.images.to(device, memory_format=torch.channels_last, non_blocking=True)
@@ -58,6 +61,11 @@ def open_data(recipe: Recipe) -> Data:
     from convnext.data.augment import train_transform
 
     train = open_source(recipe.data.train)
+    if recipe.data.num_classes not in (None, len(train.classes)):
+        raise ConvnextError(
+            f"{recipe.data.train} has {len(train.classes)} classes, the recipe is for {recipe.data.num_classes}: "
+            "check data.train, or set data.num_classes=null"
+        )
     remarks = []
     if recipe.data.val is not None:
         val = open_source(recipe.data.val, train.classes)
@@ -144,6 +152,15 @@ class Metric:
             mistake = {"index": batch.indices[i], "true": int(labels[i]), "predicted": int(predicted[i])}
             mistake |= {"confidence": float(confidence[i]), "probability_of_true": float(probabilities[i, labels[i]])}
             self.mistakes.append(mistake)
+        self._keep_the_worst()
+
+    def merge(self, other: "Metric") -> None:
+        """Add what another process measured on other samples."""
+        self.counts.merge(other.counts)
+        self.mistakes += other.mistakes
+        self._keep_the_worst()
+
+    def _keep_the_worst(self) -> None:
         self.mistakes.sort(key=lambda mistake: (mistake["probability_of_true"], mistake["index"]))
         del self.mistakes[self.KEPT :]
 

@@ -1,29 +1,29 @@
-"""The loop: steps, evaluations and states, the same for every task."""
+"""The loop: epochs, evaluations and states, the same for every task and for any number of processes."""
 
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from convnext import distributed
 from convnext.checkpoints.files import write_weights
 from convnext.data.loader import CorruptPictures, EpochOrder, make_loader
-from convnext.data.randomness import seed_everything
 from convnext.errors import ConvnextError
-from convnext.evaluate import Evaluation, autocast, evaluate, evaluation_loader
+from convnext.evaluate import Evaluation, evaluate, evaluation_loader
 from convnext.recipe import Recipe
-from convnext.training.optim import build_optimizer, learning_rate, set_learning_rate
+from convnext.training.optim import learning_rate
 from convnext.training.progress import Display
 from convnext.training.run_folder import RunFolder
+from convnext.training.state import State
+from convnext.training.step import Stepper, batch_size_for
+from convnext.training.watch import Watcher
 
-# The second word of the places that `seed_everything` is given, so that no two uses share a stream.
-WEIGHTS, STEP = 1, 2
+
+_MOST_SKIPPED = 10  # steps in a row: a run of nothing else learns nothing
 
 
 class StoppedError(ConvnextError):
@@ -32,162 +32,160 @@ class StoppedError(ConvnextError):
     exit_code = 130
 
 
-@dataclass
-class State:
-    """Everything that a run needs to go on as if it had never stopped."""
+class Run:
+    """A run in progress: a state, and all that moves it on.
 
-    model: Any
-    optimizer: torch.optim.Optimizer
-    ema: AveragedModel | None
-    step: int = 0  # optimizer steps done
-    best: float = -math.inf
-    corrupt: dict[int, str] = field(default_factory=dict)
-
-    def to_save(self) -> dict[str, Any]:
-        """As plain containers of tensors and numbers."""
-        ema = self.ema.state_dict() if self.ema is not None else None
-        values = {"step": self.step, "best": self.best, "corrupt": self.corrupt}
-        return values | {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": ema}
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        """The inverse of `to_save`."""
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        if self.ema is not None:
-            self.ema.load_state_dict(saved["ema"])
-        self.step, self.best, self.corrupt = saved["step"], saved["best"], saved["corrupt"]
-
-    @property
-    def evaluated(self) -> Any:
-        """The network that is evaluated and shipped: the moving average where there is one."""
-        return self.ema.module if self.ema is not None else self.model
-
-
-def new_state(model: Any, recipe: Recipe) -> State:
-    """The state before the first step."""
-    ema = None
-    if recipe.train.ema:
-        ema = AveragedModel(
-            model,
-            multi_avg_fn=get_ema_multi_avg_fn(recipe.train.ema),  # type: ignore[no-untyped-call]
-            use_buffers=True,
-        )
-        ema.n_averaged.fill_(1)  # the published average starts from the initial weights, not from those after step one
-    return State(model, build_optimizer(model, recipe.optim), ema)
-
-
-def run(state: State, task: Any, data: Any, recipe: Recipe, folder: RunFolder, device: torch.device, console: Any) -> Evaluation:
-    """Train from `state.step` to the end; returns the last evaluation.
-
-    The order, augmentation and mixing of a step and its stochastic depth are functions of (seed, step), so where the run
-    began and how many workers feed it leave no trace in the weights.
-
-    Raises StoppedError after SIGINT or SIGTERM, with everything saved; ConvnextError if the loss is not finite.
+    The order, augmentation and mixing of a step and its stochastic depth are functions of (seed, step), so where the run was
+    interrupted and how many workers feed it leave no trace in the weights.
     """
-    settings = recipe.train
-    count, batch_size = len(data.train), _batch_size(recipe, len(data.train))
-    order = EpochOrder(count, batch_size, recipe.seed)
-    per_epoch = len(order)
-    total, warmup = settings.epochs * per_epoch, round(settings.warmup_epochs * per_epoch)
-    pin = device.type == "cuda"
-    loader = make_loader(data.train, order, task.collate, recipe.data.workers, pin)
-    val_loader = evaluation_loader(data.val, task, batch_size, recipe.data.workers, device)
-    trainer = task.Trainer(recipe, data.classes)
-    corrupt = CorruptPictures(count, recipe.data.max_corrupt)
-    corrupt.reasons = state.corrupt
-    result: Evaluation | None = None
 
-    with Display(total, state.step, console) as display, _stop_signals() as stop:
-        for epoch in range(state.step // per_epoch, settings.epochs):
-            order.epoch, order.start = epoch, state.step % per_epoch
-            state.model.train()
-            clock = time.monotonic()
-            speed = 0.0
-            for batch in loader:
-                for reason in corrupt.add(batch.corrupt):
-                    display.tell(f"left out: {reason}")
-                rate = learning_rate(state.step, warmup, total, recipe.optim.lr, recipe.optim.min_lr)
-                loss = _step(state, trainer, batch.to(device), rate, recipe, device)
-                if not math.isfinite(loss):
-                    raise ConvnextError(_not_finite(loss, state.step, batch, data.train.source, folder))
-                state.step += 1
-                now = time.monotonic()
-                this, clock = len(batch) / (now - clock), now
-                speed = 0.9 * speed + 0.1 * this if speed else this
-                values = {"loss": loss, "lr": rate, "images_per_second": round(speed, 1)}
-                display.step(state.step, epoch + 1, **values)
-                if state.step % settings.log_every == 0 or state.step % per_epoch == 0:
-                    folder.log({"kind": "train", "step": state.step, "epoch": state.step / per_epoch} | values)
-                if stop:
-                    _save(state, folder, recipe)
-                    raise StoppedError(f"stopped at step {state.step} of {total}; go on with the same command and --resume")
-            if (epoch + 1) % settings.eval_every == 0 or epoch + 1 == settings.epochs:
-                result = _evaluate(state, task, data, val_loader, recipe, folder, device, epoch + 1)
-                display.evaluated(epoch + 1, task.headline(result.metrics), **{task.HEADLINE: result.metrics[task.HEADLINE]})
-            _save(state, folder, recipe)
-    if result is None:  # the run was over before it was resumed
-        result = _evaluate(state, task, data, val_loader, recipe, folder, device, settings.epochs, log=False)
-    result.corrupt = sorted({*state.corrupt.values(), *result.corrupt})
-    return result
+    def __init__(
+        self,
+        state: State,
+        task: Any,
+        data: Any,
+        recipe: Recipe,
+        folder: RunFolder,
+        device: torch.device,
+        display: Display,
+        watchers: Sequence[Watcher] = (),
+    ) -> None:
+        self.state, self.task, self.data, self.recipe = state, task, data, recipe
+        self.folder, self.device, self.display, self.watchers = folder, device, display, watchers
+        count, world = len(data.train), distributed.world()
+        size = batch_size_for(recipe, count)
+        self.order = EpochOrder(count, size, recipe.seed, distributed.rank(), world)
+        self.per_epoch = len(self.order)
+        self.total = recipe.train.epochs * self.per_epoch
+        self.warmup = round(recipe.train.warmup_epochs * self.per_epoch)
+        self.loader = make_loader(data.train, self.order, task.collate, recipe.data.workers, pin=device.type == "cuda")
+        self.val_loader = evaluation_loader(data.val, task, size // world, recipe.data.workers, device)
+        self.stepper = Stepper(state, task.Trainer(recipe, data.classes), recipe, size, device)
+        self.corrupt = CorruptPictures(count, recipe.data.max_corrupt)
+        self.corrupt.reasons = state.corrupt
+        self.stop: list[int] = []
+        self.in_a_row = 0  # steps whose loss was not finite
 
+    def to_the_end(self) -> Evaluation:
+        """Train from `state.step` on; returns the last evaluation.
 
-def _step(state: State, trainer: Any, batch: Any, rate: float, recipe: Recipe, device: torch.device) -> float:
-    set_learning_rate(state.optimizer, rate)
-    seed_everything(recipe.seed, STEP, state.step)
-    with autocast(device, recipe.train.precision):
-        loss = trainer.loss(state.model, batch)
-    value: float = loss.item()
-    if math.isfinite(value):  # else leave the weights as they were
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        state.optimizer.step()
-        if state.ema is not None:
-            state.ema.update_parameters(state.model)
-    return value
+        Raises StoppedError after SIGINT or SIGTERM, with everything saved; ConvnextError if the loss is not finite.
+        """
+        state, settings = self.state, self.recipe.train
+        result: Evaluation | None = None
+        self.display.begin(self.total, state.step)
+        with self.display, _stop_signals() as self.stop:
+            while True:
+                epoch, done = divmod(state.step, self.per_epoch)
+                is_last = epoch == settings.epochs
+                if not done and state.evaluated < epoch and (is_last or epoch % settings.eval_every == 0):
+                    result = self._evaluate(epoch)
+                if is_last:
+                    break
+                self._epoch(epoch, done)
+        if result is None:  # the run was over before it was taken up
+            result = self._evaluate(settings.epochs, log=False)
+        result.corrupt = sorted({*state.corrupt.values(), *result.corrupt})
+        return result
 
+    def _epoch(self, epoch: int, done: int) -> None:
+        self.order.epoch, self.order.start = epoch, done
+        self.state.model.train()
+        settings, state, clock, speed = self.recipe.train, self.state, time.monotonic(), 0.0
+        for batch in self.loader:
+            rate = learning_rate(state.step, self.warmup, self.total, self.recipe.optim.lr, self.recipe.optim.min_lr)
+            loss, (stop, corrupt) = self.stepper.step(batch, rate, bool(self.stop), bool(batch.corrupt))
+            if corrupt:
+                self._note_corrupt(batch)
+            self.in_a_row = 0 if math.isfinite(loss) else self.in_a_row + 1
+            if self.in_a_row:
+                self._not_finite(loss, batch)
+            now = time.monotonic()
+            this, clock = self.order.batch_size / (now - clock), now
+            speed = 0.9 * speed + 0.1 * this if speed else this
+            values = {"loss": loss, "lr": rate, "images_per_second": round(speed, 1)}
+            self.display.step(state.step, epoch + 1, **values)
+            ends = state.step % self.per_epoch == 0
+            if state.step % settings.log_every == 0 or ends:
+                self._log({"kind": "train", "step": state.step, "epoch": state.step / self.per_epoch} | values)
+            if stop:
+                self._save()
+                raise StoppedError(f"stopped at step {state.step} of {self.total}; go on with the same command and --resume")
+            if ends or (settings.checkpoint_every and state.step % settings.checkpoint_every == 0):
+                self._save()
 
-def _evaluate(
-    state: State, task: Any, data: Any, loader: Any, recipe: Recipe, folder: RunFolder, device: torch.device, epoch: int, log: bool = True
-) -> Evaluation:
-    classes, settings = data.classes, recipe.train
-    result = evaluate(
-        state.evaluated, task, loader, len(classes), device, precision=settings.precision, max_corrupt=recipe.data.max_corrupt
-    )
-    if log:
-        folder.log({"kind": "eval", "step": state.step, "epoch": epoch} | result.metrics)
-    description = {
-        "task": recipe.task,
-        "model": state.model.spec,
-        "classes": classes,
-        "preprocessing": task.preprocessing(recipe).to_json(),
-        "metrics": result.metrics,
-        "step": state.step,
-    }
-    weights = state.evaluated.state_dict()
-    write_weights(folder.last, weights, description)
-    if result.metrics[task.HEADLINE] > state.best:
-        state.best = result.metrics[task.HEADLINE]
-        write_weights(folder.best, weights, description)
-    return result
+    def _evaluate(self, epoch: int, log: bool = True) -> Evaluation:
+        state, recipe = self.state, self.recipe
+        result = evaluate(
+            state.shipped,
+            self.task,
+            self.val_loader,
+            len(self.data.classes),
+            self.device,
+            precision=recipe.train.precision,
+            max_corrupt=recipe.data.max_corrupt,
+            progress=self._stop_evaluating,
+        )
+        headline = result.metrics[self.task.HEADLINE]
+        if distributed.is_main():
+            self._write_weights(result.metrics, is_best=headline > state.best)
+        if log:
+            state.evaluated, state.best = epoch, max(state.best, headline)
+            self._log({"kind": "eval", "step": state.step, "epoch": epoch} | result.metrics)
+            self.display.evaluated(epoch, self.task.headline(result.metrics), **{self.task.HEADLINE: headline})
+            self._save()
+        return result
 
+    def _write_weights(self, metrics: dict[str, float], is_best: bool) -> None:
+        description = {
+            "task": self.recipe.task,
+            "model": self.state.model.spec,
+            "classes": self.data.classes,
+            "preprocessing": self.task.preprocessing(self.recipe).to_json(),
+            "metrics": metrics,
+            "step": self.state.step,
+        }
+        weights = self.state.shipped.state_dict()
+        write_weights(self.folder.last, weights, description)
+        if is_best:
+            write_weights(self.folder.best, weights, description)
 
-def _save(state: State, folder: RunFolder, recipe: Recipe) -> Path:
-    return folder.save_state(state.to_save(), state.step, recipe.train.keep_checkpoints)
+    def _save(self) -> None:
+        if not self.state.is_finite():
+            raise ConvnextError(f"weights are not finite after step {self.state.step} and were not saved; {self._remedy()}")
+        if distributed.is_main():
+            self.folder.save_state(self.state.to_save(), self.state.step, self.recipe.train.keep_checkpoints)
+        distributed.from_main(None)  # nobody goes on, or ends the job, before the state is on the disk
 
+    def _log(self, line: dict[str, Any]) -> None:
+        if distributed.is_main():
+            self.state.logged = self.folder.log(line)
+            for watcher in self.watchers:
+                watcher.log(line)
 
-def _batch_size(recipe: Recipe, count: int) -> int:
-    # A set smaller than the batch is one batch; mixing needs it even.
-    wanted = min(recipe.train.batch_size, count)
-    return wanted - wanted % 2 if recipe.augment.mixup or recipe.augment.cutmix else wanted
+    def _note_corrupt(self, batch: Any) -> None:
+        for reason in self.corrupt.add([bad for part in distributed.gather(batch.corrupt) for bad in part]):
+            self.display.tell(f"left out: {reason}")
 
+    def _stop_evaluating(self, done: int, total: int) -> None:
+        # The state was saved before the evaluation, and taking it up again evaluates again.
+        if self.stop:
+            raise StoppedError(f"stopped in the evaluation after step {self.state.step}; go on with the same command and --resume")
 
-def _not_finite(loss: float, step: int, batch: Any, source: Any, folder: RunFolder) -> str:
-    files = ", ".join(source.name(index) for index in batch.indices[:8])
-    last = folder.last_state()
-    return (
-        f"the loss is {loss} at step {step}; the batch: {files}{' …' if len(batch) > 8 else ''}; "
-        f"last good checkpoint: {last if last else 'none yet'}. Lower optim.lr, lengthen train.warmup_epochs, or look at these pictures"
-    )
+    def _not_finite(self, loss: float, batch: Any) -> None:
+        step, source = self.state.step - 1, self.data.train.source
+        files = ", ".join(source.name(index) for index in batch.indices[:8])
+        told = f"the loss is {loss} at step {step}; the batch: {files}{' …' if len(batch) > 8 else ''}"
+        if self.recipe.train.nonfinite == "stop":
+            raise ConvnextError(f"{told}; {self._remedy()}, or look at these pictures")
+        if self.in_a_row == _MOST_SKIPPED:
+            raise ConvnextError(f"{told}, and was so for {self.in_a_row} steps in a row; {self._remedy()}")
+        self.state.skipped += 1
+        self.display.tell(f"{told}; left out, the {self.state.skipped}. such step")
+
+    def _remedy(self) -> str:
+        last = self.folder.last_state()
+        return f"last good checkpoint: {last if last else 'none yet'}. Lower optim.lr or lengthen train.warmup_epochs"
 
 
 @contextmanager

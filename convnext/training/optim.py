@@ -9,12 +9,21 @@ from convnext.recipe import Optim
 
 
 def build_optimizer(model: Any, settings: Optim) -> torch.optim.AdamW:
-    """AdamW with two groups: what is decayed, and what `model.no_weight_decay()` names (biases, norms, layer scales)."""
+    """AdamW over groups of parameters, each with its `weight_decay` and `lr_scale`.
+
+    What `model.no_weight_decay()` names (biases, norms, layer scales) is not decayed. With layer-wise decay d, the parameters
+    of `model.layer_group` g have their rate scaled by d^(last group - g) (Clark et al., 2020; Bao et al., 2022).
+    """
     exempt = model.no_weight_decay()
-    decayed = [parameter for name, parameter in model.named_parameters() if name not in exempt]
-    rest = [parameter for name, parameter in model.named_parameters() if name in exempt]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    last = max(model.layer_group(name) for name, _ in named)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in named:
+        layer = model.layer_group(name) if settings.layer_decay < 1 else last
+        decay = 0.0 if name in exempt else settings.weight_decay
+        fresh = {"params": [], "weight_decay": decay, "lr_scale": settings.layer_decay ** (last - layer)}
+        groups.setdefault((layer, name in exempt), fresh)["params"].append(parameter)
+    return torch.optim.AdamW(list(groups.values()), lr=settings.lr, betas=settings.betas, eps=settings.eps)
 
 
 def learning_rate(step: int, warmup_steps: int, total_steps: int, peak: float, final: float) -> float:
@@ -29,6 +38,6 @@ def learning_rate(step: int, warmup_steps: int, total_steps: int, peak: float, f
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group that rate."""
+    """Give every group that rate times its own scale."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_scale"]

@@ -12,19 +12,20 @@ class Display:
     """Shows steps, images a second, loss, accuracy and the time left.
 
     Args:
-        total: steps of the whole run.
-        done: steps done before it was taken up.
         console: where to show it.
     """
 
     LINE_EVERY = 10.0  # seconds between plain lines
 
-    def __init__(self, total: int, done: int, console: Console) -> None:
-        self.total, self.console = total, console
-        self.begun_at, self.begun, self.told = done, time.monotonic(), time.monotonic()
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self.values: dict[str, str] = {}
         columns = (TextColumn("{task.fields[what]}"), BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
         self.bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
+
+    def begin(self, total: int, done: int) -> None:
+        """The run has `total` steps, of which `done` were done before it was taken up."""
+        self.total, self.begun_at, self.begun, self.told = total, done, time.monotonic(), time.monotonic()
         self.task = self.bar.add_task("", total=total, completed=done, what="training", told="")
 
     def __enter__(self) -> "Display":

@@ -4,17 +4,24 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from convnext import distributed
 from convnext.checkpoints.files import read_restricted, write_atomically
 from convnext.errors import ConvnextError, UsageError
 from convnext.recipe import Recipe, load_recipe
+from convnext.training.watch import ID_FILE
+
+_KEYS = {"model", "optimizer", "step", "logged"}  # that every state has
 
 
 class RunFolder:
@@ -41,18 +48,26 @@ class RunFolder:
         except OSError as error:
             raise ConvnextError(f"could not write the run folder {self.path}: {error}") from error
 
-    def check_same(self, recipe: Recipe) -> None:
-        """Raise UsageError, saying what differs, if the folder's run was begun with another recipe."""
-        if not self.recipe.exists():
-            raise UsageError(f"{self.path} holds no run to resume: leave --resume out to begin one")
-        before, now = _flat(load_recipe(str(self.recipe)).model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
-        if changed := [f"{key} was {before[key]}, now {now[key]}" for key in before if before[key] != now[key]]:
-            raise UsageError(f"{self.path} was begun with another recipe: {'; '.join(changed)}")
+    def holds_a_run(self) -> bool:
+        """Whether a run was begun here."""
+        return self.recipe.exists()
 
-    def log(self, line: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    def check_same(self, recipe: Recipe, change: bool) -> None:
+        """Raise UsageError, saying what differs, if the folder's run was begun with another recipe; with `change`, take the new one."""
+        before, now = _flat(load_recipe(str(self.recipe)).model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
+        changed = [f"{key} was {before[key]}, now {now[key]}" for key in before if before[key] != now[key]]
+        if changed and not change:
+            raise UsageError(
+                f"{self.path} was begun with another recipe: {'; '.join(changed)}; add --change to go on with the new one all the same"
+            )
+        if changed and distributed.is_main():
+            self.recipe.write_text(recipe.to_yaml())
+
+    def log(self, line: dict[str, Any]) -> int:
+        """Append one line to metrics.jsonl; returns its size in bytes."""
+        with self.metrics.open("ab") as file:
+            file.write(json.dumps(line).encode() + b"\n")
+            return file.tell()
 
     def lines(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
@@ -60,10 +75,10 @@ class RunFolder:
             return []
         return [json.loads(line) for line in self.metrics.read_text().splitlines()]
 
-    def forget_after(self, step: int) -> None:
-        """Drop the lines of steps after `step`, which a resumed run will do again."""
-        kept = [line for line in self.lines() if line["step"] <= step]
-        write_atomically(self.metrics, lambda file: file.write_text("".join(json.dumps(line) + "\n" for line in kept)))
+    def forget_after(self, size: int) -> None:
+        """Cut metrics.jsonl back to its first `size` bytes: what a resumed run will do again is logged again."""
+        if self.metrics.exists() and self.metrics.stat().st_size > size:
+            os.truncate(self.metrics, size)
 
     def save_state(self, state: dict[str, Any], step: int, keep: int) -> Path:
         """Write a whole training state, at once or not at all, and remove all but the last `keep`."""
@@ -73,15 +88,15 @@ class RunFolder:
             old.unlink()
         return path
 
-    def load_state(self, tell: Any) -> dict[str, Any] | None:
-        """The newest whole state, None if there is none yet; damaged ones are told through `tell` and passed over."""
+    def find_state(self, tell: Callable[[str], None]) -> Path | None:
+        """The newest whole state, None if there is none yet; damaged ones and foreign files are told through `tell` and passed over."""
         for path in reversed(self._states()):
             try:
-                state: dict[str, Any] = read_restricted(path)
+                if read_restricted(path).keys() >= _KEYS:
+                    return path
+                tell(f"{path} is no checkpoint of a run; the checkpoint before it is taken")
             except ConvnextError as error:
                 tell(f"{error}; the checkpoint before it is taken")
-                continue
-            return state
         return None
 
     def last_state(self) -> Path | None:
@@ -95,6 +110,8 @@ class RunFolder:
     def _clear(self) -> None:
         for path in (self.recipe, self.metrics, self.evaluation, self.report, self.best, self.last, *self._states()):
             path.unlink(missing_ok=True)
+        (self.path / ID_FILE).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -108,7 +125,8 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
     hardware |= {"memory_gib": memory, "gpu": gpu, "device": str(device), "threads": torch.get_num_threads()}
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    return {"versions": versions, "system": platform.platform(), "hardware": hardware, "command": command, "commit": _commit()}
+    found = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions, "hardware": hardware}
+    return found | {"system": platform.platform(), "command": command, "commit": _commit()}
 
 
 def _cpu_name() -> str:

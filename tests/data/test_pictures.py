@@ -4,12 +4,13 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from helpers import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from convnext.data.pictures import CorruptPictureError, read_picture
+from convnext.data.pictures import CorruptPictureError, read_picture, read_pixels
 
 
 def encoded(image, kind, **options):
@@ -19,8 +20,12 @@ def encoded(image, kind, **options):
 
 
 def pixels(content):
+    """What both readers make of it, which must be the same."""
     found = read_picture(content)
     assert found.mode == "RGB"
+    tensor = read_pixels(content)
+    assert (tensor.dtype, tensor.shape) == (torch.uint8, (3, found.height, found.width))
+    assert np.array_equal(tensor.permute(1, 2, 0), found)
     return np.asarray(found)
 
 
@@ -89,6 +94,17 @@ def test_exif_rotation_is_applied(orientation):
     assert np.array_equal(pixels(encoded(stored, "PNG", exif=exif)), np.asarray(upright))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpegs_are_the_same_from_both_readers(orientation, subsampling, progressive):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"exif": exif, "subsampling": subsampling, "progressive": progressive}
+    for mode in ("RGB", "L", "CMYK"):
+        assert pixels(encoded(picture(size=(53, 38)).convert(mode), "JPEG", quality=90, **options)).any()
+
+
 def test_animations_give_their_first_frame():
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     assert (pixels(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])) == (255, 0, 0)).all()
@@ -96,19 +112,30 @@ def test_animations_give_their_first_frame():
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("keep", [0.0, 0.05, 0.5, 0.9])
-def test_truncated_files_are_told_by_path(tmp_path, kind, keep):
+@pytest.mark.parametrize("read", [read_picture, read_pixels])
+def test_truncated_files_are_told_by_path(tmp_path, kind, keep, read):
     content, path = encoded(picture(), kind), tmp_path / "bad.jpg"
     path.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(CorruptPictureError, match=rf"{path}: \S"):
-        read_picture(path)
+        read(path)
 
 
-def test_no_picture_and_a_bomb_are_told(tmp_path):
+def jpeg_bomb():
+    """A small JPEG whose header claims 60,000 x 60,000 pixels."""
+    content = encoded(picture(), "JPEG")
+    at = content.index(b"\xff\xc0") + 5
+    return content[:at] + struct.pack(">HH", 60000, 60000) + content[at + 4 :]
+
+
+@pytest.mark.parametrize("read", [read_picture, read_pixels])
+def test_no_picture_and_a_bomb_are_told(tmp_path, read):
     (tmp_path / "page.jpg").write_text("<html>not found</html>")
     with pytest.raises(CorruptPictureError, match=r"page\.jpg: not a picture"):
-        read_picture(tmp_path / "page.jpg")
+        read(tmp_path / "page.jpg")
     with pytest.raises(CorruptPictureError, match="decompression bomb"):
-        read_picture(encoded(Image.new("1", (14000, 14000)), "PNG"), name="bomb.png")
+        read(encoded(Image.new("1", (14000, 14000)), "PNG"), name="bomb.png")
+    with pytest.raises(CorruptPictureError, match="decompression bomb"):
+        read(jpeg_bomb())
 
 
 @settings(max_examples=150, deadline=None)
@@ -116,9 +143,10 @@ def test_no_picture_and_a_bomb_are_told(tmp_path):
 def test_a_damaged_byte_gives_a_picture_or_a_told_error(position, byte, kind):
     content = bytearray(encoded(picture(size=(20, 16)), kind))
     content[int(position * (len(content) - 1))] = byte
-    told = ""
-    try:
-        assert read_picture(bytes(content)).mode == "RGB"
-    except CorruptPictureError as error:
-        told = str(error)
-    assert "\n" not in told
+    for read in (read_picture, read_pixels):
+        told = ""
+        try:
+            read(bytes(content))
+        except CorruptPictureError as error:
+            told = str(error)
+        assert "\n" not in told

@@ -25,7 +25,7 @@ def test_only_matrices_and_kernels_are_decayed():
     model = convnext.create_model("convnext_atto", num_classes=3)
     optimizer = build_optimizer(model, Optim(weight_decay=0.05, betas=(0.9, 0.99), eps=1e-7, lr=1e-3))
     assert isinstance(optimizer, torch.optim.AdamW)
-    decayed, rest = optimizer.param_groups
+    decayed, rest = optimizer.param_groups if optimizer.param_groups[0]["weight_decay"] else optimizer.param_groups[::-1]
     assert (decayed["weight_decay"], rest["weight_decay"]) == (0.05, 0.0)
     assert all(p.ndim > 1 for p in decayed["params"])
     assert all(p.ndim <= 1 for p in rest["params"])

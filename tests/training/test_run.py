@@ -1,7 +1,9 @@
 """Whole runs, small: what they leave, that they repeat, that they go on where they stopped, and what stops them."""
 
 import json
+import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -131,6 +133,105 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(photos, tmp_path, number):
     assert metrics(cut) == metrics(calm)
 
 
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_the_end_is_the_same_to_the_bit(tmp_path):
+    """Digits, EMA, mixup, accumulation, two workers: SIGKILL wherever it may fall, start-up, saving and evaluation included."""
+    recipe = ["digits", "train.epochs=8", "train.warmup_epochs=1", "train.ema=0.99", "augment.mixup=0.8", "train.device_batch_size=32"]
+    recipe += ["data.workers=2", "train.checkpoint_every=2", "train.log_every=1", "train.eval_every=1"]
+    calm, cut = tmp_path / "calm", tmp_path / "cut"
+    subprocess.run(cli("train", *recipe, "--output", calm), check=True, capture_output=True)
+    rng, kills = random.Random(0), 0
+    while kills < 20:
+        process = subprocess.Popen(cli("train", *recipe, "--output", cut, "--resume"), stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=rng.uniform(4, 9))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+        assert process.wait() in (0, -9)
+    subprocess.run(cli("train", *recipe, "--output", cut, "--resume"), check=True, capture_output=True)
+    assert same_weights(cut / "last.safetensors", calm / "last.safetensors")
+    assert same_weights(cut / "best.safetensors", calm / "best.safetensors")
+    states = [torch.load(max((run / "checkpoints").iterdir()), weights_only=True) for run in (calm, cut)]
+    assert all(torch.equal(states[0]["ema"][key], states[1]["ema"][key]) for key in states[0]["ema"])
+    assert metrics(cut) == metrics(calm)
+
+
+def test_a_changed_recipe_goes_on_only_when_asked(photos, tmp_path, capsys):
+    small(photos, tmp_path / "run")
+    with pytest.raises(UsageError, match="train.epochs was 3, now 4; add --change"):
+        small(photos, tmp_path / "run", {"train.epochs": 4}, resume=True)
+    small(photos, tmp_path / "run", {"train.epochs": 4}, resume=True, change=True)
+    assert "resumed after step 12" in capsys.readouterr().err
+    assert metrics(tmp_path / "run")[-1]["epoch"] == 4
+    assert "epochs: 4" in (tmp_path / "run" / "recipe.yaml").read_text()
+
+
+def test_skipped_steps_are_told_and_a_run_of_nothing_else_stops(photos, tmp_path, capsys):
+    with pytest.raises(ConvnextError, match="the loss is .* was so for 10 steps in a row"):
+        small(photos, tmp_path / "run", {"optim.lr": 1e30, "train.warmup_epochs": 0, "train.epochs": 20, "train.nonfinite": "skip"})
+    assert "left out, the 9. such step" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_never_saved(photos, tmp_path, monkeypatch):
+    from convnext.training.state import State
+
+    step = State.is_finite
+
+    def broken(state):
+        next(state.model.parameters()).data[0] = math.nan
+        return step(state)
+
+    monkeypatch.setattr(State, "is_finite", broken)
+    with pytest.raises(ConvnextError, match="weights are not finite after step 4 and were not saved; last good checkpoint: none yet"):
+        small(photos, tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_every_ingredient_trains(photos, tmp_path):
+    for name, more in {
+        "bf16": {"train.precision": "bf16", "optim.clip": 1.0},
+        "fp16": {"train.precision": "fp16", "optim.layer_decay": 0.7},
+        "compile": {"train.compile": True, "train.device_batch_size": 4, "train.epochs": 1},
+    }.items():
+        result = small(photos, tmp_path / name, more)
+        assert math.isfinite(result.metrics["loss"])
+
+
+def test_recomputing_activations_changes_nothing(photos, tmp_path):
+    for name, on in (("kept", False), ("recomputed", True)):
+        small(photos, tmp_path / name, {"model.grad_checkpointing": on, "model.drop_path": 0.2})
+    assert same_weights(tmp_path / "kept" / "last.safetensors", tmp_path / "recomputed" / "last.safetensors")
+
+
+def test_a_recipe_for_another_number_of_classes_is_told(photos, tmp_path):
+    with pytest.raises(ConvnextError, match="has 3 classes, the recipe is for 1000"):
+        small(photos, tmp_path / "run", {"data.num_classes": 1000})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_leaves_the_checkpoint_before(photos, tmp_path):
+    """The kernel refuses to let a file grow past a limit, set so that the second checkpoint is too large for it."""
+    code = (
+        "import resource, signal, sys; from convnext.training import run_folder, run; import convnext\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); save, made = run_folder.RunFolder.save_state, []\n"
+        "def limited(self, *args):\n"
+        "    if made: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "    made.append(save(self, *args))\n"
+        "run_folder.RunFolder.save_state = limited\n"
+        "sys.argv = ['convnext', *sys.argv[1:]]; from convnext.cli import main; main()\n"
+    )
+    arguments = ["train", "digits", *overrides(photos), "train.eval_every=3", "--output", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "error: could not write" in done.stderr
+    assert "what was there before is untouched" in done.stderr
+    left = list((tmp_path / "run" / "checkpoints").iterdir())
+    assert [path.name for path in left] == ["step-00000004.pt"]
+    resumed = subprocess.run(cli(*arguments, "--resume"), capture_output=True, text=True, check=True)
+    assert "resumed after step 4" in resumed.stderr
+
+
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(photos, whole, tmp_path, capsys):
     small(photos, tmp_path / "run")
     newest = max((tmp_path / "run" / "checkpoints").iterdir())
@@ -145,8 +246,6 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(photos, whole,
 def test_a_folder_that_holds_a_run_is_refused(photos, whole, tmp_path):
     with pytest.raises(UsageError, match="already holds a run: add --resume .* or --overwrite"):
         small(photos, whole)
-    with pytest.raises(UsageError, match="holds no run to resume"):
-        small(photos, tmp_path / "none", resume=True)
     with pytest.raises(UsageError, match="begun with another recipe: train.ema was 0.9, now 0.8"):
         small(photos, whole, {"train.ema": 0.8}, resume=True)
     (tmp_path / "thesis.txt").touch()
@@ -194,14 +293,14 @@ def test_the_moving_average_is_timms(photos, tmp_path):
     from timm.utils import ModelEmaV3
 
     from convnext.recipe import load_recipe
-    from convnext.training.loop import new_state
+    from convnext.training.state import new_state
 
     model = convnext.create_model("convnext_atto", num_classes=3, depths=(1, 1, 1, 1), widths=(4, 4, 4, 4), layer_scale=1.0)
-    state, theirs = new_state(model, load_recipe("digits", {"train.ema": 0.9})), ModelEmaV3(model, decay=0.9)
+    state, theirs = new_state(model, load_recipe("digits", {"train.ema": 0.9}), torch.device("cpu")), ModelEmaV3(model, decay=0.9)
     for _ in range(5):
         for parameter in model.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
         state.ema.update_parameters(model)
         theirs.update(model)
-    pairs = zip(state.evaluated.parameters(), theirs.module.parameters(), strict=True)
+    pairs = zip(state.shipped.parameters(), theirs.module.parameters(), strict=True)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)

@@ -1,0 +1,109 @@
+"""One optimizer step: a batch in as many parts as fit, on as many devices as there are."""
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from convnext import distributed
+from convnext.data.randomness import seed_everything, seed_numpy
+from convnext.errors import ConvnextError, UsageError
+from convnext.evaluate import autocast
+from convnext.recipe import Recipe
+from convnext.training.optim import set_learning_rate
+from convnext.training.state import State
+
+# The second word of the places that seeds are made of, so that no two uses share a stream.
+WEIGHTS, STEP, MIXING = 1, 2, 3
+
+
+def batch_size_for(recipe: Recipe, count: int) -> int:
+    """The batch of a recipe, or the whole set where that is smaller. Raises UsageError if it can't be shared out evenly."""
+    mixes = bool(recipe.augment.mixup or recipe.augment.cutmix)
+    unit = distributed.world() * (2 if mixes else 1)
+    if recipe.train.batch_size % unit:
+        pairs = " of pairs, because mixup and CutMix pair pictures" if mixes else ""
+        raise UsageError(f"train.batch_size={recipe.train.batch_size} can't be shared by {distributed.world()} processes{pairs}")
+    size = min(recipe.train.batch_size, count)
+    if size < unit:
+        raise ConvnextError(f"{count} pictures are too few to train on with {distributed.world()} processes")
+    return size - size % unit
+
+
+class Stepper:
+    """Makes steps on a state.
+
+    A batch of more than `train.device_batch_size` pictures a device goes through in parts whose gradients add up. Neither that
+    nor the number of devices changes what is random: stochastic depth is drawn for the whole batch, and each takes its part.
+    """
+
+    def __init__(self, state: State, trainer: Any, recipe: Recipe, batch_size: int, device: torch.device) -> None:
+        self.state, self.trainer, self.recipe, self.device = state, trainer, recipe, device
+        self.batch_size, self.share = batch_size, batch_size // distributed.world()
+        self.part = min(recipe.train.device_batch_size or self.share, self.share)
+        self.droppers = [module for module in state.model.modules() if hasattr(module, "places")]
+        self.network = state.model
+        if distributed.world() > 1:
+            self.network = DistributedDataParallel(state.model, device_ids=[device.index] if device.type == "cuda" else None)
+        if recipe.train.compile:
+            self.network = torch.compile(self.network)
+
+    def step(self, batch: Any, rate: float, *flags: bool) -> tuple[float, list[bool]]:
+        """One step on this process's share of the batch.
+
+        Returns the mean loss over the whole batch, and for each flag whether any process raised it (one exchange for all).
+        A loss that is not finite leaves the weights as they were. Raises ConvnextError, saying what to lower, when the
+        device's memory does not suffice.
+        """
+        state, settings = self.state, self.recipe.optim
+        set_learning_rate(state.optimizer, rate)
+        state.optimizer.zero_grad(set_to_none=True)
+        try:
+            loss = sum(self._backward(batch, first) for first in range(0, self.share, self.part))
+        except torch.OutOfMemoryError as error:
+            raise ConvnextError(self._out_of_memory()) from error
+        loss, *raised = distributed.mean(torch.tensor([loss, *flags], dtype=torch.float64, device=self._exchange())).tolist()
+        if math.isfinite(loss):
+            state.scaler.unscale_(state.optimizer)
+            if settings.clip is not None:
+                torch.nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip)
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            if state.ema is not None:
+                state.ema.update_parameters(state.model)
+        state.step += 1
+        return loss, [flag > 0 for flag in raised]
+
+    def _backward(self, batch: Any, first: int) -> float:
+        part = batch[first : first + self.part].to(self.device)
+        is_last = first + self.part >= self.share
+        waits = isinstance(self.network, DistributedDataParallel) and not is_last
+        self._seed(distributed.rank() * self.share + first, len(part))
+        with self.network.no_sync() if waits else nullcontext():
+            with autocast(self.device, self.recipe.train.precision):
+                loss = self.trainer.loss(self.network, part) * (len(part) / self.share)
+            self.state.scaler.scale(loss).backward()
+        return loss.item()
+
+    def _seed(self, first: int, count: int) -> None:
+        # `first` is the place of this part in the whole batch.
+        seed, step = self.recipe.seed, self.state.step
+        seed_everything(seed, STEP, step)
+        seed_numpy(seed, MIXING, step, first)
+        if count < self.batch_size:
+            places = torch.arange(first, first + count, device=self.device)
+            for module in self.droppers:
+                module.whole, module.places = self.batch_size, places
+
+    def _exchange(self) -> torch.device:
+        # MPS has no float64, and a number exchanged over Gloo is on the CPU anyway.
+        return self.device if self.device.type == "cuda" else torch.device("cpu")
+
+    def _out_of_memory(self) -> str:
+        smaller = max(self.part // 2, 1)
+        return (
+            f"{self.device} has too little memory for {self.part} pictures at a time: add train.device_batch_size={smaller} "
+            "(the result stays the same, gradients accumulate) or model.grad_checkpointing=true, or lower data.image_size"
+        )

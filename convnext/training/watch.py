@@ -1,0 +1,179 @@
+"""Watchers: the lines of metrics.jsonl, sent on to TensorBoard, Weights & Biases or trackio while the run goes on.
+
+None of the three is needed: metrics.jsonl has everything. Each is imported only when it is asked for, and one that fails once
+the run has begun is told and dropped, never a reason to stop.
+"""
+
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from importlib import import_module
+from pathlib import Path
+from textwrap import indent
+from typing import Any, Protocol
+from uuid import uuid4
+
+import yaml
+
+from convnext.errors import ConvnextError, UsageError, nearest
+
+PROJECT = "convnext"  # the name under which Weights & Biases and trackio group runs
+ID_FILE = "watch-id"  # in the run folder: what its runs there are known by
+
+log = logging.getLogger("convnext")
+
+
+class Watcher(Protocol):
+    """Takes the lines of a run, one by one."""
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Take one line of metrics.jsonl."""
+
+    def close(self) -> None:
+        """Send what is not sent yet."""
+
+
+def check_watchers(names: Sequence[str]) -> None:
+    """Raise UsageError for a name that is unknown or whose package is missing: to be known before a run folder is made."""
+    for name in names:
+        if name not in _KNOWN:
+            raise UsageError(f"no watcher is called {name!r}{nearest(name, _KNOWN)}")
+        try:
+            import_module(_KNOWN[name].MODULE)
+        except ImportError as error:
+            raise UsageError(f"watching with {name} needs its package ({error}): pip install {name}") from error
+
+
+def open_watchers(names: Sequence[str], folder: Path, recipe: dict[str, Any], step: int = 0) -> list[Watcher]:
+    """The watchers of these names, ready to take lines. Once open they don't raise.
+
+    Args:
+        names: of "tensorboard", "trackio" and "wandb".
+        folder: the run folder, already made.
+        recipe: as plain values; shown beside the curves.
+        step: the step after which the run goes on. With 0, what an earlier run in this folder sent is not continued.
+
+    A run that was killed may send some steps a second time when it is resumed. That is harmless: a repeated step has the same
+    values; TensorBoard hides the older ones, Weights & Biases ignores the newer ones, trackio draws both at the same place.
+
+    Raises UsageError like `check_watchers`, ConvnextError if one can't be started.
+    """
+    check_watchers(names)
+    if not names:
+        return []
+    opened: list[Watcher] = []
+    run_id = _run_id(folder, step)
+    for name in dict.fromkeys(names):
+        try:
+            opened.append(_Guarded(name, _KNOWN[name](folder.resolve(), recipe, step, run_id)))
+        except Exception as error:
+            for watcher in opened:
+                watcher.close()
+            raise ConvnextError(f"{name} could not be started ({error}); mend that or leave it out") from error
+    return opened
+
+
+class _Guarded:
+    """A watcher that is dropped when it fails."""
+
+    def __init__(self, name: str, watcher: Watcher) -> None:
+        self.name = name
+        self.watcher: Watcher | None = watcher
+
+    def log(self, line: dict[str, Any]) -> None:
+        self._try(lambda watcher: watcher.log(line))
+
+    def close(self) -> None:
+        self._try(lambda watcher: watcher.close())
+        self.watcher = None
+
+    def _try(self, act: Callable[[Watcher], None]) -> None:
+        if self.watcher is None:
+            return
+        try:
+            act(self.watcher)
+        except Exception as error:
+            self.watcher = None
+            log.warning("%s failed and is left out from here on (%s); the run goes on, metrics.jsonl has everything", self.name, error)
+
+
+class _TensorBoard:
+    """Event files in `folder/tensorboard`."""
+
+    MODULE = "torch.utils.tensorboard"
+
+    def __init__(self, folder: Path, recipe: dict[str, Any], step: int, run_id: str) -> None:
+        writer = import_module(self.MODULE).SummaryWriter
+        if not step:
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        self.writer = writer(str(folder / "tensorboard"), purge_step=step + 1 if step else None, flush_secs=10)
+        if not step:
+            self.writer.add_text("recipe", indent(yaml.safe_dump(recipe, sort_keys=False), "    "), 0)  # Markdown: as it is
+
+    def log(self, line: dict[str, Any]) -> None:
+        for tag, value in _scalars(line).items():
+            self.writer.add_scalar(tag, value, line["step"])
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _WeightsAndBiases:
+    """A run on wandb's server, or with WANDB_MODE=offline in `folder/wandb`."""
+
+    MODULE = "wandb"
+
+    def __init__(self, folder: Path, recipe: dict[str, Any], step: int, run_id: str) -> None:
+        init = import_module(self.MODULE).init
+        self.run = init(project=PROJECT, name=folder.name, dir=str(folder), config=recipe, id=run_id, resume="allow")
+
+    def log(self, line: dict[str, Any]) -> None:
+        self.run.log(_scalars(line), step=line["step"])
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class _Trackio:
+    """A run in trackio's own folder, or where TRACKIO_SPACE_ID and the like say."""
+
+    MODULE = "trackio"
+
+    def __init__(self, folder: Path, recipe: dict[str, Any], step: int, run_id: str) -> None:
+        self.trackio = import_module(self.MODULE)
+        # trackio resumes by name alone, and folders of the same name may lie in different places.
+        name = f"{folder.name}-{run_id}"
+        with redirect_stdout(sys.stderr):  # standard output is for results
+            self.run = self.trackio.init(project=PROJECT, name=name, config=recipe, resume="allow", embed=False)
+
+    def log(self, line: dict[str, Any]) -> None:
+        self.run.log(_scalars(line), step=line["step"])
+
+    def close(self) -> None:
+        with redirect_stdout(sys.stderr):
+            self.trackio.finish()  # the module's, because after the run's own it would finish it again at exit
+
+
+_KNOWN: dict[str, type[_TensorBoard | _Trackio | _WeightsAndBiases]] = {
+    "tensorboard": _TensorBoard,
+    "trackio": _Trackio,
+    "wandb": _WeightsAndBiases,
+}
+
+
+def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """A line's numbers, named like "train/loss" and "eval/top1"."""
+    numbers = {key: value for key, value in line.items() if isinstance(value, int | float) and key != "step"}
+    return {f"{line['kind']}/{key}": value for key, value in numbers.items()}
+
+
+def _run_id(folder: Path, step: int) -> str:
+    """The folder's own id: new for a run from the start, the same when it is taken up again, wherever the folder lies by then."""
+    path = folder / ID_FILE
+    if step and path.exists():
+        return path.read_text().strip()
+    run_id = uuid4().hex[:8]
+    path.write_text(run_id + "\n")
+    return run_id

@@ -1,0 +1,211 @@
+import hashlib
+import http.server
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+from helpers import picture
+
+from convnext.data import fetch as fetch_module
+from convnext.data import shards
+from convnext.data.fetch import fetch
+from convnext.data.shards import open_shards
+from convnext.errors import ConvnextError
+
+
+def jpeg(seed):
+    file = io.BytesIO()
+    picture(seed, (24, 20)).save(file, "JPEG", quality=92)
+    return file.getvalue()
+
+
+def shard(path, files, format=tarfile.USTAR_FORMAT):
+    """A tar of (name, content) pairs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=format) as tar:
+        for name, content in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def samples(first, count, label=lambda i: i % 3):
+    """The files of some samples whose picture is known by their number."""
+    return [file for i in range(first, first + count) for file in ((f"{i:04d}.jpg", jpeg(i)), (f"{i:04d}.cls", str(label(i)).encode()))]
+
+
+def three_shards(folder):
+    for i, count in enumerate((5, 2, 6)):
+        shard(folder / f"train-{i:03d}.tar", samples(10 * i, count))
+    return folder
+
+
+def pixels(source, index):
+    return np.asarray(source.read(index)).tobytes()
+
+
+def decoded(seed):
+    return np.asarray(shards.read_picture(jpeg(seed))).tobytes()
+
+
+NUMBERS = [*range(5), 10, 11, *range(20, 26)]  # of the samples of three_shards, in their order
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Files over HTTP with entity tags and ranges, as the stores do; cuts the next `cuts` answers off after `most` bytes."""
+
+    def __init__(self, files):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.cuts, self.most, self.log = files, 0, 0, []
+        self.address = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path, wanted = self.path.lstrip("/"), self.headers.get("Range")
+        self.server.log.append((path, wanted))
+        content = self.server.files.get(path)
+        if not isinstance(content, bytes):
+            self.send_response(content or 404)
+            self.send_header("Content-Length", "0")
+            self.send_header("X-Repo-Commit", "c0ffee")
+            self.send_header("X-Error-Code", "EntryNotFound")
+            return self.end_headers()
+        tag = f'"{hashlib.md5(content).hexdigest()}"'
+        start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
+        if self.headers.get("If-Range", tag) != tag:
+            start = 0
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("ETag", tag)
+        self.send_header("X-Repo-Commit", "c0ffee")
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if self.command == "GET" and self.server.cuts:
+            self.server.cuts -= 1
+            return self.wfile.write(content[start : start + self.server.most])  # and the connection is closed
+        return self.command == "GET" and self.wfile.write(content[start:])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    root = three_shards(tmp_path / "origin")
+    files = {f"set/{path.name}": path.read_bytes() for path in root.iterdir()}
+    server = Server(files | {"set/classes.txt": b"ant\nbee\nwasp\n"})
+    monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(fetch_module, "_WAITS", (0, 0, 0, 0))
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_remote_shards_are_fetched_once_and_then_need_no_network(server):
+    where = server.address + "/set/train-{000..002}.tar"
+    source = open_shards(where)
+    assert [pixels(source, i) for i in range(13)] == [decoded(n) for n in NUMBERS]
+    assert source.classes == ["ant", "bee", "wasp"]
+    assert len(server.log) == 4
+    server.shutdown()
+    server.server_close()
+    assert len(open_shards(where)) == 13
+
+
+def test_that_nothing_beside_the_shards_names_classes_is_found_out_once(server):
+    del server.files["set/classes.txt"]
+    for _ in range(2):
+        assert open_shards(server.address + "/set/train-{000..002}.tar").classes == ["0", "1", "2"]
+    assert [path for path, _ in server.log].count("set/classes.txt") == 1
+
+
+def test_a_transfer_cut_off_is_resumed_where_it_ended(server, tmp_path):
+    server.cuts, server.most = 3, 2000
+    fetch(server.address + "/set/train-000.tar", tmp_path / "a.tar")
+    assert [wanted for _, wanted in server.log] == [None, "bytes=2000-", "bytes=4000-", "bytes=6000-"]
+    assert (tmp_path / "a.tar").read_bytes() == server.files["set/train-000.tar"]
+    assert not (tmp_path / ".a.tar.part").exists()
+
+
+def test_a_later_run_resumes_unless_the_file_has_changed(server, tmp_path):
+    address, path = server.address + "/set/train-000.tar", tmp_path / "a.tar"
+    for changed in (False, True):
+        server.cuts, server.most = 5, 400
+        with pytest.raises(
+            ConvnextError, match=f"could not fetch {address} .the connection ended after 2000 of 20480 bytes.* put it at {path}"
+        ):
+            fetch(address, path)
+        assert not path.exists()
+        if changed:
+            server.files["set/train-000.tar"] = server.files["set/train-002.tar"]
+        server.log.clear()
+        fetch(address, path)
+        assert server.log == [("set/train-000.tar", "bytes=2000-")]
+        assert path.read_bytes() == server.files["set/train-000.tar"]
+        path.unlink()
+
+
+def test_an_error_that_passes_is_tried_again_and_one_that_stays_is_told(server, tmp_path):
+    address = server.address + "/set/train-009.tar"
+    with pytest.raises(ConvnextError, match=f"could not fetch {address} .*404.* download it and put it at .*train-009.tar"):
+        open_shards(address)
+    assert len(server.log) == 1
+    server.files["set/train-009.tar"] = 503
+    with pytest.raises(ConvnextError, match="503"):
+        open_shards(address)
+    assert len(server.log) == 6
+    with pytest.raises(ConvnextError, match="could not fetch http://127.0.0.1:9/a.tar .*Connection refused"):
+        open_shards("http://127.0.0.1:9/a.tar")
+
+
+def test_a_shard_that_is_cut_at_its_origin_is_told_by_its_place_in_the_cache(server, tmp_path):
+    server.files["set/train-001.tar"] = server.files["set/train-001.tar"][:1000]
+    with pytest.raises(
+        ConvnextError, match=f"{tmp_path}/cache/shards/.*/train-001.tar has 488 of the .* bytes of its file '0010.jpg': remove it"
+    ):
+        open_shards(server.address + "/set/train-{000..002}.tar")
+
+
+def test_of_processes_that_start_at_once_one_fetches_each_shard(server):
+    code = "import sys; from convnext.data.shards import open_shards; print(len(open_shards(sys.argv[1])))"
+    command = [sys.executable, "-c", code, server.address + "/set/train-{000..002}.tar"]
+    server.cuts, server.most = 1, 3000
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate()[0] for process in running] == ["13\n"] * 3
+    assert len([path for path, wanted in server.log if wanted is None]) == 4
+    assert len(server.log) == 5
+
+
+def test_shards_on_the_hub_are_fetched_by_its_own_client(server, tmp_path):
+    for name in ("train-000.tar", "train-001.tar"):
+        server.files[f"datasets/some/body/resolve/main/data/{name}"] = server.files[f"set/{name}"]
+    code = """if True:
+        from convnext.data.shards import open_shards
+        source = open_shards("hf://datasets/some/body/data/train-{000..001}.tar")
+        print(len(source), source.classes)
+        try:
+            open_shards("hf://datasets/some/body/data/train-007.tar")
+        except Exception as error:
+            print(type(error).__name__, error)
+    """
+    env = os.environ | {"HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    for offline in ("0", "1"):
+        done = subprocess.run([sys.executable, "-c", code], env=env | {"HF_HUB_OFFLINE": offline}, capture_output=True, text=True)
+        first, second = done.stdout.splitlines()
+        assert first == f"7 {json.dumps(['0', '1', '2'])}".replace('"', "'")
+        assert second.startswith("ConvnextError could not fetch hf://datasets/some/body/data/train-007.tar (")
+        assert "hf download some/body --repo-type dataset" in second
