@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from convnext.data.fetch import fetch
+from convnext.data.pictures import to_pixels
 from convnext.errors import ConvnextError, UsageError, nearest
 
 
@@ -78,6 +80,10 @@ class Cifar:
     def read(self, index: int) -> Image.Image:
         """The picture of that position, 32 x 32 RGB."""
         return Image.fromarray(_content(self.version, self.part, self.root)[0][index].transpose(1, 2, 0))
+
+    def pixels(self, index: int) -> Tensor:
+        """The same as a uint8 (3, 32, 32) tensor."""
+        return to_pixels(self.read(index))
 
     def label(self, index: int) -> int:
         """The label of that position."""

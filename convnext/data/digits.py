@@ -7,6 +7,9 @@ import functools
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
+
+from convnext.data.pictures import to_pixels
 
 CLASSES = [str(digit) for digit in range(10)]
 HELD_OUT = 360
@@ -38,6 +41,10 @@ class Digits:
     def read(self, index: int) -> Image.Image:
         """The picture of that position, 8 x 8 RGB."""
         return Image.fromarray(_arrays()[0][self.indices[index]]).convert("RGB")
+
+    def pixels(self, index: int) -> Tensor:
+        """The same as a uint8 (3, 8, 8) tensor."""
+        return to_pixels(self.read(index))
 
     def label(self, index: int) -> int:
         """The digit of that position."""

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
+from torch import Tensor
 
-from convnext.data.pictures import ENDINGS, read_picture
+from convnext.data.pictures import ENDINGS, read_picture, read_pixels
 from convnext.errors import ConvnextError, UsageError, nearest
 
 
@@ -59,6 +60,10 @@ class ImageFolder:
     def read(self, index: int) -> Image.Image:
         """The picture of that position. Raises CorruptPictureError if it can't be decoded."""
         return read_picture(self.root / self.paths[index])
+
+    def pixels(self, index: int) -> Tensor:
+        """The same as a uint8 (3, H, W) tensor. Raises CorruptPictureError likewise."""
+        return read_pixels(self.root / self.paths[index])
 
     def label(self, index: int) -> int:
         """The label of that position."""

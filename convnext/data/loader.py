@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -34,7 +33,7 @@ class Samples(Dataset[Sample]):
     Where a picture can't be read, training takes the next one that can, evaluation leaves it out; both say so.
     """
 
-    def __init__(self, source: Source, transform: Callable[[Image], Tensor], seed: int) -> None:
+    def __init__(self, source: Source, transform: Callable[[Any], Tensor], seed: int) -> None:
         self.source, self.transform, self.seed = source, transform, seed
 
     def __len__(self) -> int:
@@ -46,7 +45,8 @@ class Samples(Dataset[Sample]):
         for i in range(index, index + len(self.source)):
             at = i % len(self.source)
             try:
-                picture = self.source.read(at)
+                # Evaluation decodes and resizes with Pillow, as the published accuracies were measured.
+                picture = self.source.read(at) if epoch == EVALUATION else self.source.pixels(at)
             except CorruptPictureError as error:
                 corrupt.append((at, str(error)))
                 if epoch == EVALUATION:
@@ -116,9 +116,10 @@ def make_loader(samples: Samples, order: EpochOrder | InOrder, collate: Callable
 
 
 def _leave_signals_to_the_parent(_: int) -> None:
-    # Ctrl-C reaches every process of a terminal. The parent ends its step and saves; a worker that dies before would stop it.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    # Ctrl-C reaches every process of a terminal, and Slurm's SIGTERM every process of a job. The parent ends its step and saves;
+    # a worker that dies before would stop it. After half a minute the worker obeys, so that nothing can hang on it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
 
 
 class CorruptPictures:

@@ -18,9 +18,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from convnext.data.fetch import local, local_or_none
-from convnext.data.pictures import ENDINGS, CorruptPictureError, read_picture
+from convnext.data.pictures import ENDINGS, CorruptPictureError, read_picture, read_pixels
 from convnext.errors import ConvnextError, UsageError, nearest
 
 _REMOTE = ("https://", "http://", "hf://")
@@ -52,12 +53,18 @@ class Shards:
 
     def read(self, index: int) -> Image.Image:
         """The picture of that position. Raises CorruptPictureError if it can't be read or decoded."""
+        return read_picture(self._content(index), self.name(index))
+
+    def pixels(self, index: int) -> Tensor:
+        """The same as a uint8 (3, H, W) tensor. Raises CorruptPictureError likewise."""
+        return read_pixels(self._content(index), self.name(index))
+
+    def _content(self, index: int) -> bytes:
         offset, size, _ = self._index[index].tolist()
         try:
-            content = os.pread(self._file(self._shard(index)).fileno(), size, offset)  # unlike seek, safe after a fork
+            return os.pread(self._file(self._shard(index)).fileno(), size, offset)  # unlike seek, safe after a fork
         except OSError as error:
             raise CorruptPictureError(f"{self.name(index)}: {error}") from error
-        return read_picture(content, self.name(index))
 
     def label(self, index: int) -> int:
         """The label of that position."""

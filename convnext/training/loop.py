@@ -22,7 +22,6 @@ from convnext.training.state import State
 from convnext.training.step import Stepper, batch_size_for
 from convnext.training.watch import Watcher
 
-
 _MOST_SKIPPED = 10  # steps in a row: a run of nothing else learns nothing
 
 

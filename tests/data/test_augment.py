@@ -76,7 +76,7 @@ def test_crops_are_those_of_pillow_to_a_rounding(size, interpolation):
         off.append(np.abs(ours(image).permute(1, 2, 0).numpy() - wanted))
     off = np.stack(off)  # in levels of 255
     if interpolation == "nearest":  # halfway between two pixels, either may be taken
-        assert (off > 0).mean() < 0.01
+        assert (off > 0).mean() < 0.03
     else:
         assert off.max() <= 2
         assert off.mean() < 0.01

@@ -7,6 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 from helpers import picture, shared
+from PIL import Image
 
 from convnext.data import shards
 from convnext.data.loader import EVALUATION, EpochOrder, InOrder, Samples, make_loader
@@ -236,7 +237,7 @@ def test_no_more_files_are_open_than_a_process_may_have(tmp_path, monkeypatch):
 def test_workers_see_each_sample_once_an_epoch(tmp_path, workers):
     source = open_shards(str(three_shards(tmp_path)))
     source.read(0)  # so that the workers inherit an open file
-    data = Samples(source, lambda image: np.asarray(image).tobytes(), seed=0)
+    data = Samples(source, lambda image: np.asarray(image if isinstance(image, Image.Image) else image.permute(1, 2, 0)).tobytes(), seed=0)
     seen = [s for batch in make_loader(data, InOrder(13, 4), list, workers, pin=False) for s in batch]
     assert [(s.index, s.label, s.image) for s in seen] == [(i, n % 3, decoded(n)) for i, n in enumerate(NUMBERS)]
     order = EpochOrder(13, 1, seed=1)
