@@ -23,6 +23,19 @@ app = typer.Typer(
 recipes_app = typer.Typer(help="List recipes, show one as it resolves, list all keys.", invoke_without_command=True)
 app.add_typer(recipes_app, name="recipes")
 
+
+def _recipe_names(incomplete: str) -> list[str]:
+    from convnext.recipe import list_recipes
+
+    return [name for name in list_recipes() if name.startswith(incomplete)]
+
+
+def _recipe_keys(incomplete: str) -> list[tuple[str, str]]:
+    from convnext.recipe import keys
+
+    return [(f"{key}=", description) for key, description in keys().items() if key.startswith(incomplete)]
+
+
 MODEL = "A run folder, a weight file, hf://owner/name, or a model's name with --weights."
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the fastest there is.")]
@@ -59,8 +72,11 @@ def demo(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (`convnext recipes`) or a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the recipe, for instance train.epochs=4.")] = None,
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (`convnext recipes`) or a YAML file.", autocompletion=_recipe_names)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Changes, as train.epochs=4; `convnext recipes keys` explains every key.", autocompletion=_recipe_keys),
+    ] = None,
     output: Annotated[Path, typer.Option(help="The run folder to make.")] = ...,  # type: ignore[assignment]
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds, if it holds one.")] = False,
     change: Annotated[bool, typer.Option("--change", help="Resume although the recipe was changed.")] = False,

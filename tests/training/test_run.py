@@ -110,14 +110,18 @@ def wait_for_steps(folder, steps, process):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_goes_on_to_the_same_bits(photos, tmp_path, number):
-    """Ten times as many epochs as `whole`, so that the signal arrives in the middle; compared with one that is left alone."""
-    long, calm, cut = ["train.epochs=30", "train.eval_every=30"], tmp_path / "calm", tmp_path / "cut"
+    """SIGINT and SIGTERM reach the decoding workers too, as from a terminal or a cluster; compared with a run left alone."""
+    long, calm, cut = ["train.epochs=30", "train.eval_every=30", "data.workers=2"], tmp_path / "calm", tmp_path / "cut"
     subprocess.run(cli("train", "digits", *overrides(photos), *long, "--output", calm), check=True, capture_output=True)
     process = subprocess.Popen(
-        cli("train", "digits", *overrides(photos), *long, "--output", cut), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        cli("train", "digits", *overrides(photos), *long, "--output", cut),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     wait_for_steps(cut, 22, process)
-    os.kill(process.pid, number)
+    os.kill(process.pid, number) if number == signal.SIGKILL else os.killpg(process.pid, number)
     message = process.communicate(timeout=60)[1]
     if number == signal.SIGKILL:
         assert process.returncode == -9
