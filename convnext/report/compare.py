@@ -110,7 +110,7 @@ def _row(run: RunData, headline: str) -> dict[str, str]:
         "images/s": f"{speed:.4g}" if speed is not None else NONE,
         "model": _model(run),
         "hardware": _hardware(run),
-        "date": str(run.environment.get("date", NONE)),
+        "date": str(run.environment.get("date", NONE)).replace("T", " ")[:16],  # to the minute
     }
 
 
