@@ -159,7 +159,7 @@ def load(source: str | Path, weights: str | None = None) -> Loaded:
     path = Path(source).expanduser()
     run = path if path.is_dir() else None
     if run is not None:
-        source = _weights_of_run(run)
+        source = weights_of_run(run)
     elif str(source) in BACKBONES:
         raise UsageError(f"{source} alone has no weights: add --weights with one of {', '.join(find(str(source)).weights)}")
     state, description = read_source(source)
@@ -221,7 +221,8 @@ def _empty_model(spec: Mapping[str, Any]) -> Any:
         return create_model(**spec)
 
 
-def _weights_of_run(run: Path) -> Path:
+def weights_of_run(run: Path) -> Path:
+    """The weight file to take from a run folder: the best, or the last where there is none. Raises ConvnextError if neither is there."""
     for name in ("best.safetensors", "last.safetensors"):
         if (run / name).is_file():
             return run / name

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from convnext.checkpoints import files, formats
 from convnext.errors import UsageError, nearest
-from convnext.models import identify, read_source
+from convnext.models import identify, read_source, weights_of_run
 
 TARGETS = ("official", "timm", "torchvision", "transformers")
 _CONV_MLP = ("convnext_atto", "convnext_femto", "convnext_pico", "convnext_nano")  # timm's own sizes have 1 x 1 convolutions
@@ -23,7 +23,7 @@ def convert(source: str, output: Path, to: str) -> str:
         raise UsageError(f"no weight format is called {to!r}{nearest(to, TARGETS)}")
     path = Path(source).expanduser()
     if path.is_dir():
-        source = str(path / "best.safetensors")
+        source = str(weights_of_run(path))
     state, description = read_source(source)
     known = formats.recognise(state)
     native = formats.to_native(state, known)
