@@ -50,6 +50,7 @@ def _config(spec: dict, classes: list[str] | None) -> str:  # type: ignore[type-
         "hidden_sizes": sizes["widths"],
         "layer_scale_init_value": sizes["layer_scale"],
         "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,  # of the last norm; transformers' default, 1e-12, is another function
     }
     if classes is None:
         config["num_labels"] = sizes["num_classes"]

@@ -132,6 +132,7 @@ def test_transformers_itself_reads_and_means_the_same(tmp_path):
     torch.save({"model": ours.state_dict()}, tmp_path / "atto.pth")
     convert(str(tmp_path / "atto.pth"), tmp_path / "hf", "transformers")
     theirs = transformers.ConvNextForImageClassification.from_pretrained(tmp_path / "hf").eval()
+    assert theirs.config.layer_norm_eps == ours.norm.eps
     with torch.no_grad():
         assert relative_error(theirs(x).logits, ours(x)) < 1e-5
 
