@@ -121,6 +121,11 @@ class _Classifier(nn.Module):
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.head.to(device=like.device, dtype=like.dtype).apply(_init_weights)
 
+    def drop_head(self) -> None:
+        """Remove what only `forward` needs, so that under a detector or segmenter every parameter has a gradient."""
+        self.num_classes = 0
+        del self.norm, self.head
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass: less memory for about a third more time."""
         self.grad_checkpointing = enable

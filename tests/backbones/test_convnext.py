@@ -186,3 +186,15 @@ def test_reset_classifier():
 def test_other_kernels_patches_and_channels():
     model = tiny(kernel_size=3, patch_size=2, in_channels=1)
     assert [m.shape[-1] for m in model.features(torch.randn(1, 1, 32, 32))] == [16, 8, 4, 2]
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "convnext_isotropic_small"])
+def test_without_its_head_every_parameter_serves_the_maps(name):
+    model = random_model(name)
+    picture = torch.randn(1, 3, 64, 64)
+    before = model.features(picture)
+    model.drop_head()
+    after = model.features(picture)
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    sum(found.square().mean() for found in after).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
