@@ -6,7 +6,7 @@ Results go to standard output, messages and progress to standard error. Exit cod
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -237,6 +237,46 @@ def report(
         raise UsageError(f"runs of different tasks have no metric in common: {', '.join(sorted(kinds))}")
     output.write_text(compare(found, tasks.get(kinds.pop()).HEADLINE))
     print(output)
+
+
+@app.command()
+def roadmap(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Changes to the recipe, as train.epochs=4.", autocompletion=_recipe_keys),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="A folder that holds train and val (folders or shards), or digits, cifar10, …")] = None,
+    output: Annotated[Path, typer.Option(help="The folder of all runs; what is finished there is kept.")] = Path("runs/roadmap"),
+    regime: Annotated[Literal["t", "b"], typer.Option(help="t: ResNet-50 to ConvNeXt-T; b: ResNet-200 to ConvNeXt-B.")] = "t",
+    scale: Annotated[Literal["full", "small"], typer.Option(help="small: a narrow copy of the road for small pictures.")] = "full",
+    steps: Annotated[str | None, typer.Option(help="Which, as 1,3,9-12; by default all.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs a step.")] = 3,
+    device: Annotated[list[str] | None, typer.Option(help="One run at a time on each; by default on all CUDA devices.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train every step from ResNet to ConvNeXt, and show what each is worth."""
+    from dataclasses import asdict
+
+    from convnext.data.source import train_and_val
+    from convnext.report import ladder
+    from convnext.training.roadmap import parse_steps, walk
+
+    where = [] if data is None else [f"data.{part}={place}" for part, place in zip(("train", "val"), train_and_val(data), strict=True)]
+    found = walk(
+        [*where, *(overrides or [])],
+        output=output,
+        regime=regime,
+        small=scale == "small",
+        steps=parse_steps(steps) if steps else None,
+        seeds=seeds,
+        devices=device or [],
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if as_json:
+        print(json.dumps(asdict(found)))
+    else:
+        print(ladder.markdown(found))
+        print(f"report: {output / 'report.html'}    figure: {output / 'roadmap.png'}")
 
 
 @app.command()

@@ -6,12 +6,17 @@ Outside torchrun everything here is the one-process case of itself, so that ther
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
-from convnext.errors import UsageError
+from convnext.errors import ConvnextError, UsageError
+
+_ATTEMPTS = 4
+_CONNECT, _OPERATION = timedelta(seconds=30), timedelta(minutes=30)
 
 
 @contextmanager
@@ -31,11 +36,31 @@ def process_group(device: str | None = None) -> Iterator[torch.device]:
     place = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if use_cuda else "gloo")
+    _join("nccl" if use_cuda else "gloo")
     try:
         yield place
     finally:
         dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    # Gloo connects all pairs at once, within the time that it later gives an operation: half an hour, for evaluations and saves
+    # that others wait for. A connection is made in a second or never: after torchrun had restarted its workers, two were seen to
+    # listen for each other forever. So all meet at the store, however late they start, connect with little time, and try again.
+    store, rank, world = next(rendezvous("env://"))
+    for attempt in range(_ATTEMPTS):
+        fresh = PrefixStore(f"attempt_{attempt}", store)
+        fresh.set(f"ready_{rank}", "")
+        fresh.wait([f"ready_{other}" for other in range(world)], _OPERATION)
+        try:
+            dist.init_process_group(backend, store=fresh, rank=rank, world_size=world, timeout=_CONNECT)
+        except RuntimeError as error:
+            if attempt == _ATTEMPTS - 1:
+                raise ConvnextError(f"the {world} processes could not connect in {_ATTEMPTS} attempts: {error}") from error
+        else:
+            set_timeout: Any = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)  # its name until torch 2.14
+            set_timeout(_OPERATION)
+            return
 
 
 def pick_device(name: str | None = None) -> torch.device:

@@ -200,9 +200,9 @@ def identify(native: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"name": family} | spec | shape
 
 
-def cost_of(name: str, image_size: int = 224) -> Cost:
-    """Parameters and multiply-adds of a model with its 1,000 classes."""
-    return count_cost(_empty_model({"name": name}), image_size)
+def cost_of(name: str, image_size: int = 224, **arguments: Any) -> Cost:
+    """Parameters and multiply-adds of a model with its 1,000 classes, or as the arguments of `create_model` say."""
+    return count_cost(_empty_model({"name": name} | arguments), image_size)
 
 
 def published_preprocessing(tag: str) -> Preprocessing:

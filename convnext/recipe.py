@@ -44,6 +44,7 @@ class Model(Section):
     head_init_scale: float = Field(1.0, gt=0, description="factor on the head's initial weights (paper: 0.001 to fine-tune)")
     depths: tuple[int, ...] | None = Field(None, description="blocks in each stage, where not those of the name")
     widths: tuple[int, ...] | None = Field(None, description="channels of each stage, where not those of the name")
+    width: int | None = Field(None, ge=1, description="of a roadmap network: channels of the first stage at the end of the road")
     patch_size: int | None = Field(None, ge=1, description="kernel and stride of the stem, where not that of the name")
     kernel_size: int | None = Field(None, ge=1, description="of the depthwise convolutions, where not that of the name")
     grad_checkpointing: bool = Field(False, description="recompute blocks in the backward pass: less memory, a third more time")
@@ -94,7 +95,9 @@ class Train(Section):
     epochs: int = Field(300, ge=1, description="passes over the training pictures")
     warmup_epochs: float = Field(20, ge=0, description="length of the linear warm-up")
     batch_size: int = Field(4096, ge=1, description="pictures in one optimizer step, all devices together")
-    device_batch_size: int | None = Field(None, ge=1, description="most pictures on a device at a time; beyond it gradients accumulate")
+    device_batch_size: int | None = Field(
+        None, ge=1, description="most pictures on a device at a time, by default what fits; gradients accumulate"
+    )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="part of the target spread over all classes")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average, 0 for none; evaluated where on")
     precision: Literal["float32", "bf16", "fp16"] = Field("float32", description="of the forward pass, by autocast; fp16 scales the loss")

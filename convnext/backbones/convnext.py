@@ -71,10 +71,10 @@ class Block(nn.Module):
         return x + self.drop_path(y.permute(0, 3, 1, 2))
 
 
-class _Classifier(nn.Module):
-    """What the pyramid and the isotropic network share: initialisation, pooling, norm and head."""
+class Classifier(nn.Module):
+    """What this family's networks share: initialisation, pooling, norm and head."""
 
-    norm: nn.LayerNorm
+    norm: nn.LayerNorm | nn.Identity
     head: nn.Linear | nn.Identity
     grad_checkpointing: bool
     min_size: int  # pixels: the smallest picture of which one position is left at the end
@@ -117,7 +117,7 @@ class _Classifier(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Put a fresh head for `num_classes` classes on the network; 0 leaves the pooled features as output."""
         self.num_classes = num_classes
-        like = self.norm.weight
+        like = next(self.parameters())
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.head.to(device=like.device, dtype=like.dtype).apply(_init_weights)
 
@@ -139,7 +139,7 @@ class _Classifier(nn.Module):
         raise NotImplementedError
 
 
-class ConvNeXt(_Classifier):
+class ConvNeXt(Classifier):
     """The four-stage network.
 
     A picture side that is no multiple of a stage's stride loses its last rows or columns there, as in every published
@@ -175,7 +175,7 @@ class ConvNeXt(_Classifier):
         super().__init__()
         if len(depths) != 4 or len(widths) != 4:
             raise UsageError(f"depths and widths have one entry for each of the four stages, not {depths} and {widths}")
-        _check_arguments(kernel_size, drop_path)
+        check_arguments(kernel_size, drop_path)
         self.depths, self.channels = tuple(depths), tuple(widths)
         self.strides = tuple(patch_size * 2**i for i in range(4))
         self.min_size = patch_size * 8
@@ -187,7 +187,7 @@ class ConvNeXt(_Classifier):
             norm, conv = LayerNorm2d(widths[i], eps=1e-6), nn.Conv2d(widths[i], widths[i + 1], 2, 2)
             self.downsample_layers.append(nn.Sequential(norm, conv))
 
-        rates = iter(_drop_path_rates(drop_path, sum(depths)))
+        rates = iter(drop_path_rates(drop_path, sum(depths)))
         self.stages = nn.ModuleList(
             nn.Sequential(*[Block(width, kernel_size, next(rates), layer_scale) for _ in range(depth)])
             for depth, width in zip(depths, widths, strict=True)
@@ -219,7 +219,7 @@ class ConvNeXt(_Classifier):
         return last + 1
 
 
-class ConvNeXtIsotropic(_Classifier):
+class ConvNeXtIsotropic(Classifier):
     """The network without downsampling after a 16 x 16 patchify stem (section 3.3): one width, one map of stride 16.
 
     It has no pyramid: `channels` and `strides` have one entry, and `features` returns one map. Arguments as for ConvNeXt.
@@ -240,11 +240,11 @@ class ConvNeXtIsotropic(_Classifier):
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        _check_arguments(kernel_size, drop_path)
+        check_arguments(kernel_size, drop_path)
         self.channels, self.strides, self.min_size = (width,), (patch_size,), patch_size
         self.grad_checkpointing = grad_checkpointing
         self.stem = nn.Conv2d(in_channels, width, patch_size, patch_size)
-        rates = _drop_path_rates(drop_path, depth)
+        rates = drop_path_rates(drop_path, depth)
         self.blocks = nn.ModuleList(Block(width, kernel_size, rate, layer_scale) for rate in rates)
         self._build_head(width, num_classes, head_init_scale)
 
@@ -274,11 +274,13 @@ def _init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _drop_path_rates(last: float, depth: int) -> list[float]:
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """The rates of `depth` blocks: from 0 linearly to that of the last."""
     return [last * i / max(depth - 1, 1) for i in range(depth)]
 
 
-def _check_arguments(kernel_size: int, drop_path: float) -> None:
+def check_arguments(kernel_size: int, drop_path: float) -> None:
+    """Raises UsageError for an even kernel and for rates that are none."""
     if kernel_size % 2 == 0:
         raise UsageError(f"kernel_size must be odd for the map to keep its size, not {kernel_size}")
     if not 0.0 <= drop_path < 1.0:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from convnext.backbones.convnext import ConvNeXt, ConvNeXtIsotropic
+from convnext.backbones.roadmap import roadmap, step_names
 
 
 @dataclass(frozen=True)
@@ -56,3 +57,7 @@ BACKBONES: dict[str, Backbone] = {
     "convnext_isotropic_base": _isotropic("base", 18, 768, 0.0),
     "convnext_isotropic_large": _isotropic("large", 36, 1024, 1e-6),
 }
+
+for _regime in ("t", "b"):
+    for _step, _name in enumerate(step_names(_regime)):
+        BACKBONES[_name] = Backbone(roadmap, {"step": _step, "regime": _regime})

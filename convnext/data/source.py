@@ -74,6 +74,24 @@ def open_source(where: str, classes: Sequence[str] | None = None) -> Source:
     return ImageFolder(Path(where).expanduser(), classes)
 
 
+def train_and_val(where: str) -> tuple[str, str]:
+    """The two names, for `open_source`, of a data set that has both parts.
+
+    Args:
+        where: `digits`, `cifar10`, `cifar100`, or a folder with train/ and val/ or with train-*.tar and val-*.tar.
+
+    Raises UsageError if it has not.
+    """
+    if where in ("digits", "cifar10", "cifar100"):
+        return f"{where}:train", f"{where}:val"
+    folder = Path(where).expanduser()
+    if (folder / "train").is_dir() and (folder / "val").is_dir():
+        return str(folder / "train"), str(folder / "val")
+    if any(folder.glob("train-*.tar")) and any(folder.glob("val-*.tar")):
+        return str(folder / "train-*.tar"), str(folder / "val-*.tar")
+    raise UsageError(f"{where} has no train and val: neither folders of these names nor shards train-*.tar and val-*.tar")
+
+
 def hold_out(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:
     """Split a source in two, the second with `fraction` of each class, at least one picture where a class has two or more."""
     labels = np.array([source.label(i) for i in range(len(source))])

@@ -39,7 +39,7 @@ def curves(lines: Sequence[dict[str, Any]], headline: str) -> str:
     rate.set(title="Learning rate", xlabel="epoch")
     for axes in (loss, metric, rate):
         _plain(axes)
-    return _svg(figure)
+    return svg(figure)
 
 
 def style(index: int) -> tuple[str, str]:
@@ -63,7 +63,7 @@ def overlay(series: Sequence[Sequence[tuple[float, float]]], title: str) -> str:
             axes.plot(x, y, color=style(index)[0], linestyle=line, marker="o" if len(points) < 3 else None)
     axes.set(title=title, xlabel="epoch")
     _plain(axes)
-    return _svg(figure)
+    return svg(figure)
 
 
 def confusion(matrix: list[list[int]], classes: Sequence[str]) -> str:
@@ -81,7 +81,7 @@ def confusion(matrix: list[list[int]], classes: Sequence[str]) -> str:
         for j, count in enumerate(row):
             if count:
                 axes.text(j, i, str(count), ha="center", va="center", fontsize=8, color="white" if shares[i][j] > 0.5 else "black")
-    return _svg(figure)
+    return svg(figure)
 
 
 def predictions(pictures: Sequence[Image.Image], titles: Sequence[str], right: Sequence[bool | None], path: Path) -> None:
@@ -113,7 +113,8 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """A figure as SVG text."""
     buffer = StringIO()
     # A fixed salt and no metadata: the same run draws the same file.
     with matplotlib.rc_context({"svg.hashsalt": "convnext", "svg.fonttype": "none", "font.family": "sans-serif"}):

@@ -35,14 +35,17 @@ def batch_size_for(recipe: Recipe, count: int) -> int:
 class Stepper:
     """Makes steps on a state.
 
-    A batch of more than `train.device_batch_size` pictures a device goes through in parts whose gradients add up. Neither that
-    nor the number of devices changes what is random: stochastic depth is drawn for the whole batch, and each takes its part.
+    A batch of more than `train.device_batch_size` pictures a device, by default of more than fit into it, goes through in parts
+    whose gradients add up. Neither that nor the number of devices changes what is random: stochastic depth is drawn for the
+    whole batch, and each takes its part.
     """
 
     def __init__(self, state: State, trainer: Any, recipe: Recipe, batch_size: int, device: torch.device) -> None:
         self.state, self.trainer, self.recipe, self.device = state, trainer, recipe, device
         self.batch_size, self.share = batch_size, batch_size // distributed.world()
+        # On the CPU nothing tells that memory runs out, so there all goes through at once unless the recipe says otherwise.
         self.part = min(recipe.train.device_batch_size or self.share, self.share)
+        self.fitted = recipe.train.device_batch_size is not None or device.type != "cuda"
         self.droppers = [module for module in state.model.modules() if hasattr(module, "places")]
         self.network = state.model
         if distributed.world() > 1:
@@ -57,6 +60,8 @@ class Stepper:
         A loss that is not finite leaves the weights as they were. Raises ConvnextError, saying what to lower, when the
         device's memory does not suffice.
         """
+        if not self.fitted:
+            self.part, self.fitted = self._what_fits(batch), True
         state, settings = self.state, self.recipe.optim
         set_learning_rate(state.optimizer, rate)
         state.optimizer.zero_grad(set_to_none=True)
@@ -75,6 +80,34 @@ class Stepper:
                 state.ema.update_parameters(state.model)
         state.step += 1
         return loss, [flag > 0 for flag in raised]
+
+    def _what_fits(self, batch: Any) -> int:
+        """How many pictures at a time every device can take: the share of a batch, halved until its gradients fit."""
+        model, part = self.state.model, self.share
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # BatchNorm's, which a trial would move
+        copies = (0 if self.state.optimizer.state else 2) + (distributed.world() > 1)  # the moments and the exchange come later
+        room = [torch.empty_like(parameter) for parameter in model.parameters() for _ in range(copies)]
+        pair = 2 if self.recipe.augment.mixup or self.recipe.augment.cutmix else 1
+        while not self._fits(batch, part) and part > pair:
+            part = -(-part // (2 * pair)) * pair
+        del room
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+        return min(distributed.gather(part))
+
+    def _fits(self, batch: Any, part: int) -> bool:
+        self._seed(distributed.rank() * self.share, part)
+        try:
+            with autocast(self.device, self.recipe.train.precision):
+                loss = self.trainer.loss(self.state.model, batch[:part].to(self.device))
+            loss.backward()
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            self.state.optimizer.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return True
 
     def _backward(self, batch: Any, first: int) -> float:
         part = batch[first : first + self.part].to(self.device)

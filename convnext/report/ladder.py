@@ -1,0 +1,125 @@
+"""The road from ResNet to ConvNeXt as a table, a figure and a page: published beside measured."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from convnext.report import page, plots
+
+_GREY, _BLUE = "#aab4c0", "#0b6e99"
+_SIDE_ROADS = ("kernel 9x9", "kernel 11x11")  # tried, and not gone on from
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step: what was published of it, and what was measured here."""
+
+    step: str
+    why: str
+    published_top1: float  # percent, ImageNet-1K
+    published_macs: float  # in billions, at 224
+    parameters: int  # of the network trained here
+    macs: int
+    top1: list[float]  # percent, one of each seed that is finished
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """A whole walk."""
+
+    regime: str
+    data: str
+    epochs: int
+    image_size: int
+    hardware: list[str]
+    rungs: list[Rung]
+
+
+def write(ladder: Ladder, folder: Path) -> None:
+    """Write roadmap.json, roadmap.md, roadmap.png, roadmap.svg and report.html."""
+    (folder / "roadmap.json").write_text(json.dumps(asdict(ladder), indent=2) + "\n")
+    (folder / "roadmap.md").write_text(markdown(ladder))
+    drawn = figure(ladder)
+    drawn.savefig(folder / "roadmap.png", dpi=130)
+    svg = plots.svg(drawn)
+    (folder / "roadmap.svg").write_text(svg)
+    sections = [
+        page.Section("Accuracy after each step", page.figure(svg, wide=True)),
+        page.Section("Each step", page.tight(page.table(rows(ladder)))),
+        page.Section("What it ran on", page.preformatted("\n".join(ladder.hardware) or "nothing finished yet")),
+    ]
+    done = sum(len(rung.top1) for rung in ladder.rungs)
+    cards = {
+        "steps": str(len(ladder.rungs)),
+        "runs finished": str(done),
+        "epochs a run": str(ladder.epochs),
+        "pixels": str(ladder.image_size),
+    }
+    title = "From ResNet-50 to ConvNeXt-T" if ladder.regime == "t" else "From ResNet-200 to ConvNeXt-B"
+    (folder / "report.html").write_text(page.page(title, f"trained on {ladder.data}", cards, sections))
+
+
+def rows(ladder: Ladder) -> list[dict[str, str]]:
+    """The table: one row a step, published beside measured."""
+    return [
+        {
+            "step": rung.step,
+            "published": f"{rung.published_top1:.2f} %",
+            "its multiply-adds": f"{rung.published_macs:.2f} G",
+            "measured": f"{statistics.mean(rung.top1):.2f} %" if rung.top1 else "not yet",
+            "spread": f"± {statistics.stdev(rung.top1):.2f}" if len(rung.top1) > 1 else "–",
+            "runs": str(len(rung.top1)),
+            "multiply-adds": _amount(rung.macs),
+            "parameters": _amount(rung.parameters),
+        }
+        for rung in ladder.rungs
+    ]
+
+
+def markdown(ladder: Ladder) -> str:
+    """The same as a Markdown table. The spread is one standard deviation over seeds."""
+    table = rows(ladder)
+    lines = ["| " + " | ".join(table[0]) + " |", "| " + " | ".join("---" for _ in table[0]) + " |"]
+    return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in table)]) + "\n"
+
+
+def figure(ladder: Ladder) -> Figure:
+    """A bar for each step over accuracy, with its multiply-adds: published on the left, measured on the right."""
+    drawn = Figure(figsize=(11, 0.34 * len(ladder.rungs) + 1.2), layout="constrained")
+    left, right = drawn.subplots(1, 2, sharey=True)
+    rungs = ladder.rungs
+    _bars(left, rungs, [rung.published_top1 for rung in rungs], [0.0] * len(rungs), [f"{rung.published_macs:.2f} G" for rung in rungs])
+    left.set(title="Published: ImageNet-1K top-1 (%), 224 pixels")
+    left.set_yticks(range(len(rungs)), [rung.step for rung in rungs])
+    left.invert_yaxis()
+    means = [statistics.mean(rung.top1) if rung.top1 else 0.0 for rung in rungs]
+    spreads = [statistics.stdev(rung.top1) if len(rung.top1) > 1 else 0.0 for rung in rungs]
+    _bars(right, rungs, means, spreads, [_amount(rung.macs) if rung.top1 else "not yet" for rung in rungs])
+    epochs = f"{ladder.epochs} epoch{'s' if ladder.epochs > 1 else ''}"
+    right.set(title=f"Measured: {ladder.data}, top-1 (%), {epochs}, {ladder.image_size} pixels")
+    return drawn
+
+
+def _bars(axes: Any, rungs: Sequence[Rung], values: Sequence[float], spreads: Sequence[float], costs: Sequence[str]) -> None:
+    places = range(len(rungs))
+    colours = [_GREY if rung.step in _SIDE_ROADS else _BLUE for rung in rungs]
+    axes.barh(places, values, color=colours, height=0.72)
+    axes.errorbar(values, places, xerr=spreads, fmt="none", ecolor="#1d2733", capsize=2, lw=1)
+    for place, value, spread, cost in zip(places, values, spreads, costs, strict=True):
+        label = f"{value:.1f}   {cost}" if value else cost
+        axes.annotate(label, (value + spread, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
+    if any(values):
+        low, high = min(value for value in values if value), max(values)
+        room = max(high - low, 0.5)
+        axes.set_xlim(max(low - 0.4 * room, 0), high + 0.5 * room)  # not from zero: the steps would look alike
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", alpha=0.25)
+
+
+def _amount(count: float) -> str:
+    return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"
