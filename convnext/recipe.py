@@ -78,10 +78,15 @@ class Augment(Section):
 
 
 class Optim(Section):
-    """AdamW and its schedule: linear warm-up from 0, then half a cosine, set at every step."""
+    """AdamW and its schedule, set at every step: linear warm-up, then half a cosine, or as the published detectors and segmenters."""
 
     lr: float = Field(4e-3, gt=0, description="peak learning rate, for the whole batch_size")
-    min_lr: float = Field(1e-6, ge=0, description="learning rate at the end of the cosine")
+    min_lr: float = Field(1e-6, ge=0, description="learning rate at the end of the cosine or line")
+    schedule: Literal["cosine", "step", "linear"] = Field(
+        "cosine", description="of the rate after the warm-up; step: a tenth at each milestone"
+    )
+    milestones: tuple[float, ...] = Field((), description="epochs after which the schedule step takes a tenth of the rate")
+    warmup_start: float = Field(0.0, ge=0, le=1, description="part of the rate at which the warm-up of step and linear begins")
     weight_decay: float = Field(0.05, ge=0, description="not applied to biases and one-dimensional parameters")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's moment decays")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
@@ -93,7 +98,9 @@ class Train(Section):
     """The run itself."""
 
     epochs: int = Field(300, ge=1, description="passes over the training pictures")
+    iterations: int | None = Field(None, ge=1, description="optimizer steps in all, where the run is counted in them and not in epochs")
     warmup_epochs: float = Field(20, ge=0, description="length of the linear warm-up")
+    warmup_steps: int | None = Field(None, ge=0, description="length of the warm-up in optimizer steps, where not in epochs")
     batch_size: int = Field(4096, ge=1, description="pictures in one optimizer step, all devices together")
     device_batch_size: int | None = Field(
         None, ge=1, description="most pictures on a device at a time, by default what fits; gradients accumulate"

@@ -15,7 +15,7 @@ from convnext.data.loader import CorruptPictures, EpochOrder, make_loader
 from convnext.errors import ConvnextError
 from convnext.evaluate import Evaluation, evaluate, evaluation_loader
 from convnext.recipe import Recipe
-from convnext.training.optim import learning_rate
+from convnext.training.optim import scheduled_rate
 from convnext.training.progress import Display
 from convnext.training.run_folder import RunFolder
 from convnext.training.state import State
@@ -55,8 +55,9 @@ class Run:
         size = batch_size_for(recipe, count)
         self.order = EpochOrder(count, size, recipe.seed, distributed.rank(), world)
         self.per_epoch = len(self.order)
-        self.total = recipe.train.epochs * self.per_epoch
-        self.warmup = round(recipe.train.warmup_epochs * self.per_epoch)
+        train = recipe.train
+        self.total = train.iterations or train.epochs * self.per_epoch
+        self.warmup = round(train.warmup_epochs * self.per_epoch) if train.warmup_steps is None else train.warmup_steps
         self.loader = make_loader(data.train, self.order, task.collate, recipe.data.workers, pin=device.type == "cuda")
         self.val_loader = evaluation_loader(data.val, task, size // world, recipe.data.workers, device)
         self.stepper = Stepper(state, task.Trainer(recipe, data.classes), recipe, size, device)
@@ -76,14 +77,15 @@ class Run:
         with self.display, _stop_signals() as self.stop:
             while True:
                 epoch, done = divmod(state.step, self.per_epoch)
-                is_last = epoch == settings.epochs
-                if not done and state.evaluated < epoch and (is_last or epoch % settings.eval_every == 0):
-                    result = self._evaluate(epoch)
+                is_last = state.step >= self.total
+                begun = epoch + bool(done)  # a run counted in iterations may end within an epoch
+                if (is_last or not done) and state.evaluated < begun and (is_last or epoch % settings.eval_every == 0):
+                    result = self._evaluate(begun)
                 if is_last:
                     break
                 self._epoch(epoch, done)
         if result is None:  # the run was over before it was taken up
-            result = self._evaluate(settings.epochs, log=False)
+            result = self._evaluate(-(-self.total // self.per_epoch), log=False)
         result.corrupt = sorted({*state.corrupt.values(), *result.corrupt})
         return result
 
@@ -92,7 +94,7 @@ class Run:
         self.state.model.train()
         settings, state, clock, speed = self.recipe.train, self.state, time.monotonic(), 0.0
         for batch in self.loader:
-            rate = learning_rate(state.step, self.warmup, self.total, self.recipe.optim.lr, self.recipe.optim.min_lr)
+            rate = scheduled_rate(state.step, self.recipe.optim, self.warmup, self.total, self.per_epoch)
             loss, (stop, corrupt) = self.stepper.step(batch, rate, bool(self.stop), bool(batch.corrupt))
             if corrupt:
                 self._note_corrupt(batch)
@@ -104,7 +106,7 @@ class Run:
             speed = 0.9 * speed + 0.1 * this if speed else this
             values = {"loss": loss, "lr": rate, "images_per_second": round(speed, 1)}
             self.display.step(state.step, epoch + 1, **values)
-            ends = state.step % self.per_epoch == 0
+            ends = state.step % self.per_epoch == 0 or state.step == self.total
             if state.step % settings.log_every == 0 or ends:
                 self._log({"kind": "train", "step": state.step, "epoch": state.step / self.per_epoch} | values)
             if stop:
@@ -112,6 +114,8 @@ class Run:
                 raise StoppedError(f"stopped at step {state.step} of {self.total}; go on with the same command and --resume")
             if ends or (settings.checkpoint_every and state.step % settings.checkpoint_every == 0):
                 self._save()
+            if ends:
+                break
 
     def _evaluate(self, epoch: int, log: bool = True) -> Evaluation:
         state, recipe = self.state, self.recipe

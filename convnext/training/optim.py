@@ -37,6 +37,23 @@ def learning_rate(step: int, warmup_steps: int, total_steps: int, peak: float, f
     return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * progress))
 
 
+def scheduled_rate(step: int, settings: Optim, warmup_steps: int, total_steps: int, steps_per_epoch: int) -> float:
+    """The rate of a recipe at a step (from 0), before a group's own scale.
+
+    "cosine" is `learning_rate`, as in classification. "step" (a tenth from each milestone on) and "linear" (to `min_lr`) are the
+    published detectors' and segmenters': there the warm-up multiplies the schedule, from `warmup_start` of it upwards.
+    """
+    if settings.schedule == "cosine":
+        return learning_rate(step, warmup_steps, total_steps, settings.lr, settings.min_lr)
+    if settings.schedule == "step":
+        rate = settings.lr * 0.1 ** sum(step >= round(epoch * steps_per_epoch) for epoch in settings.milestones)
+    else:
+        rate = settings.min_lr + (settings.lr - settings.min_lr) * (1 - step / total_steps)
+    if step < warmup_steps:
+        rate *= 1 - (1 - step / warmup_steps) * (1 - settings.warmup_start)
+    return rate
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every group that rate times its own scale."""
     for group in optimizer.param_groups:

@@ -4,7 +4,7 @@ import torch
 
 import convnext
 from convnext.recipe import Optim
-from convnext.training.optim import build_optimizer, learning_rate
+from convnext.training.optim import build_optimizer, learning_rate, scheduled_rate
 
 
 def published_schedule(base, final, epochs, per_epoch, warmup_epochs):
@@ -31,3 +31,20 @@ def test_only_matrices_and_kernels_are_decayed():
     assert all(p.ndim <= 1 for p in rest["params"])
     assert len(decayed["params"]) + len(rest["params"]) == len(list(model.parameters()))
     assert all((g["lr"], g["betas"], g["eps"]) == (1e-3, (0.9, 0.99), 1e-7) for g in optimizer.param_groups)
+
+
+def test_the_detectors_schedule_is_mmengines():
+    """LinearLR from 0.001 over 500 iterations times MultiStepLR, as mmdetection chains them."""
+    settings = Optim(lr=2e-4, schedule="step", milestones=(27, 33), warmup_start=0.001)
+    for step in (0, 1, 250, 499, 500, 26 * 100, 27 * 100 - 1, 27 * 100, 33 * 100, 36 * 100 - 1):
+        factor = 0.001 + (1 - 0.001) * step / 500 if step < 500 else 1.0
+        drops = (step >= 2700) + (step >= 3300)
+        assert scheduled_rate(step, settings, 500, 3600, 100) == pytest.approx(2e-4 * factor * 0.1**drops, rel=1e-12)
+
+
+def test_the_segmenters_schedule_is_a_line_to_zero():
+    settings = Optim(lr=1e-4, min_lr=0, schedule="linear", warmup_start=1e-6)
+    for step in (0, 10, 1499, 1500, 80_000, 159_999):
+        regular = 1e-4 * (1 - step / 160_000)
+        warm = 1 - (1 - step / 1500) * (1 - 1e-6) if step < 1500 else 1.0
+        assert scheduled_rate(step, settings, 1500, 160_000, 1263) == pytest.approx(regular * warm, rel=1e-12)

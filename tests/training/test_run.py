@@ -308,3 +308,17 @@ def test_the_moving_average_is_timms(photos, tmp_path):
         theirs.update(model)
     pairs = zip(state.shipped.parameters(), theirs.module.parameters(), strict=True)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+
+
+def test_a_run_counted_in_iterations_ends_and_is_evaluated_within_an_epoch(photos, tmp_path):
+    more = {"train.iterations": 6, "train.warmup_steps": 2, "optim.schedule": "linear", "optim.min_lr": 0}
+    small(photos, tmp_path / "run", more)
+    lines = metrics(tmp_path / "run")
+    train = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in train] == list(range(1, 7))
+    rates = [line["lr"] / train[2]["lr"] for line in train]
+    assert rates == pytest.approx([0, (5 / 6 / 2) / (4 / 6), 1, 3 / 4, 2 / 4, 1 / 4])
+    assert [(line["step"], line["epoch"]) for line in lines if line["kind"] == "eval"] == [(6, 2)]  # of four steps an epoch
+    again = small(photos, tmp_path / "run", more, resume=True)
+    assert metrics(tmp_path / "run") == lines
+    assert again.metrics["count"] > 0
