@@ -86,8 +86,9 @@ class ClassificationMetric:
             return {"count": 0}
         _, hits, confidences = self.bins
         ece = 100 * float((hits - confidences).abs().sum()) / self.count
-        metrics = {"top1": 100 * int(self.hits.sum()) / self.count, "loss": self.loss_sum / self.count, "ece": ece, "count": self.count}
-        return metrics | ({"top5": 100 * self.top5_hits / self.count} if self.num_classes > 5 else {})
+        top5 = {"top5": 100 * self.top5_hits / self.count} if self.num_classes > 5 else {}
+        found = {"top1": 100 * int(self.hits.sum()) / self.count} | top5
+        return found | {"loss": self.loss_sum / self.count, "ece": ece, "count": self.count}
 
     def details(self) -> dict[str, Any]:
         """Plain values for a report.

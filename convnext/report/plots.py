@@ -94,14 +94,14 @@ def reliability(bins: Sequence[dict[str, Any]]) -> str:
     edges = [width * i for i in range(len(bins))]
     figure = Figure(figsize=(8.4, 3.6), layout="constrained")
     accuracy, share = figure.subplots(1, 2)
-    accuracy.plot([0, 100], [0, 100], color=_GREY, linestyle="--", linewidth=1)
     accuracy.bar(edges, [one["accuracy"] or 0 for one in bins], width, align="edge", color=_BLUE, edgecolor="white", label="accuracy")
     filled = [one for one in bins if one["count"]]
     sure, right = [one["confidence"] for one in filled], [one["accuracy"] for one in filled]
-    accuracy.vlines(sure, right, sure, color=_ORANGE, linewidth=2, label="to the mean confidence")
+    accuracy.plot([0, 100], [0, 100], color=_GREY, linestyle="--", linewidth=1)
+    accuracy.vlines(sure, right, sure, color=_ORANGE, linewidth=2, label="from there to the mean confidence")
     accuracy.plot(sure, sure, "o", color=_ORANGE, markersize=3)
     accuracy.set(title="Accuracy (%)", xlabel="confidence (%)", xlim=(0, 100), ylim=(0, 100))
-    accuracy.legend(frameon=False, loc="upper left")
+    figure.legend(frameon=False, loc="outside lower left", ncols=2)
     share.bar(edges, [100 * one["count"] / total for one in bins], width, align="edge", color=_GREY, edgecolor="white")
     share.set(title="Share of the pictures (%)", xlabel="confidence (%)", xlim=(0, 100))
     for axes in (accuracy, share):

@@ -244,11 +244,7 @@ def report_sections(details: dict[str, Any], classes: list[str], source: Source)
     elif details["confusion"] is not None:
         sections.append(page.Section("Most confused", page.table(_most_confused(details["confusion"], classes))))
     sections.append(page.Section("Calibration", page.figure(plots.reliability(details["calibration"]))))
-    rows = [
-        {"class": name, "pictures": total, "right": hits, "accuracy": f"{100 * hits / total:.1f} %" if total else "–"}
-        for name, total, hits in zip(classes, details["totals"], details["hits"], strict=True)
-    ]
-    sections.append(page.Section("Accuracy by class", page.table(rows)))
+    sections.append(page.Section("Accuracy by class", _by_class(details, classes)))
     tiles = [
         page.tile(
             source.read(mistake["index"]),
@@ -259,6 +255,13 @@ def report_sections(details: dict[str, Any], classes: list[str], source: Source)
     ]
     sections.append(page.Section("Worst mistakes", "".join(tiles) or "<p>None: every picture was right.</p>"))
     return sections
+
+
+def _by_class(details: dict[str, Any], classes: list[str]) -> str:
+    counts = [(name, total, hits) for name, total, hits in zip(classes, details["totals"], details["hits"], strict=True) if total]
+    rows = [{"class": name, "pictures": n, "right": hits, "accuracy": f"{100 * hits / n:.1f} %"} for name, n, hits in counts]
+    title = f"{len(rows)} classes" + (f"; the other {len(classes) - len(rows)} have no pictures here" if len(rows) < len(classes) else "")
+    return page.table(rows) if len(classes) <= plots.MOST_CLASSES_DRAWN else page.details(title, page.table(rows))
 
 
 def _corruption_rows(details: dict[str, Any]) -> list[dict[str, Any]]:
