@@ -10,6 +10,7 @@ import torch
 from coded import AS_THEY_ARE, SIZE, Coded, coded, loaded
 from PIL import Image
 from report.test_page import parsed
+from shard_files import shard
 from timm.data import RealLabelsImagenet
 
 from convnext.data import imagenet
@@ -69,6 +70,16 @@ def test_the_folders_of_imagenet_v2_are_numbers(tmp_path):
     assert found.result.metrics["top1"] == 100
     assert found.source.classes == ONE_K
     assert [found.result.details["totals"][label] for label in (2, 10, 100, 999)] == [1, 1, 1, 1]
+
+
+def test_a_set_may_come_in_shards(tmp_path):
+    files = []
+    for label in (5, 6):
+        coded(tmp_path / "x.png", label, 3)
+        files += [(f"{label}.png", (tmp_path / "x.png").read_bytes()), (f"{label}.cls", b"5")]
+    shard(tmp_path / "val-000.tar", files)
+    found = measure(f"imagenet:{tmp_path / 'val-000.tar'}").result
+    assert (found.metrics["count"], found.details["hits"][5], found.details["totals"][5]) == (2, 1, 2)
 
 
 def test_sketch_is_evaluated_over_all_classes(tmp_path):
