@@ -93,11 +93,18 @@ def train(
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help=MODEL)],
-    data: Annotated[str | None, typer.Option(help="A folder with one folder a class, or digits:val; by default a run's own.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder with one folder a class, shards, digits:val; imagenet-real:FOLDER, -v2, -a, -r, -sketch, -c or -c-bar; "
+            "by default a run's own."
+        ),
+    ] = None,
     weights: Weights = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 64,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 2,
     max_corrupt: Annotated[float, typer.Option(min=0, max=1, help="Part of the pictures that may be unreadable.")] = 0.01,
+    report_page: Annotated[Path | None, typer.Option("--report", help="Also write a page that opens offline.")] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -106,17 +113,17 @@ def evaluate(
     from convnext.evaluate import evaluate_loaded
     from convnext.models import load
 
+    if report_page is not None and not report_page.absolute().parent.is_dir():
+        raise UsageError(f"--report {report_page}: there is no folder {report_page.parent}")
     with process_group(device) as place:
-        result, task = evaluate_loaded(load(model, weights), data, batch_size, workers, max_corrupt, place, _counter("evaluated"))
+        found = evaluate_loaded(load(model, weights), data, batch_size, workers, max_corrupt, place, _counter("evaluated"))
         if not is_main():
             return
-    for reason in result.corrupt:
+    for reason in found.result.corrupt:
         print(f"left out: {reason}", file=sys.stderr)
-    if as_json:
-        print(json.dumps(result.metrics | {"corrupt": result.corrupt}))
-    else:
-        print(task.headline(result.metrics))
-        print("  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items()))
+    if report_page is not None:
+        report_page.write_text(found.to_page(f"{model} on {data or 'its own validation pictures'}"))
+    print(json.dumps(found.to_json()) if as_json else found.to_text())
 
 
 @app.command()

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from convnext import distributed, tasks
+from convnext import __version__, distributed, tasks
 from convnext.data.loader import CorruptPictures, InOrder, Samples, make_loader
 from convnext.errors import UsageError
 from convnext.models import Loaded
 from convnext.recipe import load_recipe
+from convnext.report import page
 
 _PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -57,7 +58,7 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    metric, corrupt = task.Metric(num_classes), CorruptPictures(len(loader.dataset), max_corrupt)
+    metric, corrupt = task.Metric(num_classes, loader.dataset.source), CorruptPictures(len(loader.dataset), max_corrupt)
     done = 0
     for batch in loader:
         corrupt.add(batch.corrupt)
@@ -78,13 +79,38 @@ def evaluate(
     return Evaluation(metric.compute(), metric.details(), list(corrupt.reasons.values()))
 
 
+@dataclass
+class Evaluated:
+    """The evaluation of a network of `models.load`, with what it takes to tell of it."""
+
+    result: Evaluation
+    task: Any  # the task's module
+    source: Any  # the pictures
+    remarks: list[str]  # to be told to the user
+
+    def to_json(self) -> dict[str, Any]:
+        """All that is known of it, as plain values."""
+        told = {"classes": self.source.classes, "remarks": self.remarks, "corrupt": self.result.corrupt}
+        return self.result.metrics | self.result.details | told
+
+    def to_text(self) -> str:
+        """What there is to read on a terminal, the headline first."""
+        return "\n".join([self.task.summary(self.result.metrics, self.result.details), *self.remarks])
+
+    def to_page(self, title: str) -> str:
+        """A report as HTML; see `report.page`."""
+        cards = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in self.result.metrics.items()}
+        sections = self.task.report_sections(self.result.details, self.source.classes, self.source)
+        if told := self.remarks + [f"left out: {reason}" for reason in self.result.corrupt]:
+            sections.insert(0, page.Section("Remarks", page.preformatted("\n".join(told))))
+        lead = f"{self.task.headline(self.result.metrics)} · {len(self.source.classes)} classes · convnext {__version__}"
+        return page.page(title, lead, cards, sections)
+
+
 def evaluate_loaded(
     loaded: Loaded, data: str | None, batch_size: int, workers: int, max_corrupt: float, device: torch.device, progress: Any = None
-) -> tuple[Evaluation, Any]:
-    """Measure a network of `models.load` on the data that `data` names, or on its own run's validation data.
-
-    Returns the evaluation and the task's module.
-    """
+) -> Evaluated:
+    """Measure a network of `models.load` on the data that `data` names, or on its own run's validation data."""
     task = tasks.get(loaded.task)
     if data is not None:
         samples = task.evaluation_samples(task.open_labelled(data, loaded.classes, loaded.model.num_classes), loaded.preprocessing)
@@ -94,4 +120,5 @@ def evaluate_loaded(
         raise UsageError("say with --data what to evaluate on: a folder with one folder of pictures a class, or digits:val")
     loader = evaluation_loader(samples, task, batch_size, workers, device)
     model, classes = loaded.model.to(device), loaded.model.num_classes
-    return evaluate(model, task, loader, classes, device, max_corrupt=max_corrupt, progress=progress), task
+    result = evaluate(model, task, loader, classes, device, max_corrupt=max_corrupt, progress=progress)
+    return Evaluated(result, task, samples.source, task.remarks_on(samples.source))

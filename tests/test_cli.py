@@ -135,6 +135,19 @@ def test_imagenet_weights_name_their_classes_and_understand_synset_folders(tmp_p
     assert rows[0]["top"][0]["class"] in {info.index_to_description(i) for i in range(1000)}
 
 
+def test_a_published_set_is_evaluated_with_a_page_and_mistakes_are_told(tmp_path):
+    weights = tmp_path / "w.safetensors"
+    write_weights(weights, random_model("convnext_atto").state_dict())
+    photos = picture_folder(tmp_path / "photos", classes=("n01498041", "n01531178"), each=2)  # two of ImageNet-A's 200
+    page = tmp_path / "page.html"
+    told = json.loads(run("eval", weights, "--data", f"imagenet-a:{photos}", "--json", "--report", page, "--workers", 0).stdout)
+    assert (told["count"], len(told["classes"]), len(told["calibration"])) == (4, 200, 15)
+    assert "Worst mistakes" in page.read_text()
+    mistaken = run("eval", weights, "--data", f"imagent-a:{photos}", code=2).stderr
+    assert "did you mean 'imagenet-a:'?" in mistaken
+    assert "there is no folder" in run("eval", weights, "--data", photos, "--report", tmp_path / "no" / "page.html", code=2).stderr
+
+
 @pytest.mark.parametrize("to", ["official", "timm", "torchvision", "transformers"])
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
 def test_convert_there_and_back_is_bit_equal(tmp_path, to, ending):

@@ -1,5 +1,6 @@
 """From the text of `data.train` and `data.val` to labelled pictures."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -8,7 +9,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from convnext.data.cifar import is_cifar, open_cifar
+from convnext.data import imagenet
+from convnext.data.cifar import VERSIONS, is_cifar, open_cifar
 from convnext.data.digits import Digits
 from convnext.data.folder import ImageFolder
 from convnext.data.shards import is_shards, open_shards
@@ -71,6 +73,12 @@ def open_source(where: str, classes: Sequence[str] | None = None) -> Source:
         return open_cifar(where, classes)
     if is_shards(where):
         return open_shards(where, classes)
+    kind, colon, folder = where.partition(":")
+    if colon and re.fullmatch(r"[\w-]{2,}", kind) and not Path(where).exists():  # one letter is a drive of Windows
+        if kind in imagenet.EVALUATION_SETS:
+            raise UsageError(f"{where} is a set for `convnext eval --data` alone; to train on its pictures give the folder, {folder}")
+        known = ["digits", *VERSIONS, *imagenet.EVALUATION_SETS]
+        raise UsageError(f"no data is called {where!r}{nearest(kind + ':', [f'{name}:' for name in known])}")
     return ImageFolder(Path(where).expanduser(), classes)
 
 

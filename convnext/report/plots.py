@@ -84,6 +84,31 @@ def confusion(matrix: list[list[int]], classes: Sequence[str]) -> str:
     return svg(figure)
 
 
+def reliability(bins: Sequence[dict[str, Any]]) -> str:
+    """A reliability diagram as SVG: the accuracy of the samples of each bin of confidence, and how many samples each bin has.
+
+    Args:
+        bins: of equal width from 0 to 100 %, with the count, accuracy and mean confidence (percent; None where empty) of each.
+    """
+    width, total = 100 / len(bins), max(sum(one["count"] for one in bins), 1)
+    edges = [width * i for i in range(len(bins))]
+    figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+    accuracy, share = figure.subplots(1, 2)
+    accuracy.bar(edges, [one["accuracy"] or 0 for one in bins], width, align="edge", color=_BLUE, edgecolor="white", label="accuracy")
+    filled = [one for one in bins if one["count"]]
+    sure, right = [one["confidence"] for one in filled], [one["accuracy"] for one in filled]
+    accuracy.plot([0, 100], [0, 100], color=_GREY, linestyle="--", linewidth=1)
+    accuracy.vlines(sure, right, sure, color=_ORANGE, linewidth=2, label="from there to the mean confidence")
+    accuracy.plot(sure, sure, "o", color=_ORANGE, markersize=3)
+    accuracy.set(title="Accuracy (%)", xlabel="confidence (%)", xlim=(0, 100), ylim=(0, 100))
+    figure.legend(frameon=False, loc="outside lower left", ncols=2)
+    share.bar(edges, [100 * one["count"] / total for one in bins], width, align="edge", color=_GREY, edgecolor="white")
+    share.set(title="Share of the pictures (%)", xlabel="confidence (%)", xlim=(0, 100))
+    for axes in (accuracy, share):
+        _plain(axes)
+    return _svg(figure)
+
+
 def predictions(pictures: Sequence[Image.Image], titles: Sequence[str], right: Sequence[bool | None], path: Path) -> None:
     """A sheet of pictures with a title over each, green where right, red where wrong, as PNG."""
     columns = min(6, len(pictures))

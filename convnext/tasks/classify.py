@@ -1,6 +1,6 @@
 """Classification: one label a picture."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -8,11 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext.data import imagenet
+from convnext.data.corruptions import SEVERITIES
+from convnext.data.evaluation_sets import EvaluationSet, is_evaluation_set, open_evaluation_set
 from convnext.data.loader import Sample, Samples
 from convnext.data.preprocessing import Preprocessing
 from convnext.data.source import Source, hold_out, open_source
 from convnext.errors import ConvnextError
 from convnext.metrics.classification import ClassificationMetric
+from convnext.metrics.robustness import CorruptionMetric
 from convnext.recipe import Recipe
 from convnext.report import page, plots
 
@@ -73,8 +76,7 @@ def open_data(recipe: Recipe) -> Data:
         train, val = hold_out(train, recipe.data.val_fraction, recipe.seed)
         remarks.append(f"no data.val given: {len(val)} of the {len(train) + len(val)} pictures are held out for validation")
     for where, source in (("train", train), ("val", val)):
-        if source.skipped:
-            remarks.append(f"{where}: {len(source.skipped)} files are no pictures and left out, the first {source.skipped[0]}")
+        remarks += [f"{where}: {told}" for told in remarks_on(source)]
         if not len(source):
             raise ConvnextError(f"no pictures in data.{where}")
     transform = train_transform(recipe.data, recipe.augment, recipe.eval.interpolation)
@@ -86,8 +88,11 @@ def open_labelled(where: str, classes: list[str] | None, num_classes: int) -> So
     """Labelled pictures to test a network of `num_classes` classes on; `classes` are their names where they are known.
 
     Where they are not (weights that others wrote), folders named by ImageNet synsets, or one folder for each class in sorted
-    order, are understood. Raises ConvnextError if the classes do not fit.
+    order, are understood. `where` may also be one of the sets of `imagenet.EVALUATION_SETS`. Raises ConvnextError if the
+    classes do not fit.
     """
+    if is_evaluation_set(where):
+        return open_evaluation_set(where, classes, num_classes)
     if classes is None and num_classes in imagenet.SUBSETS:
         names = imagenet.synsets(num_classes)
         source = open_source(where)
@@ -102,8 +107,22 @@ def open_labelled(where: str, classes: list[str] | None, num_classes: int) -> So
     return source
 
 
+def remarks_on(source: Source) -> list[str]:
+    """What is to be told to the user of what a source holds."""
+    told = list(source.remarks) if isinstance(source, EvaluationSet) else []
+    if source.skipped:
+        told.append(f"{len(source.skipped)} files are no pictures and left out, the first {source.skipped[0]}")
+    return told
+
+
 def evaluation_samples(source: Source, how: Preprocessing) -> Samples:
-    """Pictures prepared as the network wants them, nothing random."""
+    """Pictures prepared as the network wants them, nothing random.
+
+    ImageNet-C and -C-bar are central squares already, and taken whole as by their authors, not cropped a second time
+    (https://github.com/hendrycks/robustness, ImageNet-C/test.py).
+    """
+    if isinstance(source, EvaluationSet) and source.corrupted is not None:
+        how = replace(how, warp=True)
     return Samples(source, how.transform(), seed=0)
 
 
@@ -134,21 +153,39 @@ class Trainer:
 
 
 class Metric:
-    """Accuracy over an evaluation, and the samples that went most wrong."""
+    """Accuracy over an evaluation, and the samples that went most wrong.
+
+    Args:
+        num_classes: outputs of the network.
+        source: the pictures. Where it is an `EvaluationSet`, it says which of the outputs compete and which answers are right.
+    """
 
     KEPT = 24
 
-    def __init__(self, classes: int) -> None:
-        self.counts = ClassificationMetric(classes)
+    def __init__(self, num_classes: int, source: Source) -> None:
+        self.source: Source | None = source
+        self.set = source if isinstance(source, EvaluationSet) else None
+        self.corrupted = self.set.corrupted if self.set is not None else None
+        self.counts = ClassificationMetric(num_classes if self.set is None else len(source.classes))
+        self.corruptions = CorruptionMetric(self.corrupted.parts) if self.corrupted is not None else None
         self.mistakes: list[dict[str, Any]] = []  # the worst first
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Gathered from all processes: the counts, not the names of millions of pictures, which each process has.
+        return self.__dict__ | {"source": None, "set": None, "corrupted": None}
+
     def update(self, logits: Tensor, batch: Batch) -> None:
-        """Add the network's outputs (N, classes) for a batch."""
-        self.counts.update(logits, batch.labels)
+        """Add the network's outputs (N, outputs) for a batch."""
+        accepted = None
+        if self.set is not None:
+            logits, accepted = self.set.competing(logits), self.set.accepted(batch.indices)
+        right = self.counts.update(logits, batch.labels, accepted)
+        if self.corruptions is not None and self.corrupted is not None:
+            self.corruptions.update(right, torch.tensor([self.corrupted.part(index) for index in batch.indices]))
         probabilities = logits.detach().float().softmax(1).cpu()
         labels = batch.labels.cpu()
         confidence, predicted = probabilities.max(1)
-        for i in (predicted != labels).nonzero().flatten().tolist():
+        for i in (~right).nonzero().flatten().tolist():
             mistake = {"index": batch.indices[i], "true": int(labels[i]), "predicted": int(predicted[i])}
             mistake |= {"confidence": float(confidence[i]), "probability_of_true": float(probabilities[i, labels[i]])}
             self.mistakes.append(mistake)
@@ -157,6 +194,8 @@ class Metric:
     def merge(self, other: "Metric") -> None:
         """Add what another process measured on other samples."""
         self.counts.merge(other.counts)
+        if self.corruptions is not None and other.corruptions is not None:
+            self.corruptions.merge(other.corruptions)
         self.mistakes += other.mistakes
         self._keep_the_worst()
 
@@ -165,12 +204,16 @@ class Metric:
         del self.mistakes[self.KEPT :]
 
     def compute(self) -> dict[str, float]:
-        """See `ClassificationMetric.compute`."""
-        return self.counts.compute()
+        """See `ClassificationMetric.compute`, and for corrupted pictures `CorruptionMetric.compute`."""
+        return self.counts.compute() | (self.corruptions.compute() if self.corruptions is not None else {})
 
     def details(self) -> dict[str, Any]:
         """Everything that `report_sections` draws, as plain values."""
-        return self.counts.details() | {"mistakes": self.mistakes}
+        mistakes = [mistake | {"picture": self.source.name(mistake["index"])} for mistake in self.mistakes] if self.source else []
+        found = self.counts.details() | {"mistakes": mistakes}
+        if self.corruptions is not None:
+            found["corruptions"] = self.corruptions.details()
+        return found
 
 
 def headline(metrics: dict[str, float]) -> str:
@@ -179,28 +222,56 @@ def headline(metrics: dict[str, float]) -> str:
     return f"{metrics['top1']:.2f} % right ({right} of {metrics['count']})"
 
 
+def summary(metrics: dict[str, float], details: dict[str, Any]) -> str:
+    """An evaluation as lines of text, its headline first."""
+    numbers = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items())
+    lines = [headline(metrics), "  ".join(numbers)]
+    for row in _corruption_rows(details):
+        if len(lines) == 2:
+            lines.append(f"{'error in %':24}" + "".join(f"{key:>8}" for key in list(row)[1:]))
+        lines.append(f"{row['corruption']:24}" + "".join(f"{value:>8}" for value in list(row.values())[1:]))
+    return "\n".join(lines)
+
+
 def report_sections(details: dict[str, Any], classes: list[str], source: Source) -> list[page.Section]:
-    """What a report shows of an evaluation: confusion, accuracy of each class, the worst mistakes as pictures."""
+    """What a report shows of an evaluation: errors by corruption, confusion, calibration, accuracy by class, the worst mistakes."""
+    classes = imagenet.readable(classes)
     sections = []
+    if rows := _corruption_rows(details):
+        sections.append(page.Section("Error by corruption and severity, in percent", page.tight(page.table(rows))))
     if details["confusion"] is not None and len(classes) <= plots.MOST_CLASSES_DRAWN:
         sections.append(page.Section("Confusion", page.figure(plots.confusion(details["confusion"], classes))))
     elif details["confusion"] is not None:
         sections.append(page.Section("Most confused", page.table(_most_confused(details["confusion"], classes))))
-    rows: list[dict[str, Any]] = [
-        {"class": name, "pictures": total, "right": hits, "accuracy": f"{100 * hits / total:.1f} %" if total else "–"}
-        for name, total, hits in zip(classes, details["totals"], details["hits"], strict=True)
-    ]
-    sections.append(page.Section("Accuracy by class", page.table(rows)))
+    sections.append(page.Section("Calibration", page.figure(plots.reliability(details["calibration"]))))
+    sections.append(page.Section("Accuracy by class", _by_class(details, classes)))
     tiles = [
         page.tile(
             source.read(mistake["index"]),
             f"{classes[mistake['predicted']]} {mistake['confidence']:.0%}",
-            f"is {classes[mistake['true']]} · {source.name(mistake['index'])}",
+            f"is {classes[mistake['true']]} · {mistake['picture']}",
         )
         for mistake in details["mistakes"]
     ]
     sections.append(page.Section("Worst mistakes", "".join(tiles) or "<p>None: every picture was right.</p>"))
     return sections
+
+
+def _by_class(details: dict[str, Any], classes: list[str]) -> str:
+    counts = [(name, total, hits) for name, total, hits in zip(classes, details["totals"], details["hits"], strict=True) if total]
+    rows = [{"class": name, "pictures": n, "right": hits, "accuracy": f"{100 * hits / n:.1f} %"} for name, n, hits in counts]
+    title = f"{len(rows)} classes" + (f"; the other {len(classes) - len(rows)} have no pictures here" if len(rows) < len(classes) else "")
+    return page.table(rows) if len(classes) <= plots.MOST_CLASSES_DRAWN else page.details(title, page.table(rows))
+
+
+def _corruption_rows(details: dict[str, Any]) -> list[dict[str, Any]]:
+    """The errors under each corruption as rows of a table; none where the pictures were not corrupted."""
+    rows = []
+    for found in details.get("corruptions", ()):
+        row = {"corruption": found["corruption"]} | {f"at {severity}": f"{found['errors'][severity]:.1f}" for severity in SEVERITIES}
+        row["mean"] = f"{found['mean']:.1f}"
+        rows.append(row | ({"CE": f"{found['ce']:.1f}"} if "ce" in found else {}))
+    return rows
 
 
 def _most_confused(confusion: list[list[int]], classes: list[str]) -> list[dict[str, Any]]:

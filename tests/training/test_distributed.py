@@ -82,7 +82,9 @@ def test_evaluation_is_shared_and_counts_each_sample_once(tmp_path):
     shared = json.loads(finish(torchrun(2, *command)).stdout)
     assert shared["count"] == alone["count"] == 21
     assert shared["loss"] == pytest.approx(alone["loss"])
+    assert shared["ece"] == pytest.approx(alone["ece"])
     assert shared["top1"] == alone["top1"]
+    assert shared["mistakes"] == alone["mistakes"]
 
 
 def test_a_batch_that_cannot_be_shared_is_told(tmp_path):
