@@ -161,28 +161,31 @@ def models(
     pattern: Annotated[str, typer.Argument(help="A shell pattern, for instance 'convnext_*'.")] = "*",
     as_json: Json = False,
 ) -> None:
-    """List models with their cost at 224 pixels and their published weights."""
+    """List models with their cost at the size of the paper's tables and their published weights."""
+    from dataclasses import asdict
+
     from convnext.models import cost_of, find, list_models
 
     names = list_models(pattern)
     if not names:
         raise UsageError(f"no model matches {pattern!r}{nearest(pattern, list_models())}")
+    if not as_json:
+        print(f"{'name':26} {'parameters':>10} {'multiply-adds':>14} {'at':>4}  weights")
     rows: list[dict[str, Any]] = []
     for name in names:
-        cost = cost_of(name)
-        rows.append({"name": name, "parameters": cost.parameters, "macs": cost.macs, "weights": list(find(name).weights)})
+        cost, weights = cost_of(name), list(find(name).weights)
+        rows.append({"name": name} | asdict(cost) | {"weights": weights})
+        if not as_json:
+            numbers = f"{cost.parameters / 1e6:8.1f} M {cost.macs / 1e9:12.2f} G {cost.image_size:4}"
+            print(f"{name:26} {numbers}  {' '.join(weights)}", flush=True)
     if as_json:
         print(json.dumps(rows))
-        return
-    print(f"{'name':26} {'parameters':>10} {'multiply-adds':>14}  weights")
-    for row in rows:
-        print(f"{row['name']:26} {row['parameters'] / 1e6:8.1f} M {row['macs'] / 1e9:12.2f} G  {' '.join(row['weights'])}")
 
 
 @app.command()
 def cost(
     name: Annotated[str, typer.Argument(help="A model's name.")],
-    size: Annotated[int, typer.Option(min=1, help="Pixels a side.")] = 224,
+    size: Annotated[int | None, typer.Option(min=1, help="Pixels a side; by default as in the paper's tables.")] = None,
     as_json: Json = False,
 ) -> None:
     """Count parameters and multiply-adds (which the field's tables print as FLOPs)."""
@@ -194,7 +197,7 @@ def cost(
     if as_json:
         print(json.dumps({"name": name} | asdict(found)))
     else:
-        print(f"{name} at {size}: {found.parameters / 1e6:.2f} M parameters, {found.macs / 1e9:.2f} G multiply-adds")
+        print(f"{name} at {found.image_size}: {found.parameters / 1e6:.2f} M parameters, {found.macs / 1e9:.2f} G multiply-adds")
 
 
 @recipes_app.callback()

@@ -88,16 +88,15 @@ def load_weights(model: Any, weights: Weights, *, new_head: bool = False) -> Non
     Raises ConvnextError that names the missing, unexpected and misshapen keys, and the format the weights were taken for.
     """
     state, _ = read_source(weights)
-    known = formats.recognise(state)
-    native = formats.to_native(state, known)
+    native, known = _to_native(model, state)
     own = model.state_dict()
 
-    theirs = native["head.weight"].shape[0] if "head.weight" in native else 0
+    theirs, head = _count_classes(model, native), f"{model.head_name}."
     if new_head or theirs != model.num_classes:
         if not new_head:
             log.warning("the weights' head has %d classes, the model %d: its head starts afresh", theirs, model.num_classes)
-        native = {key: tensor for key, tensor in native.items() if not key.startswith("head.")}
-        native |= {key: tensor for key, tensor in own.items() if key.startswith("head.")}
+        native = {key: tensor for key, tensor in native.items() if not key.startswith(head)}
+        native |= {key: tensor for key, tensor in own.items() if key.startswith(head)}
 
     problems = {
         "missing": sorted(own.keys() - native.keys()),
@@ -143,35 +142,59 @@ def load(source: str | Path, weights: str | None = None) -> Loaded:
 
     Raises UsageError or ConvnextError as `create_model` does.
     """
-    if weights is not None:
-        name = str(source)
-        if weights in find(name).weights:
-            classes, preprocessing = published_classes(weights), published_preprocessing(weights)
-            model = _empty_model({"name": name, "num_classes": classes})
-            load_weights(model, find(name).weights[weights])
-            return Loaded(model.eval(), preprocessing)
-        if _is_tag(weights):
-            create_model(name, weights=weights)  # raises with the nearest tag
-        found = load(weights)
-        if found.model.spec["name"] != name:
-            raise UsageError(f"{weights} holds a {found.model.spec['name']}, not a {name}")
-        return found
+    if weights is None:
+        if str(source) in BACKBONES:
+            tags = ", ".join(find(str(source)).weights) or "no tags, so a file"
+            raise UsageError(f"{source} alone has no weights: add --weights with one of {tags}")
+        return _load_file(source)
+    name = str(source)
+    entry = find(name)
+    if weights in entry.weights:
+        preprocessing, classes = entry.published(weights)
+        model = _empty_model({"name": name, "num_classes": classes})
+        load_weights(model, entry.weights[weights])
+        return Loaded(model.eval(), preprocessing)
+    if _is_tag(weights):
+        create_model(name, weights=weights)  # raises with the nearest tag
+    return _load_file(weights, name)
+
+
+def _load_file(source: str | Path, name: str | None = None) -> Loaded:
+    # Without a name, weights that others wrote are a ConvNeXt's; with one, weights of any other network are refused.
     path = Path(source).expanduser()
     run = path if path.is_dir() else None
-    if run is not None:
-        source = weights_of_run(run)
-    elif str(source) in BACKBONES:
-        raise UsageError(f"{source} alone has no weights: add --weights with one of {', '.join(find(str(source)).weights)}")
-    state, description = read_source(source)
+    state, description = read_source(weights_of_run(run) if run is not None else source)
     if description:
-        model = _empty_model(description["model"])
-        load_weights(model, state)
-        preprocessing = Preprocessing.from_json(description["preprocessing"])
-        return Loaded(model.eval(), preprocessing, description["task"], description["classes"], run)
-    native = formats.to_native(state, formats.recognise(state))
-    model = _empty_model(identify(native))
-    load_weights(model, native)
-    return Loaded(model.eval(), published_preprocessing(str(source)))
+        spec, preprocessing = description["model"], Preprocessing.from_json(description["preprocessing"])
+    else:
+        spec = _identify_foreign(state, name)
+        preprocessing, _ = find(spec["name"]).published(str(source))
+    if name not in (None, spec["name"]):
+        raise UsageError(f"{source} holds a {spec['name']}, not a {name}")
+    model = _empty_model(spec)
+    load_weights(model, state)
+    return Loaded(model.eval(), preprocessing, description.get("task", "classify"), description.get("classes"), run)
+
+
+def _identify_foreign(state: Mapping[str, Tensor], name: str | None) -> dict[str, Any]:
+    if name is None or find(name).format is None:
+        return identify(formats.to_native(state, formats.recognise(state)))
+    model = _empty_model({"name": name})
+    return {"name": name, "num_classes": _count_classes(model, _to_native(model, state)[0])}
+
+
+def _to_native(model: Any, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """A state of any known format in the model's own names, and the format it was taken for."""
+    only = find(model.spec["name"]).format
+    if only is not None:
+        return model.to_native(state), only
+    known = formats.recognise(state)
+    return formats.to_native(state, known), known
+
+
+def _count_classes(model: Any, native: Mapping[str, Tensor]) -> int:
+    head = f"{model.head_name}.weight"
+    return native[head].shape[0] if head in native else 0
 
 
 def identify(native: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -200,19 +223,12 @@ def identify(native: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"name": family} | spec | shape
 
 
-def cost_of(name: str, image_size: int = 224, **arguments: Any) -> Cost:
-    """Parameters and multiply-adds of a model with its 1,000 classes, or as the arguments of `create_model` say."""
-    return count_cost(_empty_model({"name": name} | arguments), image_size)
+def cost_of(name: str, image_size: int | None = None, **arguments: Any) -> Cost:
+    """Parameters and multiply-adds of a model with its 1,000 classes, or as the arguments of `create_model` say.
 
-
-def published_preprocessing(tag: str) -> Preprocessing:
-    """How the published weights of that tag or file name were tested: 384 pixels warped, or 224 cropped."""
-    return Preprocessing(image_size=384, warp=True) if "384" in Path(tag).stem else Preprocessing()
-
-
-def published_classes(tag: str) -> int:
-    """How many classes the head of the published weights of that tag has."""
-    return 21841 if tag.endswith("in22k") else 1000
+    By default at the size of the paper's tables.
+    """
+    return count_cost(_empty_model({"name": name} | arguments), image_size or find(name).image_size)
 
 
 def _empty_model(spec: Mapping[str, Any]) -> Any:

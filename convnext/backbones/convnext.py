@@ -26,7 +26,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., 2016): drops a residual branch, sample by sample, and scales those that stay.
+    """Stochastic depth (Huang et al., 2016): drops a residual branch (N, …), sample by sample, and scales those that stay.
 
     Where this batch is a part of a larger one (on one of several devices, or one of several accumulated), `whole` is the
     larger one's size and `places` (N,) where in it these samples are: whether a sample is dropped does not depend on the split.
@@ -45,7 +45,7 @@ class DropPath(nn.Module):
         kept = x.new_empty(self.whole or x.shape[0]).bernoulli_(keep)
         if self.places is not None:
             kept = kept[self.places]
-        return x * (kept / keep).view(-1, 1, 1, 1)
+        return x * (kept / keep).view(-1, *(1,) * (x.ndim - 1))
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
@@ -78,6 +78,7 @@ class Classifier(nn.Module):
     head: nn.Linear | nn.Identity
     grad_checkpointing: bool
     min_size: int  # pixels: the smallest picture of which one position is left at the end
+    head_name = "head"  # of the module that gives the logits
 
     def _build_head(self, width: int, num_classes: int, head_init_scale: float) -> None:
         self.num_features, self.num_classes = width, num_classes
@@ -283,5 +284,10 @@ def check_arguments(kernel_size: int, drop_path: float) -> None:
     """Raises UsageError for an even kernel and for rates that are none."""
     if kernel_size % 2 == 0:
         raise UsageError(f"kernel_size must be odd for the map to keep its size, not {kernel_size}")
+    check_drop_path(drop_path)
+
+
+def check_drop_path(drop_path: float) -> None:
+    """Raise UsageError unless stochastic depth is a probability below 1."""
     if not 0.0 <= drop_path < 1.0:
         raise UsageError(f"drop_path is a probability below 1, not {drop_path}")

@@ -4,6 +4,7 @@ Source: Liu et al., *A ConvNet for the 2020s*, CVPR 2022 (arXiv 2201.03545), sec
 Read `Design` (what can differ), `STEPS` (what each step changes), then `Block` and `RoadmapNet` (what it means).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -251,3 +252,7 @@ class RoadmapNet(Classifier):
             stage, block = int(numbers[0]), int(numbers[1])
             return (1, 2, 3 + block // 3, last)[stage]
         return 0 if part == "stem" else last + 1
+
+    def to_native(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state as it is: nobody else's weights have these names."""
+        return dict(state)

@@ -5,12 +5,24 @@ Adding a backbone is one entry in `BACKBONES`. It must offer `forward(x) -> logi
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from convnext.backbones import classics, rivals
 from convnext.backbones.convnext import ConvNeXt, ConvNeXtIsotropic
-from convnext.backbones.roadmap import roadmap, step_names
+from convnext.backbones.roadmap import STEPS, roadmap, step_names
+from convnext.data.preprocessing import Preprocessing
+
+Published = tuple[Preprocessing, int]
+
+
+def _published_convnext(source: str) -> Published:
+    # 384 pixels warped, or 224 cropped, as in the paper; timm notes other test sizes for some.
+    preprocessing = Preprocessing(image_size=384, warp=True) if "384" in Path(source).stem else Preprocessing()
+    return preprocessing, 21841 if source.endswith("in22k") else 1000
 
 
 @dataclass(frozen=True)
@@ -20,6 +32,9 @@ class Backbone:
     build: Callable[..., nn.Module]
     arguments: dict[str, Any]
     weights: dict[str, str] = field(default_factory=dict)  # tag → hf://owner/name or https://…
+    image_size: int = 224  # pixels a side at which the paper's tables give its cost
+    format: str | None = None  # the one format of its weights, which its `to_native` reads; None for those of checkpoints.formats
+    published: Callable[[str], Published] = _published_convnext  # tag or file name → how it was tested, and its number of classes
 
 
 _OFFICIAL = "https://dl.fbaipublicfiles.com/convnext"
@@ -37,6 +52,28 @@ def _isotropic(size: str, depth: int, width: int, layer_scale: float) -> Backbon
     arguments = {"depth": depth, "width": width, "layer_scale": layer_scale}
     return Backbone(ConvNeXtIsotropic, arguments, {"fb_in1k": f"{_OFFICIAL}/convnext_iso_{size}_1k_224_ema.pth"})
 
+
+def _rival(network: str, *tags: str, image_size: int = 224, build: Callable[..., nn.Module] = rivals.build) -> Backbone:
+    on_hub = {tag: f"hf://timm/{network}.{tag}" for tag in tags}
+    return Backbone(partial(build, network), {}, on_hub, image_size, "timm", partial(rivals.published, network, tags, image_size))
+
+
+def _efficientnet(number: int, image_size: int) -> Backbone:
+    # The authors' own networks, of which the paper's numbers are: TensorFlow's padding (which timm calls tf), AutoAugment.
+    return _rival(f"tf_efficientnet_b{number}", "aa_in1k", "ap_in1k", "ns_jft_in1k", image_size=image_size)
+
+
+def _vit(network: str, *tags: str, image_size: int) -> Backbone:
+    return _rival(network, *tags, image_size=image_size, build=rivals.build_vit)
+
+
+def _published_alexnet(source: str) -> Published:
+    return Preprocessing(interpolation="bilinear"), 1000
+
+
+_TORCHVISION = "https://download.pytorch.org/models"
+_SWIN = ("ms_in1k", "ms_in22k", "ms_in22k_ft_in1k")
+_BIT = ("goog_in21k_ft_in1k", "goog_in21k")
 
 BACKBONES: dict[str, Backbone] = {
     # Below tiny: timm's sizes and weights; the paper's family begins with tiny.
@@ -56,8 +93,38 @@ BACKBONES: dict[str, Backbone] = {
     "convnext_isotropic_small": _isotropic("small", 18, 384, 0.0),
     "convnext_isotropic_base": _isotropic("base", 18, 768, 0.0),
     "convnext_isotropic_large": _isotropic("large", 36, 1024, 1e-6),
+    # The rivals of the paper's tables. The first tag is the one whose accuracy the table prints, where timm has it.
+    "lenet5": Backbone(classics.lenet5, {}, image_size=32, format="torchvision"),
+    "alexnet": Backbone(
+        classics.alexnet, {}, {"tv_in1k": f"{_TORCHVISION}/alexnet-owt-7be5be79.pth"}, format="torchvision", published=_published_alexnet
+    ),
+    "resnet50": _rival("resnet50", "tv_in1k", "tv2_in1k", "a1_in1k"),
+    "resnet200": _rival("resnet200"),
+    "resnext101_32x4d": _rival("resnext101_32x4d", "gluon_in1k", "fb_ssl_yfcc100m_ft_in1k", "fb_swsl_ig1b_ft_in1k"),
+    "resnext101_64x4d": _rival("resnext101_64x4d", "gluon_in1k", "tv_in1k", "c1_in1k"),
+    "regnety_4g": _rival("regnety_040", "ra3_in1k", "pycls_in1k"),
+    "regnety_8g": _rival("regnety_080", "ra3_in1k", "pycls_in1k"),
+    "regnety_16g": _rival("regnety_160", "deit_in1k", "pycls_in1k", "tv2_in1k"),
+    "efficientnet_b3": _efficientnet(3, 300),
+    "efficientnet_b4": _efficientnet(4, 380),
+    "efficientnet_b5": _efficientnet(5, 456),
+    "efficientnet_b6": _efficientnet(6, 528),
+    "efficientnet_b7": _efficientnet(7, 600),
+    "bit_r101x3": _rival("resnetv2_101x3_bit", *_BIT, image_size=384),
+    "bit_r152x4": _rival("resnetv2_152x4_bit", *_BIT, image_size=480),
+    "deit_small": _vit("deit_small_patch16_224", "fb_in1k", image_size=224),
+    "deit_base": _vit("deit_base_patch16_224", "fb_in1k", image_size=224),
+    "vit_base_16_384": _vit("vit_base_patch16_384", "orig_in21k_ft_in1k", "augreg_in21k_ft_in1k", "augreg_in1k", image_size=384),
+    "vit_large_16_384": _vit("vit_large_patch16_384", "augreg_in21k_ft_in1k", image_size=384),
+    "swin_tiny": _rival("swin_tiny_patch4_window7_224", *_SWIN),
+    "swin_small": _rival("swin_small_patch4_window7_224", *_SWIN),
+    "swin_base": _rival("swin_base_patch4_window7_224", *_SWIN),
+    "swin_large": _rival("swin_large_patch4_window7_224", *_SWIN[1:]),
+    "swin_base_384": _rival("swin_base_patch4_window12_384", *_SWIN, image_size=384),
+    "swin_large_384": _rival("swin_large_patch4_window12_384", *_SWIN[1:], image_size=384),
 }
 
 for _regime in ("t", "b"):
     for _step, _name in enumerate(step_names(_regime)):
-        BACKBONES[_name] = Backbone(roadmap, {"step": _step, "regime": _regime})
+        _format = None if _step == len(STEPS) - 1 else "roadmap"  # the last step is a ConvNeXt, and so are its weights
+        BACKBONES[_name] = Backbone(roadmap, {"step": _step, "regime": _regime}, format=_format)

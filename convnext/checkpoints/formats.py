@@ -93,7 +93,10 @@ def recognise(state: Mapping[str, Tensor]) -> str:
         if known.mark in state:
             return name
     some = ", ".join(sorted(state)[:3]) or "no tensors at all"
-    raise ConvnextError(f"no known ConvNeXt weight format has these keys ({some} …); known formats: {', '.join(FORMATS)}")
+    raise ConvnextError(
+        f"no known ConvNeXt weight format has these keys ({some} …); known formats: {', '.join(FORMATS)}. "
+        "If they are another network's weights, give its name too: --weights FILE after the name"
+    )
 
 
 def to_native(state: Mapping[str, Tensor], name: str) -> State:

@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+from torch import Tensor
+
+from convnext.backbones.zoo import BACKBONES
 from convnext.checkpoints import files, formats
 from convnext.errors import UsageError, nearest
 from convnext.models import identify, read_source, weights_of_run
@@ -25,6 +28,9 @@ def convert(source: str, output: Path, to: str) -> str:
     if path.is_dir():
         source = str(weights_of_run(path))
     state, description = read_source(source)
+    entry = BACKBONES.get(description["model"]["name"]) if description else None
+    if entry is not None and entry.format is not None:
+        return _write_as_it_is(state, description["model"]["name"], entry.format, output, to)
     known = formats.recognise(state)
     native = formats.to_native(state, known)
     spec = identify(native)
@@ -36,9 +42,17 @@ def convert(source: str, output: Path, to: str) -> str:
     return f"{spec['name']}: {len(foreign)} tensors from the {known} format to {to}, written to {output}"
 
 
-def _config(spec: dict, classes: list[str] | None) -> str:  # type: ignore[type-arg]
-    from convnext.backbones.zoo import BACKBONES
+def _write_as_it_is(state: dict[str, Tensor], name: str, own: str, output: Path, to: str) -> str:
+    # What timm builds has timm's names in our files too.
+    if own != "timm":
+        raise UsageError(f"the weights of {name} can't be converted: no other library names them as we do")
+    if to != own:
+        raise UsageError(f"the weights of {name} exist in timm's format only, not in {to}'s: give --to timm")
+    files.write_weights(output, state)
+    return f"{name}: {len(state)} tensors in timm's names, written to {output}"
 
+
+def _config(spec: dict, classes: list[str] | None) -> str:  # type: ignore[type-arg]
     sizes = BACKBONES[spec["name"]].arguments | spec
     config = {
         "architectures": ["ConvNextForImageClassification"],

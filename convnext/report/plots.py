@@ -106,7 +106,7 @@ def reliability(bins: Sequence[dict[str, Any]]) -> str:
     share.set(title="Share of the pictures (%)", xlabel="confidence (%)", xlim=(0, 100))
     for axes in (accuracy, share):
         _plain(axes)
-    return _svg(figure)
+    return svg(figure)
 
 
 def predictions(pictures: Sequence[Image.Image], titles: Sequence[str], right: Sequence[bool | None], path: Path) -> None:
