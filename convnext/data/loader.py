@@ -1,17 +1,15 @@
 """From labelled pictures to batches, by worker processes that change nothing but the speed."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from convnext.data.pictures import CorruptPictureError
 from convnext.data.randomness import seeded
-from convnext.data.source import Source
 from convnext.errors import ConvnextError
 
 EVALUATION = -1  # the epoch of pictures that are not augmented
@@ -21,8 +19,8 @@ EVALUATION = -1  # the epoch of pictures that are not augmented
 class Sample:
     """One picture of a batch, or, in evaluation, the place of one that could not be read."""
 
-    image: Tensor | None
-    label: int
+    image: Any  # None where it could not be read
+    label: Any  # what there is to learn about it
     index: int  # its position in the source
     corrupt: list[tuple[int, str]]  # positions that could not be read on the way to it, each with the reason
 
@@ -30,14 +28,19 @@ class Sample:
 class Samples(Dataset[Sample]):
     """A source through a transform, addressed by (epoch, index): the sample is a function of (seed, epoch, index) alone.
 
-    Where a picture can't be read, training takes the next one that can, evaluation leaves it out; both say so.
+    Where a picture can't be read, training takes the next one that can, evaluation leaves it out; both say so. A task whose
+    labels are transformed with their pictures overrides `prepare`.
     """
 
-    def __init__(self, source: Source, transform: Callable[[Any], Tensor], seed: int) -> None:
+    def __init__(self, source: Any, transform: Callable[..., Any], seed: int) -> None:
         self.source, self.transform, self.seed = source, transform, seed
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def prepare(self, picture: Any, index: int) -> tuple[Any, Any]:
+        """Image and label of the picture at a position of the source, as they go into a batch."""
+        return self.transform(picture), self.source.label(index)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
@@ -45,17 +48,16 @@ class Samples(Dataset[Sample]):
         for i in range(index, index + len(self.source)):
             at = i % len(self.source)
             try:
-                # Evaluation decodes and resizes with Pillow, as the published accuracies were measured.
-                picture = self.source.read(at) if epoch == EVALUATION else self.source.pixels(at)
+                if epoch == EVALUATION:
+                    # Decoded and resized with Pillow, as the published accuracies were measured.
+                    return Sample(*self.prepare(self.source.read(at), at), at, corrupt)
+                picture = self.source.pixels(at)
+                with seeded(self.seed, epoch, index):
+                    return Sample(*self.prepare(picture, at), at, corrupt)
             except CorruptPictureError as error:
                 corrupt.append((at, str(error)))
                 if epoch == EVALUATION:
-                    return Sample(None, self.source.label(index), index, corrupt)
-                continue
-            if epoch == EVALUATION:
-                return Sample(self.transform(picture), self.source.label(at), at, corrupt)
-            with seeded(self.seed, epoch, index):
-                return Sample(self.transform(picture), self.source.label(at), at, corrupt)
+                    return Sample(None, None, index, corrupt)
         raise ConvnextError(f"not one of {len(self.source)} pictures could be read; the first: {corrupt[0][1]}")
 
 
@@ -70,22 +72,31 @@ class EpochOrder:
         batch_size: samples in a batch, all processes together; a multiple of `world`.
         seed: of the order.
         rank: which of `world` equal parts of each batch to give.
+        groups: of each sample, where a batch shall hold samples of one group only (pictures upright or across, so that little of
+            the padding is empty). What does not fill a batch of its group is dropped.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, groups: Sequence[int] | None = None) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.groups = np.zeros(count, dtype=int) if groups is None else np.asarray(groups)
         self.share = batch_size // world
         self.first = rank * self.share
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
-        return self.count // self.batch_size
+        return int(sum(np.unique(self.groups, return_counts=True)[1] // self.batch_size))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.Generator(np.random.PCG64([self.seed, self.epoch])).permutation(self.count)
-        for batch in range(self.start, len(self)):
-            first = batch * self.batch_size + self.first
-            yield [(self.epoch, int(index)) for index in order[first : first + self.share]]
+        generator = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
+        order = generator.permutation(self.count)
+        batches = [batch for group in np.unique(self.groups) for batch in self._full(order[self.groups[order] == group])]
+        if len(np.unique(self.groups)) > 1:
+            batches = [batches[i] for i in generator.permutation(len(batches))]
+        for batch in batches[self.start :]:
+            yield [(self.epoch, int(index)) for index in batch[self.first : self.first + self.share]]
+
+    def _full(self, order: np.ndarray) -> list[np.ndarray]:
+        return [order[i : i + self.batch_size] for i in range(0, len(order) - self.batch_size + 1, self.batch_size)]
 
 
 class InOrder:

@@ -1,7 +1,7 @@
 """The tasks, one file each: all that differs between them. Everything above this floor is the same for all.
 
 A task is a module that offers `open_data`, `open_labelled`, `remarks_on`, `preprocessing`, `evaluation_samples`, `collate`, `Trainer`,
-`Metric`, `HEADLINE`, `headline`, `summary` and `report_sections`; `convnext.tasks.classify` is the pattern.
+`predict`, `Metric`, `HEADLINE`, `headline`, `summary` and `report_sections`; `convnext.tasks.classify` is the pattern.
 """
 
 from importlib import import_module

@@ -152,6 +152,11 @@ class Trainer:
         return F.cross_entropy(model(images).float(), targets)
 
 
+def predict(model: Any, batch: Batch) -> Tensor:
+    """What `Metric.update` takes: the network's outputs (N, outputs) for a batch."""
+    return model(batch.images)
+
+
 class Metric:
     """Accuracy over an evaluation, and the samples that went most wrong.
 

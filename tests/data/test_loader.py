@@ -100,3 +100,25 @@ def test_seeded_is_a_function_of_the_place_and_leaves_no_trace():
     with seeded(7, 0, 4):
         other = draw()
     assert len({*inside, *other, *first}) == 9
+
+
+def test_batches_of_one_group_each_and_a_fresh_order_every_epoch():
+    groups = [0, 1, 1, 0, 0, 0, 1, 0, 0, 1, 1, 0, 1]  # seven and six
+    order = EpochOrder(13, 2, seed=3, groups=groups)
+    epochs = []
+    for order.epoch in (0, 1):
+        batches = [[index for _, index in batch] for batch in order]
+        assert len(batches) == len(order) == 6
+        assert all(len({groups[index] for index in batch}) == 1 for batch in batches)
+        assert len({index for batch in batches for index in batch}) == 12
+        epochs.append(batches)
+    assert epochs[0] != epochs[1]
+    kinds = [groups[batch[0]] for batch in epochs[0]]
+    assert kinds not in (sorted(kinds), sorted(kinds, reverse=True))  # the groups alternate
+    order.epoch, order.start = 0, 4
+    assert [[index for _, index in batch] for batch in order] == epochs[0][4:]
+    parts = []
+    for rank in range(2):
+        half = EpochOrder(13, 2, 3, rank, 2, groups)
+        parts.append([batch[0][1] for batch in half])
+    assert [list(pair) for pair in zip(*parts, strict=True)] == epochs[0]
