@@ -1,0 +1,154 @@
+"""Folders of pictures with a folder of masks beside them, and ADE20K, which is one."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from convnext.data import mask_files
+from convnext.data.mask_files import Coding, Entry, coding, read_classes, read_mask
+from convnext.data.pictures import ENDINGS, read_picture, read_pixels
+from convnext.errors import ConvnextError, UsageError, nearest
+
+ADE20K = "ade20k"
+_ADE20K_PARTS = {"train": "training", "val": "validation"}
+_LAYOUT = "a folder needs images/ and masks/ with files of the same names, and classes.txt"
+
+
+class MaskFolder:
+    """The pictures under `images`, sorted by path, each with the mask of the same path, but for the ending, under `masks`.
+
+    `skipped` lists files that are no pictures, or no lossless ones for masks, by their ending; `problems` masks without a
+    picture, or more than one of a picture. That a picture has no mask is told when its mask is read.
+
+    Raises ConvnextError, naming the folders, if they hold no pictures, or not one picture has a mask.
+    """
+
+    def __init__(self, images: Path, masks: Path, meaning: Coding) -> None:
+        self.images, self.masks, self.meaning = images, masks, meaning
+        self.classes = list(meaning.classes)
+        self.paths, others = _files(images, tuple(ENDINGS))
+        found, more = _files(masks, mask_files.ENDINGS)
+        self.skipped = [str(images / path) for path in others] + [str(masks / path) for path in more]
+        self._masks = {os.path.splitext(path)[0]: path for path in found}
+        wanted = {os.path.splitext(path)[0] for path in self.paths}
+        self.problems = [
+            f"{masks / path} is a mask without a picture in {images}" for stem, path in self._masks.items() if stem not in wanted
+        ]
+        self.problems += [
+            f"{masks / path} is a second mask of one picture, beside {masks / used}"
+            for path in found
+            if path != (used := self._masks[os.path.splitext(path)[0]])
+        ]
+        if not self.paths:
+            raise ConvnextError(f"{images} holds no pictures: {_LAYOUT}")
+        if not wanted & self._masks.keys():
+            raise ConvnextError(f"not one picture of {images} has a mask: {self.name(0)} needs {self._mask_path(0)}")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> Image.Image:
+        """The picture of that position. Raises CorruptPictureError if it can't be decoded."""
+        return read_picture(self.images / self.paths[index])
+
+    def pixels(self, index: int) -> Tensor:
+        """The same as a uint8 (3, H, W) tensor. Raises CorruptPictureError likewise."""
+        return read_pixels(self.images / self.paths[index])
+
+    def mask(self, index: int) -> Tensor:
+        """Its classes, uint8 (H, W), 255 where ignored; raises as `read_mask` does, and ConvnextError where there is no mask."""
+        path = self._mask_path(index)
+        if os.path.splitext(self.paths[index])[0] not in self._masks:
+            raise ConvnextError(f"{self.name(index)} has no mask: add {path}, or remove the picture")
+        return torch.from_numpy(read_mask(path, self.meaning))
+
+    def name(self, index: int) -> str:
+        """What to call that position in a report: its path."""
+        return str(self.images / self.paths[index])
+
+    def _mask_path(self, index: int) -> Path:
+        stem = os.path.splitext(self.paths[index])[0]
+        return self.masks / self._masks.get(stem, stem + ".png")
+
+
+def _files(root: Path, endings: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Paths below `root`, relative to it and sorted: those with one of the endings, and the others."""
+    found: tuple[list[str], list[str]] = [], []
+    for base, below, names in os.walk(root, followlinks=True):
+        below.sort()
+        for name in sorted(names):
+            is_other = name.startswith(".") or not name.lower().endswith(endings)
+            found[is_other].append(os.path.relpath(os.path.join(base, name), root))
+    return found
+
+
+def open_folder(where: str, classes: Sequence[str] | None = None) -> MaskFolder:
+    """The pictures of `FOLDER`, or with `FOLDER:PART` those of FOLDER/images/PART and FOLDER/masks/PART.
+
+    `:ignore=11` behind it (or `:ignore=11,12`) says which values of the masks are to be ignored besides 255.
+    Raises UsageError if there is no such folder, part or layout, and ConvnextError for a `classes.txt` that is none.
+    """
+    text, separator, ignored = where.partition(":ignore=")
+    if separator and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", ignored):
+        raise UsageError(f"{where}: after ignore= come values of masks, as in :ignore=11 or :ignore=11,12")
+    folder, _, part = text.rpartition(":") if not Path(text).expanduser().is_dir() and ":" in text else (text, "", "")
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise UsageError(f"no folder {root}: {_LAYOUT}; or give {ADE20K}:train")
+    if missing := [name for name in ("images", "masks") if not (root / name).is_dir()]:
+        raise UsageError(f"{root} has no folder {missing[0]}: {_LAYOUT}; ADE20K is named as in {ADE20K}:{root}:train")
+    parts = sorted(item.name for item in (root / "images").iterdir() if item.is_dir() and (root / "masks" / item.name).is_dir())
+    if part and part not in parts:
+        raise UsageError(f"{root} has no part {part!r}: it needs images/{part} and masks/{part}{nearest(part, parts)}")
+    if not part and (split := {"train", "training", "val", "valid", "validation", "test"}.intersection(parts)):
+        raise UsageError(f"{root} has the parts {', '.join(parts)}: say which, as in {root}:{min(split)}")
+    values = [int(value) for value in ignored.split(",")] if ignored else []
+    if beyond := [value for value in values if value > mask_files.IGNORED]:
+        raise UsageError(f"{where}: {beyond[0]} is no value of a mask, which are 0 to 255")
+    meaning = _folder_coding(root, values, classes)
+    return MaskFolder(root / "images" / part, root / "masks" / part, meaning)
+
+
+def _folder_coding(root: Path, ignored: list[int], classes: Sequence[str] | None) -> Coding:
+    path = root / "classes.txt"
+    if path.is_file():
+        entries = read_classes(path)
+    elif classes is not None:
+        entries = [Entry(name) for name in classes]
+    else:
+        raise ConvnextError(
+            f"no {path}: write one class name a line, the first for the value 0; with 'road 128 64 128' masks can be colours"
+        )
+    if ignored and entries and entries[0].colour is not None:
+        raise UsageError(
+            f"ignore={ignored[0]}: {path} gives colours; there put the name of what to ignore in parentheses, as in '(void) 0 0 0'"
+        )
+    return coding(entries, str(path), ignored, classes)
+
+
+def open_ade20k(where: str, classes: Sequence[str] | None = None) -> MaskFolder:
+    """ADE20K as distributed for scene parsing, 150 classes: `ade20k:train` or `ade20k:val`.
+
+    It lies in ADEChallengeData2016 in `$CONVNEXT_DATA`, by default `data`, or where `ade20k:/some/folder:train` says.
+    The value 0, everything else, is ignored; 1 to 150 become 0 to 149. Classes bear the first of their names.
+    Source: Zhou et al., *Scene Parsing through ADE20K Dataset* (2017), http://sceneparsing.csail.mit.edu.
+
+    Raises UsageError for another part, and ConvnextError if files are not there.
+    """
+    given, _, part = where.partition(":")[2].rpartition(":")
+    if part not in _ADE20K_PARTS:
+        raise UsageError(f"no data is called {where!r}{nearest(where, [f'{ADE20K}:{part}' for part in _ADE20K_PARTS])}")
+    root = Path(given or Path(os.environ.get("CONVNEXT_DATA") or "data", "ADEChallengeData2016")).expanduser()
+    images, masks, names = root / "images" / _ADE20K_PARTS[part], root / "annotations" / _ADE20K_PARTS[part], root / "objectInfo150.txt"
+    if absent := [path for path in (images, masks, names) if not path.exists()]:
+        raise ConvnextError(
+            f"no {absent[0]}: unpack ADEChallengeData2016.zip and name its folder, as in {ADE20K}:/some/ADEChallengeData2016:{part}"
+        )
+    lines = names.read_text("utf-8").splitlines()[1:]
+    entries = [Entry("(other)", is_ignored=True), *(Entry(line.split("\t")[-1].split(",")[0].strip()) for line in lines)]
+    return MaskFolder(images, masks, coding(entries, str(names), classes=classes))

@@ -1,0 +1,116 @@
+"""From the text of `data.train` and `data.val` to pictures with masks, and what can be wrong with them."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from convnext.data.mask_files import IGNORED
+from convnext.data.mask_folder import ADE20K, open_ade20k, open_folder
+from convnext.data.pictures import CorruptPictureError
+from convnext.errors import ConvnextError
+
+
+class MaskSource(Protocol):
+    """Pictures with masks by position: what every format offers. A new one is a file and a line in `open_segmentation`."""
+
+    classes: list[str]
+    skipped: list[str]  # files left out, to be told
+    problems: list[str]  # what opening found wrong, for `check`
+
+    def __len__(self) -> int: ...
+    def read(self, index: int) -> Image.Image: ...
+    def pixels(self, index: int) -> Tensor: ...  # the same as a uint8 (3, H, W) tensor
+    def mask(self, index: int) -> Tensor: ...  # uint8 (H, W): class indices from 0, 255 = ignored
+    def name(self, index: int) -> str: ...
+
+
+class Subset:
+    """Some positions of another source."""
+
+    def __init__(self, source: MaskSource, indices: Sequence[int]) -> None:
+        self.source, self.indices = source, indices
+        self.classes, self.skipped, self.problems = source.classes, source.skipped, source.problems
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> Image.Image:
+        return self.source.read(self.indices[index])
+
+    def pixels(self, index: int) -> Tensor:
+        return self.source.pixels(self.indices[index])
+
+    def mask(self, index: int) -> Tensor:
+        return self.source.mask(self.indices[index])
+
+    def name(self, index: int) -> str:
+        return self.source.name(self.indices[index])
+
+
+def open_segmentation(where: str, classes: Sequence[str] | None = None) -> MaskSource:
+    """The pictures with masks that `where` names.
+
+    Args:
+        where: `ade20k:train`, `ade20k:val` or `ade20k:/folder:train`; or a folder with images/, masks/ and classes.txt,
+            `FOLDER:train` for its images/train and masks/train, with `:ignore=11` behind it where the value 11 is no class.
+        classes: the class names that the masks count, where a network already has some.
+
+    Line n of classes.txt, from 0, names what the value n of a mask means, or, as `road 128 64 128`, what a colour means. A name
+    in parentheses, as `(void)`, is of no class but to be ignored; so is the value 255. See `mask_files.read_classes`.
+    """
+    if where.startswith(f"{ADE20K}:"):
+        return open_ade20k(where, classes)
+    return open_folder(where, classes)
+
+
+def read_pair(source: MaskSource, index: int, evaluation: bool = False) -> tuple[Image.Image | Tensor, Tensor]:
+    """Picture, in evaluation as Pillow decodes it, and mask of that position.
+
+    Raises CorruptPictureError if one can't be decoded, and ConvnextError if the mask is none of that picture.
+    """
+    picture = source.read(index) if evaluation else source.pixels(index)
+    mask = source.mask(index)
+    height, width = picture.shape[1:] if isinstance(picture, Tensor) else picture.size[::-1]
+    if mask.shape != (height, width):
+        raise ConvnextError(
+            f"{source.name(index)} is {width} x {height} pixels, its mask {mask.shape[1]} x {mask.shape[0]}: "
+            "a mask must have the size of its picture, upright as EXIF says"
+        )
+    return picture, mask
+
+
+def check(source: MaskSource) -> list[str]:
+    """Everything that is wrong with pictures and masks, each by its path, on one line; reads them all, in a few threads."""
+
+    def read(index: int) -> tuple[str | None, set[int]]:
+        try:
+            mask = read_pair(source, index)[1]
+        except (ConvnextError, CorruptPictureError) as error:
+            return str(error), set()
+        return None, set(torch.bincount(mask.flatten()).nonzero().flatten().tolist())
+
+    # Decoding a picture sets and restores Python's filter of warnings, in threads not always in that order.
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = list(pool.map(read, range(len(source))))
+    problems = source.problems + [message for message, _ in found if message]
+    labelled = set().union(*(labels for _, labels in found)) - {IGNORED}
+    if not problems and len(labelled) < 2:
+        only = "no class at all" if not labelled else f"no class but {source.classes[labelled.pop()]!r}"
+        problems.append(
+            f"all masks together hold {only}: 255 is ignored, so where it is a class, give classes.txt colours ('thing 255 255 255')"
+        )
+    return problems
+
+
+def hold_out(source: MaskSource, fraction: float, seed: int) -> tuple[MaskSource, MaskSource]:
+    """Split a source in two, the second with `fraction` of the pictures, at least one."""
+    order = np.random.Generator(np.random.PCG64([seed, 0x5EED])).permutation(len(source)).tolist()
+    count = max(1, round(fraction * len(source)))
+    return Subset(source, sorted(order[count:])), Subset(source, sorted(order[:count]))

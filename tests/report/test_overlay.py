@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import torch
+from helpers import picture
+from PIL import Image
+
+from convnext.report.overlay import coloured, overlay, palette, side_by_side
+
+
+def regions():
+    """Class 0 on the left, class 1 on the right, ignored below."""
+    mask = np.zeros((60, 80), np.uint8)
+    mask[:, 40:], mask[40:] = 1, 255
+    return mask
+
+
+def test_colours_differ_and_stay_the_same():
+    colours = palette().astype(int)
+    assert colours.shape == (256, 3)
+    assert len(np.unique(colours, axis=0)) == 256
+    assert colours[:4].tolist() == [[0, 130, 255], [255, 0, 0], [170, 255, 0], [0, 85, 0]]
+    for count, least in ((12, 90), (40, 45), (150, 40)):  # levels in the channel that tells the two most alike apart
+        apart = np.abs(colours[:count, None] - colours[None, :count]).max(-1) + 999 * np.eye(count)
+        assert apart.min() >= least
+    assert (np.ptp(colours[:255], axis=1) >= 80).all()  # none is taken for grey, which is what is ignored
+
+
+def test_colours_are_laid_over_the_picture_at_its_place():
+    mask, ground = regions(), Image.new("RGB", (80, 60), (100, 100, 100))
+    found = np.asarray(coloured(ground, mask, 0.6)).astype(int)
+    for label, at in ((0, (20, 20)), (1, (20, 60))):
+        assert np.abs(found[at] - (40 + 0.6 * palette()[label])).max() <= 1
+    assert np.array_equal(found[20, 39:42], [found[20, 39], [255] * 3, found[20, 41]])  # the border
+    stripes = np.unique(found[45:55, 10:70].reshape(-1, 3), axis=0)
+    assert stripes.tolist() == [[76] * 3, [130] * 3]
+    assert np.array_equal(coloured(ground, torch.from_numpy(mask)), coloured(ground, mask))
+    assert np.array_equal(coloured(ground, mask, 1), coloured(picture(size=(80, 60)), mask, 1))
+
+
+def test_the_legend_names_what_occurs_and_no_more():
+    mask, names = regions(), [f"a class with a long name {i}" for i in range(150)]
+    few, ground = overlay(picture(size=(80, 60)), mask, names), picture(size=(80, 60))
+    assert few.size[0] >= 360  # a small picture's legend still has room
+    assert np.array_equal(np.asarray(few)[:60, :80], np.asarray(coloured(ground, mask)))
+    below = np.asarray(few)[60:].reshape(-1, 3)
+    for label, is_there in ((0, True), (1, True), (2, False), (149, False)):
+        assert (below == palette()[label]).all(1).any() == is_there
+    many = overlay(ground, (np.arange(4800).reshape(60, 80) % 150).astype(np.uint8), names)
+    assert many.size[1] > few.size[1] + 1000  # a line each
+    assert (np.asarray(many)[-20:] == palette()[149]).all(2).any()
+
+
+def test_prediction_beside_the_truth():
+    mask, ground = regions(), picture(size=(200, 60))
+    mask = np.pad(mask, ((0, 0), (0, 120)))
+    wrong = np.where(mask == 1, 2, 0).astype(np.uint8)
+    sheet = np.asarray(side_by_side(ground, mask, wrong, ["sky", "road", "tree"]))
+    assert sheet.shape[1] == 3 * 200 + 2 * 8
+    for i, side in enumerate((ground, coloured(ground, mask), coloured(ground, wrong))):
+        assert np.array_equal(sheet[24 : 24 + 60, i * 208 : i * 208 + 200], np.asarray(side))
+    below = sheet[24 + 60 :].reshape(-1, 3)
+    assert all((below == palette()[label]).all(1).any() for label in (0, 1, 2))
+    assert (sheet[:24] < 128).any()  # titles
+
+
+def test_a_class_without_a_name_is_told():
+    with pytest.raises(ValueError, match="the mask holds the class 1, of 1 classes"):
+        overlay(picture(size=(80, 60)), regions(), ["sky"])
