@@ -53,7 +53,7 @@ class TimmBackbone(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that are not decayed: all of one dimension, and embeddings of positions and the class token."""
         own: set[str] = getattr(super(), "no_weight_decay", set)()
-        return own | {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
+        return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1 or name in own}
 
     def layer_group(self, name: str) -> int:
         """The group, from 0 at the stem, by timm's own grouping: the stem, each block, the head; a last norm is with the last block."""

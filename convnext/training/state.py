@@ -1,6 +1,7 @@
 """Everything that a run needs to go on as if it had never stopped."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,8 +60,20 @@ def new_state(model: Any, recipe: Recipe, device: torch.device) -> State:
     """The state before the first step."""
     ema = None
     if recipe.train.ema:
-        average = get_ema_multi_avg_fn(recipe.train.ema)  # type: ignore[no-untyped-call]
-        ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        ema = AveragedModel(model, multi_avg_fn=_averaging(recipe.train.ema), use_buffers=True)
         ema.n_averaged.fill_(1)  # the published average starts from the initial weights, not from those after step one
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.train.precision == "fp16")
     return State(model, build_optimizer(model, recipe.optim), scaler, ema)
+
+
+def _averaging(decay: float) -> Callable[..., None]:
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+    def update(means: list[torch.Tensor], values: list[torch.Tensor], count: int) -> None:
+        if means[0].is_floating_point():
+            average(means, values, count)
+        else:  # counts, and indices such as Swin's: a mean would be rounded down, step by step
+            for mean, value in zip(means, values, strict=True):
+                mean.copy_(value)
+
+    return update
