@@ -301,6 +301,71 @@ def convert(
     print(run(source, output, to))
 
 
+@app.command()
+def bench(
+    names: Annotated[list[str], typer.Argument(help="Names of classifiers (`convnext models`).")],
+    against: Annotated[str | None, typer.Option(help="Beside each, the same network of timm, torchvision or transformers.")] = None,
+    train: Annotated[bool, typer.Option("--train", help="Time training too.")] = False,
+    batch_size: Annotated[list[int] | None, typer.Option(min=1, help="Pictures at a time; may be given several times.")] = None,
+    size: Annotated[int, typer.Option(min=1, help="Pixels a side.")] = 224,
+    dtype: Annotated[str, typer.Option(help="float32, tf32 (CUDA), bf16 or fp16.")] = "float32",
+    channels_last: Annotated[bool, typer.Option(help="Memory layout of pictures and weights.")] = True,
+    compiled: Annotated[bool, typer.Option("--compile", help="Through torch.compile.")] = False,
+    rounds: Annotated[int, typer.Option(min=3, help="Turns of each contestant.")] = 7,
+    seconds: Annotated[float, typer.Option(min=0, help="Time for each contestant and batch, all its rounds together.")] = 3.0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Time networks side by side, in turns: images a second, memory, ratios."""
+    from convnext.deploy.bench import Setting
+    from convnext.deploy.bench import bench as measured
+    from convnext.distributed import pick_device
+    from convnext.report import speed
+
+    setting, place, batch_sizes = Setting(size, dtype, channels_last, compiled, rounds, seconds), pick_device(device), batch_size or [1, 32]
+    report = measured(names, setting, place, batch_sizes=batch_sizes, train=train, against=against, progress=_counter("timed"))
+    print(json.dumps(report.to_json()) if as_json else speed.plain(report.to_json()))
+
+
+@app.command()
+def table(
+    name: Annotated[str, typer.Argument(help="imagenet, coco, ade20k, roadmap, robustness or throughput.")],
+    model: Annotated[str, typer.Option(help="Only rows of this pattern, as 'ConvNeXt-*' or 'swin_*'.")] = "*",
+    speed: Annotated[bool, typer.Option("--speed", help="Time every network here.")] = False,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Of the timing; by default 64 on CUDA devices, else 1.")] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="Of the timing, for each network.")] = 3.0,
+    data: Annotated[str | None, typer.Option(help="Pictures to evaluate published weights on, as for `convnext eval`.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw accuracy over multiply-adds into this .png or .svg.")] = None,
+    device: Device = None,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print a table of the paper beside what is counted and measured here."""
+    from convnext.deploy.table import table as measured
+    from convnext.distributed import pick_device
+    from convnext.report import published
+
+    if as_markdown + as_csv + as_json > 1:
+        raise UsageError("--markdown, --csv and --json are three ways to print: choose one")
+    if plot is not None:
+        published.check_plot(name, plot)
+    place, progress = pick_device(device), _counter("rows")
+    found = measured(name, place, pattern=model, speed=speed, batch_size=batch_size, seconds=seconds, data=data, progress=progress)
+    if plot is not None:
+        published.plot(name, found.rows, plot)
+        print(plot, file=sys.stderr)
+    if as_json:
+        print(json.dumps(found.to_json()))
+    elif as_csv:
+        print("\n".join(found.place()), file=sys.stderr)
+        print(published.comma_separated(found.rows))
+    elif as_markdown:
+        print(published.markdown(name, found.rows, found.place()))
+    else:
+        print(published.plain(name, found.rows, found.place()))
+
+
 def _counter(what: str) -> Any:
     """A callback that shows a count on a terminal's standard error, and is silent elsewhere."""
 

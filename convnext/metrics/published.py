@@ -26,11 +26,13 @@ _EFFICIENTNET = "EfficientNet's printed multiply-adds lie 2 to 4 % under a count
 
 # (table, label, group, pixels) → the multiply-adds that are right, in billions: networks of that description, counted by
 # independent implementations, agree on them. ConvNeXt-B at 384 is printed right beside its ImageNet-22K weights.
-_MISPRINTS = {
+_MISPRINTS: dict[tuple[str, str, str, int | tuple[int, int]], float] = {
     ("imagenet", "ConvNeXt-B", "imagenet1k", 384): 45.1,
     ("roadmap", "BatchNorm to LayerNorm", "ResNet-50 regime", 224): 4.15,
     ("roadmap", "separate downsampling layers", "ResNet-50 regime", 224): 4.46,
 }
+
+Line = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,6 @@ class Row:
     group: str  # what it was trained on; of the roadmap, the regime
     image_size: int | tuple[int, int]  # pixels a side, or (height, width), at which its multiply-adds are counted
     values: dict[str, float | None]  # None where the paper prints nothing
-    detector: str | None = None
     rival: str | None = None  # the network of ours that the same line sets beside it
     notes: tuple[str, ...] = ()
 
@@ -57,52 +58,64 @@ def read(table: str) -> list[Row]:
         raise UsageError(f"there is no table called {table!r}{nearest(table, TABLES)}")
     file, rows_of = TABLES[table]
     text = files("convnext").joinpath("metrics", "tables", file).read_text()
-    rows = [row for number, line in enumerate(csv.DictReader(text.splitlines())) for row in rows_of(line, number)]
+    rows = rows_of(list(csv.DictReader(text.splitlines())))
     return [_corrected(row, _MISPRINTS.get((table, row.label, row.group, row.image_size))) for row in rows]
 
 
-def _classifiers(line: dict[str, str], number: int) -> list[Row]:
-    label, size = line["model"], int(line["image_size"])
-    notes = (_EFFICIENTNET,) if label.startswith("EffNet") else ()
-    return [Row(label, _name(label, size), line["pretrained_on"], size, _values(line), notes=notes)]
-
-
-def _coco(line: dict[str, str], number: int) -> list[Row]:
-    name = f"{line['detector']}_{_name(line['backbone'])}"
-    return [Row(line["backbone"], name, line["pretrained_on"], (800, 1280), _values(line), detector=line["detector"])]
-
-
-def _ade20k(line: dict[str, str], number: int) -> list[Row]:
-    crop = int(line["crop"])
-    return [Row(line["backbone"], f"upernet_{_name(line['backbone'])}", line["pretrained_on"], (crop, 4 * crop), _values(line))]
-
-
-def _roadmap(line: dict[str, str], number: int) -> list[Row]:
+def _classifiers(lines: list[Line]) -> list[Row]:
     rows = []
-    for i, (regime, group, prefix) in enumerate(_REGIMES):
-        label, model = line["step"], f"roadmap_{regime}_{number:02d}_*"
-        if " / " in label:  # the last line is no step: Swin-T stands beside one ladder, Swin-B beside the other
-            label = label.split(" / ")[i]
-            model = _name(label)
-        values = _values({key.removeprefix(prefix): value for key, value in line.items() if key.startswith(prefix)})
-        rows.append(Row(label, model, group, 224, {"top1": None, "std": None} | values))
+    for line in lines:
+        label, size = line["model"], int(line["image_size"])
+        notes = (_EFFICIENTNET,) if label.startswith("EffNet") else ()
+        rows.append(Row(label, _name(label, size), line["pretrained_on"], size, _values(line), notes=notes))
     return rows
 
 
-def _throughput(line: dict[str, str], number: int) -> list[Row]:
-    size, ours, theirs = int(line["image_size"]), f"ConvNeXt-{line['model']}", f"Swin-{line['model']}"
+def _coco(lines: list[Line]) -> list[Row]:
+    return [
+        Row(line["backbone"], f"{line['detector']}_{_name(line['backbone'])}", line["pretrained_on"], (800, 1280), _values(line))
+        for line in lines
+    ]
+
+
+def _ade20k(lines: list[Line]) -> list[Row]:
+    sizes = [(int(line["crop"]), 4 * int(line["crop"])) for line in lines]  # 512 x 2048 and 640 x 2560
+    return [
+        Row(line["backbone"], f"upernet_{_name(line['backbone'])}", line["pretrained_on"], size, _values(line))
+        for line, size in zip(lines, sizes, strict=True)
+    ]
+
+
+def _roadmap(lines: list[Line]) -> list[Row]:
+    rows = []
+    for place, (regime, group, prefix) in enumerate(_REGIMES):
+        for number, line in enumerate(lines):
+            label, model = line["step"], f"roadmap_{regime}_{number:02d}_*"
+            if " / " in label:  # the last line is no step: Swin-T stands beside one ladder, Swin-B beside the other
+                label = label.split(" / ")[place]
+                model = _name(label)
+            values = _values({key.removeprefix(prefix): value for key, value in line.items() if key.startswith(prefix)})
+            rows.append(Row(label, model, group, 224, {"top1": None, "std": None, **values}))
+    return rows
+
+
+def _throughput(lines: list[Line]) -> list[Row]:
     v100 = {(row.label, row.image_size): row.values["throughput_v100_img_s"] for row in read("imagenet")}
-    values: dict[str, float | None] = {}
-    printed = _values(line)
-    for gpu, a, b in (
-        ("a100", printed["convnext_img_s"], printed["swin_img_s"]),
-        ("v100", v100[ours, size], v100.get((theirs, size))),
-    ):
-        values |= {f"convnext_{gpu}": a, f"swin_{gpu}": b, f"ratio_{gpu}": a / b if a and b else None}
-    return [Row(ours, _name(ours, size), f"{size} pixels", size, values, rival=_name(theirs, size) if printed["swin_img_s"] else None)]
+    rows = []
+    for line in lines:
+        size, ours, theirs, printed = int(line["image_size"]), f"ConvNeXt-{line['model']}", f"Swin-{line['model']}", _values(line)
+        values: dict[str, float | None] = {}
+        for gpu, a, b in (
+            ("a100", printed["convnext_img_s"], printed["swin_img_s"]),
+            ("v100", v100[ours, size], v100.get((theirs, size))),
+        ):
+            values |= {f"convnext_{gpu}": a, f"swin_{gpu}": b, f"ratio_{gpu}": a / b if a and b else None}
+        rival = _name(theirs, size) if printed["swin_img_s"] else None
+        rows.append(Row(ours, _name(ours, size), f"{size} pixels", size, values, rival))
+    return rows
 
 
-TABLES: dict[str, tuple[str, Callable[[dict[str, str], int], list[Row]]]] = {
+TABLES: dict[str, tuple[str, Callable[[list[Line]], list[Row]]]] = {
     "imagenet": ("imagenet.csv", _classifiers),
     "coco": ("coco.csv", _coco),
     "ade20k": ("ade20k.csv", _ade20k),
@@ -126,7 +139,7 @@ def _name(label: str, image_size: int = 224) -> str:
     return _NAMES[label]
 
 
-def _values(line: dict[str, str]) -> dict[str, float | None]:
+def _values(line: Line) -> dict[str, float | None]:
     return {key.replace("gflops", "gmacs"): float(value) if value else None for key, value in line.items() if key not in _WORDS}
 
 

@@ -1,0 +1,60 @@
+"""Tables as text: for a terminal, as Markdown, as CSV. Rows are mappings from a column's key to a plain value, None where there is none."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+NONE = "–"
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column; numbers stand on the right, words on the left."""
+
+    key: str
+    head: str
+    digits: int | None = None  # behind the point; None for words and whole numbers
+
+
+def plain(columns: Sequence[Column], rows: Rows) -> str:
+    """For a terminal: columns two blanks apart."""
+    cells = [[column.head for column in columns], *([_cell(column, row) for column in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = [_is_number(column, rows) for column in columns]
+    lines = (
+        "  ".join(text.rjust(width) if number else text.ljust(width) for text, width, number in zip(line, widths, right, strict=True))
+        for line in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown(columns: Sequence[Column], rows: Rows) -> str:
+    """As GitHub and most other readers of Markdown take it."""
+    marks = ["---:" if _is_number(column, rows) else "---" for column in columns]
+    lines = [[column.head for column in columns], marks, *([_cell(column, row) for column in columns] for row in rows)]
+    escaped = ([text.replace("|", r"\|") for text in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+
+
+def comma_separated(columns: Sequence[Column], rows: Rows) -> str:
+    """CSV with the keys as its head: numbers in full, nothing where there is none."""
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([column.key for column in columns])
+    writer.writerows([row.get(column.key) for column in columns] for row in rows)
+    return text.getvalue().rstrip("\n")
+
+
+def _cell(column: Column, row: Mapping[str, Any]) -> str:
+    value = row.get(column.key)
+    if value is None:
+        return NONE
+    return f"{value:.{column.digits}f}" if column.digits is not None else str(value)
+
+
+def _is_number(column: Column, rows: Rows) -> bool:
+    return column.digits is not None or any(isinstance(row.get(column.key), int | float) for row in rows)
