@@ -164,7 +164,8 @@ def models(
     """List models with their cost at the size of the paper's tables and their published weights."""
     from dataclasses import asdict
 
-    from convnext.models import cost_of, find, list_models
+    from convnext.models import cost_of, list_models
+    from convnext.names import find
 
     names = list_models(pattern)
     if not names:

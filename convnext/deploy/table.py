@@ -14,7 +14,8 @@ from convnext.deploy.contestants import enter
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.evaluate import evaluate_loaded
 from convnext.metrics import published
-from convnext.models import cost_of, find, list_models, load
+from convnext.models import cost_of, list_models, load
+from convnext.names import find
 from convnext.report.speed import machine
 from convnext.training.run_folder import environment
 
@@ -126,7 +127,7 @@ def _found(row: published.Row, wanted: _Wanted) -> Row:
     if name not in list_models():
         remarks.append(NO_NETWORK)
     else:
-        cost = cost_of(name, row.image_size)  # type: ignore[arg-type]  # detectors and segmenters are counted at (height, width)
+        cost = cost_of(name, row.image_size)
         measured |= {"params_m": cost.parameters / 1e6, "gmacs": cost.macs / 1e9}
         if wanted.setting is not None:
             measured |= _timed(row, name, wanted, remarks)

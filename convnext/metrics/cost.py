@@ -9,16 +9,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one picture of `image_size` pixels a side."""
+    """Of one picture."""
 
     parameters: int
     macs: int  # multiply-adds of convolutions and matrix products; the field's tables print them as FLOPs
-    image_size: int
+    image_size: int | tuple[int, int]  # pixels a side, or (height, width)
 
 
-def count_cost(model: Any, image_size: int, in_channels: int = 3) -> Cost:
-    """Count a network that lies on the meta device: shapes alone are computed, so any size takes well under two seconds."""
-    picture = torch.empty(1, in_channels, image_size, image_size, device="meta")
+def count_cost(model: Any, image_size: int | tuple[int, int], in_channels: int = 3) -> Cost:
+    """Count a network that lies on the meta device: shapes alone are computed, so any size takes well under two seconds.
+
+    Of a segmenter as Table 4 of the ConvNeXt paper counts: parameters with its auxiliary head, multiply-adds without it.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    picture = torch.empty(1, in_channels, height, width, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(picture)
     parameters = sum(parameter.numel() for parameter in model.parameters())
