@@ -359,7 +359,8 @@ def table(
     if as_json:
         print(json.dumps(found.to_json()))
     elif as_csv:
-        print("\n".join(found.place()), file=sys.stderr)
+        for line in found.place():
+            print(line, file=sys.stderr)
         print(published.comma_separated(found.rows))
     elif as_markdown:
         print(published.markdown(name, found.rows, found.place()))
