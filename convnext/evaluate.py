@@ -65,7 +65,7 @@ def evaluate(
         if len(batch):
             batch = batch.to(device)
             with autocast(device, precision):
-                outputs = task.predict(model, batch)
+                outputs = task.predict(model, batch, loader.dataset)
             metric.update(outputs, batch)
         done += len(batch) + len(batch.corrupt)
         if progress is not None:

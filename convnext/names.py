@@ -119,7 +119,9 @@ class Assembled:
 
 
 def _of_ade20k(source: str) -> SegmentationPreprocessing:
-    return SegmentationPreprocessing((2560, 640) if "640" in source else (2048, 512))
+    # The single-scale test: windows of the crop, two thirds of it apart.
+    crop = 640 if "640" in source else 512
+    return SegmentationPreprocessing((4 * crop, crop), crop, 2 * crop // 3)
 
 
 def _ade20k(size: str, *tags: str) -> dict[str, str]:

@@ -45,6 +45,8 @@ class Model(Section):
     depths: tuple[int, ...] | None = Field(None, description="blocks in each stage, where not those of the name")
     widths: tuple[int, ...] | None = Field(None, description="channels of each stage, where not those of the name")
     width: int | None = Field(None, ge=1, description="of a roadmap network: channels of the first stage at the end of the road")
+    channels: int | None = Field(None, ge=1, description="of a segmenter: width of its pyramid, where not 512")
+    auxiliary_channels: int | None = Field(None, ge=1, description="of a segmenter: width of its auxiliary head, where not 256")
     patch_size: int | None = Field(None, ge=1, description="kernel and stride of the stem, where not that of the name")
     kernel_size: int | None = Field(None, ge=1, description="of the depthwise convolutions, where not that of the name")
     grad_checkpointing: bool = Field(False, description="recompute blocks in the backward pass: less memory, a third more time")
@@ -75,6 +77,17 @@ class Augment(Section):
     random_erasing: float = Field(0.0, ge=0, le=1, description="chance of erasing a rectangle with per-pixel noise")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup, 0 for none (Zhang et al., 2018)")
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix, 0 for none (Yun et al., 2019)")
+
+
+class Segment(Section):
+    """Pictures of a segmenter; the crop it is trained on is data.image_size. Defaults: as published for ADE20K."""
+
+    scale: tuple[int, int] | None = Field((2048, 512), description="most pixels of the long and short side; null: pictures as they are")
+    ratio_range: tuple[float, float] = Field((0.5, 2.0), description="factor on scale in training")
+    max_class_share: float = Field(0.75, gt=0, le=1, description="how much of a training crop one class may cover")
+    distort: bool = Field(True, description="distort brightness, contrast, saturation and hue in training")
+    window: int | None = Field(None, ge=1, description="test in square windows of that side, published: the crop; null: whole pictures")
+    stride: int | None = Field(None, ge=1, description="from one window to the next")
 
 
 class Optim(Section):
@@ -108,6 +121,7 @@ class Train(Section):
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="part of the target spread over all classes")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average, 0 for none; evaluated where on")
     precision: Literal["float32", "bf16", "fp16"] = Field("float32", description="of the forward pass, by autocast; fp16 scales the loss")
+    sync_norm: bool = Field(False, description="BatchNorm over the pictures of all CUDA devices, not of each")
     compile: bool = Field(False, description="run the training step through torch.compile")
     nonfinite: Literal["stop", "skip"] = Field("stop", description="what a loss that is not finite does; skipped steps are told")
     eval_every: int = Field(1, ge=1, description="epochs between evaluations")
@@ -127,10 +141,11 @@ class Eval(Section):
 class Recipe(Section):
     """Everything that decides a run."""
 
-    task: Literal["classify"] = "classify"
+    task: Literal["classify", "segment"] = "classify"
     model: Model = Model()
     data: Data
     augment: Augment = Augment()
+    segment: Segment = Segment()
     optim: Optim = Optim()
     train: Train = Train()
     eval: Eval = Eval()
@@ -140,7 +155,7 @@ class Recipe(Section):
     def _consistent(self) -> "Recipe":
         if (self.augment.mixup or self.augment.cutmix) and self.train.batch_size % 2:
             raise ValueError("train.batch_size must be even, because mixup and CutMix pair the pictures of a batch")
-        if self.train.warmup_epochs > self.train.epochs:
+        if self.train.warmup_steps is None and self.train.warmup_epochs > self.train.epochs:
             raise ValueError("train.warmup_epochs is more than train.epochs")
         return self
 

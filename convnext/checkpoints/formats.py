@@ -101,7 +101,7 @@ def recognise(state: Mapping[str, Tensor]) -> str:
 
 def to_native(state: Mapping[str, Tensor], name: str) -> State:
     """A state in the format `name`, renamed and reshaped to ours. Keys that the format does not have stay as they are."""
-    rename = _renamer([(theirs, ours) for ours, theirs in FORMATS[name].table])
+    rename = renamer([(theirs, ours) for ours, theirs in FORMATS[name].table])
     native = {}
     for key, tensor in state.items():
         ours = rename(key) or key
@@ -121,7 +121,7 @@ def from_native(state: Mapping[str, Tensor], name: str, *, conv_mlp: bool = Fals
     if name == "official" and FORMATS["official-isotropic"].mark in state:
         name = "official-isotropic"
     known = FORMATS[name]
-    rename = _renamer(known.table)
+    rename = renamer(known.table)
     foreign = {}
     for key, tensor in state.items():
         theirs = rename(key)
@@ -133,7 +133,7 @@ def from_native(state: Mapping[str, Tensor], name: str, *, conv_mlp: bool = Fals
     return foreign
 
 
-def _renamer(table: Table) -> Callable[[str], str | None]:
+def renamer(table: Table) -> Callable[[str], str | None]:
     """A function from a key (`module.weight`, `module.bias` or a bare parameter) to its new name, None where there is none."""
     names = dict(table)
 

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from convnext.checkpoints import formats
-from convnext.checkpoints.formats import Format, State, Table
-from convnext.checkpoints.formats import _renamer as renamer
+from convnext.checkpoints.formats import Format, State, Table, renamer
 from convnext.errors import ConvnextError
 
 # Words of a dotted name in which a format differs from the official one: in a block (mmpretrain), in the heads (transformers).

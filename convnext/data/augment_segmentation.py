@@ -6,7 +6,6 @@ NumPy's generator.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,20 +99,22 @@ class SegmentationPreprocessing:
     Args:
         scale: the most pixels on the long and the short side, up to which a picture is resized, proportions kept: (2048, 512) or
             (2560, 640) as published; None to leave its size as it is.
+        window, stride: test in square windows of that side, so many pixels apart; None for the whole picture at once.
         mean, std: subtracted from RGB in 0 to 1, and divided by.
     """
 
     scale: tuple[int, int] | None = None
+    window: int | None = None
+    stride: int | None = None
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
-    def transform(self) -> Callable[[Image | Tensor], tuple[Tensor, tuple[int, int]]]:
-        """A function from an RGB picture, or its uint8 (3, H, W) tensor, to a float32 (3, h, w) tensor and its own size (H, W).
+    def transform(self) -> Callable[[Image | Tensor], Tensor]:
+        """A function from an RGB picture, or its uint8 (3, H, W) tensor, to a normalised float32 (3, H, W) tensor of its own size.
 
-        Logits (N, classes, h, w) are brought back by `F.interpolate(logits, (H, W), mode="bilinear")`, as published; the class of
-        a pixel is decided after that.
+        What resizes it, and brings the result back, is `convnext.segmentation.inference.predict`.
         """
-        return partial(_prepared, scale=self.scale, normalise=to_normalised(self.mean, self.std))
+        return to_normalised(self.mean, self.std)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, to travel in a weight file's metadata."""
@@ -123,16 +124,7 @@ class SegmentationPreprocessing:
     def from_json(cls, values: dict[str, Any]) -> "SegmentationPreprocessing":
         """The inverse of `to_json`."""
         scale = tuple(values["scale"]) if values["scale"] else None
-        return cls(scale, tuple(values["mean"]), tuple(values["std"]))
-
-
-def _prepared(
-    picture: Image | Tensor, scale: tuple[int, int] | None, normalise: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, tuple[int, int]]:
-    pixels = picture if isinstance(picture, Tensor) else to_pixels(picture)
-    height, width = pixels.shape[1:]
-    size = scaled_size(height, width, scale) if scale else (height, width)
-    return normalise(resize(pixels, size)), (height, width)
+        return cls(scale, values["window"], values["stride"], tuple(values["mean"]), tuple(values["std"]))
 
 
 def scaled_size(height: int, width: int, scale: tuple[int, int]) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from convnext.data.mask_files import IGNORED
 from convnext.data.mask_folder import ADE20K, open_ade20k, open_folder
 from convnext.data.pictures import CorruptPictureError
+from convnext.data.semantic import open_semantic
 from convnext.errors import ConvnextError
 
 
@@ -59,7 +60,8 @@ def open_segmentation(where: str, classes: Sequence[str] | None = None) -> MaskS
 
     Args:
         where: `ade20k:train`, `ade20k:val` or `ade20k:/folder:train`; or a folder with images/, masks/ and classes.txt,
-            `FOLDER:train` for its images/train and masks/train, with `:ignore=11` behind it where the value 11 is no class.
+            `FOLDER:train` for its images/train and masks/train, with `:ignore=11` behind it where the value 11 is no class;
+            or data to detect in, `scenes:train` or `coco:ANNOTATIONS.json:FOLDER`, whose pixels are objects or background.
         classes: the class names that the masks count, where a network already has some.
 
     Line n of classes.txt, from 0, names what the value n of a mask means, or, as `road 128 64 128`, what a colour means. A name
@@ -67,15 +69,16 @@ def open_segmentation(where: str, classes: Sequence[str] | None = None) -> MaskS
     """
     if where.startswith(f"{ADE20K}:"):
         return open_ade20k(where, classes)
+    if where.startswith(("scenes:", "coco:")):
+        return open_semantic(where, classes)
     return open_folder(where, classes)
 
 
-def read_pair(source: MaskSource, index: int, evaluation: bool = False) -> tuple[Image.Image | Tensor, Tensor]:
-    """Picture, in evaluation as Pillow decodes it, and mask of that position.
+def mask_of(source: MaskSource, index: int, picture: Image.Image | Tensor) -> Tensor:
+    """The mask of a position, whose picture is that.
 
-    Raises CorruptPictureError if one can't be decoded, and ConvnextError if the mask is none of that picture.
+    Raises CorruptPictureError if it can't be decoded, and ConvnextError if it is none of that picture.
     """
-    picture = source.read(index) if evaluation else source.pixels(index)
     mask = source.mask(index)
     height, width = picture.shape[1:] if isinstance(picture, Tensor) else picture.size[::-1]
     if mask.shape != (height, width):
@@ -83,7 +86,7 @@ def read_pair(source: MaskSource, index: int, evaluation: bool = False) -> tuple
             f"{source.name(index)} is {width} x {height} pixels, its mask {mask.shape[1]} x {mask.shape[0]}: "
             "a mask must have the size of its picture, upright as EXIF says"
         )
-    return picture, mask
+    return mask
 
 
 def check(source: MaskSource) -> list[str]:
@@ -91,7 +94,7 @@ def check(source: MaskSource) -> list[str]:
 
     def read(index: int) -> tuple[str | None, set[int]]:
         try:
-            mask = read_pair(source, index)[1]
+            mask = mask_of(source, index, source.pixels(index))
         except (ConvnextError, CorruptPictureError) as error:
             return str(error), set()
         return None, set(torch.bincount(mask.flatten()).nonzero().flatten().tolist())

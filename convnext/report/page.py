@@ -40,6 +40,7 @@ summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere; }
 figure { display: inline-block; width: 132px; margin: 0 10px 12px 0; vertical-align: top; font-size: 13px; overflow-wrap: anywhere; }
 figure img { width: 132px; height: 132px; object-fit: contain; background: var(--ground); border-radius: 6px; image-rendering: auto; }
 figure img.small { image-rendering: pixelated; }
+.picture { color: var(--soft); font-size: 13px; } .picture img { max-width: 100%; border-radius: 6px; }
 figcaption b { display: block; } figcaption span { color: var(--soft); }
 """
 
@@ -111,6 +112,14 @@ def legend(entries: Sequence[tuple[str, str, str]]) -> str:
 def details(summary: str, body: str) -> str:
     """A part that unfolds when its summary is clicked; `body` is HTML."""
     return f"<details><summary>{html.escape(summary)}</summary>{body}</details>"
+
+
+def picture(image: Image.Image, caption: str = "") -> str:
+    """A picture in its own size, inside the page, shrunk where the screen is narrower."""
+    buffer = BytesIO()
+    image.save(buffer, "JPEG", quality=88)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<p class="picture"><img alt="" src="data:image/jpeg;base64,{data}"><br>{html.escape(caption)}</p>'
 
 
 def tile(picture: Image.Image, title: str, caption: str) -> str:

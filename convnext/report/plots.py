@@ -29,9 +29,10 @@ def curves(lines: Sequence[dict[str, Any]], headline: str) -> str:
     figure = Figure(figsize=(10.5, 3.1), layout="constrained")
     loss, metric, rate = figure.subplots(1, 3)
     loss.plot([line["epoch"] for line in train], [line["loss"] for line in train], color=_BLUE, label="training")
-    loss.plot([line["epoch"] for line in evals], [line["loss"] for line in evals], color=_ORANGE, label="validation")
     loss.set(title="Loss", xlabel="epoch")
-    loss.legend(frameon=False)
+    if any("loss" in line for line in evals):
+        loss.plot([line["epoch"] for line in evals], [line["loss"] for line in evals], color=_ORANGE, label="validation")
+        loss.legend(frameon=False)
     marker = "o" if len(evals) < 3 else None
     metric.plot([line["epoch"] for line in evals], [line[headline] for line in evals], color=_ORANGE, marker=marker)
     metric.set(title=f"Validation {headline} (%)", xlabel="epoch")

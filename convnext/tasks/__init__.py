@@ -9,5 +9,5 @@ from typing import Any
 
 
 def get(name: str) -> Any:
-    """The module of a task: "classify"."""
+    """The module of a task: "classify" or "segment"."""
     return import_module(f"convnext.tasks.{name}")

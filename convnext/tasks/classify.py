@@ -152,7 +152,7 @@ class Trainer:
         return F.cross_entropy(model(images).float(), targets)
 
 
-def predict(model: Any, batch: Batch) -> Tensor:
+def predict(model: Any, batch: Batch, samples: Samples) -> Tensor:
     """What `Metric.update` takes: the network's outputs (N, outputs) for a batch."""
     return model(batch.images)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from convnext import distributed, tasks
@@ -74,6 +75,8 @@ def train(
         data = task.open_data(settings)
         seed_everything(settings.seed, WEIGHTS)
         model = _build(settings, len(data.classes)).to(place)
+        if settings.train.sync_norm and place.type == "cuda" and distributed.world() > 1:
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         if not resume and distributed.is_main():
             folder.begin(settings, place, overwrite)
         distributed.from_main(None)  # nobody looks into the folder before it is made
@@ -114,6 +117,8 @@ def _take_up(state: State, folder: RunFolder, display: Display) -> None:
 
 def _build(recipe: Recipe, num_classes: int) -> Any:
     given = recipe.model.model_dump(exclude_none=True)
+    if given["head_init_scale"] == 1:  # which not every network knows
+        del given["head_init_scale"]
     # Without keep_head the head is new even if the weights have one for as many classes: theirs are other classes.
     return create_model(given.pop("name"), num_classes=num_classes, new_head=not given.pop("keep_head"), **given)
 

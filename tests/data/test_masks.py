@@ -8,9 +8,14 @@ import torch
 from helpers import picture, shared
 from PIL import Image
 
-from convnext.data.masks import check, hold_out, open_segmentation, read_pair
+from convnext.data.masks import check, hold_out, mask_of, open_segmentation
 from convnext.data.pictures import CorruptPictureError
 from convnext.errors import ConvnextError, UsageError
+
+
+def read_pair(source, index, evaluation=False):
+    picture = source.read(index) if evaluation else source.pixels(index)
+    return picture, mask_of(source, index, picture)
 
 
 def mask_folder(root, count=4, part="", classes="ground\nthing\n", size=(48, 40)):

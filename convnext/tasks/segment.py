@@ -1,0 +1,253 @@
+"""Segmentation: one class a pixel."""
+
+import base64
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from convnext.data.augment_segmentation import SegmentationPreprocessing, TrainTransform
+from convnext.data.loader import Sample, Samples
+from convnext.data.masks import MaskSource, check, hold_out, mask_of, open_segmentation
+from convnext.errors import ConvnextError
+from convnext.metrics.segmentation import SegmentationMetric
+from convnext.recipe import Recipe
+from convnext.report import overlay, page
+from convnext.segmentation import inference, upernet
+
+HEADLINE = "miou"  # the metric by which the best weights are chosen; higher is better
+_CHECKED = 2000  # pictures: more are not all read before a run; `convnext data check` reads them
+_TOLD = 5  # problems in an error message
+
+
+@dataclass
+class Batch:
+    """Pictures and masks with their positions in the source: tensors (N, 3, H, W) and (N, H, W), or lists where sizes differ."""
+
+    images: Tensor | list[Tensor]  # float32
+    masks: Tensor | list[Tensor]  # uint8, 255 for what is ignored
+    indices: list[int]
+    corrupt: list[tuple[int, str]]  # positions that could not be read, with the reason
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, part: slice) -> "Batch":
+        return Batch(self.images[part], self.masks[part], self.indices[part], self.corrupt)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device, pictures in channels-last; lists stay, their pictures go there one by one."""
+        if isinstance(self.images, list) or isinstance(self.masks, list):
+            return self
+        images = self.images.to(device, memory_format=torch.channels_last, non_blocking=True)
+        return Batch(images, self.masks.to(device, non_blocking=True), self.indices, self.corrupt)
+
+
+class MaskedSamples(Samples):
+    """Samples to train on, whose mask is transformed with the picture."""
+
+    def prepare(self, picture: Any, index: int) -> tuple[Tensor, Tensor]:
+        """Picture (3, crop, crop) and mask (crop, crop)."""
+        return self.transform(picture, mask_of(self.source, index, picture))
+
+
+class WholeSamples(Samples):
+    """Samples to evaluate: pictures in their own size, masks as they are."""
+
+    def __init__(self, source: MaskSource, how: SegmentationPreprocessing) -> None:
+        super().__init__(source, how.transform(), seed=0)
+        self.how = how
+
+    def prepare(self, picture: Any, index: int) -> tuple[Tensor, Tensor]:
+        """Picture (3, H, W) and mask (H, W)."""
+        return self.transform(picture), mask_of(self.source, index, picture)
+
+
+@dataclass
+class Data:
+    """What a run trains and is tested on."""
+
+    train: Samples
+    val: Samples
+    classes: list[str]
+    remarks: list[str]  # to be told to the user
+
+
+def preprocessing(recipe: Recipe) -> SegmentationPreprocessing:
+    """How the trained network will want its pictures."""
+    data, segment = recipe.data, recipe.segment
+    return SegmentationPreprocessing(segment.scale, segment.window, segment.stride, data.mean, data.std)
+
+
+def open_data(recipe: Recipe) -> Data:
+    """The training and validation samples of a recipe. Raises ConvnextError if masks do not fit their pictures or the classes."""
+    data, segment = recipe.data, recipe.segment
+    train = open_segmentation(data.train)
+    if data.num_classes not in (None, len(train.classes)):
+        raise ConvnextError(
+            f"{data.train} has {len(train.classes)} classes, the recipe is for {data.num_classes}: "
+            "check data.train, or set data.num_classes=null"
+        )
+    remarks = []
+    if data.val is not None:
+        val = open_segmentation(data.val, train.classes)
+    else:
+        train, val = hold_out(train, data.val_fraction, recipe.seed)
+        remarks.append(f"no data.val given: {len(val)} of the {len(train) + len(val)} pictures are held out for validation")
+    for where, source in (("train", train), ("val", val)):
+        remarks += [f"{where}: {told}" for told in remarks_on(source)]
+        if not len(source):
+            raise ConvnextError(f"no pictures in data.{where}")
+        _refuse_problems(where, source, remarks)
+    transform = TrainTransform(
+        data.image_size,
+        segment.scale,
+        segment.ratio_range,
+        segment.max_class_share,
+        recipe.augment.flip,
+        segment.distort,
+        data.mean,
+        data.std,
+    )
+    return Data(MaskedSamples(train, transform, recipe.seed), evaluation_samples(val, preprocessing(recipe)), train.classes, remarks)
+
+
+def _refuse_problems(where: str, source: MaskSource, remarks: list[str]) -> None:
+    problems = source.problems if len(source) > _CHECKED else check(source)
+    if problems:
+        more = f" and {len(problems) - _TOLD} more; `convnext data check` lists them" if len(problems) > _TOLD else ""
+        raise ConvnextError(f"data.{where} can't be trained or tested on: {'; '.join(problems[:_TOLD])}{more}")
+    if len(source) > _CHECKED:
+        remarks.append(f"{where}: {len(source)} masks are not checked before the run; `convnext data check` does")
+
+
+def open_labelled(where: str, classes: list[str] | None, num_classes: int) -> MaskSource:
+    """Pictures with masks to test a network on; `classes` are its names where they are known. Raises ConvnextError if they do not fit."""
+    source = open_segmentation(where, classes)
+    if len(source.classes) != num_classes:
+        raise ConvnextError(f"{where} has {len(source.classes)} classes, the network {num_classes}")
+    return source
+
+
+def remarks_on(source: MaskSource) -> list[str]:
+    """What is to be told to the user of what a source holds."""
+    return [f"{len(source.skipped)} files or annotations are left out, the first: {source.skipped[0]}"] if source.skipped else []
+
+
+def evaluation_samples(source: MaskSource, how: SegmentationPreprocessing) -> Samples:
+    """Pictures prepared as the network wants them, nothing random, with their masks."""
+    return WholeSamples(source, how)
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Samples to a batch; those that could not be read are left out and noted."""
+    corrupt = [bad for sample in samples for bad in sample.corrupt]
+    good = [sample for sample in samples if sample.image is not None]
+    images, masks = [sample.image for sample in good], [sample.label for sample in good]
+    indices = [sample.index for sample in good]
+    if len({image.shape for image in images}) == 1:
+        return Batch(torch.stack(images), torch.stack(masks), indices, corrupt)
+    return Batch(images, masks, indices, corrupt)
+
+
+class Trainer:
+    """The loss of a batch in training, the auxiliary head's included."""
+
+    def __init__(self, recipe: Recipe, classes: list[str]) -> None:
+        pass
+
+    def loss(self, model: Any, batch: Batch) -> Tensor:
+        """Mean loss (scalar, float32)."""
+        images, masks = batch.images, batch.masks
+        assert isinstance(images, Tensor)  # crops have one size
+        assert isinstance(masks, Tensor)
+        return upernet.loss(model, images, masks)
+
+
+def predict(model: Any, batch: Batch, samples: Samples) -> list[Tensor]:
+    """The class of every pixel of each picture of a batch, uint8 (H, W) on the CPU, by the test that `samples` are prepared for."""
+    how: SegmentationPreprocessing = samples.how  # type: ignore[attr-defined]
+    if isinstance(batch.images, Tensor) and how.scale is None and how.window is None:
+        return list(model(batch.images).argmax(1).to("cpu", torch.uint8))  # whole pictures, all at once
+    mode = inference.Mode(within=how.scale, window=how.window, stride=how.stride)
+    return [inference.predict(model, image, mode) for image in batch.images]
+
+
+class Metric:
+    """Intersection over union over an evaluation, and the predictions of its first pictures, to be shown.
+
+    Args:
+        num_classes: outputs of the network.
+        source: the pictures.
+    """
+
+    KEPT = 8
+
+    def __init__(self, num_classes: int, source: MaskSource) -> None:
+        self.counts = SegmentationMetric(num_classes)
+        self.shown: dict[int, str] = {}  # position → the predicted classes as a PNG in base 64
+
+    def update(self, predictions: list[Tensor], batch: Batch) -> None:
+        """Add what `predict` gave for a batch."""
+        for found, mask, index in zip(predictions, batch.masks, batch.indices, strict=True):
+            self.counts.update(found[None], mask[None].cpu())
+            if index < self.KEPT:
+                self.shown[index] = _to_text(found)
+
+    def merge(self, other: "Metric") -> None:
+        """Add what another process measured on other samples."""
+        self.counts.merge(other.counts)
+        self.shown |= other.shown
+
+    def compute(self) -> dict[str, float]:
+        """See `SegmentationMetric.compute`."""
+        return self.counts.compute()
+
+    def details(self) -> dict[str, Any]:
+        """Everything that `report_sections` draws, as plain values."""
+        return self.counts.details() | {"shown": [{"index": index, "prediction": self.shown[index]} for index in sorted(self.shown)]}
+
+
+def headline(metrics: dict[str, float]) -> str:
+    """An evaluation in a few words."""
+    return f"mIoU {metrics['miou']:.2f} %, {metrics['overall_accuracy']:.2f} % of the pixels right ({metrics['count']} pictures)"
+
+
+def summary(metrics: dict[str, float], details: dict[str, Any]) -> str:
+    """An evaluation as lines of text, its headline first."""
+    return "\n".join([headline(metrics), "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())])
+
+
+def report_sections(details: dict[str, Any], classes: list[str], source: MaskSource) -> list[page.Section]:
+    """What a report shows of an evaluation: predictions beside the truth, and the intersection over union of each class."""
+    pictures = [
+        page.picture(
+            overlay.side_by_side(source.read(one["index"]), source.mask(one["index"]), _from_text(one["prediction"]), classes),
+            source.name(one["index"]),
+        )
+        for one in details["shown"]
+    ]
+    rows = [
+        {"class": name, "IoU": _percent(iou), "accuracy": _percent(accuracy), "pixels": sum(row)}
+        for name, iou, accuracy, row in zip(classes, details["iou"], details["accuracy"], details["confusion"], strict=True)
+    ]
+    return [page.Section("Predictions", "".join(pictures)), page.Section("By class", page.table(rows))]
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} %"
+
+
+def _to_text(classes: Tensor) -> str:
+    buffer = BytesIO()
+    Image.fromarray(classes.numpy().astype(np.uint8)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _from_text(text: str) -> np.ndarray:
+    with Image.open(BytesIO(base64.b64decode(text))) as picture:
+        return np.asarray(picture)
