@@ -1,0 +1,36 @@
+"""Cascade Mask R-CNN (Cai and Vasconcelos, CVPR 2018), as in mmdetection 3 and the ConvNeXt paper's code."""
+
+from typing import Any
+
+from convnext.detection.box_heads import BoxHead, giou_loss
+from convnext.detection.boxes import DeltaCoder
+from convnext.detection.detector import Detector
+from convnext.detection.mask_head import MaskHead
+from convnext.detection.pyramid import FeaturePyramid
+from convnext.detection.roi_head import RoIHead, Stage
+from convnext.detection.rpn import Limits, RPNHead
+from convnext.detection.targets import Matcher
+
+STAGES = (
+    Stage(Matcher(0.5, 0.5), DeltaCoder((0.1, 0.1, 0.2, 0.2)), giou_loss, weight=1.0),
+    Stage(Matcher(0.6, 0.6), DeltaCoder((0.05, 0.05, 0.1, 0.1)), giou_loss, weight=0.5),
+    Stage(Matcher(0.7, 0.7), DeltaCoder((0.033, 0.033, 0.067, 0.067)), giou_loss, weight=0.25),
+)
+
+
+def cascade_mask_rcnn(backbone: Any, num_classes: int, output_norm: bool, *, width: int = 256, fc_width: int = 1024) -> Detector:
+    """Build Cascade Mask R-CNN, with four convolutions in each box head, around a backbone.
+
+    Args:
+        backbone: see `Detector`; its head is dropped.
+        num_classes: without background.
+        output_norm: see `Detector`.
+        width: channels of pyramid and heads.
+        fc_width: of the box heads' linear layer.
+    """
+    strides = (*backbone.strides, 2 * backbone.strides[-1])
+    rpn = RPNHead(width, strides, smooth_l1_beta=1 / 9, whole_anchors_only=True, train_limits=Limits(2000, 2000))
+    box_heads = [BoxHead(width, num_classes, convs=4, fcs=1, fc_width=fc_width) for _ in STAGES]
+    mask_heads = [MaskHead(width, num_classes) for _ in STAGES]
+    roi_head = RoIHead(backbone.strides, STAGES, box_heads, mask_heads)
+    return Detector(backbone, FeaturePyramid(backbone.channels, width), rpn, roi_head, output_norm)
