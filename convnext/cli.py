@@ -56,17 +56,16 @@ def _main(
 
 @app.command()
 def demo(
-    task: Annotated[str, typer.Option(help="What to show: classify.")] = "classify",
+    task: Annotated[Literal["classify", "detect", "segment"], typer.Option(help="What to show.")] = "classify",
     output: Annotated[Path | None, typer.Option(help="The run folder; by default a fresh one under runs/.")] = None,
     device: Device = None,
 ) -> None:
-    """Train, evaluate and predict on embedded data, in about a minute."""
+    """Train, evaluate and predict on embedded data, in minutes."""
+    from convnext import tasks
     from convnext.deploy.demo import demo as run_demo
 
-    if task != "classify":
-        raise UsageError(f"there is no demo of the task {task!r}{nearest(task, ['classify'])}")
-    result = run_demo(output, device)
-    print(f"{result.metrics['top1']:.2f} % of the {result.metrics['count']} held-out digits right, in {result.seconds:.0f} s")
+    result = run_demo(task, output, device)
+    print(f"{tasks.get(task).headline(result.metrics)} of what was held out, in {result.seconds:.0f} s")
     print(f"report: {result.folder / 'report.html'}    picture: {result.folder / 'predictions.png'}")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from convnext.backbones.zoo import BACKBONES
 from convnext.checkpoints import files, formats, hub
+from convnext.data.augment_detection import DetectionPreprocessing
 from convnext.data.augment_segmentation import SegmentationPreprocessing
 from convnext.data.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError, nearest
@@ -21,7 +22,7 @@ from convnext.names import NAMES, find
 log = logging.getLogger("convnext")
 
 Weights = str | Path | Mapping[str, Tensor]
-PREPROCESSINGS: dict[str, Any] = {"classify": Preprocessing, "segment": SegmentationPreprocessing}  # by task
+PREPROCESSINGS: dict[str, Any] = {"classify": Preprocessing, "detect": DetectionPreprocessing, "segment": SegmentationPreprocessing}
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from convnext.backbones.zoo import BACKBONES, Backbone
-from convnext.checkpoints import formats, segmenters
+from convnext.checkpoints import detectors, formats, segmenters
+from convnext.data.augment_detection import DetectionPreprocessing
 from convnext.data.augment_segmentation import SegmentationPreprocessing
 from convnext.data.preprocessing import Preprocessing
+from convnext.detection import cascade_mask_rcnn, mask_rcnn
+from convnext.detection import cost as detector_cost
 from convnext.errors import UsageError, nearest
 from convnext.metrics.cost import Cost, count_cost
 from convnext.segmentation.upernet import UperNet
@@ -129,7 +132,42 @@ def _ade20k(size: str, *tags: str) -> dict[str, str]:
     return {tag: f"{_OFFICIAL}/ade20k/upernet_convnext_{size}_{of[tag]}.pth" for tag in tags}
 
 
+def _of_coco(source: str) -> DetectionPreprocessing:
+    return DetectionPreprocessing()
+
+
+def _detector_cost(model: Any, image_size: int | tuple[int, int]) -> Cost:
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    found = detector_cost.count_cost(model, height, width)
+    return Cost(found.parameters, found.macs, image_size)
+
+
+def _coco(kind: str, **tags: str) -> dict[str, dict[str, str]]:
+    """Weights by backbone and tag, from the tags of each size."""
+    files = {size: {f"fb_in{of}": f"{_OFFICIAL}/coco/{kind}_convnext_{size}_{of}_3x.pth" for of in tags[size].split()} for size in tags}
+    return {f"convnext_{size}": found for size, found in files.items()}
+
+
+def _two_stage(build: Callable[..., Any], weights: Mapping[str, Mapping[str, str]]) -> Head:
+    return Head(
+        build,
+        task="detect",
+        num_classes=80,
+        image_size=(800, 1280),
+        formats=detectors,
+        of_classes=detectors.OF_CLASSES,
+        counted=re.compile(r"roi_head\.mask_head\.(0\.)?conv_logits\.weight"),
+        published=_of_coco,
+        weights=weights,
+        cost=_detector_cost,
+    )
+
+
 HEADS: dict[str, Head] = {
+    "mask_rcnn": _two_stage(mask_rcnn, _coco("mask_rcnn", tiny="1k")),
+    "cascade_mask_rcnn": _two_stage(
+        cascade_mask_rcnn, _coco("cascade_mask_rcnn", tiny="1k", small="1k", base="1k 22k", large="22k", xlarge="22k")
+    ),
     "upernet": Head(
         UperNet,
         task="segment",

@@ -45,7 +45,8 @@ class Model(Section):
     depths: tuple[int, ...] | None = Field(None, description="blocks in each stage, where not those of the name")
     widths: tuple[int, ...] | None = Field(None, description="channels of each stage, where not those of the name")
     width: int | None = Field(None, ge=1, description="of a roadmap network: channels of the first stage at the end of the road")
-    channels: int | None = Field(None, ge=1, description="of a segmenter: width of its pyramid, where not 512")
+    channels: int | None = Field(None, ge=1, description="of a detector or segmenter: width of its pyramid, where not 256 or 512")
+    fc_channels: int | None = Field(None, ge=1, description="of a detector: width of its box heads, where not 1024")
     auxiliary_channels: int | None = Field(None, ge=1, description="of a segmenter: width of its auxiliary head, where not 256")
     patch_size: int | None = Field(None, ge=1, description="kernel and stride of the stem, where not that of the name")
     kernel_size: int | None = Field(None, ge=1, description="of the depthwise convolutions, where not that of the name")
@@ -77,6 +78,17 @@ class Augment(Section):
     random_erasing: float = Field(0.0, ge=0, le=1, description="chance of erasing a rectangle with per-pixel noise")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup, 0 for none (Zhang et al., 2018)")
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix, 0 for none (Yun et al., 2019)")
+
+
+class Detect(Section):
+    """Sizes of a detector's pictures, in place of data.image_size. Defaults: as published for COCO (Carion et al., 2020)."""
+
+    short: tuple[int, ...] = Field(tuple(range(480, 801, 32)), description="of the short side in training, one is drawn")
+    longest: int = Field(1333, ge=1, description="the long side never gets longer")
+    crop_short: tuple[int, ...] = Field((400, 500, 600), description="of the short side before a crop, one is drawn")
+    crop: tuple[int, int] = Field((384, 600), description="least and greatest side of the crop")
+    test_short: int = Field(800, ge=1, description="the short side in evaluation")
+    test_longest: int = Field(1333, ge=1, description="the long side in evaluation")
 
 
 class Segment(Section):
@@ -141,10 +153,11 @@ class Eval(Section):
 class Recipe(Section):
     """Everything that decides a run."""
 
-    task: Literal["classify", "segment"] = "classify"
+    task: Literal["classify", "detect", "segment"] = "classify"
     model: Model = Model()
     data: Data
     augment: Augment = Augment()
+    detect: Detect = Detect()
     segment: Segment = Segment()
     optim: Optim = Optim()
     train: Train = Train()

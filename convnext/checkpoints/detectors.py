@@ -5,17 +5,13 @@ Ours have the names of the published code ("official"): the backbone's own after
 parts of a block otherwise.
 """
 
-import logging
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
 from convnext.checkpoints import formats
 from convnext.errors import ConvnextError
-
-log = logging.getLogger("convnext")
 
 State = dict[str, Tensor]
 
@@ -23,7 +19,7 @@ FORMATS = ("official", "mmdetection")
 _MARK = "rpn_head.rpn_conv.weight"  # in every two-stage detector's weights, and in no others
 _MMPRETRAIN = {"dwconv": "depthwise_conv", "pwconv1": "pointwise_conv1", "pwconv2": "pointwise_conv2"}
 _BLOCK_PART = r"(backbone\.stages\.\d+\.\d+\.)({})(\..+)"
-_OF_CLASSES = re.compile(r"roi_head\.(bbox_head\.(\d\.)?fc_(cls|reg)|mask_head\.(\d\.)?conv_logits)\.")  # shaped by the number of classes
+OF_CLASSES = re.compile(r"roi_head\.(bbox_head\.(\d\.)?fc_(cls|reg)|mask_head\.(\d\.)?conv_logits)\.")  # shaped by the number of classes
 _SHOWN = 4  # keys of a list in an error message
 
 
@@ -53,36 +49,6 @@ def to_native(state: Mapping[str, Tensor], name: str) -> State:
 def from_native(state: Mapping[str, Tensor], name: str) -> State:
     """Our state in the format `name`."""
     return _renamed(state, _MMPRETRAIN) if name == "mmdetection" else dict(state)
-
-
-def load(model: Any, state: Mapping[str, Tensor], *, new_head: bool = False) -> None:
-    """Fill a detector with weights of any format, every key accounted for.
-
-    The layers whose shape depends on the number of classes stay fresh if `new_head`, or if the weights are for another number of
-    classes, which is told.
-
-    Raises ConvnextError that names the missing, unexpected and misshapen keys, and the format the weights were taken for.
-    """
-    known = recognise(state)
-    native, own = to_native(state, known), model.state_dict()
-    other = any(key in native and native[key].shape != own[key].shape for key in own if _OF_CLASSES.match(key))
-    if new_head or other:
-        if not new_head:
-            log.warning("the weights are for another number of classes than the model's %d: their layers start afresh", model.num_classes)
-        native = {key: own[key] if key in own and _OF_CLASSES.match(key) else tensor for key, tensor in native.items()}
-    problems = {
-        "missing": sorted(own.keys() - native.keys()),
-        "unexpected": sorted(native.keys() - own.keys()),
-        "misshapen": [
-            f"{key} {tuple(native[key].shape)} instead of {tuple(own[key].shape)}"
-            for key in sorted(own.keys() & native.keys())
-            if native[key].shape != own[key].shape
-        ],
-    }
-    if any(problems.values()):
-        told = "; ".join(f"{what}: {_some(keys)}" for what, keys in problems.items() if keys)
-        raise ConvnextError(f"these weights (taken for the {known} format) do not fit this detector: {told}")
-    model.load_state_dict(native, assign=next(model.parameters()).is_meta)
 
 
 def _renamed(state: Mapping[str, Tensor], words: Mapping[str, str]) -> State:

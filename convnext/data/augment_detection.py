@@ -6,8 +6,9 @@ is PyTorch's "nearest" exactly.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,14 +43,35 @@ def train_transform(
     return partial(_augment, sizes=sizes, flip=flip, normalised=to_normalised(mean, std))
 
 
-def evaluation_transform(
-    short: int = 800, longest: int = 1333, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
-) -> Callable[[Image | Tensor], tuple[Tensor, tuple[float, float]]]:
-    """A function from an RGB picture, or its uint8 (3, H, W) tensor, to a float32 (3, H', W') and what its width and height grew by.
+@dataclass(frozen=True)
+class DetectionPreprocessing:
+    """How a detector wants its pictures; travels with its weights.
 
-    Boxes found in the result, divided by (x, y, x, y) of that scale, are those in the picture.
+    Args:
+        short, longest: pixels of the short side, or fewer where the long side would be longer than `longest`; published: 800, 1333.
+        mean, std: subtracted from RGB in 0 to 1, and divided by.
     """
-    return partial(_prepare, short=short, longest=longest, normalised=to_normalised(mean, std))
+
+    short: int = 800
+    longest: int = 1333
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def transform(self) -> Callable[[Image | Tensor], Tensor]:
+        """A function from an RGB picture, or its uint8 (3, H, W) tensor, to a float32 (3, H', W').
+
+        `Detector.predict(images, output_sizes)` gives boxes and masks in the picture as it was.
+        """
+        return partial(_prepare, short=self.short, longest=self.longest, normalised=to_normalised(self.mean, self.std))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, to travel in a weight file's metadata."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "DetectionPreprocessing":
+        """The inverse of `to_json`."""
+        return cls(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
 
 def _augment(
@@ -67,13 +89,9 @@ def _augment(
     return normalised(pixels), objects
 
 
-def _prepare(
-    picture: Image | Tensor, short: int, longest: int, normalised: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, tuple[float, float]]:
+def _prepare(picture: Image | Tensor, short: int, longest: int, normalised: Callable[[Tensor], Tensor]) -> Tensor:
     pixels = picture if isinstance(picture, Tensor) else to_pixels(picture)
-    height, width = pixels.shape[1:]
-    pixels = _interpolated(pixels, rescaled_size(height, width, short, longest))
-    return normalised(pixels), (pixels.shape[2] / width, pixels.shape[1] / height)
+    return normalised(_interpolated(pixels, rescaled_size(pixels.shape[1], pixels.shape[2], short, longest)))
 
 
 def _one_of(choices: tuple[int, ...]) -> int:

@@ -18,19 +18,19 @@ STAGES = (
 )
 
 
-def cascade_mask_rcnn(backbone: Any, num_classes: int, output_norm: bool, *, width: int = 256, fc_width: int = 1024) -> Detector:
+def cascade_mask_rcnn(backbone: Any, num_classes: int, output_norm: bool, *, channels: int = 256, fc_channels: int = 1024) -> Detector:
     """Build Cascade Mask R-CNN, with four convolutions in each box head, around a backbone.
 
     Args:
         backbone: see `Detector`; its head is dropped.
         num_classes: without background.
         output_norm: see `Detector`.
-        width: channels of pyramid and heads.
-        fc_width: of the box heads' linear layer.
+        channels: width of pyramid and heads.
+        fc_channels: of the box heads' linear layer.
     """
     strides = (*backbone.strides, 2 * backbone.strides[-1])
-    rpn = RPNHead(width, strides, smooth_l1_beta=1 / 9, whole_anchors_only=True, train_limits=Limits(2000, 2000))
-    box_heads = [BoxHead(width, num_classes, convs=4, fcs=1, fc_width=fc_width) for _ in STAGES]
-    mask_heads = [MaskHead(width, num_classes) for _ in STAGES]
+    rpn = RPNHead(channels, strides, smooth_l1_beta=1 / 9, whole_anchors_only=True, train_limits=Limits(2000, 2000))
+    box_heads = [BoxHead(channels, num_classes, convs=4, fcs=1, fc_width=fc_channels) for _ in STAGES]
+    mask_heads = [MaskHead(channels, num_classes) for _ in STAGES]
     roi_head = RoIHead(backbone.strides, STAGES, box_heads, mask_heads)
-    return Detector(backbone, FeaturePyramid(backbone.channels, width), rpn, roi_head, output_norm)
+    return Detector(backbone, FeaturePyramid(backbone.channels, channels), rpn, roi_head, output_norm)

@@ -12,19 +12,19 @@ from convnext.detection.rpn import Limits, RPNHead
 from convnext.detection.targets import Matcher
 
 
-def mask_rcnn(backbone: Any, num_classes: int, output_norm: bool, *, width: int = 256, fc_width: int = 1024) -> Detector:
+def mask_rcnn(backbone: Any, num_classes: int, output_norm: bool, *, channels: int = 256, fc_channels: int = 1024) -> Detector:
     """Build Mask R-CNN around a backbone.
 
     Args:
         backbone: see `Detector`; its head is dropped.
         num_classes: without background.
         output_norm: see `Detector`.
-        width: channels of pyramid and heads.
-        fc_width: of the box head's two linear layers.
+        channels: width of pyramid and heads.
+        fc_channels: of the box head's two linear layers.
     """
     strides = (*backbone.strides, 2 * backbone.strides[-1])
-    rpn = RPNHead(width, strides, smooth_l1_beta=0.0, whole_anchors_only=False, train_limits=Limits(2000, 1000))
+    rpn = RPNHead(channels, strides, smooth_l1_beta=0.0, whole_anchors_only=False, train_limits=Limits(2000, 1000))
     stage = Stage(Matcher(0.5, 0.5, low_quality=0.5), DeltaCoder((0.1, 0.1, 0.2, 0.2)), l1_loss)
-    box_head = BoxHead(width, num_classes, convs=0, fcs=2, fc_width=fc_width)
-    roi_head = RoIHead(backbone.strides, [stage], [box_head], [MaskHead(width, num_classes)])
-    return Detector(backbone, FeaturePyramid(backbone.channels, width), rpn, roi_head, output_norm)
+    box_head = BoxHead(channels, num_classes, convs=0, fcs=2, fc_width=fc_channels)
+    roi_head = RoIHead(backbone.strides, [stage], [box_head], [MaskHead(channels, num_classes)])
+    return Detector(backbone, FeaturePyramid(backbone.channels, channels), rpn, roi_head, output_norm)

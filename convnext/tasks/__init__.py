@@ -4,10 +4,25 @@ A task is a module that offers `open_data`, `open_labelled`, `remarks_on`, `prep
 `predict`, `Metric`, `HEADLINE`, `headline`, `summary` and `report_sections`; `convnext.tasks.classify` is the pattern.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from convnext.data.loader import Samples
+
+
+@dataclass
+class Data:
+    """What a run trains and is tested on."""
+
+    train: Samples
+    val: Samples
+    classes: list[str]
+    remarks: list[str]  # to be told to the user
+    groups: Sequence[int] | None = None  # of the training samples, where a batch shall hold one group only
+
 
 def get(name: str) -> Any:
-    """The module of a task: "classify" or "segment"."""
+    """The module of a task: "classify", "detect" or "segment"."""
     return import_module(f"convnext.tasks.{name}")

@@ -18,6 +18,7 @@ from convnext.metrics.classification import ClassificationMetric
 from convnext.metrics.robustness import CorruptionMetric
 from convnext.recipe import Recipe
 from convnext.report import page, plots
+from convnext.tasks import Data
 
 HEADLINE = "top1"  # the metric by which the best weights are chosen; higher is better
 
@@ -41,16 +42,6 @@ class Batch:
         """The batch on a device, pictures in channels-last."""
         images = self.images.to(device, memory_format=torch.channels_last, non_blocking=True)
         return Batch(images, self.labels.to(device, non_blocking=True), self.indices, self.corrupt)
-
-
-@dataclass
-class Data:
-    """What a run trains and is tested on."""
-
-    train: Samples
-    val: Samples
-    classes: list[str]
-    remarks: list[str]  # to be told to the user
 
 
 def preprocessing(recipe: Recipe) -> Preprocessing:

@@ -18,6 +18,7 @@ from convnext.metrics.segmentation import SegmentationMetric
 from convnext.recipe import Recipe
 from convnext.report import overlay, page
 from convnext.segmentation import inference, upernet
+from convnext.tasks import Data
 
 HEADLINE = "miou"  # the metric by which the best weights are chosen; higher is better
 _CHECKED = 2000  # pictures: more are not all read before a run; `convnext data check` reads them
@@ -65,16 +66,6 @@ class WholeSamples(Samples):
     def prepare(self, picture: Any, index: int) -> tuple[Tensor, Tensor]:
         """Picture (3, H, W) and mask (H, W)."""
         return self.transform(picture), mask_of(self.source, index, picture)
-
-
-@dataclass
-class Data:
-    """What a run trains and is tested on."""
-
-    train: Samples
-    val: Samples
-    classes: list[str]
-    remarks: list[str]  # to be told to the user
 
 
 def preprocessing(recipe: Recipe) -> SegmentationPreprocessing:
@@ -222,15 +213,19 @@ def summary(metrics: dict[str, float], details: dict[str, Any]) -> str:
     return "\n".join([headline(metrics), "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())])
 
 
+def examples(details: dict[str, Any], classes: list[str], source: MaskSource) -> list[tuple[Image.Image, str]]:
+    """The first pictures with their masks beside what was predicted, and captions."""
+    sheets = []
+    for one in details["shown"]:
+        at = one["index"]
+        sheet = overlay.side_by_side(source.read(at), source.mask(at), _from_text(one["prediction"]), classes)
+        sheets.append((sheet, source.name(at)))
+    return sheets
+
+
 def report_sections(details: dict[str, Any], classes: list[str], source: MaskSource) -> list[page.Section]:
     """What a report shows of an evaluation: predictions beside the truth, and the intersection over union of each class."""
-    pictures = [
-        page.picture(
-            overlay.side_by_side(source.read(one["index"]), source.mask(one["index"]), _from_text(one["prediction"]), classes),
-            source.name(one["index"]),
-        )
-        for one in details["shown"]
-    ]
+    pictures = [page.picture(sheet, caption) for sheet, caption in examples(details, classes, source)]
     rows = [
         {"class": name, "IoU": _percent(iou), "accuracy": _percent(accuracy), "pixels": sum(row)}
         for name, iou, accuracy, row in zip(classes, details["iou"], details["accuracy"], details["confusion"], strict=True)

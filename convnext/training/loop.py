@@ -53,7 +53,7 @@ class Run:
         self.folder, self.device, self.display, self.watchers = folder, device, display, watchers
         count, world = len(data.train), distributed.world()
         size = batch_size_for(recipe, count)
-        self.order = EpochOrder(count, size, recipe.seed, distributed.rank(), world)
+        self.order = EpochOrder(count, size, recipe.seed, distributed.rank(), world, data.groups)
         self.per_epoch = len(self.order)
         train = recipe.train
         self.total = train.iterations or train.epochs * self.per_epoch

@@ -10,13 +10,15 @@ from convnext.backbones.convnext import ConvNeXt
 from convnext.checkpoints import detectors
 from convnext.detection import cascade_mask_rcnn, mask_rcnn
 from convnext.errors import ConvnextError
+from convnext.models import load_weights
 
 BUILDERS = {"mask_rcnn": mask_rcnn, "cascade_mask_rcnn": cascade_mask_rcnn}
 
 
 def small(kind="mask_rcnn", num_classes=3, seed=0):
     torch.manual_seed(seed)
-    return BUILDERS[kind](ConvNeXt((1, 1, 1, 1), (8, 16, 24, 32)), num_classes, True, width=16, fc_width=32)
+    sizes = {"depths": (1, 1, 1, 1), "widths": (8, 16, 24, 32), "channels": 16, "fc_channels": 32}
+    return convnext.create_model(f"{kind}_convnext_tiny", num_classes=num_classes, **sizes)
 
 
 @pytest.mark.parametrize("kind", BUILDERS)
@@ -37,7 +39,7 @@ def test_through_each_format_and_back(kind, name):
     assert detectors.recognise(foreign) == name
     assert (foreign.keys() == state.keys()) == (name == "official")
     other = small(kind, seed=1)
-    detectors.load(other, foreign)
+    load_weights(other, foreign)
     assert all(torch.equal(tensor, state[key]) for key, tensor in other.state_dict().items())
 
 
@@ -53,7 +55,7 @@ def test_own_names_are_the_official_ones():
 def test_linear_layers_may_come_as_convolutions():
     state = detectors.from_native(small().state_dict(), "mmdetection")
     state = {key: tensor[:, :, None, None] if "pointwise" in key and "weight" in key else tensor for key, tensor in state.items()}
-    detectors.load(small(seed=1), state)
+    load_weights(small(seed=1), state)
 
 
 def test_every_key_is_accounted_for():
@@ -65,9 +67,9 @@ def test_every_key_is_accounted_for():
         r"misshapen: rpn_head\.rpn_cls\.weight \(5, 16, 1, 1\) instead of \(3, 16, 1, 1\)$"
     )
     with pytest.raises(ConvnextError, match=told):
-        detectors.load(small(seed=1), state)
+        load_weights(small(seed=1), state)
     with pytest.raises(ConvnextError, match=r"missing: .* and \d+ more"):
-        detectors.load(small("cascade_mask_rcnn"), small().state_dict())
+        load_weights(small("cascade_mask_rcnn"), small().state_dict())
 
 
 def test_what_is_no_detector_is_told():
@@ -82,15 +84,15 @@ def test_weights_for_other_classes_leave_their_layers_fresh(kind, caplog):
     source, model = small(kind).state_dict(), small(kind, num_classes=7, seed=1)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     with caplog.at_level(logging.WARNING, "convnext"):
-        detectors.load(model, source)
-    assert "another number of classes than the model's 7" in caplog.text
+        load_weights(model, source)
+    assert "has 3 classes, the model 7" in caplog.text
     fresh = {key for key, tensor in model.state_dict().items() if torch.equal(tensor, before[key]) and tensor.ndim > 1}
     stages = 3 if kind == "cascade_mask_rcnn" else 1
     assert len(fresh) == 3 * stages
     assert all(re.search(r"fc_cls|fc_reg|conv_logits", key) for key in fresh)
 
     same = small(kind, seed=1)
-    detectors.load(same, source, new_head=True)
+    load_weights(same, source, new_head=True)
     assert not torch.equal(same.state_dict()["rpn_head.rpn_conv.weight"], before["rpn_head.rpn_conv.weight"])
     own = small(kind, seed=1).state_dict()
     assert all(torch.equal(tensor, own[key]) for key, tensor in same.state_dict().items() if "fc_cls" in key)

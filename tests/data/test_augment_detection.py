@@ -10,7 +10,7 @@ from helpers import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convnext.data.augment_detection import Sizes, cropped, evaluation_transform, flipped, rescaled_size, resized, train_transform
+from convnext.data.augment_detection import DetectionPreprocessing, Sizes, cropped, flipped, rescaled_size, resized, train_transform
 from convnext.data.objects import Objects
 from convnext.data.pictures import to_pixels
 from convnext.data.randomness import seeded
@@ -192,14 +192,12 @@ def test_a_crop_may_leave_no_objects():
     assert counts == {0, 1}
 
 
-def test_evaluation_gives_the_scale_back():
+def test_evaluation_resizes_within_its_limits():
     image = picture(size=(333, 250))
-    resized_image, (across, down) = evaluation_transform()(image)
-    assert resized_image.shape == (3, 800, 1066)
-    assert (across, down) == (1066 / 333, 800 / 250)
-    unchanged, scale = evaluation_transform(250, 333, mean=(0, 0, 0), std=(1, 1, 1))(image)
-    assert scale == (1, 1)
-    assert torch.allclose(unchanged * 255, to_pixels(image).float(), atol=1e-3)
+    assert DetectionPreprocessing().transform()(image).shape == (3, 800, 1066)
+    how = DetectionPreprocessing(250, 333, mean=(0, 0, 0), std=(1, 1, 1))
+    assert torch.allclose(how.transform()(image) * 255, to_pixels(image).float(), atol=1e-3)
+    assert DetectionPreprocessing.from_json(how.to_json()) == how
 
 
 def test_boxes_over_the_border_are_clipped():

@@ -11,7 +11,7 @@ BUILDERS = {"mask_rcnn": mask_rcnn, "cascade": cascade_mask_rcnn}
 def small(kind="mask_rcnn", num_classes=3, seed=0):
     torch.manual_seed(seed)
     backbone = ConvNeXt((1, 1, 1, 1), (8, 16, 24, 32), layer_scale=1.0)
-    return BUILDERS[kind](backbone, num_classes, True, width=32, fc_width=64)
+    return BUILDERS[kind](backbone, num_classes, True, channels=32, fc_channels=64)
 
 
 def scene(height=64, width=96, boxes=((8, 10, 40, 44), (50, 12, 90, 60)), labels=(0, 2)):

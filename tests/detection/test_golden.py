@@ -10,8 +10,8 @@ from detection.detectors import BUILDERS
 from helpers import relative_error, shared
 
 import convnext
-from convnext.checkpoints import detectors
 from convnext.detection.targets import Sampler
+from convnext.models import load_weights
 
 
 class Golden:
@@ -27,8 +27,8 @@ class Golden:
             self.meta = json.loads(str(file["meta"]))
         state = fill.fill(fill.read_keys(shared(f"reference/keys/{name}_convnext_tiny.mmdet.txt")))
         with torch.device("meta"):
-            self.model = BUILDERS[kind](convnext.create_model("convnext_tiny"), 80, True)
-        detectors.load(self.model, state)
+            self.model = convnext.create_model(f"{name}_convnext_tiny", num_classes=80)
+        load_weights(self.model, state)
         self.model.eval()
         self.image = fill.picture(self.meta["height"], self.meta["width"], self.meta["seed"])[0]
         self.size = (self.meta["height"], self.meta["width"])
