@@ -1,7 +1,7 @@
 """The tasks, one file each: all that differs between them. Everything above this floor is the same for all.
 
-A task is a module that offers `open_data`, `open_labelled`, `remarks_on`, `preprocessing`, `evaluation_samples`, `collate`, `Trainer`,
-`predict`, `Metric`, `HEADLINE`, `headline`, `summary` and `report_sections`; `convnext.tasks.classify` is the pattern.
+A task is a module that offers `open_data`, `check`, `open_labelled`, `remarks_on`, `preprocessing`, `evaluation_samples`, `collate`,
+`Trainer`, `predict`, `Metric`, `HEADLINE`, `headline`, `summary` and `report_sections`; `convnext.tasks.classify` is the pattern.
 """
 
 from collections.abc import Sequence

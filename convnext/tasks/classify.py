@@ -11,6 +11,7 @@ from convnext.data import imagenet
 from convnext.data.corruptions import SEVERITIES
 from convnext.data.evaluation_sets import EvaluationSet, is_evaluation_set, open_evaluation_set
 from convnext.data.loader import Sample, Samples
+from convnext.data.pictures import CorruptPictureError
 from convnext.data.preprocessing import Preprocessing
 from convnext.data.source import Source, hold_out, open_source
 from convnext.errors import ConvnextError
@@ -73,6 +74,18 @@ def open_data(recipe: Recipe) -> Data:
     transform = train_transform(recipe.data, recipe.augment, recipe.eval.interpolation)
     samples = Samples(train, transform, recipe.seed)
     return Data(samples, evaluation_samples(val, preprocessing(recipe)), train.classes, remarks)
+
+
+def check(where: str) -> list[str]:
+    """Everything wrong with the pictures that `where` names, a line each; reads them all."""
+    source = open_source(where)
+    problems = [f"{path}: no picture of any known ending" for path in source.skipped]
+    for index in range(len(source)):
+        try:
+            source.pixels(index)
+        except CorruptPictureError as error:
+            problems.append(str(error))
+    return problems
 
 
 def open_labelled(where: str, classes: list[str] | None, num_classes: int) -> Source:

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from convnext.data.augment_detection import DetectionPreprocessing, Sizes, train_transform
-from convnext.data.coco import open_detection
+from convnext.data.coco import Coco, open_detection
+from convnext.data.coco import check as check_coco
 from convnext.data.loader import Sample, Samples
 from convnext.data.objects import DetectionSource
 from convnext.errors import ConvnextError
@@ -95,6 +96,12 @@ def open_data(recipe: Recipe) -> Data:
     samples = ObjectSamples(train, transform, recipe.seed)
     groups = _worth_grouping(upright.tolist(), recipe.train.batch_size)
     return Data(samples, evaluation_samples(val, preprocessing(recipe)), train.classes, remarks, groups)
+
+
+def check(where: str) -> list[str]:
+    """Everything wrong with pictures and annotations that `where` names, a line each, by file and annotation id; reads them all."""
+    source = open_detection(where)
+    return check_coco(source) if isinstance(source, Coco) else []
 
 
 def _worth_grouping(groups: list[int], batch_size: int) -> list[int] | None:

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from convnext.data import masks
 from convnext.data.augment_segmentation import SegmentationPreprocessing, TrainTransform
 from convnext.data.loader import Sample, Samples
-from convnext.data.masks import MaskSource, check, hold_out, mask_of, open_segmentation
+from convnext.data.masks import MaskSource, hold_out, mask_of, open_segmentation
 from convnext.errors import ConvnextError
 from convnext.metrics.segmentation import SegmentationMetric
 from convnext.recipe import Recipe
@@ -107,8 +108,13 @@ def open_data(recipe: Recipe) -> Data:
     return Data(MaskedSamples(train, transform, recipe.seed), evaluation_samples(val, preprocessing(recipe)), train.classes, remarks)
 
 
+def check(where: str) -> list[str]:
+    """Everything wrong with the pictures and masks that `where` names, a line each, by path and value; reads them all."""
+    return masks.check(open_segmentation(where))
+
+
 def _refuse_problems(where: str, source: MaskSource, remarks: list[str]) -> None:
-    problems = source.problems if len(source) > _CHECKED else check(source)
+    problems = source.problems if len(source) > _CHECKED else masks.check(source)
     if problems:
         more = f" and {len(problems) - _TOLD} more; `convnext data check` lists them" if len(problems) > _TOLD else ""
         raise ConvnextError(f"data.{where} can't be trained or tested on: {'; '.join(problems[:_TOLD])}{more}")
@@ -138,11 +144,11 @@ def collate(samples: list[Sample]) -> Batch:
     """Samples to a batch; those that could not be read are left out and noted."""
     corrupt = [bad for sample in samples for bad in sample.corrupt]
     good = [sample for sample in samples if sample.image is not None]
-    images, masks = [sample.image for sample in good], [sample.label for sample in good]
+    images, labels = [sample.image for sample in good], [sample.label for sample in good]
     indices = [sample.index for sample in good]
     if len({image.shape for image in images}) == 1:
-        return Batch(torch.stack(images), torch.stack(masks), indices, corrupt)
-    return Batch(images, masks, indices, corrupt)
+        return Batch(torch.stack(images), torch.stack(labels), indices, corrupt)
+    return Batch(images, labels, indices, corrupt)
 
 
 class Trainer:
@@ -153,10 +159,9 @@ class Trainer:
 
     def loss(self, model: Any, batch: Batch) -> Tensor:
         """Mean loss (scalar, float32)."""
-        images, masks = batch.images, batch.masks
-        assert isinstance(images, Tensor)  # crops have one size
-        assert isinstance(masks, Tensor)
-        return upernet.loss(model, images, masks)
+        assert isinstance(batch.images, Tensor)  # crops have one size
+        assert isinstance(batch.masks, Tensor)
+        return upernet.loss(model, batch.images, batch.masks)
 
 
 def predict(model: Any, batch: Batch, samples: Samples) -> list[Tensor]:

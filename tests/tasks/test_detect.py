@@ -1,0 +1,101 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import convnext
+from convnext.data.scenes import Scenes
+from convnext.errors import ConvnextError
+from convnext.evaluate import evaluate_loaded
+from convnext.models import load
+
+TINY = {
+    "model.depths": [1, 1, 1, 1],
+    "model.widths": [8, 16, 24, 32],
+    "model.channels": 16,
+    "model.fc_channels": 32,
+    "data.workers": 0,
+    "detect.short": [64],
+    "detect.longest": 96,
+    "detect.crop_short": [72],
+    "detect.crop": [48, 64],
+    "detect.test_short": 64,
+    "detect.test_longest": 96,
+    "train.epochs": 2,
+    "train.warmup_steps": 1,
+    "train.batch_size": 2,
+    "train.eval_every": 2,
+    "train.log_every": 1,
+}
+
+
+def write_coco(root, part, count, boxes_only=False):
+    """Scenes as a data set in COCO's format, the last picture without objects."""
+    scenes, images, annotations = Scenes("train", size=64), [], []
+    (root / part).mkdir(parents=True)
+    (root / "annotations").mkdir(exist_ok=True)
+    for i in range(count):
+        Image.fromarray(scenes.pixels(i).permute(1, 2, 0).numpy()).save(root / part / f"{i}.png")
+        images.append({"id": i + 10, "file_name": f"{i}.png", "height": 64, "width": 64})
+        target = scenes.target(i)
+        for box, label, mask in zip(target.boxes.tolist(), target.labels.tolist(), target.masks, strict=True) if i < count - 1 else ():
+            flat = np.asfortranarray(mask.numpy()).ravel(order="F")
+            changes = np.flatnonzero(np.diff(flat)) + 1
+            counts = np.diff([0, *changes, len(flat)]).tolist()
+            one = {"id": len(annotations) + 1, "image_id": i + 10, "category_id": 3 * label + 1, "iscrowd": 0}
+            one |= {"bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]], "area": int(flat.sum())}
+            if not boxes_only:
+                one["segmentation"] = {"size": [64, 64], "counts": counts if not flat[0] else [0, *counts]}
+            annotations.append(one)
+    categories = [{"id": 3 * label + 1, "name": str(label)} for label in range(10)]
+    values = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "annotations" / f"instances_{part}.json").write_text(json.dumps(values))
+    return root / part
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    root = tmp_path_factory.mktemp("coco")
+    return {"data.train": str(write_coco(root, "train", 7)), "data.val": str(write_coco(root, "val", 3))}
+
+
+@pytest.mark.parametrize("kind", ["mask_rcnn", "cascade_mask_rcnn"])
+def test_a_run_leaves_weights_that_evaluate_to_the_same(coco, tmp_path, kind):
+    run, more = tmp_path / "run", {"model.name": f"{kind}_convnext_atto"}
+    result = convnext.train("detect_digits", TINY | coco | more, output=run)
+    assert result.metrics["count"] == 3
+    assert 0 <= result.metrics["box_ap"] <= 100
+    again = evaluate_loaded(load(run), None, 2, 0, 0.0, torch.device("cpu"))
+    assert again.result.metrics == result.metrics
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/jpeg") == 3
+    assert "annotated, and found" in page
+    loaded = load(run)
+    assert (loaded.task, loaded.classes) == ("detect", [str(digit) for digit in range(10)])
+    assert (loaded.preprocessing.short, loaded.preprocessing.longest) == (64, 96)
+
+
+def test_a_run_goes_on_to_the_same_bits(coco, tmp_path):
+    more = {"train.checkpoint_every": 1, "train.keep_checkpoints": 10, "model.drop_path": 0.2}
+    for name in ("whole", "again"):
+        convnext.train("detect_digits", TINY | coco | more, output=tmp_path / name)
+    for path in sorted((tmp_path / "again" / "checkpoints").iterdir())[2:]:
+        path.unlink()  # as if killed after the second step
+    convnext.train("detect_digits", TINY | coco | more, output=tmp_path / "again", resume=True)
+    one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "again"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_data_that_no_detector_learns_from_is_told(coco, tmp_path):
+    root = tmp_path / "boxes"
+    boxes = str(write_coco(root, "train", 3, boxes_only=True))
+    with pytest.raises(ConvnextError, match="has boxes but no masks"):
+        convnext.train("detect_digits", TINY | coco | {"data.train": boxes}, output=tmp_path / "run")
+    with pytest.raises(ConvnextError, match=r"no data\.val given"):
+        convnext.train("detect_digits", TINY | coco | {"data.val": None}, output=tmp_path / "run")
+    empty = str(write_coco(tmp_path / "empty", "val", 1))
+    with pytest.raises(ConvnextError, match="hold no object"):
+        convnext.train("detect_digits", TINY | coco | {"data.val": empty}, output=tmp_path / "run")
