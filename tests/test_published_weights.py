@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from helpers import shared
+from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 
 from convnext.checkpoints.files import read_restricted
@@ -17,7 +18,7 @@ from convnext.data import imagenet
 from convnext.data.evaluation_sets import EvaluationSet
 from convnext.data.preprocessing import Preprocessing
 from convnext.evaluate import evaluate_loaded
-from convnext.models import Loaded
+from convnext.models import Loaded, load
 from convnext.tasks import classify
 
 CPU = torch.device("cpu")
@@ -81,3 +82,12 @@ def test_the_known_accuracy_of_a_published_network(network, photos):
     metric = classify.Metric(1000, both)
     metric.update(logits, classify.Batch(torch.empty(153), labels - 309, list(range(153)), []))
     assert metric.counts.hits.sum() == (logits[:, [309, 310]].argmax(1) + 309 == labels).sum() == 150
+
+
+def test_the_same_by_name_from_a_file(network, photos, tmp_path):
+    """As `convnext eval efficientnet_lite0 --weights FILE --data imagenet:FOLDER` does."""
+    save_file({key: tensor.contiguous() for key, tensor in network.state_dict().items()}, tmp_path / "lite0.safetensors")
+    loaded = load("efficientnet_lite0", str(tmp_path / "lite0.safetensors"))
+    assert loaded.preprocessing == preprocessing(resolve_data_config({}, model=network))
+    found = evaluate_loaded(loaded, f"imagenet:{photos}", 8, 0, 0.0, CPU).result
+    assert (found.metrics["count"], sum(found.details["hits"])) == (153, 130)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from convnext.data.evaluation_sets import is_evaluation_set
 from convnext.data.source import open_source
 from convnext.deploy.bench import Result, Setting, measure
 from convnext.deploy.contestants import enter
@@ -21,9 +22,20 @@ from convnext.training.run_folder import environment
 
 log = logging.getLogger("convnext")
 
-NO_NETWORK = "not in this version"
 NO_WEIGHTS, UNPUBLISHED = "not measured: no weights here", "not measured: no weights of it are published"
-_ACCURACIES = {"top1", "miou_ms", "box_ap", "mask_ap"}  # that an evaluation on the table's own kind of pictures gives
+# Printed columns that an evaluation gives: on which of the sets of `--data`, by which of its metrics. None: any pictures of the task.
+_ACCURACIES: dict[str, tuple[str | None, str]] = {
+    "top1": (None, "top1"),
+    "box_ap": (None, "box_ap"),
+    "mask_ap": (None, "mask_ap"),
+    "miou_ms": (None, "miou_ms"),  # of several scales, which `convnext eval` does not measure yet
+    "imagenet_a_top1": ("imagenet-a", "top1"),
+    "imagenet_r_top1": ("imagenet-r", "top1"),
+    "sketch_top1": ("imagenet-sketch", "top1"),
+    "imagenet_c_mce": ("imagenet-c", "mce"),
+    "imagenet_cbar_mce": ("imagenet-c-bar", "mean_error"),
+}
+_OTHER_SETS = {of for of, _ in _ACCURACIES.values() if of}
 _SPEEDS = ("images_per_second", "images_per_second_least", "images_per_second_most", "memory_mib")
 _RATIOS = ("swin_images_per_second", "ratio", "ratio_least", "ratio_most")
 
@@ -92,7 +104,7 @@ def table(
         data: pictures to evaluate the published weights on, as for `convnext eval`.
         progress: called with the numbers of rows done and in all.
 
-    What can't be had, a network, weights or memory, is told in the row's remarks.
+    What can't be had, weights or memory, is told in the row's remarks.
 
     Raises UsageError for an unknown table or a pattern without rows, ConvnextError if `data` can't be used.
     """
@@ -104,7 +116,7 @@ def table(
         )
     if data is not None and name == "throughput":
         raise UsageError("the throughput table has no accuracy to measure: leave --data out")
-    if data is not None and name not in ("coco", "ade20k"):
+    if data is not None and name not in ("coco", "ade20k") and not is_evaluation_set(data):
         open_source(data)  # so that a wrong name is told even where there are no weights to evaluate
     cuda = device.type == "cuda"
     setting = Setting(dtype="tf32" if cuda and name == "throughput" else "float32", seconds=seconds) if speed else None
@@ -124,23 +136,20 @@ def _found(row: published.Row, wanted: _Wanted) -> Row:
     name, remarks = _name(row), list(row.notes)
     measured: Row = dict.fromkeys(("params_m", "gmacs", *_SPEEDS, *(_RATIOS if "ratio_a100" in row.values else ()), "weights"))
     measured |= dict.fromkeys(key for key in row.values if key in _ACCURACIES)
-    if name not in list_models():
-        remarks.append(NO_NETWORK)
-    else:
-        cost = cost_of(name, row.image_size)
-        measured |= {"params_m": cost.parameters / 1e6, "gmacs": cost.macs / 1e9}
-        if wanted.setting is not None:
-            measured |= _timed(row, name, wanted, remarks)
-        if wanted.data is not None:
-            measured |= _evaluated(row, name, wanted, remarks)
+    cost = cost_of(name, row.image_size)
+    measured |= {"params_m": cost.parameters / 1e6, "gmacs": cost.macs / 1e9}
+    if wanted.setting is not None:
+        measured |= _timed(row, name, wanted, remarks)
+    if wanted.data is not None:
+        measured |= _evaluated(row, name, wanted, remarks)
     head = {"label": row.label, "model": name, "trained_on": row.group, "image_size": row.image_size}
     printed = {f"published_{key}": value for key, value in row.values.items()}
     return head | printed | {f"measured_{key}": value for key, value in measured.items()} | {"remarks": remarks}
 
 
 def _name(row: published.Row) -> str:
-    """The network's name here; where this version lacks it, what it would be called."""
-    return next(iter(list_models(row.model)), row.model)
+    """The network's name here."""
+    return list_models(row.model)[0]
 
 
 def _timed(row: published.Row, name: str, wanted: _Wanted, remarks: list[str]) -> Row:
@@ -148,10 +157,8 @@ def _timed(row: published.Row, name: str, wanted: _Wanted, remarks: list[str]) -
         remarks.append("not timed: only classifiers are")
         return {}
     names: tuple[str, ...] = (name,)
-    if row.rival in list_models():
+    if row.rival is not None:
         names = (row.rival, name)  # the ratio is to the first
-    elif row.rival is not None:
-        remarks.append(f"{row.rival} is {NO_NETWORK}")
     try:
         if (names, row.image_size) not in wanted.timed:
             setting = replace(wanted.setting, image_size=row.image_size)
@@ -186,7 +193,10 @@ def _evaluated(row: published.Row, name: str, wanted: _Wanted, remarks: list[str
     result = evaluate_loaded(loaded, wanted.data, batch_size=64, workers=2, max_corrupt=0.01, device=wanted.device).result
     if result.corrupt:
         remarks.append(f"{len(result.corrupt)} unreadable pictures left out")
-    return {key: result.metrics[key] for key in row.values if key in _ACCURACIES & result.metrics.keys()} | {"weights": tag}
+    kind = str(wanted.data).partition(":")[0]
+    of = kind if kind in _OTHER_SETS else None
+    columns = {key: metric for key, (where, metric) in _ACCURACIES.items() if key in row.values and where == of}
+    return {key: result.metrics[metric] for key, metric in columns.items() if metric in result.metrics} | {"weights": tag}
 
 
 def weights_tag(row: published.Row, tags: Iterable[str]) -> str | None:

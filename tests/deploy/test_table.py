@@ -12,10 +12,11 @@ from helpers import picture_folder, random_model
 from convnext.backbones.zoo import BACKBONES
 from convnext.checkpoints.files import write_weights
 from convnext.checkpoints.formats import from_native
-from convnext.deploy.table import NO_NETWORK, NO_WEIGHTS, UNPUBLISHED, table, weights_tag
+from convnext.deploy.table import NO_WEIGHTS, UNPUBLISHED, table, weights_tag
 from convnext.errors import ConvnextError, UsageError
 from convnext.metrics.published import TABLES, read
-from convnext.models import cost_of, find, list_models
+from convnext.models import cost_of, list_models
+from convnext.names import find
 from convnext.report import published
 
 CPU = torch.device("cpu")
@@ -33,9 +34,9 @@ def test_no_row_is_left_out_and_no_number_made_up(name):
     rows = table(name, CPU).rows
     assert [row["label"] for row in rows] == [row.label for row in read(name)]
     for row in rows:
-        here = row["model"] in list_models()
-        assert (row["measured_params_m"] is not None) == (row["measured_gmacs"] is not None) == here
-        assert (NO_NETWORK in row["remarks"]) == (not here)
+        assert row["model"] in list_models()
+        assert row["measured_params_m"] > 0
+        assert row["measured_gmacs"] > 0
         assert all(
             value is None
             for key, value in row.items()
@@ -52,16 +53,6 @@ def test_what_is_counted_is_what_is_printed():
         assert round(row["measured_params_m"]) == row["published_params_m"]
         assert round(row["measured_gmacs"], 1) == row["published_gmacs"]
         assert row["measured_gmacs"] == cost_of(row["model"], row["image_size"]).macs / 1e9
-
-
-def test_a_network_that_this_version_lacks_stays_marked(monkeypatch):
-    monkeypatch.delitem(BACKBONES, "convnext_tiny")
-    (row,) = table("robustness", CPU, pattern="ConvNeXt-T", speed=True).rows
-    assert row["remarks"] == [NO_NETWORK]
-    assert row["published_top1"] == 82.1
-    assert row["model"] == "convnext_tiny"
-    assert all(value is None for key, value in row.items() if key.startswith("measured_"))
-    assert NO_NETWORK in published.plain("robustness", [row])
 
 
 def test_rows_are_chosen_by_label_or_name():
@@ -85,13 +76,10 @@ def test_speed_is_measured_where_asked_for():
 
 def test_throughput_is_a_ratio_to_swin_measured_in_turns(monkeypatch):
     monkeypatch.setitem(BACKBONES, "swin_tiny", BACKBONES["convnext_atto"])  # stands for it: much faster
-    monkeypatch.delitem(BACKBONES, "swin_small", raising=False)
-    tiny, small = (table("throughput", CPU, pattern=f"convnext_{size}", speed=True, seconds=0).rows[0] for size in ("tiny", "small"))
+    (tiny,) = table("throughput", CPU, pattern="convnext_tiny", speed=True, seconds=0).rows
     assert tiny["measured_swin_images_per_second"] > tiny["measured_images_per_second"]
     assert tiny["measured_ratio_least"] <= tiny["measured_ratio"] <= tiny["measured_ratio_most"] < 1
     assert round(tiny["published_ratio_a100"], 2) == 1.47
-    assert (small["measured_ratio"], small["remarks"]) == (None, [f"swin_small is {NO_NETWORK}"])
-    assert small["measured_images_per_second"] > 0
 
 
 def row_of(label, group, size):
