@@ -66,11 +66,10 @@ def _vit(network: str, *tags: str, image_size: int) -> Backbone:
     return _rival(network, *tags, image_size=image_size, build=rivals.build_vit)
 
 
-def _published_alexnet(source: str) -> Published:
-    return Preprocessing(interpolation="bilinear"), 1000
+def _published_classic(image_size: int, source: str) -> Published:
+    return Preprocessing(image_size=image_size, interpolation="bilinear"), 1000  # as torchvision tests its AlexNet
 
 
-_TORCHVISION = "https://download.pytorch.org/models"
 _SWIN = ("ms_in1k", "ms_in22k", "ms_in22k_ft_in1k")
 _BIT = ("goog_in21k_ft_in1k", "goog_in21k")
 
@@ -93,9 +92,13 @@ BACKBONES: dict[str, Backbone] = {
     "convnext_isotropic_base": _isotropic("base", 18, 768, 0.0),
     "convnext_isotropic_large": _isotropic("large", 36, 1024, 1e-6),
     # The rivals of the paper's tables. The first tag is the one whose accuracy the table prints, where timm has it.
-    "lenet5": Backbone(classics.lenet5, {}, image_size=32, format="torchvision"),
+    "lenet5": Backbone(classics.lenet5, {}, image_size=32, format="convnext", published=partial(_published_classic, 32)),
     "alexnet": Backbone(
-        classics.alexnet, {}, {"tv_in1k": f"{_TORCHVISION}/alexnet-owt-7be5be79.pth"}, format="torchvision", published=_published_alexnet
+        classics.alexnet,
+        {},
+        {"tv_in1k": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"},
+        format="torchvision",
+        published=partial(_published_classic, 224),
     ),
     "resnet50": _rival("resnet50", "tv_in1k", "tv2_in1k", "a1_in1k"),
     "resnet200": _rival("resnet200"),

@@ -1,9 +1,12 @@
-"""The classes of ImageNet-1K and ImageNet-22K, in the order of the published heads (from timm's tables)."""
+"""The classes of ImageNet-1K and ImageNet-22K, in the order of the published heads (from timm's tables).
+
+BiT's heads have 21,843 classes, two more than the others of ImageNet-22K.
+"""
 
 import functools
 from typing import Any
 
-SUBSETS = {1000: "imagenet-1k", 21841: "imagenet-22k"}  # number of classes → timm's name
+SUBSETS = {1000: "imagenet-1k", 21841: "imagenet-22k", 21843: "imagenet-21k-goog"}  # number of classes → timm's name
 
 
 @functools.cache
