@@ -7,6 +7,7 @@ for detectors and segmenters, in the two families whose networks are made for on
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -70,8 +71,9 @@ class TimmBackbone(nn.Module):
         counts = {name: torch.tensor(0) for name in own if name.endswith("num_batches_tracked")}
         native = counts | dict(state)
         if any(name not in own or own[name].shape != native[name].shape for name in native if not name.startswith(self.head_name)):
-            rename = getattr(sys.modules[type(self).__module__], "checkpoint_filter_fn", None)
-            native = rename(native, self) if rename else native
+            rename = getattr(sys.modules[type(self).__module__], "checkpoint_filter_fn", lambda state, network: state)
+            with suppress(AttributeError):  # of a module that this network lacks: who loads the weights tells the keys
+                native = rename(native, self)
         return native
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
