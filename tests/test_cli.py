@@ -73,6 +73,8 @@ def test_debug_shows_the_traceback():
 def test_cost_and_models_as_json():
     cost = json.loads(run("cost", "convnext_tiny", "--json").stdout)
     assert cost == {"name": "convnext_tiny", "parameters": 28589128, "macs": 4455531264, "image_size": 224}
+    assert json.loads(run("cost", "lenet5", "--json").stdout)["image_size"] == 32
+    assert "resnet50" in run("models", "resnet50").stdout
     rows = json.loads(run("models", "convnext_b*", "--json").stdout)
     assert [row["name"] for row in rows] == ["convnext_base"]
     assert "fb_in22k_ft_in1k_384" in rows[0]["weights"]

