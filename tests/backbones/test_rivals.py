@@ -78,7 +78,7 @@ def test_contract(name):
     assert [tuple(m.shape) for m in model.eval().features(x)] == shapes
     drops = [module.rate for module in model.modules() if isinstance(module, DropPath)]
     assert drops == sorted(drops)
-    assert 0.19 < drops[-1] < 0.2 + 1e-6  # EfficientNet's last stays one step below
+    assert 0.18 < drops[-1] < 0.2 + 1e-6  # EfficientNet's last stays one step, of at least 16, below
     names = [parameter_name for parameter_name, _ in model.named_parameters()]
     groups = [model.layer_group(parameter_name) for parameter_name in names]
     assert set(groups) == set(range(max(groups) + 1))

@@ -51,7 +51,7 @@ def test_the_whole_way(name, network, photos, tmp_path):
     assert torch.equal(models.load(name, weights=file).model(x), loaded.model(x))
     with pytest.raises(UsageError, match=f"holds a {name}, not a resnet50"):
         models.load("resnet50", weights=file)
-    measured, _ = evaluate_loaded(models.load(tmp_path / "run"), None, 2, 0, 0.0, torch.device("cpu"))
+    measured = evaluate_loaded(models.load(tmp_path / "run"), None, 2, 0, 0.0, torch.device("cpu")).result
     assert measured.metrics["top1"] == pytest.approx(result.best)
     (best, _), *_ = convnext.load(tmp_path / "run")(next(photos.rglob("*.jpg"))).top(1)
     assert best in loaded.classes
