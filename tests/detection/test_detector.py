@@ -161,6 +161,16 @@ def test_a_diverged_network_says_so_by_its_loss(kind):
     model.eval()([image])
 
 
+def test_published_numbers_of_samples_and_proposals():
+    """As `recipes.md` tells them."""
+    for kind, kept in (("mask_rcnn", 1000), ("cascade", 2000)):
+        model = small(kind)
+        assert model.rpn_head.sampler == Sampler(256, 0.5)
+        assert model.roi_head.sampler == Sampler(512, 0.25)
+        assert model.rpn_head.train_limits == Limits(2000, kept)
+        assert model.rpn_head.test_limits == Limits(1000, 1000)
+
+
 def test_layer_groups_and_weight_decay_are_the_published_ones():
     """As `recipes.md` tells them: 6 groups of the backbone's stages for T, 12 for S, the rest one more."""
     with torch.device("meta"):

@@ -7,7 +7,7 @@ from detection.detectors import scene, small
 from helpers import randomise
 from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss, roi_align
 
-from convnext.detection.boxes import DeltaCoder
+from convnext.detection.boxes import DeltaCoder, clip
 from convnext.detection.postprocess import paste_masks
 from convnext.detection.targets import Objects, Sampler
 
@@ -18,9 +18,10 @@ STAGES = [(0.5, 1.0, (0.1, 0.1, 0.2, 0.2)), (0.6, 0.5, (0.05, 0.05, 0.1, 0.1)), 
 @pytest.fixture(scope="module")
 def case():
     head = randomise(small("cascade").roi_head).eval()
-    for box_head in head.box_heads:
+    for box_head, mask_head in zip(head.box_heads, head.mask_heads, strict=True):
         for layer in (box_head.fc_reg, box_head.fc_cls):
             layer.weight.data *= 3
+        mask_head.conv_logits.weight.data *= 10  # so that a mean of masks is not a mask of means
     generator = torch.Generator().manual_seed(2)
     levels = [torch.randn(1, 32, SIZE[0] // s, SIZE[1] // s, generator=generator) for s in (4, 8, 16, 32)]
     target = scene(*SIZE, [(20, 30, 120, 200), (150, 40, 300, 130), (40, 40, 90, 90)], [2, 0, 1])[1]
@@ -28,7 +29,7 @@ def case():
     near = target["boxes"][torch.arange(40) % 3] + noise
     corner = torch.rand(60, 2, generator=generator) * 150
     far = torch.cat([corner, corner + 20 + 80 * torch.rand(60, 2, generator=generator)], 1)
-    return head, levels, torch.cat([near, far]).clamp(min=0), Objects(target["boxes"], target["labels"], target["masks"])
+    return head, levels, clip(torch.cat([near, far]), SIZE), Objects(target["boxes"], target["labels"], target["masks"])
 
 
 def regions(levels, boxes, size):
