@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from convnext.detection import box_heads, mask_head
+from convnext.detection.box_heads import REGION as BOX_REGION
 from convnext.detection.detector import Detector
+from convnext.detection.mask_head import REGION as MASK_REGION
 
 PROPOSALS, DETECTIONS = 1000, 100  # through each box head, through each mask head
 
@@ -35,8 +36,8 @@ def count_cost(model: Detector, height: int = 800, width: int = 1280) -> Detecto
     RoIAlign and what selects boxes have no multiply-adds in this count.
     """
     model.eval()
-    regions = torch.empty(PROPOSALS, model.neck.width, box_heads.REGION, box_heads.REGION, device="meta")
-    seen = torch.empty(DETECTIONS, model.neck.width, mask_head.REGION, mask_head.REGION, device="meta")
+    regions = torch.empty(PROPOSALS, model.neck.width, BOX_REGION, BOX_REGION, device="meta")
+    seen = torch.empty(DETECTIONS, model.neck.width, MASK_REGION, MASK_REGION, device="meta")
     labels = torch.empty(DETECTIONS, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as backbone:
         maps = model.maps([torch.empty(3, height, width, device="meta")])

@@ -42,7 +42,7 @@ def pool(levels: Sequence[Tensor], strides: Sequence[int], rois: Tensor, size: i
 
 
 def _align_by_products(level: Tensor, stride: int, rois: Tensor, out: Tensor, numbers: list[int]) -> None:
-    """Fill out[numbers] (size, size, C) with the numbers that torchvision computes, some twenty times faster on a CPU, without a gradient.
+    """Fill out[numbers] (size, size, C) with the numbers that torchvision computes, several times faster on a CPU, without a gradient.
 
     A bilinear sample is a weighted sum along y of weighted sums along x, and so is a mean of such samples over a grid. So a
     box's map is its piece of the level between two small matrices, and matrix products are what a CPU does best.

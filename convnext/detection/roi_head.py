@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext.detection import box_heads, mask_head
+from convnext.detection.box_heads import REGION as BOX_REGION
 from convnext.detection.box_heads import BoxHead, BoxLoss
 from convnext.detection.boxes import DeltaCoder, Size
+from convnext.detection.mask_head import REGION as MASK_REGION
 from convnext.detection.mask_head import MaskHead, mask_loss, mask_targets
 from convnext.detection.postprocess import paste_masks, select
 from convnext.detection.roi_align import pool, to_rois
@@ -76,7 +77,7 @@ class RoIHead(nn.Module):
             sizes: of the pictures before padding.
             targets: of the pictures.
         """
-        levels = [level.float() for level in levels]  # boxes in 16 bits would be pixels off
+        levels = [level.float() for level in levels]  # RoIAlign takes boxes in the levels' type; in 16 bits they are pixels off
         losses: dict[str, Tensor] = {}
         for number, stage in enumerate(self.stages):
             regions = [self._draw(stage, boxes, objects) for boxes, objects in zip(proposals, targets, strict=True)]
@@ -104,7 +105,7 @@ class RoIHead(nn.Module):
         """Losses of a stage's box head, and the logits and deltas it gave for all regions."""
         stage = self.stages[number]
         rois = to_rois([region.boxes for region in regions])
-        logits, deltas = self.box_heads[number](pool(levels, self.strides, rois, box_heads.REGION))
+        logits, deltas = self.box_heads[number](pool(levels, self.strides, rois, BOX_REGION))
         labels = torch.cat([region.labels for region in regions])
         count = max(len(labels), 1)
         positive = (labels < self.num_classes).nonzero().flatten()
@@ -121,7 +122,7 @@ class RoIHead(nn.Module):
         boxes = [region.boxes[: len(region.objects)] for region in regions]
         labels = torch.cat([region.labels[: len(region.objects)] for region in regions])
         wanted = [mask_targets(objects.masks, box, region.objects) for objects, box, region in zip(targets, boxes, regions, strict=True)]
-        seen = pool(levels, self.strides, to_rois(boxes), mask_head.REGION)
+        seen = pool(levels, self.strides, to_rois(boxes), MASK_REGION)
         return {"loss_mask": mask_loss(self.mask_heads[number](seen, labels), wanted)}
 
     def _refined(self, stage: Stage, regions: list[_Regions], logits: Tensor, deltas: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
@@ -146,7 +147,7 @@ class RoIHead(nn.Module):
         counts = [len(boxes) for boxes in proposals]
         of_stages = []
         for number, (stage, head) in enumerate(zip(self.stages, self.box_heads, strict=True)):
-            logits, deltas = head(pool(levels, self.strides, to_rois(proposals), box_heads.REGION))
+            logits, deltas = head(pool(levels, self.strides, to_rois(proposals), BOX_REGION))
             of_stages.append(logits)
             if number + 1 < len(self.stages):
                 likeliest = deltas[torch.arange(len(logits), device=logits.device), logits[:, :-1].argmax(1)]
@@ -164,6 +165,6 @@ class RoIHead(nn.Module):
 
     def _masks(self, levels: list[Tensor], found: list[dict[str, Tensor]]) -> Tensor:
         """Masks (n, 28, 28) of all that was found, 0 to 1, the mean of the stages'."""
-        seen = pool(levels, self.strides, to_rois([picture["boxes"] for picture in found]), mask_head.REGION)
+        seen = pool(levels, self.strides, to_rois([picture["boxes"] for picture in found]), MASK_REGION)
         labels = torch.cat([picture["labels"] for picture in found])
         return torch.stack([head(seen, labels).sigmoid() for head in self.mask_heads]).mean(0)
