@@ -50,7 +50,7 @@ def test_by_hand():
             pass
 
     with torch.device("meta"):
-        found = count_cost(mask_rcnn(Nothing(), 3, False, width=8, fc_width=16), 32, 64)
+        found = count_cost(mask_rcnn(Nothing(), 3, False, channels=8, fc_channels=16), 32, 64)
     positions = [8 * 16, 4 * 8, 2 * 4, 1 * 2]
     assert found.backbone == 0
     assert found.pyramid == sum(n * 8 * (c + 8 * 9) for n, c in zip(positions, (2, 3, 4, 5), strict=True))

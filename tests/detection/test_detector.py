@@ -191,7 +191,7 @@ def test_layer_groups_and_weight_decay_are_the_published_ones():
 
 
 def test_no_output_norm_for_residual_networks():
-    model = mask_rcnn(ConvNeXt((1, 1, 1, 1), (8, 16, 24, 32)), 3, False, width=32, fc_width=64)
+    model = mask_rcnn(ConvNeXt((1, 1, 1, 1), (8, 16, 24, 32)), 3, False, channels=32, fc_channels=64)
     assert not any("backbone.norm" in name for name in model.state_dict())
     image, target = scene()
     total(model([image], [target])).backward()
