@@ -15,11 +15,11 @@ demo: $(STAMP)  ## train a small ConvNeXt on embedded data and write a report (a
 
 test: $(STAMP)  ## run the tests
 	@echo "== tests"
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(STAMP)  ## run the tests, slow ones too
 	@echo "== all tests, slow ones too"
-	@$(BIN)/python -m pytest -m ""
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m ""
 
 lint: $(STAMP)  ## check style, types and the floors of the house
 	@echo "== ruff, mypy, import-linter"

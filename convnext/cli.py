@@ -159,27 +159,31 @@ def predict(
 
 @app.command()
 def models(
-    pattern: Annotated[str, typer.Argument(help="A shell pattern, for instance 'convnext_*'.")] = "*",
+    pattern: Annotated[str | None, typer.Argument(help="A shell pattern, for instance 'upernet_*'; '*' for all there is.")] = None,
     as_json: Json = False,
 ) -> None:
     """List models with their cost at the size of the paper's tables and their published weights."""
     from dataclasses import asdict
 
     from convnext.models import cost_of, list_models
-    from convnext.names import find
+    from convnext.names import HEADS, find
 
-    names = list_models(pattern)
+    names = list_models(pattern or "*")
     if not names:
-        raise UsageError(f"no model matches {pattern!r}{nearest(pattern, list_models())}")
+        raise UsageError(f"no model matches {pattern!r}{nearest(str(pattern), list_models())}")
+    if pattern is None:
+        others = ["roadmap_", *(f"{head}_" for head in HEADS)]
+        names = [name for name in names if not name.startswith(tuple(others))]
+        print(f"classifiers; there are also {', '.join(f'{other}*' for other in others)}", file=sys.stderr)
     if not as_json:
-        print(f"{'name':26} {'parameters':>10} {'multiply-adds':>14} {'at':>4}  weights")
+        print(f"{'name':34} {'parameters':>10} {'multiply-adds':>14} {'at':>8}  weights")
     rows: list[dict[str, Any]] = []
     for name in names:
         cost, weights = cost_of(name), list(find(name).weights)
         rows.append({"name": name} | asdict(cost) | {"weights": weights})
         if not as_json:
-            numbers = f"{cost.parameters / 1e6:8.1f} M {cost.macs / 1e9:12.2f} G {cost.image_size:4}"
-            print(f"{name:26} {numbers}  {' '.join(weights)}", flush=True)
+            numbers = f"{cost.parameters / 1e6:8.1f} M {cost.macs / 1e9:12.2f} G {_size(cost.image_size):>8}"
+            print(f"{name:34} {numbers}  {' '.join(weights)}", flush=True)
     if as_json:
         print(json.dumps(rows))
 
@@ -199,7 +203,7 @@ def cost(
     if as_json:
         print(json.dumps({"name": name} | asdict(found)))
     else:
-        print(f"{name} at {found.image_size}: {found.parameters / 1e6:.2f} M parameters, {found.macs / 1e9:.2f} G multiply-adds")
+        print(f"{name} at {_size(found.image_size)}: {found.parameters / 1e6:.2f} M parameters, {found.macs / 1e9:.2f} G multiply-adds")
 
 
 @recipes_app.callback()
@@ -403,6 +407,10 @@ def table(
         print(published.markdown(name, found.rows, found.place()))
     else:
         print(published.plain(name, found.rows, found.place()))
+
+
+def _size(pixels: int | tuple[int, int]) -> str:
+    return str(pixels) if isinstance(pixels, int) else f"{pixels[1]}x{pixels[0]}"
 
 
 def _counter(what: str) -> Any:

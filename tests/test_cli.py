@@ -53,7 +53,7 @@ def test_help_and_import_load_nothing_heavy():
         (("models", "convnxt_tiny"), "did you mean 'convnext_tiny'?"),
         (("predict", "convnext_tiny", "nowhere.jpg"), "no picture or folder nowhere.jpg"),
         (("eval", "nowhere.pth", "--data", "digits:val"), "no weight file nowhere.pth"),
-        (("demo", "--task", "clasify"), "did you mean 'classify'?"),
+        (("demo", "--task", "clasify"), "'clasify' is not one of 'classify', 'detect', 'segment'"),
         (("convert", "a.pth", "b.pth", "--to", "tim"), "did you mean 'timm'?"),
     ],
 )
@@ -74,7 +74,10 @@ def test_cost_and_models_as_json():
     cost = json.loads(run("cost", "convnext_tiny", "--json").stdout)
     assert cost == {"name": "convnext_tiny", "parameters": 28589128, "macs": 4455531264, "image_size": 224}
     assert json.loads(run("cost", "lenet5", "--json").stdout)["image_size"] == 32
-    assert "resnet50" in run("models", "resnet50").stdout
+    listed = run("models", "*resnet50").stdout
+    assert "resnet50 " in listed
+    assert "upernet_resnet50 " in listed
+    assert "1280x800" in next(line for line in listed.splitlines() if line.startswith("cascade_mask_rcnn"))
     rows = json.loads(run("models", "convnext_b*", "--json").stdout)
     assert [row["name"] for row in rows] == ["convnext_base"]
     assert "fb_in22k_ft_in1k_384" in rows[0]["weights"]
