@@ -9,26 +9,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from convnext.backbones.convnext import Dropper
 from convnext.errors import UsageError
 
 
-class Dropout(nn.Module):
-    """Dropout (Srivastava et al., 2014) whose choice does not depend on how a batch is split: `whole` and `places` as in DropPath."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-        self.whole: int | None = None
-        self.places: Tensor | None = None
+class Dropout(Dropper):
+    """Dropout (Srivastava et al., 2014) of single activations."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        keep = 1.0 - self.rate
-        kept = x.new_empty(self.whole or x.shape[0], *x.shape[1:]).bernoulli_(keep)
-        if self.places is not None:
-            kept = kept[self.places]
-        return x * (kept / keep)
+        return x * self.factors(x, *x.shape[1:]) if self.training else x
 
 
 class Classic(nn.Module):

@@ -25,11 +25,11 @@ class LayerNorm2d(nn.LayerNorm):
         return y.permute(0, 3, 1, 2)
 
 
-class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., 2016): drops a residual branch (N, …), sample by sample, and scales those that stay.
+class Dropper(nn.Module):
+    """What drops parts of samples in training with probability `rate`, and scales the rest.
 
     Where this batch is a part of a larger one (on one of several devices, or one of several accumulated), `whole` is the
-    larger one's size and `places` (N,) where in it these samples are: whether a sample is dropped does not depend on the split.
+    larger one's size and `places` (N,) where in it these samples are: what is dropped does not depend on the split.
     """
 
     def __init__(self, rate: float) -> None:
@@ -38,17 +38,25 @@ class DropPath(nn.Module):
         self.whole: int | None = None
         self.places: Tensor | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.rate == 0.0 or not self.training:
-            return x
+    def factors(self, x: Tensor, *shape: int) -> Tensor:
+        """For samples x (N, …) what to multiply them by, (N, *shape): 0, or what keeps the mean."""
         keep = 1.0 - self.rate
-        kept = x.new_empty(self.whole or x.shape[0]).bernoulli_(keep)
+        kept = x.new_empty(self.whole or x.shape[0], *shape).bernoulli_(keep)
         if self.places is not None:
             kept = kept[self.places]
-        return x * (kept / keep).view(-1, *(1,) * (x.ndim - 1))
+        return kept / keep
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
+
+
+class DropPath(Dropper):
+    """Stochastic depth (Huang et al., 2016): drops a residual branch (N, …), sample by sample."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        return x * self.factors(x).view(-1, *(1,) * (x.ndim - 1))
 
 
 class Block(nn.Module):

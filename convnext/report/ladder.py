@@ -94,14 +94,14 @@ def figure(ladder: Ladder) -> Figure:
     left, right = drawn.subplots(1, 2, sharey=True)
     rungs = ladder.rungs
     _bars(left, rungs, [rung.published_top1 for rung in rungs], [0.0] * len(rungs), [f"{rung.published_macs:.2f} G" for rung in rungs])
-    left.set(title="Published: ImageNet-1K top-1 (%), 224 pixels")
+    left.set_title("Published: top-1 (%) on ImageNet-1K,\n300 epochs, 224 pixels", fontsize=10)
     left.set_yticks(range(len(rungs)), [rung.step for rung in rungs])
     left.invert_yaxis()
     means = [statistics.mean(rung.top1) if rung.top1 else 0.0 for rung in rungs]
     spreads = [statistics.stdev(rung.top1) if len(rung.top1) > 1 else 0.0 for rung in rungs]
     _bars(right, rungs, means, spreads, [_amount(rung.macs) if rung.top1 else "not yet" for rung in rungs])
     epochs = f"{ladder.epochs} epoch{'s' if ladder.epochs > 1 else ''}"
-    right.set(title=f"Measured: {ladder.data}, top-1 (%), {epochs}, {ladder.image_size} pixels")
+    right.set_title(f"Measured: top-1 (%) on {ladder.data},\n{epochs}, {ladder.image_size} pixels", fontsize=10)
     return drawn
 
 
@@ -109,7 +109,8 @@ def _bars(axes: Any, rungs: Sequence[Rung], values: Sequence[float], spreads: Se
     places = range(len(rungs))
     colours = [_GREY if rung.step in _SIDE_ROADS else _BLUE for rung in rungs]
     axes.barh(places, values, color=colours, height=0.72)
-    axes.errorbar(values, places, xerr=spreads, fmt="none", ecolor="#1d2733", capsize=2, lw=1)
+    if any(spreads):
+        axes.errorbar(values, places, xerr=spreads, fmt="none", ecolor="#1d2733", capsize=2, lw=1)
     for place, value, spread, cost in zip(places, values, spreads, costs, strict=True):
         label = f"{value:.1f}   {cost}" if value else cost
         axes.annotate(label, (value + spread, place), (5, 0), textcoords="offset points", va="center", fontsize=8)

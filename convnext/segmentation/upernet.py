@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext.backbones.convnext import LayerNorm2d
+from convnext.backbones.convnext import Dropper, LayerNorm2d
 from convnext.errors import UsageError
 from convnext.segmentation.decay import is_output_norm, stage_group
 
@@ -136,26 +136,13 @@ class DecodeHead(nn.Module):
         return self.bottleneck(torch.cat([x, *pooled], 1))
 
 
-class ChannelDropout(nn.Module):
-    """Dropout of whole channels (Tompson et al., 2015), whose choice does not depend on how a batch is split.
-
-    `whole` and `places` are as in `convnext.backbones.convnext.DropPath`.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-        self.whole: int | None = None
-        self.places: Tensor | None = None
+class ChannelDropout(Dropper):
+    """Dropout of whole channels (Tompson et al., 2015)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rate == 0.0 or not self.training:
             return x
-        keep = 1.0 - self.rate
-        kept = x.new_empty(self.whole or x.shape[0], x.shape[1], 1, 1).bernoulli_(keep)
-        if self.places is not None:
-            kept = kept[self.places]
-        return x * (kept / keep)
+        return x * self.factors(x, x.shape[1], 1, 1)
 
 
 class AuxiliaryHead(nn.Module):
