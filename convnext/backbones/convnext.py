@@ -111,8 +111,12 @@ class Classifier(nn.Module):
                 f"resize it to at least {self.min_size} x {self.min_size}, or build the network with a smaller patch_size"
             )
 
-    def forward_features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> list[Tensor]:
         raise NotImplementedError
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Pictures (N, in_channels, H, W) to the last map, before pooling and norm."""
+        return self.features(x)[-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map (N, C, h, w) to logits (N, num_classes), or to the pooled, normalised (N, C) if `pre_logits`."""
@@ -212,10 +216,6 @@ class ConvNeXt(Classifier):
             maps.append(x)
         return maps
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Pictures (N, in_channels, H, W) to the last stage's map, before pooling and norm."""
-        return self.features(x)[-1]
-
     def layer_group(self, name: str) -> int:
         """As published: three blocks of the third stage make a group; T has 8 groups (0 to 7), the larger ones 14."""
         last = 3 + -(-self.depths[2] // 3)
@@ -262,10 +262,6 @@ class ConvNeXtIsotropic(Classifier):
         self._check_size(x)
         x = self.stem(x).contiguous(memory_format=torch.channels_last)  # once, so that no block has to
         return [self._run(self.blocks, x)]
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Pictures (N, in_channels, H, W) to the last map, before pooling and norm."""
-        return self.features(x)[-1]
 
     def layer_group(self, name: str) -> int:
         """The stem, each block, and the rest are groups of their own."""

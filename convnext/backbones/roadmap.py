@@ -240,10 +240,6 @@ class RoadmapNet(Classifier):
             maps.append(x)
         return maps
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Pictures (N, in_channels, H, W) to the last stage's map."""
-        return self.features(x)[-1]
-
     def layer_group(self, name: str) -> int:
         """As for ConvNeXt: the stem 0, stages 1 and 2, three blocks of the third a group, the last stage, the head."""
         last = 3 + -(-self.depths[2] // 3)

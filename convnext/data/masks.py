@@ -15,6 +15,7 @@ from convnext.data.mask_files import IGNORED
 from convnext.data.mask_folder import ADE20K, open_ade20k, open_folder
 from convnext.data.pictures import CorruptPictureError
 from convnext.data.semantic import open_semantic
+from convnext.data.source import Subset
 from convnext.errors import ConvnextError
 
 
@@ -32,27 +33,15 @@ class MaskSource(Protocol):
     def name(self, index: int) -> str: ...
 
 
-class Subset:
+class MaskSubset(Subset):
     """Some positions of another source."""
 
     def __init__(self, source: MaskSource, indices: Sequence[int]) -> None:
-        self.source, self.indices = source, indices
-        self.classes, self.skipped, self.problems = source.classes, source.skipped, source.problems
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def read(self, index: int) -> Image.Image:
-        return self.source.read(self.indices[index])
-
-    def pixels(self, index: int) -> Tensor:
-        return self.source.pixels(self.indices[index])
+        super().__init__(source, indices)
+        self.problems = source.problems
 
     def mask(self, index: int) -> Tensor:
         return self.source.mask(self.indices[index])
-
-    def name(self, index: int) -> str:
-        return self.source.name(self.indices[index])
 
 
 def open_segmentation(where: str, classes: Sequence[str] | None = None) -> MaskSource:
@@ -116,4 +105,4 @@ def hold_out(source: MaskSource, fraction: float, seed: int) -> tuple[MaskSource
     """Split a source in two, the second with `fraction` of the pictures, at least one."""
     order = np.random.Generator(np.random.PCG64([seed, 0x5EED])).permutation(len(source)).tolist()
     count = max(1, round(fraction * len(source)))
-    return Subset(source, sorted(order[count:])), Subset(source, sorted(order[:count]))
+    return MaskSubset(source, sorted(order[count:])), MaskSubset(source, sorted(order[:count]))

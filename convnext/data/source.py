@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -33,7 +33,7 @@ class Source(Protocol):
 class Subset:
     """Some positions of another source."""
 
-    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+    def __init__(self, source: Any, indices: Sequence[int]) -> None:
         self.source, self.indices = source, indices
         self.classes, self.skipped = source.classes, source.skipped
 

@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import Any
 
 from convnext.data.loader import Samples
+from convnext.errors import ConvnextError
+from convnext.recipe import Recipe
 
 
 @dataclass
@@ -21,6 +23,15 @@ class Data:
     classes: list[str]
     remarks: list[str]  # to be told to the user
     groups: Sequence[int] | None = None  # of the training samples, where a batch shall hold one group only
+
+
+def check_class_count(recipe: Recipe, classes: Sequence[str]) -> None:
+    """Raise ConvnextError if the training data have other than the number of classes that the recipe is made for."""
+    if recipe.data.num_classes not in (None, len(classes)):
+        raise ConvnextError(
+            f"{recipe.data.train} has {len(classes)} classes, the recipe is for {recipe.data.num_classes}: "
+            "check data.train, or set data.num_classes=null"
+        )
 
 
 def get(name: str) -> Any:

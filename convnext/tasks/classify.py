@@ -19,7 +19,7 @@ from convnext.metrics.classification import ClassificationMetric
 from convnext.metrics.robustness import CorruptionMetric
 from convnext.recipe import Recipe
 from convnext.report import page, plots
-from convnext.tasks import Data
+from convnext.tasks import Data, check_class_count
 
 HEADLINE = "top1"  # the metric by which the best weights are chosen; higher is better
 
@@ -56,11 +56,7 @@ def open_data(recipe: Recipe) -> Data:
     from convnext.data.augment import train_transform
 
     train = open_source(recipe.data.train)
-    if recipe.data.num_classes not in (None, len(train.classes)):
-        raise ConvnextError(
-            f"{recipe.data.train} has {len(train.classes)} classes, the recipe is for {recipe.data.num_classes}: "
-            "check data.train, or set data.num_classes=null"
-        )
+    check_class_count(recipe, train.classes)
     remarks = []
     if recipe.data.val is not None:
         val = open_source(recipe.data.val, train.classes)

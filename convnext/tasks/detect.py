@@ -17,7 +17,7 @@ from convnext.errors import ConvnextError
 from convnext.metrics.detection import DetectionMetric
 from convnext.recipe import Recipe
 from convnext.report import drawing, page
-from convnext.tasks import Data
+from convnext.tasks import Data, check_class_count
 
 HEADLINE = "box_ap"  # the metric by which the best weights are chosen; higher is better
 _SHOWN_SCORE = 0.5  # from which on a detection is drawn
@@ -76,11 +76,7 @@ def open_data(recipe: Recipe) -> Data:
     """The training and validation samples of a recipe. Raises ConvnextError for data that a detector can't learn from."""
     data, sizes = recipe.data, recipe.detect
     train = open_detection(data.train, keep_empty=False)
-    if data.num_classes not in (None, len(train.classes)):
-        raise ConvnextError(
-            f"{data.train} has {len(train.classes)} classes, the recipe is for {data.num_classes}: "
-            "check data.train, or set data.num_classes=null"
-        )
+    check_class_count(recipe, train.classes)
     if data.val is None:
         raise ConvnextError(f"no data.val given: name the pictures to test on, in the notation of data.train={data.train}")
     val = open_detection(data.val, train.classes)

@@ -19,7 +19,7 @@ from convnext.metrics.segmentation import SegmentationMetric
 from convnext.recipe import Recipe
 from convnext.report import overlay, page
 from convnext.segmentation import inference, upernet
-from convnext.tasks import Data
+from convnext.tasks import Data, check_class_count
 
 HEADLINE = "miou"  # the metric by which the best weights are chosen; higher is better
 _CHECKED = 2000  # pictures: more are not all read before a run; `convnext data check` reads them
@@ -79,11 +79,7 @@ def open_data(recipe: Recipe) -> Data:
     """The training and validation samples of a recipe. Raises ConvnextError if masks do not fit their pictures or the classes."""
     data, segment = recipe.data, recipe.segment
     train = open_segmentation(data.train)
-    if data.num_classes not in (None, len(train.classes)):
-        raise ConvnextError(
-            f"{data.train} has {len(train.classes)} classes, the recipe is for {data.num_classes}: "
-            "check data.train, or set data.num_classes=null"
-        )
+    check_class_count(recipe, train.classes)
     remarks = []
     if data.val is not None:
         val = open_segmentation(data.val, train.classes)
