@@ -1,0 +1,53 @@
+"""The command line: parses, calls, prints. Everything heavy is imported by the command that needs it.
+
+Results go to standard output, messages and progress to standard error. Exit codes: 0 done, 1 the work failed, 2 wrong usage.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from convnext.cli.common import app
+from convnext.errors import ConvnextError
+
+# Each adds its commands to the application, and help lists them in this order.
+# isort: off
+from convnext.cli import train as _train  # noqa: F401
+from convnext.cli import use as _use  # noqa: F401
+from convnext.cli import measure as _measure  # noqa: F401
+from convnext.cli import data as _data  # noqa: F401
+
+# isort: on
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if version:
+        from convnext import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; an error is one line, and a traceback with --debug."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments, prog_name="convnext")
+    except ConvnextError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {type(error).__name__}: {error} (a defect of convnext; --debug shows the traceback)", file=sys.stderr)
+        sys.exit(1)

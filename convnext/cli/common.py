@@ -1,0 +1,37 @@
+"""What the commands share: the application, options, a counter."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="convnext",
+    help="Train, compare, adapt and ship the ConvNet of the 2020s.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+MODEL = "A run folder, a weight file, hf://owner/name, or a model's name with --weights."
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the fastest there is.")]
+Weights = Annotated[str | None, typer.Option(help="Published weights of a model's name: a tag, a file or an address.")]
+
+
+def recipe_keys(incomplete: str) -> list[tuple[str, str]]:
+    """Completions of a recipe's keys."""
+    from convnext.recipe import keys
+
+    return [(f"{key}=", description) for key, description in keys().items() if key.startswith(incomplete)]
+
+
+def counter(what: str) -> Any:
+    """A callback that shows a count on a terminal's standard error, and is silent elsewhere."""
+
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{what} {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    return show

@@ -1,0 +1,61 @@
+"""Commands on files: data check, data convert, and convert for weights."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from convnext.cli.common import app
+from convnext.errors import ConvnextError, UsageError
+
+data_app = typer.Typer(help="Check data before a run; convert annotations to COCO's format.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("check")
+def check_data(
+    where: Annotated[str, typer.Argument(help="What data.train would say: a folder, shards, coco:FILE:FOLDER, FOLDER:train …")],
+    task: Annotated[Literal["classify", "detect", "segment"], typer.Option(help="What it is to be used for.")] = "classify",
+) -> None:
+    """Read all of a data set and tell everything wrong with it, a line each."""
+    from convnext import tasks
+
+    problems = tasks.get(task).check(where)
+    print("\n".join(problems) or f"nothing wrong with {where}")
+    if problems:
+        raise ConvnextError(f"{len(problems)} problems in {where}")
+
+
+@data_app.command("convert")
+def convert_data(
+    kind: Annotated[Literal["voc", "yolo"], typer.Argument(help="What the annotations are.")],
+    folder: Annotated[Path, typer.Argument(help="voc: the folder of Annotations/ and JPEGImages/; yolo: the folder of pictures.")],
+    output: Annotated[Path, typer.Argument(help="The JSON file to write.")],
+    labels: Annotated[Path | None, typer.Option(help="yolo: the folder of text files; by default labels/ beside images/.")] = None,
+    names: Annotated[Path | None, typer.Option(help="yolo: a text file of the classes' names, a line each.")] = None,
+) -> None:
+    """Write the annotations of Pascal VOC or YOLO as a COCO file."""
+    from convnext.data.convert import voc_to_coco, yolo_to_coco
+
+    if kind == "voc":
+        found = voc_to_coco(folder)
+    elif names is None:
+        raise UsageError("YOLO's files do not name the classes: give a text file of their names with --names")
+    else:
+        found = yolo_to_coco(folder, labels or folder.parent / "labels", names.read_text().splitlines())
+    output.write_text(json.dumps(found) + "\n")
+    counts = f"{len(found['images'])} pictures, {len(found['annotations'])} objects of {len(found['categories'])} classes"
+    print(f"{output}: {counts}; data.train=coco:{output}:{folder if kind == 'yolo' else folder / 'JPEGImages'}")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Weights of any known format: a file, a run folder, hf://owner/name.")],
+    output: Annotated[Path, typer.Argument(help="A .safetensors or .pth file; for transformers also a folder.")],
+    to: Annotated[str, typer.Option(help="official, timm, torchvision or transformers.")],
+) -> None:
+    """Write weights in another library's format."""
+    from convnext.deploy.convert import convert as run
+
+    print(run(source, output, to))

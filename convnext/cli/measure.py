@@ -1,0 +1,166 @@
+"""Commands that count and measure: eval, models, cost, bench, table."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from convnext.cli.common import MODEL, Device, Json, Weights, app, counter
+from convnext.errors import UsageError, nearest
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder with one folder a class, shards, digits:val; imagenet-real:FOLDER, -v2, -a, -r, -sketch, -c or -c-bar; "
+            "by default a run's own."
+        ),
+    ] = None,
+    weights: Weights = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 2,
+    max_corrupt: Annotated[float, typer.Option(min=0, max=1, help="Part of the pictures that may be unreadable.")] = 0.01,
+    report_page: Annotated[Path | None, typer.Option("--report", help="Also write a page that opens offline.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a network on labelled pictures."""
+    from convnext.distributed import is_main, process_group
+    from convnext.evaluate import evaluate_loaded
+    from convnext.models import load
+
+    if report_page is not None and not report_page.absolute().parent.is_dir():
+        raise UsageError(f"--report {report_page}: there is no folder {report_page.parent}")
+    with process_group(device) as place:
+        found = evaluate_loaded(load(model, weights), data, batch_size, workers, max_corrupt, place, counter("evaluated"))
+        if not is_main():
+            return
+    for reason in found.result.corrupt:
+        print(f"left out: {reason}", file=sys.stderr)
+    if report_page is not None:
+        report_page.write_text(found.to_page(f"{model} on {data or 'its own validation pictures'}"))
+    print(json.dumps(found.to_json()) if as_json else found.to_text())
+
+
+@app.command()
+def models(
+    pattern: Annotated[str | None, typer.Argument(help="A shell pattern, for instance 'upernet_*'; '*' for all there is.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List models with their cost at the size of the paper's tables and their published weights."""
+    from dataclasses import asdict
+
+    from convnext.models import cost_of, list_models
+    from convnext.names import HEADS, find
+
+    names = list_models(pattern or "*")
+    if not names:
+        raise UsageError(f"no model matches {pattern!r}{nearest(str(pattern), list_models())}")
+    if pattern is None:
+        others = ["roadmap_", *(f"{head}_" for head in HEADS)]
+        names = [name for name in names if not name.startswith(tuple(others))]
+        print(f"classifiers; there are also {', '.join(f'{other}*' for other in others)}", file=sys.stderr)
+    if not as_json:
+        print(f"{'name':34} {'parameters':>10} {'multiply-adds':>14} {'at':>8}  weights")
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        cost, weights = cost_of(name), list(find(name).weights)
+        rows.append({"name": name} | asdict(cost) | {"weights": weights})
+        if not as_json:
+            numbers = f"{cost.parameters / 1e6:8.1f} M {cost.macs / 1e9:12.2f} G {_size(cost.image_size):>8}"
+            print(f"{name:34} {numbers}  {' '.join(weights)}", flush=True)
+    if as_json:
+        print(json.dumps(rows))
+
+
+@app.command()
+def cost(
+    name: Annotated[str, typer.Argument(help="A model's name.")],
+    size: Annotated[int | None, typer.Option(min=1, help="Pixels a side; by default as in the paper's tables.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Count parameters and multiply-adds (which the field's tables print as FLOPs)."""
+    from dataclasses import asdict
+
+    from convnext.models import cost_of
+
+    found = cost_of(name, size)
+    if as_json:
+        print(json.dumps({"name": name} | asdict(found)))
+    else:
+        print(f"{name} at {_size(found.image_size)}: {found.parameters / 1e6:.2f} M parameters, {found.macs / 1e9:.2f} G multiply-adds")
+
+
+@app.command()
+def bench(
+    names: Annotated[list[str], typer.Argument(help="Names of classifiers (`convnext models`).")],
+    against: Annotated[str | None, typer.Option(help="Beside each, the same network of timm, torchvision or transformers.")] = None,
+    train: Annotated[bool, typer.Option("--train", help="Time training too.")] = False,
+    batch_size: Annotated[list[int] | None, typer.Option(min=1, help="Pictures at a time; may be given several times.")] = None,
+    size: Annotated[int, typer.Option(min=1, help="Pixels a side.")] = 224,
+    dtype: Annotated[str, typer.Option(help="float32, tf32 (CUDA), bf16 or fp16.")] = "float32",
+    channels_last: Annotated[bool, typer.Option(help="Memory layout of pictures and weights.")] = True,
+    compiled: Annotated[bool, typer.Option("--compile", help="Through torch.compile.")] = False,
+    rounds: Annotated[int, typer.Option(min=3, help="Turns of each contestant.")] = 7,
+    seconds: Annotated[float, typer.Option(min=0, help="Time for each contestant and batch, all its rounds together.")] = 3.0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Time networks side by side, in turns: images a second, memory, ratios."""
+    from convnext.deploy.bench import Setting
+    from convnext.deploy.bench import bench as measured
+    from convnext.distributed import pick_device
+    from convnext.report import speed
+
+    setting, place, batch_sizes = Setting(size, dtype, channels_last, compiled, rounds, seconds), pick_device(device), batch_size or [1, 32]
+    report = measured(names, setting, place, batch_sizes=batch_sizes, train=train, against=against, progress=counter("timed"))
+    print(json.dumps(report.to_json()) if as_json else speed.plain(report.to_json()))
+
+
+@app.command()
+def table(
+    name: Annotated[str, typer.Argument(help="imagenet, coco, ade20k, roadmap, robustness or throughput.")],
+    model: Annotated[str, typer.Option(help="Only rows of this pattern, as 'ConvNeXt-*' or 'swin_*'.")] = "*",
+    speed: Annotated[bool, typer.Option("--speed", help="Time every network here.")] = False,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Of the timing; by default 64 on CUDA devices, else 1.")] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="Of the timing, for each network.")] = 3.0,
+    data: Annotated[str | None, typer.Option(help="Pictures to evaluate published weights on, as for `convnext eval`.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw accuracy over multiply-adds into this .png or .svg.")] = None,
+    device: Device = None,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print a table of the paper beside what is counted and measured here."""
+    from convnext.deploy.table import table as measured
+    from convnext.distributed import pick_device
+    from convnext.report import published
+
+    if as_markdown + as_csv + as_json > 1:
+        raise UsageError("--markdown, --csv and --json are three ways to print: choose one")
+    if plot is not None:
+        published.check_plot(name, plot)
+    place, progress = pick_device(device), counter("rows")
+    found = measured(name, place, pattern=model, speed=speed, batch_size=batch_size, seconds=seconds, data=data, progress=progress)
+    if plot is not None:
+        published.plot(name, found.rows, plot)
+        print(plot, file=sys.stderr)
+    if as_json:
+        print(json.dumps(found.to_json()))
+    elif as_csv:
+        for line in found.place():
+            print(line, file=sys.stderr)
+        print(published.comma_separated(found.rows))
+    elif as_markdown:
+        print(published.markdown(name, found.rows, found.place()))
+    else:
+        print(published.plain(name, found.rows, found.place()))
+
+
+def _size(pixels: int | tuple[int, int]) -> str:
+    return str(pixels) if isinstance(pixels, int) else f"{pixels[1]}x{pixels[0]}"

@@ -1,0 +1,144 @@
+"""Commands that train: demo, train, roadmap, recipes; and report, which compares what they left."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from convnext.cli.common import Device, Json, app, recipe_keys
+from convnext.errors import UsageError
+
+recipes_app = typer.Typer(help="List recipes, show one as it resolves, list all keys.", invoke_without_command=True)
+app.add_typer(recipes_app, name="recipes")
+
+
+def _recipe_names(incomplete: str) -> list[str]:
+    from convnext.recipe import list_recipes
+
+    return [name for name in list_recipes() if name.startswith(incomplete)]
+
+
+@app.command()
+def demo(
+    task: Annotated[Literal["classify", "detect", "segment"], typer.Option(help="What to show.")] = "classify",
+    output: Annotated[Path | None, typer.Option(help="The run folder; by default a fresh one under runs/.")] = None,
+    device: Device = None,
+) -> None:
+    """Train, evaluate and predict on embedded data, in minutes."""
+    from convnext import tasks
+    from convnext.deploy.demo import demo as run_demo
+
+    result = run_demo(task, output, device)
+    print(f"{tasks.get(task).headline(result.metrics)} of what was held out, in {result.seconds:.0f} s")
+    print(f"report: {result.folder / 'report.html'}    picture: {result.folder / 'predictions.png'}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (`convnext recipes`) or a YAML file.", autocompletion=_recipe_names)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Changes, as train.epochs=4; `convnext recipes keys` explains every key.", autocompletion=recipe_keys),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="The run folder to make.")] = ...,  # type: ignore[assignment]
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds, if it holds one.")] = False,
+    change: Annotated[bool, typer.Option("--change", help="Resume although the recipe was changed.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds.")] = False,
+    watch: Annotated[list[str] | None, typer.Option(help="Also send the course of the run to tensorboard, trackio or wandb.")] = None,
+    device: Device = None,
+) -> None:
+    """Train by a recipe; leaves weights, metrics and a report in a run folder."""
+    from convnext.training.run import train as run
+
+    run(recipe, overrides or [], output=output, resume=resume, change=change, overwrite=overwrite, watch=watch or [], device=device)
+
+
+@app.command()
+def roadmap(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Changes to the recipe, as train.epochs=4.", autocompletion=recipe_keys),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="A folder that holds train and val (folders or shards), or digits, cifar10, …")] = None,
+    output: Annotated[Path, typer.Option(help="The folder of all runs; what is finished there is kept.")] = Path("runs/roadmap"),
+    regime: Annotated[Literal["t", "b"], typer.Option(help="t: ResNet-50 to ConvNeXt-T; b: ResNet-200 to ConvNeXt-B.")] = "t",
+    scale: Annotated[Literal["full", "small"], typer.Option(help="small: a narrow copy of the road for small pictures.")] = "full",
+    steps: Annotated[str | None, typer.Option(help="Which, as 1,3,9-12; by default all.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs a step.")] = 3,
+    device: Annotated[list[str] | None, typer.Option(help="One run at a time on each; by default on all CUDA devices.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train every step from ResNet to ConvNeXt, and show what each is worth."""
+    from dataclasses import asdict
+
+    from convnext.data.source import train_and_val
+    from convnext.report import ladder
+    from convnext.training.roadmap import parse_steps, walk
+
+    where = [] if data is None else [f"data.{part}={place}" for part, place in zip(("train", "val"), train_and_val(data), strict=True)]
+    found = walk(
+        [*where, *(overrides or [])],
+        output=output,
+        regime=regime,
+        small=scale == "small",
+        steps=parse_steps(steps) if steps else None,
+        seeds=seeds,
+        devices=device or [],
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if as_json:
+        print(json.dumps(asdict(found)))
+    else:
+        print(ladder.markdown(found))
+        print(f"report: {output / 'report.html'}    figure: {output / 'roadmap.png'}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, finished or not.")],
+    output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Compare runs on one page that opens offline."""
+    from convnext import tasks
+    from convnext.report.compare import compare, read_runs
+
+    found = read_runs(runs)
+    kinds = {run.recipe.get("task", "classify") for run in found}
+    if len(kinds) > 1:
+        raise UsageError(f"runs of different tasks have no metric in common: {', '.join(sorted(kinds))}")
+    output.write_text(compare(found, tasks.get(kinds.pop()).HEADLINE))
+    print(output)
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context) -> None:
+    """List recipes."""
+    if context.invoked_subcommand is None:
+        from convnext.recipe import list_recipes, recipe_text
+
+        for name in list_recipes():
+            comment = recipe_text(name).split("\n", 1)[0].lstrip("# ")
+            print(f"{name:30} {comment}")
+
+
+@recipes_app.command("show")
+def show_recipe(
+    name: Annotated[str, typer.Argument(help="A recipe's name or a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it, for instance train.epochs=4.")] = None,
+) -> None:
+    """Print a recipe as it resolves, defaults included."""
+    from convnext.recipe import load_recipe, recipe_text
+
+    comments = [line for line in recipe_text(name).splitlines() if line.startswith("#")]
+    print("\n".join([*comments, load_recipe(name, overrides or []).to_yaml()]), end="")
+
+
+@recipes_app.command("keys")
+def list_keys() -> None:
+    """List every key of a recipe with what it means."""
+    from convnext.recipe import keys
+
+    for key, description in keys().items():
+        print(f"{key:26} {description}")
