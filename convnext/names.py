@@ -39,7 +39,8 @@ class Head:
     image_size: int | tuple[int, int]  # (height, width) of the paper's tables
     formats: Any  # the module with `recognise` and `to_native` of its weight files
     of_classes: re.Pattern[str]  # the parameters whose shape depends on the number of classes
-    counted: re.Pattern[str]  # the one of them whose first side is that number
+    counted: re.Pattern[str]  # the one of them whose first side is that number,
+    rows: int  # times this
     published: Callable[[str], Any]  # a tag or file name → how its weights were tested
     weights: Mapping[str, Mapping[str, str]]  # backbone → tag → address
     cost: Callable[[Any, int | tuple[int, int]], Cost] = count_cost
@@ -115,7 +116,7 @@ class Assembled:
         return self.head.of_classes.match(key) is not None
 
     def count_classes(self, model: Any, native: Mapping[str, Tensor]) -> int:
-        return next((tensor.shape[0] for key, tensor in native.items() if self.head.counted.fullmatch(key)), 0)
+        return next((tensor.shape[0] // self.head.rows for key, tensor in native.items() if self.head.counted.fullmatch(key)), 0)
 
     def published(self, source: str) -> tuple[Any, int]:
         return self.head.published(source), self.num_classes
@@ -156,7 +157,8 @@ def _two_stage(build: Callable[..., Any], weights: Mapping[str, Mapping[str, str
         image_size=(800, 1280),
         formats=detectors,
         of_classes=detectors.OF_CLASSES,
-        counted=re.compile(r"roi_head\.mask_head\.(0\.)?conv_logits\.weight"),
+        counted=re.compile(r"roi_head\.bbox_head\.(0\.)?fc_reg\.weight"),
+        rows=4,
         published=_of_coco,
         weights=weights,
         cost=_detector_cost,
@@ -176,6 +178,7 @@ HEADS: dict[str, Head] = {
         formats=segmenters,
         of_classes=re.compile(r"(decode_head|auxiliary_head)\.conv_seg\."),
         counted=re.compile(r"decode_head\.conv_seg\.weight"),
+        rows=1,
         published=_of_ade20k,
         weights={
             "convnext_tiny": _ade20k("tiny", "fb_in1k_512"),

@@ -1,7 +1,7 @@
 """Pictures composed of scikit-learn's handwritten digits, with exact boxes and masks: detection and segmentation data without a file.
 
-One to six digits of many sizes and colours lie on a textured ground, later ones over earlier ones. Training scenes are made of the
-training digits, validation scenes of those held out.
+One to six digits of many sizes and dark colours lie on a bright, textured ground, later ones over earlier ones. Training scenes are
+made of the training digits, validation scenes of those held out.
 """
 
 import functools
@@ -96,8 +96,7 @@ class Scenes:
 def compose(part: str, seed: int, index: int, size: int) -> Scene:
     """The scene of that place; its arrays are shared, not to be written to."""
     rng = np.random.Generator(np.random.PCG64([seed, list(PARTS).index(part), index]))
-    bright_ground = bool(rng.random() < 0.5)
-    canvas = _ground(rng, size, bright_ground)
+    canvas = _ground(rng, size)
     owners = np.zeros((size, size), dtype=np.uint8)  # which digit, from 1, is seen at a pixel
     labels: list[int] = []
     inks: list[int] = []  # pixels of each digit, and how many of them are seen
@@ -113,9 +112,9 @@ def compose(part: str, seed: int, index: int, size: int) -> Scene:
             after = [seen - under for seen, under in zip(visible, hidden, strict=True)]
             drawn = int(ink.sum())
             if all(seen >= max(_LEAST_PIXELS, _LEAST_VISIBLE * of) for seen, of in zip([*after, drawn], [*inks, drawn], strict=True)):
-                colour = rng.integers(0, 100, 3) if bright_ground else rng.integers(155, 256, 3)
-                # A rim in the ground's tone, without which strokes over strokes can't be told apart.
-                _paint(canvas[place], 255 if bright_ground else 0, np.clip((grey - 0.1) / 0.15, 0, 0.7))
+                colour = rng.integers(0, 100, 3)
+                # A bright rim, without which strokes over strokes can't be told apart.
+                _paint(canvas[place], 255, np.clip((grey - 0.1) / 0.15, 0, 0.7))
                 _paint(canvas[place], colour, np.clip((grey - 0.3) / 0.3, 0, 1))
                 labels.append(label)
                 owners[place][covered] = 0
@@ -131,10 +130,10 @@ def _paint(area: np.ndarray, colour: np.ndarray | int, alpha: np.ndarray) -> Non
     area[:] = area + (colour - area.astype(np.float32)) * alpha[..., None]
 
 
-def _ground(rng: np.random.Generator, size: int, bright: bool) -> np.ndarray:
-    """Clouds of three sizes around one colour, uint8 (size, size, 3)."""
+def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Clouds of three sizes around one bright colour, uint8 (size, size, 3)."""
     clouds = np.empty((27, 27, 3), dtype=np.float32)
-    clouds[:] = rng.integers(150, 226, 3) if bright else rng.integers(30, 106, 3)
+    clouds[:] = rng.integers(150, 226, 3)
     for cells in (3, 9, 27):
         noise = PIL.Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
         clouds += (np.asarray(noise.resize((27, 27), Resampling.BILINEAR)) - np.float32(127.5)) * np.float32(0.14)

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from convnext.detection.boxes import Size
 
-SCALE = 8  # an anchor's side in strides
+SCALE = 8.0  # an anchor's side in strides, as published
 RATIOS = (0.5, 1.0, 2.0)  # height / width
 
 
-def grid(sizes: Sequence[Size], strides: Sequence[int], device: torch.device) -> list[Tensor]:
-    """The anchors (height * width * 3, 4) of each map of such a size and stride: row by row, ratios fastest."""
+def grid(sizes: Sequence[Size], strides: Sequence[int], device: torch.device, scale: float = SCALE) -> list[Tensor]:
+    """The anchors (height * width * 3, 4) of each map of such a size and stride, `scale` strides a side: row by row, ratios fastest."""
     roots = torch.tensor(RATIOS, device=device).sqrt()
     anchors = []
     for (height, width), stride in zip(sizes, strides, strict=True):
-        half = 0.5 * stride * SCALE * torch.stack([1 / roots, roots], -1)
+        half = 0.5 * stride * scale * torch.stack([1 / roots, roots], -1)
         y, x = torch.meshgrid(*(torch.arange(n, device=device) * float(stride) for n in (height, width)), indexing="ij")
         centres = torch.stack([x, y], -1)[:, :, None]
         anchors.append(torch.cat([centres - half, centres + half], -1).view(-1, 4))

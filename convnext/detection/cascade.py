@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from convnext.detection.anchors import SCALE
 from convnext.detection.box_heads import BoxHead, giou_loss
 from convnext.detection.boxes import DeltaCoder
 from convnext.detection.detector import Detector
@@ -18,7 +19,18 @@ STAGES = (
 )
 
 
-def cascade_mask_rcnn(backbone: Any, num_classes: int, output_norm: bool, *, channels: int = 256, fc_channels: int = 1024) -> Detector:
+def cascade_mask_rcnn(
+    backbone: Any,
+    num_classes: int,
+    output_norm: bool,
+    *,
+    channels: int = 256,
+    fc_channels: int = 1024,
+    masks: bool = True,
+    anchor_scale: float = SCALE,
+    proposals: int = 1000,
+    regions: int = 512,
+) -> Detector:
     """Build Cascade Mask R-CNN, with four convolutions in each box head, around a backbone.
 
     Args:
@@ -27,10 +39,20 @@ def cascade_mask_rcnn(backbone: Any, num_classes: int, output_norm: bool, *, cha
         output_norm: see `Detector`.
         channels: width of pyramid and heads.
         fc_channels: of the box heads' linear layer.
+        masks, anchor_scale, regions: see `mask_rcnn`.
+        proposals: in a picture at the test; twice as many in training.
     """
     strides = (*backbone.strides, 2 * backbone.strides[-1])
-    rpn = RPNHead(channels, strides, smooth_l1_beta=1 / 9, whole_anchors_only=True, train_limits=Limits(2000, 2000))
+    rpn = RPNHead(
+        channels,
+        strides,
+        smooth_l1_beta=1 / 9,
+        whole_anchors_only=True,
+        train_limits=Limits(2 * proposals, 2 * proposals),
+        test_limits=Limits(proposals, proposals),
+        anchor_scale=anchor_scale,
+    )
     box_heads = [BoxHead(channels, num_classes, convs=4, fcs=1, fc_width=fc_channels) for _ in STAGES]
-    mask_heads = [MaskHead(channels, num_classes) for _ in STAGES]
-    roi_head = RoIHead(backbone.strides, STAGES, box_heads, mask_heads)
+    mask_heads = [MaskHead(channels, num_classes) for _ in STAGES] if masks else []
+    roi_head = RoIHead(backbone.strides, STAGES, box_heads, mask_heads, regions=regions)
     return Detector(backbone, FeaturePyramid(backbone.channels, channels), rpn, roi_head, output_norm)

@@ -46,7 +46,8 @@ class Detector(nn.Module):
         Args:
             images: pictures (3, H, W) float32, resized and normalised, of any sizes.
             targets: of each picture, in training, a dict of `boxes` (n, 4) float32, x1, y1, x2, y2 in pixels, `labels` (n,) int64
-                from 0, `masks` (n, H, W) uint8 or bool, and, if there are crowds, `iscrowd` (n,) bool. Crowds are left out.
+                from 0, `masks` (n, H, W) uint8 or bool, unless there is no mask head, and, if there are crowds, `iscrowd` (n,) bool.
+                Crowds are left out.
         """
         if not self.training:
             return self.predict(images)
@@ -62,7 +63,7 @@ class Detector(nn.Module):
         Raises ConvnextError for a target that makes no sense, with the picture's position in the batch.
         """
         sizes = _sizes(images)
-        objects = prepare(targets, sizes, self._padded(sizes), self.num_classes)
+        objects = prepare(targets, sizes, self._padded(sizes), self.num_classes, self.roi_head.has_masks)
         levels = self.pyramid(images)
         outputs = self.rpn_head(levels)
         losses = self.rpn_head.losses(levels, outputs, sizes, objects)
@@ -80,7 +81,7 @@ class Detector(nn.Module):
                 by default those of `images`.
 
         Returns: of each picture a dict of `boxes` (n, 4) float32, x1, y1, x2, y2 in pixels, `labels` (n,) int64, `scores` (n,)
-        over 0.05, and `masks` (n, 1, H, W) bool.
+        over 0.05, and, with a mask head, `masks` (n, 1, H, W) bool.
         """
         sizes, levels = _sizes(images), self.pyramid(images)
         boxes = [proposal.boxes for proposal in self.propose(levels, sizes)]

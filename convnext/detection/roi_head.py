@@ -44,17 +44,27 @@ class RoIHead(nn.Module):
         strides: of the four levels that regions are taken from.
         stages: how the stages are trained.
         box_head: of each stage.
-        mask_head: of each stage.
+        mask_head: of each stage; none where boxes alone are wanted.
+        regions: how many count in a step of each picture.
     """
 
-    def __init__(self, strides: Sequence[int], stages: Sequence[Stage], box_head: Sequence[BoxHead], mask_head: Sequence[MaskHead]) -> None:
+    def __init__(
+        self,
+        strides: Sequence[int],
+        stages: Sequence[Stage],
+        box_head: Sequence[BoxHead],
+        mask_head: Sequence[MaskHead],
+        *,
+        regions: int = 512,
+    ) -> None:
         super().__init__()
         self.strides, self.stages = tuple(strides), tuple(stages)
         self.num_classes = box_head[0].num_classes
-        self.sampler = Sampler(512, 0.25)
+        self.sampler = Sampler(regions, 0.25)
+        self.has_masks = bool(mask_head)
         # The published weights have a list of heads only where there are several.
         self.bbox_head: nn.Module = nn.ModuleList(box_head) if len(stages) > 1 else box_head[0]
-        self.mask_head: nn.Module = nn.ModuleList(mask_head) if len(stages) > 1 else mask_head[0]
+        self.mask_head: nn.Module = mask_head[0] if len(mask_head) == 1 else nn.ModuleList(mask_head)
 
     @property
     def box_heads(self) -> list[nn.Module]:
@@ -82,7 +92,8 @@ class RoIHead(nn.Module):
         for number, stage in enumerate(self.stages):
             regions = [self._draw(stage, boxes, objects) for boxes, objects in zip(proposals, targets, strict=True)]
             found, logits, deltas = self._box_losses(number, levels, regions, targets)
-            found |= self._mask_losses(number, levels, regions, targets)
+            if self.has_masks:
+                found |= self._mask_losses(number, levels, regions, targets)
             prefix = f"s{number}." if len(self.stages) > 1 else ""
             losses |= {prefix + name: loss * stage.weight if "loss" in name else loss for name, loss in found.items()}
             if number + 1 < len(self.stages):
@@ -119,9 +130,11 @@ class RoIHead(nn.Module):
         return losses, logits.detach(), deltas.detach()
 
     def _mask_losses(self, number: int, levels: list[Tensor], regions: list[_Regions], targets: Sequence[Objects]) -> dict[str, Tensor]:
-        boxes = [region.boxes[: len(region.objects)] for region in regions]
+        boxes, masks = [region.boxes[: len(region.objects)] for region in regions], [objects.masks for objects in targets]
         labels = torch.cat([region.labels[: len(region.objects)] for region in regions])
-        wanted = [mask_targets(objects.masks, box, region.objects) for objects, box, region in zip(targets, boxes, regions, strict=True)]
+        wanted = [
+            mask_targets(mask, box, region.objects) for mask, box, region in zip(masks, boxes, regions, strict=True) if mask is not None
+        ]
         seen = pool(levels, self.strides, to_rois(boxes), MASK_REGION)
         return {"loss_mask": mask_loss(self.mask_heads[number](seen, labels), wanted)}
 
@@ -156,10 +169,11 @@ class RoIHead(nn.Module):
         scores = torch.stack(of_stages).mean(0).softmax(1)
         pictures = zip(proposals, torch.split(deltas, counts), torch.split(scores, counts), sizes, strict=True)
         found = [select(self.stages[-1].coder, *picture) for picture in pictures]
-        masks = torch.split(self._masks(levels, found), [len(picture["labels"]) for picture in found])
-        for picture, mask, size, output in zip(found, masks, sizes, output_sizes, strict=True):
+        masks = torch.split(self._masks(levels, found), [len(picture["labels"]) for picture in found]) if self.has_masks else []
+        for picture, size, output in zip(found, sizes, output_sizes, strict=True):
             factor = (output[1] / size[1], output[0] / size[0])
             picture["boxes"] = picture["boxes"] * picture["boxes"].new_tensor(factor * 2)
+        for picture, mask, output in zip(found, masks, output_sizes, strict=False):
             picture["masks"] = paste_masks(mask, picture["boxes"], output)[:, None]
         return found
 

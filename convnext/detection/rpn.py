@@ -41,18 +41,28 @@ class RPNHead(nn.Module):
         smooth_l1_beta: of the box loss; 0 is L1.
         whole_anchors_only: leave anchors that cross the picture's border untrained.
         train_limits: of the proposals that the box heads are trained on.
+        test_limits: of those that detections are made of.
+        anchor_scale: an anchor's side in strides.
     """
 
     matcher = Matcher(positive=0.7, negative=0.3, low_quality=0.3)
     coder = DeltaCoder()
 
     def __init__(
-        self, width: int, strides: Sequence[int], *, smooth_l1_beta: float, whole_anchors_only: bool, train_limits: Limits
+        self,
+        width: int,
+        strides: Sequence[int],
+        *,
+        smooth_l1_beta: float,
+        whole_anchors_only: bool,
+        train_limits: Limits,
+        test_limits: Limits,
+        anchor_scale: float = anchors.SCALE,
     ) -> None:
         super().__init__()
         self.strides = tuple(strides)
         self.smooth_l1_beta, self.whole_anchors_only = smooth_l1_beta, whole_anchors_only
-        self.train_limits, self.test_limits = train_limits, Limits(1000, 1000)
+        self.train_limits, self.test_limits, self.anchor_scale = train_limits, test_limits, anchor_scale
         self.sampler = Sampler(256, 0.5)
         per_position = len(anchors.RATIOS)
         self.rpn_conv = nn.Conv2d(width, width, 3, padding=1)
@@ -72,7 +82,7 @@ class RPNHead(nn.Module):
 
     def grid(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """The anchors (n, 4) of each level."""
-        return anchors.grid(_sizes(levels), self.strides, levels[0].device)
+        return anchors.grid(_sizes(levels), self.strides, levels[0].device, self.anchor_scale)
 
     def losses(
         self, levels: Sequence[Tensor], outputs: tuple[list[Tensor], list[Tensor]], sizes: Sequence[Size], targets: Sequence[Objects]

@@ -19,7 +19,7 @@ class Objects:
 
     boxes: Tensor  # (n, 4) float32
     labels: Tensor  # (n,) int64
-    masks: Tensor  # (n, H, W), as large as the padded batch
+    masks: Tensor | None  # (n, H, W), as large as the padded batch; None where boxes alone are wanted
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ def _draw(indices: Tensor, count: int) -> Tensor:
     return indices[chosen].sort().values
 
 
-def prepare(targets: Sequence[Mapping[str, Tensor]], sizes: Sequence[Size], padded: Size, num_classes: int) -> list[Objects]:
+def prepare(
+    targets: Sequence[Mapping[str, Tensor]], sizes: Sequence[Size], padded: Size, num_classes: int, with_masks: bool
+) -> list[Objects]:
     """Check the targets of a batch and leave the crowds out.
 
     A crowd is no object, and nothing else either: the published settings (`ignore_iof_thr=-1`) train what lies in it as background.
@@ -79,29 +81,30 @@ def prepare(targets: Sequence[Mapping[str, Tensor]], sizes: Sequence[Size], padd
         raise ConvnextError(f"{len(sizes)} pictures have {len(targets)} targets: give each picture one, be it of no objects")
     objects = []
     for i, (target, size) in enumerate(zip(targets, sizes, strict=True)):
-        if problem := _problem(target, size, num_classes):
+        keys = ("boxes", "labels", "masks") if with_masks else ("boxes", "labels")
+        if problem := _problem(target, keys, size, num_classes):
             raise ConvnextError(f"target of picture {i} of the batch: {problem}")
-        counted = {key: target[key] for key in ("boxes", "labels", "masks")}
+        counted = {key: target[key] for key in keys}
         if "iscrowd" in target:
             alone = ~target["iscrowd"].bool()
             counted = {key: value[alone] for key, value in counted.items()}
-        masks = F.pad(counted["masks"], (0, padded[1] - size[1], 0, padded[0] - size[0]))
+        masks = F.pad(counted["masks"], (0, padded[1] - size[1], 0, padded[0] - size[0])) if with_masks else None
         objects.append(Objects(counted["boxes"].float(), counted["labels"], masks))
     return objects
 
 
-def _problem(target: Mapping[str, Tensor], size: Size, num_classes: int) -> str | None:
+def _problem(target: Mapping[str, Tensor], keys: Sequence[str], size: Size, num_classes: int) -> str | None:
     """What is wrong with a target, None if nothing is."""
-    if missing := {"boxes", "labels", "masks"} - target.keys():
+    if missing := set(keys) - target.keys():
         return f"no {', '.join(sorted(missing))} given"
-    boxes, labels, masks = target["boxes"], target["labels"], target["masks"]
+    boxes, labels = target["boxes"], target["labels"]
     count = len(labels)
     wanted = {"boxes": (count, 4), "labels": (count,), "masks": (count, *size), "iscrowd": (count,)}
-    for key in wanted.keys() & target.keys():
+    for key in {*keys, "iscrowd"} & target.keys():
         if tuple(target[key].shape) != wanted[key]:
             return f"{key} are {tuple(target[key].shape)}, not {wanted[key]}, for {count} labels and a picture of {size[0]} x {size[1]}"
-    if masks.is_floating_point() or labels.is_floating_point():
-        return f"masks are {masks.dtype} and labels {labels.dtype}: masks are uint8 or bool, labels int64"
+    if floating := [f"{key} are {target[key].dtype}" for key in keys[1:] if target[key].is_floating_point()]:
+        return f"{' and '.join(floating)}: masks are uint8 or bool, labels int64"
     bad = ~(boxes.isfinite().all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1))
     if bad.any():
         worst = int(bad.nonzero()[0])

@@ -91,8 +91,8 @@ def open_data(recipe: Recipe) -> Data:
         remarks += [f"{where}: {told}" for told in remarks_on(source)]
         if not len(source):
             raise ConvnextError(f"no pictures in data.{where}")
-        if not source.has_masks:
-            raise ConvnextError(f"data.{where} has boxes but no masks, and Mask R-CNN learns masks too: annotate outlines")
+        if not source.has_masks and recipe.model.masks is not False:
+            raise ConvnextError(f"data.{where} has boxes but no masks: annotate outlines, or find boxes alone with model.masks=false")
     transform = train_transform(Sizes(sizes.short, sizes.longest, sizes.crop_short, sizes.crop), recipe.augment.flip, data.mean, data.std)
     upright = (train.heights > train.widths).astype(int)
     samples = ObjectSamples(train, transform, recipe.seed)
@@ -171,6 +171,8 @@ class Metric:
 
     def update(self, predictions: Sequence[dict[str, Tensor]], batch: Batch) -> None:
         """Add what `predict` gave for a batch."""
+        if self.precision.with_masks and any("masks" not in found for found in predictions):
+            self.precision = DetectionMetric(self.precision.classes, with_masks=False)  # so it is from the first batch on
         self.precision.update(predictions, batch.targets)
         for found, index in zip(predictions, batch.indices, strict=True):
             if index < self.KEPT:
@@ -240,11 +242,11 @@ def _plain(found: dict[str, Tensor]) -> dict[str, Any]:
     """The detections that are drawn, masks as run lengths."""
     sure = found["scores"] >= SHOWN_SCORE
     values: dict[str, Any] = {key: found[key][sure].tolist() for key in ("boxes", "labels", "scores")}
-    return values | {"masks": [encode(mask[0]) for mask in found["masks"][sure]]}
+    return values | ({"masks": [encode(mask[0]) for mask in found["masks"][sure]]} if "masks" in found else {})
 
 
 def _from_plain(values: dict[str, Any]) -> dict[str, Tensor]:
-    masks = [decode(mask) for mask in values["masks"]]
+    masks = [decode(mask) for mask in values.get("masks", ())]
     found = {"boxes": torch.tensor(values["boxes"]).reshape(-1, 4), "labels": torch.tensor(values["labels"], dtype=torch.long)}
     found["scores"] = torch.tensor(values["scores"])
     return found | ({"masks": torch.stack(masks)} if masks else {})

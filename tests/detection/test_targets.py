@@ -82,7 +82,7 @@ def batch(**changed):
 
 def test_crowds_are_no_objects():
     (targets, sizes) = batch(iscrowd=torch.tensor([True, False]))
-    alone, crowded = prepare(targets, sizes, (64, 96), 3)
+    alone, crowded = prepare(targets, sizes, (64, 96), 3, with_masks=True)
     assert len(alone.boxes) == 2
     assert torch.equal(crowded.boxes, targets[1]["boxes"][1:])
     assert crowded.labels.tolist() == [2]
@@ -91,7 +91,7 @@ def test_crowds_are_no_objects():
 
 def test_masks_are_padded_with_the_batch():
     targets, sizes = batch()
-    assert prepare(targets, sizes, (96, 128), 3)[0].masks.shape == (2, 96, 128)
+    assert prepare(targets, sizes, (96, 128), 3, with_masks=True)[0].masks.shape == (2, 96, 128)
 
 
 NAN, INF = float("nan"), float("inf")
@@ -106,7 +106,7 @@ NAN, INF = float("nan"), float("inf")
         ({"boxes": torch.ones(2, 5)}, r"boxes are \(2, 5\), not \(2, 4\)"),
         ({"labels": torch.tensor([0, 3])}, "labels run from 0 to 3, the network has classes 0 to 2"),
         ({"labels": torch.tensor([-1, 0])}, "labels run from -1"),
-        ({"labels": torch.tensor([0.0, 1.0])}, "labels torch.float32: masks are uint8 or bool, labels int64"),
+        ({"labels": torch.tensor([0.0, 1.0])}, "labels are torch.float32: masks are uint8 or bool, labels int64"),
         ({"masks": torch.zeros(2, 64, 95, dtype=torch.uint8)}, r"masks are \(2, 64, 95\), not \(2, 64, 96\)"),
         ({"masks": torch.zeros(2, 64, 96)}, "masks are torch.float32"),
         ({"iscrowd": torch.tensor([True])}, r"iscrowd are \(1,\)"),
@@ -114,13 +114,13 @@ NAN, INF = float("nan"), float("inf")
 )
 def test_bad_targets_are_told_with_their_place_in_the_batch(changed, told):
     with pytest.raises(ConvnextError, match=f"target of picture 1 of the batch: .*{told}"):
-        prepare(*batch(**changed), (64, 96), 3)
+        prepare(*batch(**changed), (64, 96), 3, with_masks=True)
 
 
 def test_incomplete_targets_are_told():
     targets, sizes = batch()
     with pytest.raises(ConvnextError, match="2 pictures have 1 targets"):
-        prepare(targets[:1], sizes, (64, 96), 3)
+        prepare(targets[:1], sizes, (64, 96), 3, with_masks=True)
     del targets[0]["masks"]
     with pytest.raises(ConvnextError, match="target of picture 0 of the batch: no masks given"):
-        prepare(targets, sizes, (64, 96), 3)
+        prepare(targets, sizes, (64, 96), 3, with_masks=True)

@@ -89,10 +89,24 @@ def test_a_run_goes_on_to_the_same_bits(coco, tmp_path):
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_boxes_alone_are_learned_where_there_are_no_masks(tmp_path):
+    where = {f"data.{part}": str(write_coco(tmp_path / "boxes", part, 3, boxes_only=True)) for part in ("train", "val")}
+    more = {"model.masks": False, "model.anchor_scale": 4, "model.proposals": 20, "model.regions": 16}
+    result = convnext.train("detect_digits", TINY | where | more, output=tmp_path / "run")
+    assert "box_ap" in result.metrics
+    assert "mask_ap" not in result.metrics
+    predictor = convnext.load(tmp_path / "run")
+    assert not [key for key in predictor.model.state_dict() if "mask" in key]
+    assert (predictor.model.rpn_head.test_limits.kept, predictor.model.roi_head.sampler.count) == (20, 16)
+    found = predictor(Scenes("val", size=64).read(0))
+    assert found.masks is None
+    assert all("mask" not in one for one in found.to_json()["objects"])
+
+
 def test_data_that_no_detector_learns_from_is_told(coco, tmp_path):
     root = tmp_path / "boxes"
     boxes = str(write_coco(root, "train", 3, boxes_only=True))
-    with pytest.raises(ConvnextError, match="has boxes but no masks"):
+    with pytest.raises(ConvnextError, match=r"has boxes but no masks.*model\.masks=false"):
         convnext.train("detect_digits", TINY | coco | {"data.train": boxes}, output=tmp_path / "run")
     with pytest.raises(ConvnextError, match=r"no data\.val given"):
         convnext.train("detect_digits", TINY | coco | {"data.val": None}, output=tmp_path / "run")

@@ -26,14 +26,15 @@ class Prediction:
     boxes: Tensor  # float32 (n, 4): left, top, right, bottom
     labels: Tensor  # int64 (n,)
     scores: Tensor  # float32 (n,), from 0.05
-    masks: Sequence[RunLengths]  # n
+    masks: Sequence[RunLengths] | None  # n; None of a detector without masks
     classes: Sequence[str]
 
     def to_json(self, top: int | None = None) -> dict[str, Any]:
         """`{"objects": [{"class", "score", "box": [left, top, right, bottom], "mask": COCO's run lengths}, …]}`, all or the `top` best."""
+        masks = [{} for _ in self.labels] if self.masks is None else [{"mask": mask} for mask in self.masks]
         found = [
-            {"class": self.classes[label], "score": score, "box": box, "mask": mask}
-            for label, score, box, mask in zip(self.labels.tolist(), self._scores(), self._boxes(), self.masks, strict=True)
+            {"class": self.classes[label], "score": score, "box": box} | mask
+            for label, score, box, mask in zip(self.labels.tolist(), self._scores(), self._boxes(), masks, strict=True)
         ]
         return {"objects": found[:top]}
 
@@ -58,8 +59,8 @@ class Prediction:
         """The RGB picture with the objects of a score of at least 0.5; small pictures come back enlarged by a whole factor."""
         sure = self.scores >= SHOWN_SCORE
         found = {"boxes": self.boxes[sure], "labels": self.labels[sure], "scores": self.scores[sure]}
-        if masks := [decode(mask) for mask, shown in zip(self.masks, sure.tolist(), strict=True) if shown]:
-            found["masks"] = torch.stack(masks)
+        if self.masks is not None and sure.any():
+            found["masks"] = torch.stack([decode(mask) for mask, shown in zip(self.masks, sure.tolist(), strict=True) if shown])
         return drawing.draw(picture, found, self.classes)
 
     # Rounded as in COCO's results: a hundredth of a pixel, and more digits of a score than it is worth.
@@ -121,6 +122,5 @@ def decode(mask: RunLengths) -> Tensor:
 
 
 def _prediction(found: Mapping[str, Tensor], classes: Sequence[str]) -> Prediction:
-    masks = found["masks"]
-    runs = [encode(mask) for mask in masks.reshape(-1, *masks.shape[-2:])]
+    runs = [encode(mask[0]) for mask in found["masks"]] if "masks" in found else None
     return Prediction(found["boxes"].float().cpu(), found["labels"].cpu(), found["scores"].float().cpu(), runs, classes)
