@@ -1,7 +1,9 @@
 """The tasks, one file each: all that differs between them. Everything above this floor is the same for all.
 
 A task is a module that offers `open_data`, `check`, `open_labelled`, `remarks_on`, `preprocessing`, `evaluation_samples`, `collate`,
-`Trainer`, `predict`, `Metric`, `HEADLINE`, `headline`, `summary` and `report_sections`; `convnext.tasks.classify` is the pattern.
+`Trainer`, `predict`, `Metric`, `HEADLINE`, `headline`, `summary` and `report_sections`, and from its file in
+`convnext.tasks.predictions`, to use what was trained, `infer`, `embed`, `Prediction`, `COLUMNS`, `BATCH_SIZE` and `class_names`;
+`convnext.tasks.classify` is the pattern.
 """
 
 from collections.abc import Sequence

@@ -20,6 +20,12 @@ from convnext.metrics.robustness import CorruptionMetric
 from convnext.recipe import Recipe
 from convnext.report import page, plots
 from convnext.tasks import Data, check_class_count
+from convnext.tasks.predictions.classify import BATCH_SIZE as BATCH_SIZE
+from convnext.tasks.predictions.classify import COLUMNS as COLUMNS
+from convnext.tasks.predictions.classify import Prediction as Prediction
+from convnext.tasks.predictions.classify import class_names as class_names
+from convnext.tasks.predictions.classify import embed as embed
+from convnext.tasks.predictions.classify import infer as infer
 
 HEADLINE = "top1"  # the metric by which the best weights are chosen; higher is better
 

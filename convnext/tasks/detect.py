@@ -18,9 +18,15 @@ from convnext.metrics.detection import DetectionMetric
 from convnext.recipe import Recipe
 from convnext.report import drawing, page
 from convnext.tasks import Data, check_class_count
+from convnext.tasks.predictions.detect import BATCH_SIZE as BATCH_SIZE
+from convnext.tasks.predictions.detect import COLUMNS as COLUMNS
+from convnext.tasks.predictions.detect import SHOWN_SCORE, decode, encode
+from convnext.tasks.predictions.detect import Prediction as Prediction
+from convnext.tasks.predictions.detect import class_names as class_names
+from convnext.tasks.predictions.detect import embed as embed
+from convnext.tasks.predictions.detect import infer as infer
 
 HEADLINE = "box_ap"  # the metric by which the best weights are chosen; higher is better
-_SHOWN_SCORE = 0.5  # from which on a detection is drawn
 Target = dict[str, Any]
 
 
@@ -205,7 +211,7 @@ def examples(details: dict[str, Any], classes: list[str], source: DetectionSourc
         picture = source.read(one["index"])
         objects = (source.target(one["index"]).to_dict(), _from_plain(one))
         sheet = _side_by_side([drawing.draw(picture, found, classes) for found in objects])
-        sheets.append((sheet, f"{source.name(one['index'])}: annotated, and found with a score of at least {_SHOWN_SCORE:g}"))
+        sheets.append((sheet, f"{source.name(one['index'])}: annotated, and found with a score of at least {SHOWN_SCORE:g}"))
     return sheets
 
 
@@ -232,19 +238,13 @@ def _percent(value: float | None) -> str:
 
 def _plain(found: dict[str, Tensor]) -> dict[str, Any]:
     """The detections that are drawn, masks as run lengths."""
-    from faster_coco_eval import mask
-
-    sure = found["scores"] >= _SHOWN_SCORE
-    masks = found["masks"][sure].cpu().numpy().astype("uint8")
-    runs = [mask.encode(one[0].copy(order="F")) for one in masks]
+    sure = found["scores"] >= SHOWN_SCORE
     values: dict[str, Any] = {key: found[key][sure].tolist() for key in ("boxes", "labels", "scores")}
-    return values | {"masks": [{"size": list(run["size"]), "counts": run["counts"].decode()} for run in runs]}
+    return values | {"masks": [encode(mask[0]) for mask in found["masks"][sure]]}
 
 
 def _from_plain(values: dict[str, Any]) -> dict[str, Tensor]:
-    from faster_coco_eval import mask
-
-    masks = [torch.from_numpy(mask.decode({"size": run["size"], "counts": run["counts"].encode()})) for run in values["masks"]]
+    masks = [decode(mask) for mask in values["masks"]]
     found = {"boxes": torch.tensor(values["boxes"]).reshape(-1, 4), "labels": torch.tensor(values["labels"], dtype=torch.long)}
     found["scores"] = torch.tensor(values["scores"])
     return found | ({"masks": torch.stack(masks)} if masks else {})

@@ -20,6 +20,12 @@ from convnext.recipe import Recipe
 from convnext.report import overlay, page
 from convnext.segmentation import inference, upernet
 from convnext.tasks import Data, check_class_count
+from convnext.tasks.predictions.segment import BATCH_SIZE as BATCH_SIZE
+from convnext.tasks.predictions.segment import COLUMNS as COLUMNS
+from convnext.tasks.predictions.segment import Prediction as Prediction
+from convnext.tasks.predictions.segment import class_names as class_names
+from convnext.tasks.predictions.segment import embed as embed
+from convnext.tasks.predictions.segment import infer as infer
 
 HEADLINE = "miou"  # the metric by which the best weights are chosen; higher is better
 _CHECKED = 2000  # pictures: more are not all read before a run; `convnext data check` reads them

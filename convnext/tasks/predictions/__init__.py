@@ -1,0 +1,50 @@
+"""What a network says of a picture, one file a task: `infer` makes each a `Prediction`, `embed` the pictures' embeddings.
+
+A `Prediction` is the same to all above this floor: `to_json()`, `to_text()` for a terminal, `rows()` under `COLUMNS` for a table,
+and `draw(picture)`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL.Image import Image
+from torch import Tensor
+
+from convnext.errors import UsageError
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
+class Prepared:
+    """A picture as its network takes it: prepared in another thread, say, while the network is busy."""
+
+    image: Tensor  # float32 (3, H', W'), on the CPU
+    size: tuple[int, int]  # height and width of the picture as it was
+
+
+def prepare(picture: Image, transform: Callable[[Image], Tensor]) -> Prepared:
+    """An RGB picture through the `transform()` of a preprocessing."""
+    return Prepared(transform(picture), (picture.height, picture.width))
+
+
+def prepared(pictures: Sequence[Image | Prepared], preprocessing: Any) -> list[Prepared]:
+    """The pictures, all prepared."""
+    transform = preprocessing.transform()
+    return [one if isinstance(one, Prepared) else prepare(one, transform) for one in pictures]
+
+
+def same_size(pictures: Sequence[Prepared]) -> Iterator[list[int]]:
+    """The positions of pictures of one size as prepared, size by size.
+
+    Run together, they need no padding: what is found in one does not depend on the others.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for place, picture in enumerate(pictures):
+        groups.setdefault(tuple(picture.image.shape), []).append(place)
+    yield from groups.values()
+
+
+def require(model: Any, method: str) -> None:
+    """Raise UsageError if the network lacks what makes its embeddings: exported ones do, and LeNet-5 and AlexNet."""
+    if not hasattr(model, method):
+        raise UsageError("this network gives predictions but no embeddings: take the weights that it was exported from, or another one")

@@ -1,0 +1,82 @@
+"""The classes of a picture with their probabilities."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from convnext.data import imagenet
+from convnext.tasks.predictions import Prepared, prepared, require
+
+BATCH_SIZE = 32  # pictures at a time, where nobody says
+COLUMNS = ("class", "probability")
+_IN_TEXT, _IN_JSON = 3, 5  # classes, where nobody says
+_SHORTEST = 320  # pixels of a drawn picture's width: smaller ones are enlarged, for names to fit under them
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The probabilities (C,) of one picture's classes, float32 on the CPU."""
+
+    probabilities: Tensor
+    classes: Sequence[str]
+
+    def top(self, count: int = 1) -> list[tuple[str, float]]:
+        """The likeliest classes with their probabilities, the likeliest first."""
+        best = self.probabilities.topk(min(count, len(self.classes)))
+        return [(self.classes[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+
+    def to_json(self, top: int | None = None) -> dict[str, Any]:
+        """`{"top": [{"class", "probability"}, …]}` of the `top` likeliest, five by default."""
+        return {"top": self.rows(top)}
+
+    def to_text(self, top: int | None = None) -> str:
+        """The `top` likeliest classes, three by default, on one line."""
+        return "  ".join(f"{name} {probability:.1%}" for name, probability in self.top(top or _IN_TEXT))
+
+    def rows(self, top: int | None = None) -> list[dict[str, Any]]:
+        """A row of a table for each of the `top` likeliest classes, five by default."""
+        return [{"class": name, "probability": probability} for name, probability in self.top(top or _IN_JSON)]
+
+    def draw(self, picture: Image.Image) -> Image.Image:
+        """The RGB picture with its likeliest classes written under it; small pictures come back enlarged by a whole factor."""
+        factor = max(1, -(-_SHORTEST // picture.width))
+        size = (picture.width * factor, picture.height * factor)
+        font = ImageFont.load_default(max(13, size[0] // 36))
+        line = round(1.5 * font.size)
+        lines = [f"{probability:6.1%}  {name}" for name, probability in self.top(_IN_TEXT)]
+        sheet = Image.new("RGB", (size[0], size[1] + line * len(lines) + line // 2), "white")
+        sheet.paste(picture.resize(size, Image.Resampling.NEAREST), (0, 0))
+        pen = ImageDraw.Draw(sheet)
+        for i, words in enumerate(lines):
+            pen.text((line // 2, size[1] + line // 4 + i * line), words, "black", font)
+        return sheet
+
+
+@torch.inference_mode()
+def infer(
+    model: Any, pictures: Sequence[Image.Image | Prepared], preprocessing: Any, classes: Sequence[str], device: torch.device
+) -> list[Prediction]:
+    """The classes of RGB pictures, of any sizes; `model` is in evaluation mode and on `device`."""
+    logits = model(_batch(pictures, preprocessing, device))
+    return [Prediction(row, classes) for row in logits.float().softmax(1).cpu()]
+
+
+@torch.inference_mode()
+def embed(model: Any, pictures: Sequence[Image.Image | Prepared], preprocessing: Any, device: torch.device) -> Tensor:
+    """What the network's head sees of RGB pictures: pooled, and normalised where the network does; (N, C) float32 on the CPU."""
+    require(model, "forward_head")
+    return model.forward_head(model.forward_features(_batch(pictures, preprocessing, device)), pre_logits=True).float().cpu()
+
+
+def class_names(count: int) -> list[str]:
+    """The names of the classes of weights that do not say them: known for ImageNet's sets of classes."""
+    return imagenet.descriptions(count) if count in imagenet.SUBSETS else [f"class {i}" for i in range(count)]
+
+
+def _batch(pictures: Sequence[Image.Image | Prepared], preprocessing: Any, device: torch.device) -> Tensor:
+    images = torch.stack([one.image for one in prepared(pictures, preprocessing)])
+    return images.to(device, memory_format=torch.channels_last)

@@ -1,0 +1,103 @@
+"""The class of every pixel of a picture."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from convnext.data.augment_segmentation import scaled_size
+from convnext.report import overlay
+from convnext.segmentation import inference
+from convnext.tasks.predictions import Prepared, prepared, require, same_size
+
+BATCH_SIZE = 4  # pictures at a time, where nobody says: they are prepared in their own size, and may be large
+COLUMNS = ("class", "share")
+_IN_TEXT = 3  # classes, where nobody says
+_TOGETHER = 2**25  # logits of pictures that go through the network at once: 128 MB
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The class (H, W) of every pixel, uint8 on the CPU, or uint16 where there are more than 255 classes."""
+
+    mask: Tensor
+    classes: Sequence[str]
+
+    def to_json(self, top: int | None = None) -> dict[str, Any]:
+        """`{"size": [height, width], "classes": {name: share of the pixels}, "mask": PNG of the classes in base 64}`.
+
+        The largest class is first; all are listed, or the `top` largest.
+        """
+        return self.shares(top) | {"mask": base64.b64encode(self.png()).decode()}
+
+    def shares(self, top: int | None = None) -> dict[str, Any]:
+        """The same without the mask."""
+        return {"size": list(self.mask.shape), "classes": {row["class"]: row["share"] for row in self.rows(top)}}
+
+    def to_text(self, top: int | None = None) -> str:
+        """The `top` largest classes, three by default, with their share of the pixels, on one line."""
+        return "  ".join(f"{row['class']} {row['share']:.1%}" for row in self.rows(top or _IN_TEXT))
+
+    def rows(self, top: int | None = None) -> list[dict[str, Any]]:
+        """A row of a table for each class that occurs, the largest first; all, or the `top` largest."""
+        counts = torch.bincount(self.mask.flatten().long(), minlength=len(self.classes))
+        order = counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())][:top]
+        return [{"class": self.classes[label], "share": counts[label].item() / self.mask.numel()} for label in order.tolist()]
+
+    def png(self) -> bytes:
+        """The mask as a lossless picture whose values are the classes."""
+        buffer = BytesIO()
+        Image.fromarray(self.mask.numpy()).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def draw(self, picture: Image.Image) -> Image.Image:
+        """The RGB picture with the classes' colours laid over it, and a legend under it."""
+        return overlay.overlay(picture, self.mask, self.classes)
+
+
+@torch.inference_mode()
+def infer(
+    model: Any, pictures: Sequence[Image.Image | Prepared], preprocessing: Any, classes: Sequence[str], device: torch.device
+) -> list[Prediction]:
+    """The classes of all pixels of RGB pictures, of any sizes, by the test that `preprocessing` says: resized, in windows, or whole.
+
+    `model` is in evaluation mode and on `device`. Raises UsageError if a picture is too small for it.
+    """
+    ready, found = prepared(pictures, preprocessing), {}
+    mode = inference.Mode(within=preprocessing.scale, window=preprocessing.window, stride=preprocessing.stride)
+    for places in same_size(ready):
+        images = [ready[place].image.to(device) for place in places]
+        found |= {place: Prediction(mask, classes) for place, mask in zip(places, _masks(model, images, mode), strict=True)}
+    return [found[place] for place in range(len(ready))]
+
+
+@torch.inference_mode()
+def embed(model: Any, pictures: Sequence[Image.Image | Prepared], preprocessing: Any, device: torch.device) -> Tensor:
+    """The mean of the backbone's last map of each RGB picture, resized as for its test: (N, C) float32 on the CPU."""
+    require(model, "features")
+    means = []
+    for one in prepared(pictures, preprocessing):
+        image = one.image.to(device)[None]
+        if preprocessing.scale is not None:
+            image = F.interpolate(image, scaled_size(*one.size, preprocessing.scale), mode="bilinear", align_corners=False)
+        means.append(model.features(image)[-1].mean((2, 3)))
+    return torch.cat(means).float().cpu()
+
+
+def class_names(count: int) -> list[str]:
+    """The names of the classes of weights that do not say them: none are known."""
+    return [f"class {i}" for i in range(count)]
+
+
+def _masks(model: Any, images: list[Tensor], mode: inference.Mode) -> list[Tensor]:
+    """The classes of pictures of one size, all at once where they are tested whole and small."""
+    if mode == inference.Mode() and model.num_classes <= 255 and model.num_classes * sum(image[0].numel() for image in images) <= _TOGETHER:
+        logits = model(torch.stack(images).contiguous(memory_format=torch.channels_last))
+        return list(logits.argmax(1).to("cpu", torch.uint8))
+    return [inference.predict(model, image, mode) for image in images]
