@@ -35,6 +35,7 @@ class Predictor:
     """A network with its class names and preprocessing. Call it with pictures."""
 
     def __init__(self, loaded: models.Loaded, device: torch.device) -> None:
+        self.task = loaded.task
         self.model = loaded.model.to(device)
         self.device, self.preprocessing = device, loaded.preprocessing
         self.classes = loaded.classes or _class_names(loaded.model.num_classes)

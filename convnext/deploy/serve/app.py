@@ -126,7 +126,9 @@ def _add_models(app: FastAPI, service: Service, check: Callable[..., None]) -> N
     async def predict(
         request: Request,
         model: ModelName = None,
-        top: Annotated[int, Query(ge=1, le=1000, description="How many classes a classifier names.")] = 5,
+        top: Annotated[
+            int | None, Query(ge=1, description="How many classes or objects to name; by default 5 classes, all objects.")
+        ] = None,
     ) -> Response:
         """JSON with `model`, `task` and, by the task:
 
@@ -137,15 +139,14 @@ def _add_models(app: FastAPI, service: Service, check: Callable[..., None]) -> N
         served = service.model(model)
 
         def encode(prediction: Any) -> bytes:
-            plain = prediction.to_json()
-            if "top" in plain:
-                plain["top"] = plain["top"][:top]
-            return json.dumps({"model": served.name, "task": served.predictor.task} | plain).encode()
+            return json.dumps({"model": served.name, "task": served.predictor.task} | prediction.to_json(top)).encode()
 
-        content, seconds = await service.answer(request, served.predictions, lambda picture: picture, encode)
+        content, seconds = await service.answer(request, served.predictions, served.prepare, encode)
         return _timed(content, "application/json", seconds)
 
-    @app.post("/explain", summary="What speaks for a class where", openapi_extra=_PICTURE, responses=_REFUSALS, dependencies=[Depends(check)])
+    @app.post(
+        "/explain", summary="What speaks for a class where", openapi_extra=_PICTURE, responses=_REFUSALS, dependencies=[Depends(check)]
+    )
     async def explain(
         request: Request,
         model: ModelName = None,

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 log = logging.getLogger("convnext")
 
 
@@ -64,6 +66,7 @@ class Batcher:
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def start(self) -> None:
@@ -104,6 +107,7 @@ class Batcher:
                 self._jobs = deque(job for job in self._jobs if job.future is not future)
 
     def _work(self) -> None:
+        torch.set_num_threads(self._threads)  # of this thread; where others ask for fewer, new threads get fewer
         try:
             self._infer([self._warm_up])
             self.ready.set()

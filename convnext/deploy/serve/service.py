@@ -2,20 +2,23 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import PIL.Image
+import torch
 from PIL.Image import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from convnext import tasks
 from convnext.deploy import explain
 from convnext.deploy.serve.batching import Answer, Batcher, QueueFullError
 from convnext.deploy.serve.limits import CLIENT_GONE, Limits, picture_in, read_body, room_for
 from convnext.deploy.serve.metrics import Metrics
 from convnext.errors import ConvnextError, nearest
+from convnext.tasks.predictions import Prepared, prepare
 
 _BLANK = PIL.Image.new("RGB", (64, 64), "grey")
 
@@ -24,14 +27,22 @@ class Model:
     """A network on the service, with a queue for predictions and, where it has activation maps, one for those."""
 
     def __init__(self, name: str, predictor: Any, limits: Limits, batch_size: int, max_wait: float, metrics: Metrics) -> None:
-        self.name, self.predictor = name, predictor
+        self.name, self.predictor, self._transform = name, predictor, predictor.preprocessing.transform()
         observe = metrics.watch(name, lambda: self.predictions.inside)
         options: dict[str, Any] = {"max_wait": max_wait, "queue": limits.queue}
-        self.predictions = Batcher(predictor, _BLANK, batch_size=batch_size, observe=observe, **options)
+        self.predictions = Batcher(self._predict, self.prepare(_BLANK), batch_size=batch_size, observe=observe, **options)
         self.maps: Batcher | None = None
         if explain.can_explain(predictor):
             self.maps = Batcher(self._explain, (_BLANK, None), batch_size=1, **options)
         self.batchers = [one for one in (self.predictions, self.maps) if one is not None]
+
+    def prepare(self, picture: Image) -> Prepared:
+        """What `predictions` takes; for the threads that decode, so that the network's has only to compute."""
+        return prepare(picture, self._transform)
+
+    def _predict(self, pictures: list[Prepared]) -> Sequence[Any]:
+        one = self.predictor
+        return tasks.get(one.task).infer(one.model, pictures, one.preprocessing, one.classes, one.device)
 
     def _explain(self, items: list[tuple[Image, str | None]]) -> list[Image]:
         return [explain.draw(self.predictor, picture, name) for picture, name in items]
@@ -41,7 +52,7 @@ class Model:
         return {
             "name": self.name,
             "task": self.predictor.task,
-            "classes": len(self.predictor.classes),
+            "classes": list(self.predictor.classes),
             "explains": self.maps is not None,
             "ready": all(batcher.ready.is_set() for batcher in self.batchers),
         }
@@ -56,7 +67,8 @@ class Service:
         self.room = room_for(limits)
         # Pictures may be large: one batch of them decoded beside the one that runs, the others as they were sent.
         self.decoded = {batcher: asyncio.Semaphore(2 * batcher.batch_size) for model in self.models.values() for batcher in model.batchers}
-        self.threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "decode")
+        # One thread each: PyTorch would have every one of them split its small work among all processors.
+        self.threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "decode", torch.set_num_threads, (1,))
 
     def start(self) -> None:
         """Begin to warm up."""
@@ -84,7 +96,7 @@ class Service:
 
         Args:
             item: from the picture to what the batcher takes.
-            encode: from what it gives to the content of the answer; runs outside the event loop.
+            encode: from what it gives to the content of the answer. Both run outside the event loop.
 
         Raises HTTPException: 408, 413, 415 and 422 as `read_body` and `picture_in`, 422 for what the network can't take, 503
         when too many wait, 504 when it takes too long.
@@ -104,9 +116,9 @@ class Service:
     ) -> tuple[bytes, float]:
         loop = asyncio.get_running_loop()
         async with self.decoded[batcher]:
-            picture = await loop.run_in_executor(self.threads, picture_in, body, content_type, self.limits)
-            answer: Answer = await asyncio.wrap_future(batcher.submit(item(picture)))
-            del picture
+            taken = await loop.run_in_executor(self.threads, lambda: item(picture_in(body, content_type, self.limits)))
+            answer: Answer = await asyncio.wrap_future(batcher.submit(taken))
+            del taken
         return await loop.run_in_executor(self.threads, encode, answer.value), answer.seconds
 
     async def _while_wanted(self, request: Request, work: "asyncio.Task[tuple[bytes, float]]") -> tuple[bytes, float]:
