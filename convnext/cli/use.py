@@ -2,39 +2,106 @@
 
 import json
 import sys
-from typing import Annotated, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convnext.cli.common import MODEL, Device, Json, Weights, app
-from convnext.errors import ConvnextError
+from convnext.cli.common import MODEL, Device, Json, Weights, app, bar
+from convnext.errors import ConvnextError, UsageError
+
+if TYPE_CHECKING:
+    from convnext.deploy.outputs import Answer
+
+_SOURCES = "Pictures, folders of them, patterns as 'photos/**/*.jpg', shards (.tar); - for a list on standard input."
+_OUTPUT = "Write to a .jsonl, .csv or .json (COCO results) file, or to a folder (masks); a call that was stopped goes on."
 
 
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help=MODEL)],
-    pictures: Annotated[list[str], typer.Argument(help="Pictures, or folders of them.")],
+    pictures: Annotated[list[str], typer.Argument(metavar="SOURCE...", help=_SOURCES)],
     weights: Weights = None,
-    top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
+    output: Annotated[Path | None, typer.Option(help=_OUTPUT)] = None,
+    kind: Annotated[str | None, typer.Option("--format", help="jsonl, csv, coco or masks; by default as the output's name ends.")] = None,
+    draw: Annotated[Path | None, typer.Option(help="A folder for the pictures with what was found drawn over them.")] = None,
+    features: Annotated[Path | None, typer.Option(help="Write embeddings to a .npy or .parquet file.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="How many classes or objects of a picture to name.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at a time; by default as suits the task.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that decode pictures; by default one a core.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin outputs anew that are there already.")] = False,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Say what is in pictures."""
-    from convnext.deploy.predict import find_pictures, load, predict_files
+    from convnext.deploy.bulk import predict_all
+    from convnext.deploy.embeddings import Features
+    from convnext.deploy.inputs import find_items
+    from convnext.deploy.outputs import Drawings, Output, open_output
+    from convnext.deploy.predict import load
 
-    paths = list(find_pictures(pictures))
+    if output is not None and as_json:
+        raise UsageError("--json prints what --output writes: choose one of them")
+    if kind is not None and output is None:
+        raise UsageError(f"--format {kind} is of a file: name it with --output")
+    items = find_items(pictures)
     predictor = load(model, weights, device=device)
-    rows: list[dict[str, Any]] = []
-    for path, found in predict_files(predictor, paths):
-        if isinstance(found, str):
-            print(f"left out: {found}", file=sys.stderr)
-            rows.append({"picture": str(path), "error": found})
-            continue
-        best = [{"class": name, "probability": probability} for name, probability in found.top(top)]
-        rows.append({"picture": str(path), "top": best})
-        if not as_json:
-            print(f"{path}  " + "  ".join(f"{one['class']} {one['probability']:.1%}" for one in best), flush=True)
-    if as_json:
-        print(json.dumps(rows))
-    if all("error" in row for row in rows):
-        raise ConvnextError(f"none of {len(rows)} pictures could be read")
+    outputs: list[Output] = []
+    if draw is not None:
+        outputs.append(Drawings(draw, items))
+    if output is not None:
+        outputs.append(open_output(output, kind, predictor, items, top, overwrite))
+    if features is not None:
+        outputs.append(Features(features, overwrite))
+    accounts = [one.done for one in outputs if one.done is not None]
+    if accounts and (count := sum(all(item.name in done for done in accounts) for item in items)):
+        print(f"{count} of {len(items)} pictures are done already; --overwrite begins anew", file=sys.stderr)
+    prints = as_json or (output is None and features is None)
+    if prints:
+        outputs.append(_Value(top) if as_json else _Text(top))
+    with bar("predicting", shown=not (prints and sys.stdout.isatty())) as progress:
+        errors = predict_all(predictor, items, outputs, batch_size=batch_size, threads=threads, progress=progress)
+    for error in errors.values():
+        print(f"left out: {error}", file=sys.stderr)
+    if len(errors) == len(items):
+        raise ConvnextError(f"none of {len(items)} pictures could be predicted")
+    if errors or not prints:
+        print(f"{len(items) - len(errors)} of {len(items)} pictures are predicted, {len(errors)} left out", file=sys.stderr)
+
+
+class _Text:
+    """Prints a line a picture."""
+
+    needs, done = frozenset({"prediction"}), None
+
+    def __init__(self, top: int | None) -> None:
+        self.top = top
+
+    def write(self, answers: "Sequence[Answer]") -> None:
+        from convnext.deploy.outputs import printable
+
+        for one in answers:
+            if one.error is None:
+                print(f"{printable(one.item.name)}  {one.prediction.to_text(self.top)}", flush=True)
+
+    def finish(self) -> None:
+        pass
+
+
+class _Value:
+    """Prints one JSON value of all pictures."""
+
+    needs, done = frozenset({"prediction"}), None
+
+    def __init__(self, top: int | None) -> None:
+        self.top = top
+        self.rows: list[dict[str, Any]] = []
+
+    def write(self, answers: "Sequence[Answer]") -> None:
+        for one in answers:
+            told = one.prediction.to_json(self.top) if one.error is None else {"error": one.error}
+            self.rows.append({"picture": one.item.name} | told)
+
+    def finish(self) -> None:
+        print(json.dumps(self.rows))

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -84,6 +84,34 @@ class Shards:
                 self._files.pop(next(iter(self._files)))  # closes itself once nobody reads from it
             file = self._files[shard] = FileIO(self.paths[shard])
         return file
+
+
+class Member(NamedTuple):
+    """A picture in a shard, labelled or not."""
+
+    shard: Path
+    name: str  # its path in the shard
+    offset: int
+    size: int  # in bytes
+
+    def content(self) -> bytes:
+        """The picture's file. Raises OSError if the shard can't be read."""
+        with self.shard.open("rb") as file:
+            return os.pread(file.fileno(), self.size, self.offset)
+
+
+def find_shards(where: str) -> list[Path]:
+    """The shards that `where` names as for `open_shards`, fetched where they are remote. Raises UsageError likewise."""
+    return _find(where)[0]
+
+
+def pictures_in(shard: Path) -> Iterator[Member]:
+    """The pictures of a shard. Raises ConvnextError where it is compressed, and, after those before, where it is damaged."""
+    with shard.open("rb") as file:
+        _refuse_compressed(file, shard)
+        for _, ending, info in _members(file, shard, []):
+            if f".{ending.rpartition('.')[2]}" in ENDINGS:
+                yield Member(shard, info.name, info.offset_data, info.size)
 
 
 def is_shards(where: str) -> bool:
@@ -178,8 +206,7 @@ def _scan(path: Path, names: list[str] | None) -> tuple[np.ndarray, np.ndarray, 
     skipped: list[str] = []
     places = {name: label for label, name in enumerate(names or [])}
     with path.open("rb") as file:
-        if file.read(6).startswith(_COMPRESSED):
-            raise ConvnextError(f"{path} is compressed, and can't be read at random: decompress it (pictures hardly shrink anyway)")
+        _refuse_compressed(file, path)
         for key, members in itertools.groupby(_members(file, path, skipped), lambda member: member[0]):
             try:
                 rows.append(_sample(file, [(ending, info) for _, ending, info in members], places, names is not None))
@@ -189,6 +216,11 @@ def _scan(path: Path, names: list[str] | None) -> tuple[np.ndarray, np.ndarray, 
     if not rows:
         raise ConvnextError(f"{path} holds no samples: remove it, or write it again with a picture and a label for each sample")
     return np.array(rows, np.int64), np.array(keys), skipped
+
+
+def _refuse_compressed(file: BinaryIO, path: Path) -> None:
+    if file.read(6).startswith(_COMPRESSED):
+        raise ConvnextError(f"{path} is compressed, and can't be read at random: decompress it (pictures hardly shrink anyway)")
 
 
 def _members(file: BinaryIO, path: Path, skipped: list[str]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:

@@ -122,7 +122,9 @@ def _add_models(app: FastAPI, service: Service, check: Callable[..., None]) -> N
     async def models() -> list[dict[str, Any]]:
         return [model.to_json() for model in service.models.values()]
 
-    @app.post("/predict", summary="What is in a picture", openapi_extra=_PICTURE, responses=_REFUSALS, dependencies=[Depends(check)])
+    asked: dict[str, Any] = {"openapi_extra": _PICTURE, "responses": _REFUSALS, "dependencies": [Depends(check)]}
+
+    @app.post("/predict", summary="What is in a picture", **asked)
     async def predict(
         request: Request,
         model: ModelName = None,
@@ -144,9 +146,7 @@ def _add_models(app: FastAPI, service: Service, check: Callable[..., None]) -> N
         content, seconds = await service.answer(request, served.predictions, served.prepare, encode)
         return _timed(content, "application/json", seconds)
 
-    @app.post(
-        "/explain", summary="What speaks for a class where", openapi_extra=_PICTURE, responses=_REFUSALS, dependencies=[Depends(check)]
-    )
+    @app.post("/explain", summary="What speaks for a class where", **asked)
     async def explain(
         request: Request,
         model: ModelName = None,

@@ -14,7 +14,8 @@ def listing(description: Mapping[str, Any]) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>{title}</title><link rel="stylesheet" href="page.css"><body class="docs"><header><h1>{title}</h1>'
-        f'<nav><a href="./">the page</a> <a href="openapi.json">openapi.json</a></nav></header><main>{"".join(operations)}</main></body></html>'
+        f'<nav><a href="./">the page</a> <a href="openapi.json">openapi.json</a></nav></header>'
+        f"<main>{''.join(operations)}</main></body></html>"
     )
 
 

@@ -45,8 +45,8 @@ class Prediction:
         """The RGB picture with its likeliest classes written under it; small pictures come back enlarged by a whole factor."""
         factor = max(1, -(-_SHORTEST // picture.width))
         size = (picture.width * factor, picture.height * factor)
-        font = ImageFont.load_default(max(13, size[0] // 36))
-        line = round(1.5 * font.size)
+        height = max(13, size[0] // 36)
+        font, line = ImageFont.load_default(height), round(1.5 * height)
         lines = [f"{probability:6.1%}  {name}" for name, probability in self.top(_IN_TEXT)]
         sheet = Image.new("RGB", (size[0], size[1] + line * len(lines) + line // 2), "white")
         sheet.paste(picture.resize(size, Image.Resampling.NEAREST), (0, 0))

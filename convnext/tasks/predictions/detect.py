@@ -75,7 +75,8 @@ def infer(
     model: Any, pictures: Sequence[Image.Image | Prepared], preprocessing: Any, classes: Sequence[str], device: torch.device
 ) -> list[Prediction]:
     """The objects in RGB pictures, of any sizes; `model` is in evaluation mode and on `device`."""
-    ready, found = prepared(pictures, preprocessing), {}
+    ready = prepared(pictures, preprocessing)
+    found: dict[int, Prediction] = {}
     for places in same_size(ready):
         images = [ready[place].image.to(device) for place in places]
         detections = model.predict(images, [ready[place].size for place in places])

@@ -69,7 +69,8 @@ def infer(
 
     `model` is in evaluation mode and on `device`. Raises UsageError if a picture is too small for it.
     """
-    ready, found = prepared(pictures, preprocessing), {}
+    ready = prepared(pictures, preprocessing)
+    found: dict[int, Prediction] = {}
     mode = inference.Mode(within=preprocessing.scale, window=preprocessing.window, stride=preprocessing.stride)
     for places in same_size(ready):
         images = [ready[place].image.to(device) for place in places]
