@@ -155,7 +155,7 @@ def _add_models(app: FastAPI, service: Service, check: Callable[..., None]) -> N
         """The class activation map (Grad-CAM) of a classifier: an RGBA PNG in the picture's proportions, to be laid over it."""
         served = service.model(model)
         if served.maps is None:
-            raise HTTPException(422, f"{served.name} has no activation maps: it is no classifier that ends in a map of features")
+            raise HTTPException(422, f"{served.name} has no activation maps: it is no classifier that pools a map of features")
         content, seconds = await service.answer(request, served.maps, lambda picture: (picture, of), _png)
         return _timed(content, "image/png", seconds)
 

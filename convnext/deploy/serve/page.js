@@ -197,7 +197,7 @@ function drawMasks(objects) {
 }
 
 // COCO's compressed run lengths, as `rleFrString` of its maskApi.c reads them: five bits a character, the third on as differences.
-function runLengths(text) {
+export function runLengths(text) {
   const runs = [];
   for (let at = 0; at < text.length; ) {
     let value = 0, shift = 0, bits;
@@ -213,7 +213,7 @@ function runLengths(text) {
 }
 
 // Runs go down the columns, every second one is the object; of the pixels every `step`th is kept.
-function paint(image, runs, height, step, rgb) {
+export function paint(image, runs, height, step, rgb) {
   let start = 0;
   runs.forEach((length, index) => {
     for (let at = start; index % 2 && at < start + length; ) {
