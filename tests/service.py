@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
 
 import httpx
 from helpers import random_model
@@ -56,6 +57,10 @@ class Service:
         """The value of one sample, as `convnext_queue_length{model="w"}`."""
         found = re.search(rf"^{re.escape(name)} (.*)$", self.client.get("/metrics").text, re.MULTILINE)
         return float(found[1]) if found else 0.0
+
+    def rss(self):
+        """Bytes of memory that the process holds."""
+        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)

@@ -17,12 +17,13 @@ from PIL import Image
 from service import CLASSES, encoded, running, weight_file
 
 import convnext
-from convnext.deploy.serve import named
+from convnext.deploy.serve import _listen, named
+from convnext.deploy.serve.app import create_app
+from convnext.deploy.serve.limits import Limits
 from convnext.errors import ConvnextError, UsageError
 
-TIMEOUT = 1.0
+TIMEOUT = 2.0
 MAX_BYTES = 100_000
-TOKEN = {"Authorization": "Bearer sesame"}
 
 
 @pytest.fixture(scope="module")
@@ -31,21 +32,10 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def _started(weights):
-    # Both at once: starting is mostly waiting for imports.
+def service(weights):
     limits = ("--timeout", TIMEOUT, "--max-bytes", MAX_BYTES, "--max-pixels", 1_000_000, "--max-wait-ms", 50)
-    with running(weights, f"again={weights}", *limits) as service, running(weights, "--token", "sesame", "--timeout", 5) as locked:
-        yield service, locked
-
-
-@pytest.fixture(scope="module")
-def service(_started):
-    return _started[0].wait()
-
-
-@pytest.fixture(scope="module")
-def locked(_started):
-    return _started[1].wait()
+    with running(weights, f"again={weights}", *limits) as service:
+        yield service.wait()
 
 
 def test_a_picture_gets_the_predictors_answer_however_it_is_sent(service, weights):
@@ -222,44 +212,15 @@ def test_the_service_describes_itself_without_anything_from_elsewhere(service):
     assert 'convnext_requests_total{path="other",status="404"}' in get("/metrics").text
 
 
-def test_without_the_token_nothing_is_read(locked):
-    for path in ("/models", "/metrics"):
-        assert locked.client.get(path).status_code == 401
-        assert locked.client.get(path, headers=TOKEN).status_code == 200
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\nAuthorization: Bearer sesam\xc3\xa9\r\n\r\n"
-    with socket.create_connection(locked.address, timeout=10) as connection:
-        connection.sendall(head)
-        assert connection.recv(100).startswith(b"HTTP/1.1 401")
-    assert locked.client.post("/predict", content=GOOD, headers=TOKEN).status_code == 200
-    for path in ("/", "/page.js", "/health", "/ready", "/docs"):
-        assert locked.client.get(path).status_code == 200
-
-
-def test_sigterm_ends_the_service_after_what_was_begun(locked):  # the last that needs it
-    head = HEAD[:-2] % len(GOOD) + b"Authorization: Bearer sesame\r\n\r\n"
-    with socket.create_connection(locked.address, timeout=10) as connection, ThreadPoolExecutor() as threads:
-        connection.sendall(head + GOOD[:100])
-        time.sleep(0.1)
-        ending = threads.submit(locked.stop)
-        _wait_until(lambda: socket.socket().connect_ex(locked.address))
-        assert not ending.done()
-        connection.sendall(GOOD[100:])
-        answer = b"".join(iter(lambda: connection.recv(65536), b""))
-        assert ending.result() == 0
-    assert answer.startswith(b"HTTP/1.1 200")
-    assert json.loads(answer.partition(b"\r\n\r\n")[2])["top"]
-    assert "Traceback" not in locked.said
+def _stuck(weights, **options):
+    """A client of a service in this process whose models never answer: they are never started."""
+    app = create_app({"stuck": convnext.load(weights, device="cpu")}, Limits(queue=2, timeout=0.3), batch_size=1, **options)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")
 
 
 def test_a_full_queue_and_a_stuck_model_refuse_and_keep_nothing(weights):
-    from convnext.deploy.serve.app import create_app
-    from convnext.deploy.serve.limits import Limits
-
-    # Never started, so its model never answers.
-    app = create_app({"stuck": convnext.load(weights, device="cpu")}, Limits(queue=2, timeout=0.3), batch_size=1)
-
     async def ask():
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        async with _stuck(weights) as client:
             assert (await client.get("/ready")).status_code == 503
             for _ in range(2):  # the second time there is as much room as the first
                 answers = await asyncio.gather(*(client.post("/predict", content=GOOD) for _ in range(5)))
@@ -267,6 +228,41 @@ def test_a_full_queue_and_a_stuck_model_refuse_and_keep_nothing(weights):
                 assert all("Retry-After" in answer.headers for answer in answers if answer.status_code == 503)
 
     asyncio.run(ask())
+
+
+def test_without_the_token_nothing_is_read(weights):
+    async def unread():
+        pytest.fail("the picture was read")
+        yield b""
+
+    async def ask():
+        async with _stuck(weights, token="sesame") as client:
+            for given in ({}, {"Authorization": "Bearer sesam"}, {"Authorization": "Bearer sesamé".encode()}, {"Authorization": "sesame"}):
+                for path in ("/predict", "/explain"):
+                    answer = await client.post(path, content=unread(), headers=given)
+                    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+                for path in ("/models", "/metrics"):
+                    assert (await client.get(path, headers=given)).status_code == 401
+            assert (await client.get("/models", headers={"Authorization": "Bearer sesame"})).status_code == 200
+            for path in ("/", "/page.js", "/health", "/docs"):
+                assert (await client.get(path)).status_code == 200
+
+    asyncio.run(ask())
+
+
+def test_sigterm_ends_the_service_after_what_was_begun(service):  # the last that needs it
+    with socket.create_connection(service.address, timeout=10) as connection, ThreadPoolExecutor() as threads:
+        connection.sendall(HEAD % len(GOOD) + GOOD[:100])
+        time.sleep(0.1)
+        ending = threads.submit(service.stop)
+        _wait_until(lambda: socket.socket().connect_ex(service.address))
+        assert not ending.done()
+        connection.sendall(GOOD[100:])
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert ending.result() == 0
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["top"]
+    assert "Traceback" not in service.said
 
 
 def test_names_come_from_paths_or_are_given():
@@ -281,7 +277,5 @@ def test_names_come_from_paths_or_are_given():
 
 
 def test_a_port_that_is_taken_is_an_error_with_a_remedy():
-    from convnext.deploy.serve import _listen
-
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConvnextError, match="another --port"):
         _listen(*taken.getsockname())

@@ -85,7 +85,10 @@ def test_a_dropped_picture_is_answered_on_the_page(browser, service):
 
     browser.execute_script("const s = document.getElementById('model'); s.value = 'large'; s.dispatchEvent(new Event('change'))")
     _wait(browser, "document.body.dataset.elapsed")
-    assert service.client.get("/metrics", headers={"Authorization": "Bearer sesame"}).text.count('convnext_batch_size_count{model="large"} 1') == 1
+    assert (
+        service.client.get("/metrics", headers={"Authorization": "Bearer sesame"}).text.count('convnext_batch_size_count{model="large"} 1')
+        == 1
+    )
     errors = [entry["message"] for entry in browser.get_log("browser") if "401" not in entry["message"]]
     assert errors == []
 
@@ -104,7 +107,9 @@ def test_the_page_fits_a_phone_and_says_what_went_wrong(browser, service):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 375, "height": 700, "deviceScaleFactor": 2, "mobile": True})
     assert browser.execute_script("return document.documentElement.scrollWidth <= 375")
     browser.execute_script(DROP, base64.b64encode(b"no picture").decode())
-    assert "no picture of a known format" in _wait(browser, "document.body.matches('.failed') && document.getElementById('status').textContent")
+    assert "no picture of a known format" in _wait(
+        browser, "document.body.matches('.failed') && document.getElementById('status').textContent"
+    )
 
 
 def test_masks_are_read_as_coco_writes_them(browser, service):

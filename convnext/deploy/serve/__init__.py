@@ -5,6 +5,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from convnext.errors import ConvnextError, UsageError, need
 if TYPE_CHECKING:
     from convnext.deploy.serve.limits import Limits
 
+_IDLE = 75  # seconds that a connection may rest between requests; proxies and clients close theirs before, mostly after 5 to 60
 _CONNECTIONS = 512  # at once, below the thousand files that a process may usually open
 
 
@@ -45,13 +47,13 @@ def serve(
     app = create_app(predictors, limits, token=token, batch_size=batch_size, max_wait=max_wait)
     config = uvicorn.Config(
         app,
-        http=ImpatientProtocol,
+        http=partial(ImpatientProtocol, patience=limits.timeout),
         ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,
         limit_concurrency=_CONNECTIONS,
-        timeout_keep_alive=limits.timeout,
+        timeout_keep_alive=_IDLE,
         timeout_graceful_shutdown=int(2 * limits.timeout) + 1,
     )
     listening = _listen(host, port)

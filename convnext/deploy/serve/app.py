@@ -68,8 +68,8 @@ def create_app(
     known: set[str] = set()
     app.add_middleware(CountRequests, metrics=service.metrics, paths=lambda: known)
     _add_page(app)
-    _add_watching(app, service, _check(token))
     _add_models(app, service, _check(token))
+    _add_watching(app, service, _check(token))
     known |= {str(getattr(route, "path", "")) for route in app.routes}
     return app
 

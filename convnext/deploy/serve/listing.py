@@ -13,7 +13,8 @@ def listing(description: Mapping[str, Any]) -> str:
     title = escape(f"{description['info']['title']} {description['info']['version']}")
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{title}</title><link rel="stylesheet" href="page.css"><body class="docs"><header><h1>{title}</h1>'
+        f'<title>{title}</title><link rel="icon" href="data:,"><link rel="stylesheet" href="page.css">'
+        f'<body class="docs"><header><h1>{title}</h1>'
         f'<nav><a href="./">the page</a> <a href="openapi.json">openapi.json</a></nav></header>'
         f"<main>{''.join(operations)}</main></body></html>"
     )

@@ -232,12 +232,14 @@ function drawBoxes(objects) {
   const factor = (picture.clientWidth * density) / picture.naturalWidth;
   const pen = canvas("boxes", picture.clientWidth * density, picture.clientHeight * density);
   Object.assign(pen, { lineWidth: 2 * density, font: `600 ${13 * density}px system-ui, sans-serif`, textBaseline: "top" });
-  for (const { class: name, score, box, rgb } of [...objects].reverse()) {
-    const [left, top, right, bottom] = box.map((edge) => edge * factor);
-    const words = `${name} ${percent(score)}`, line = 19 * density;
-    pen.strokeStyle = pen.fillStyle = css(rgb);
+  const placed = objects.map((one) => ({ ...one, edges: one.box.map((edge) => edge * factor) })).reverse(); // the surest on top
+  for (const { edges: [left, top, right, bottom], rgb } of placed) {
+    pen.strokeStyle = css(rgb);
     pen.strokeRect(left, top, right - left, bottom - top);
-    const above = Math.max(0, top - line);
+  }
+  for (const { class: name, score, edges: [left, top], rgb } of placed) {
+    const words = `${name} ${percent(score)}`, line = 19 * density, above = Math.max(0, top - line);
+    pen.fillStyle = css(rgb);
     pen.fillRect(left - density, above, pen.measureText(words).width + 10 * density, line);
     pen.fillStyle = rgb[0] * 0.299 + rgb[1] * 0.587 + rgb[2] * 0.114 > 140 ? "#000" : "#fff";
     pen.fillText(words, left + 4 * density, above + 3 * density);
