@@ -45,7 +45,7 @@ def predict_all(
         outputs: at least one.
         batch_size: pictures that go through the network at a time; by default as suits its task.
         threads: that read, decode and prepare pictures, a batch ahead of the network; by default one a core, at most eight.
-        progress: called with the numbers of pictures done and in all.
+        progress: called with the numbers of pictures done and in all, first before the first batch.
 
     Returns: why pictures could not be predicted, by their names, those of earlier calls included. None of them stops the others.
 
@@ -58,6 +58,8 @@ def predict_all(
     needs = frozenset[str]().union(*(output.needs for output in outputs))
     errors = {name: error for done in accounts for name, error in done.items() if error is not None}
     count = len(items) - len(left)
+    if progress is not None:
+        progress(count, len(items))
     opened = _opened(left, predictor.preprocessing.transform(), "picture" in needs, size, threads or _cores())
     while batch := list(islice(opened, size)):
         answers = _answers(predictor, task, batch, needs)

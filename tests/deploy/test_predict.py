@@ -1,24 +1,25 @@
+import base64
+import io
+
+import numpy as np
 import pytest
 import torch
-from helpers import picture, random_model
+from helpers import picture
+from PIL import Image
+from pycocotools import mask as coco
+from tiny_models import CLASSES, classifier, detector, segmenter
 
 import convnext
-from convnext.checkpoints.files import write_weights
+from convnext import tasks
 from convnext.data.pictures import CorruptPictureError
-from convnext.data.preprocessing import Preprocessing
+from convnext.errors import UsageError
+from convnext.segmentation import inference
+
+SIZES = [(90, 70), (48, 40), (90, 70)]
 
 
-@pytest.fixture
-def weights(tmp_path):
-    model = random_model("convnext_atto", num_classes=3)
-    how = Preprocessing(image_size=64)
-    description = {"task": "classify", "model": model.spec, "classes": ["ant", "bee", "wasp"], "preprocessing": how.to_json()}
-    write_weights(tmp_path / "w.safetensors", model.state_dict(), description)
-    return model, how, tmp_path / "w.safetensors"
-
-
-def test_predictor_takes_files_bytes_and_pictures_alone_or_in_lists(weights, tmp_path):
-    model, how, path = weights
+def test_predictor_takes_files_bytes_and_pictures_alone_or_in_lists(tmp_path):
+    path, model, how = classifier(tmp_path)
     image = picture(size=(90, 70))
     image.save(tmp_path / "photo.png")
     predictor = convnext.load(path, device="cpu")
@@ -29,12 +30,77 @@ def test_predictor_takes_files_bytes_and_pictures_alone_or_in_lists(weights, tmp
     both = predictor([image, content])
     assert all(torch.allclose(p.probabilities, wanted, atol=1e-6) for p in both)
     assert len(both) == 2
+    assert predictor([]) == []
     top = predictor(image).top(5)
     assert [name for name, _ in top] == [predictor.classes[i] for i in wanted.argsort(descending=True)]
     assert sum(p for _, p in top) == pytest.approx(1, abs=1e-5)
+    assert predictor(image).to_json(2) == {"top": [{"class": name, "probability": p} for name, p in top[:2]]}
 
 
-def test_what_cannot_be_read_raises_with_its_name(weights, tmp_path):
+def test_what_cannot_be_read_raises_with_its_name(tmp_path):
     (tmp_path / "bad.jpg").write_text("no")
     with pytest.raises(CorruptPictureError, match=r"bad\.jpg"):
-        convnext.load(weights[2], device="cpu")(tmp_path / "bad.jpg")
+        convnext.load(classifier(tmp_path)[0], device="cpu")(tmp_path / "bad.jpg")
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
+def test_a_detector_gives_boxes_and_masks_in_the_pixels_of_each_picture(tmp_path):
+    path, model, how = detector(tmp_path)
+    pictures = [picture(i, size) for i, size in enumerate(SIZES)]
+    found = convnext.load(path, device="cpu")(pictures)
+    for one, image in zip(found, pictures, strict=True):
+        (wanted,) = model.predict([how.transform()(image)], [(image.height, image.width)])
+        assert torch.allclose(one.boxes, wanted["boxes"], atol=1e-3)
+        objects = one.to_json()["objects"]
+        assert [thing["class"] for thing in objects] == [CLASSES[label] for label in wanted["labels"]]
+        assert [thing["score"] for thing in objects] == pytest.approx(wanted["scores"].tolist(), abs=1e-4)
+        for thing, mask in zip(objects, wanted["masks"], strict=True):
+            assert (coco.decode(thing["mask"]) != mask[0].numpy()).mean() < 0.01  # batches differ from single pictures by rounding
+        assert len(one.to_json(3)["objects"]) == len(one.rows(3)) == 3
+        assert one.to_text().count("%") == int((wanted["scores"] >= 0.5).sum())
+
+
+@pytest.mark.parametrize("test", [{}, {"scale": (128, 32)}, {"window": 32, "stride": 24}])
+def test_a_segmenter_gives_masks_of_each_pictures_size_by_its_own_test(tmp_path, test):
+    path, model, how = segmenter(tmp_path, **test)
+    pictures = [picture(i, size) for i, size in enumerate(SIZES)]
+    mode = inference.Mode(within=how.scale, window=how.window, stride=how.stride)
+    for one, image in zip(convnext.load(path, device="cpu")(pictures), pictures, strict=True):
+        wanted = inference.predict(model, how.transform()(image), mode)
+        assert (one.mask != wanted).float().mean() < 0.01
+        told = one.to_json()
+        assert told["size"] == [image.height, image.width]
+        mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(told["mask"]))))
+        assert np.array_equal(mask, one.mask.numpy())
+        assert told["classes"] == {CLASSES[i]: (mask == i).mean() for i in np.bincount(mask.ravel()).argsort()[::-1] if (mask == i).any()}
+        assert len(told["classes"]) > 1
+
+
+@pytest.mark.parametrize("make", [classifier, detector, segmenter])
+def test_embeddings_do_not_depend_on_the_batch_and_drawings_keep_the_picture_unless_something_is_drawn(tmp_path, make):
+    predictor = convnext.load(make(tmp_path)[0], device="cpu")
+    pictures = [picture(i, size) for i, size in enumerate(SIZES)]
+    found = predictor.features(pictures)
+    assert found.shape == (3, 32)
+    alone = torch.cat([predictor.features(one) for one in pictures])
+    assert torch.allclose(found, alone, atol=1e-5)
+    assert not torch.allclose(found[0], found[2], atol=1e-2)
+    sheet = predictor(pictures[0]).draw(pictures[0])
+    assert sheet.mode == "RGB"
+    assert sheet.size != pictures[0].size  # enlarged, or with a legend
+
+
+def test_a_classifiers_embedding_is_what_its_head_sees(tmp_path):
+    path, model, how = classifier(tmp_path)
+    embedding = convnext.load(path, device="cpu").features(picture())
+    assert torch.allclose(model.head(embedding), model(how.transform()(picture())[None]), atol=1e-5)
+    predictor = convnext.load(path, device="cpu")
+    predictor.model = torch.nn.Flatten()  # as an exported network has a forward() and no more
+    with pytest.raises(UsageError, match="no embeddings"):
+        predictor.features(picture())
+
+
+def test_classes_that_weights_do_not_name_are_told_where_they_are_known():
+    assert tasks.get("classify").class_names(1000)[0].startswith("tench")
+    assert tasks.get("detect").class_names(80)[79] == "toothbrush"
+    assert tasks.get("segment").class_names(2) == ["class 0", "class 1"]

@@ -65,7 +65,7 @@ def infer(
     return [Prediction(row, classes) for row in logits.float().softmax(1).cpu()]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not in inference mode: embeddings may be trained on
 def embed(model: Any, pictures: Sequence[Image.Image | Prepared], preprocessing: Any, device: torch.device) -> Tensor:
     """What the network's head sees of RGB pictures: pooled, and normalised where the network does; (N, C) float32 on the CPU."""
     require(model, "forward_head")

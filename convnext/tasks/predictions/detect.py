@@ -84,7 +84,7 @@ def infer(
     return [found[place] for place in range(len(ready))]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not in inference mode: embeddings may be trained on
 def embed(model: Any, pictures: Sequence[Image.Image | Prepared], preprocessing: Any, device: torch.device) -> Tensor:
     """The mean of the backbone's last map of each RGB picture: (N, C) float32 on the CPU."""
     require(model, "maps")

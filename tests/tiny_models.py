@@ -1,0 +1,40 @@
+"""Untrained networks of each task, in weight files as a run leaves them, small enough to run hundreds of times."""
+
+import torch
+from helpers import picture, randomise
+
+import convnext
+from convnext.checkpoints.files import write_weights
+from convnext.data.augment_detection import DetectionPreprocessing
+from convnext.data.augment_segmentation import SegmentationPreprocessing
+from convnext.data.preprocessing import Preprocessing
+
+SMALL = {"depths": (1, 1, 1, 1), "widths": (8, 16, 24, 32)}
+CLASSES = ["ant", "bee", "wasp"]
+
+
+def create(name, **more):
+    # Not by way of the meta device, which would leave the means and variances of BatchNorm as the memory happens to be.
+    return randomise(convnext.create_model(name, num_classes=len(CLASSES), **{"layer_scale": 1.0} | SMALL | more)).eval()
+
+
+def write(path, task, how, model):
+    """A weight file; returns it with its network in evaluation mode and how that wants its pictures."""
+    write_weights(path, model.state_dict(), {"task": task, "model": model.spec, "classes": CLASSES, "preprocessing": how.to_json()})
+    return path, model, how
+
+
+def classifier(folder):
+    return write(folder / "classify.safetensors", "classify", Preprocessing(image_size=32), create("convnext_tiny"))
+
+
+def detector(folder):
+    how = DetectionPreprocessing(short=64, longest=96)
+    return write(folder / "detect.safetensors", "detect", how, create("mask_rcnn_convnext_tiny", channels=16, fc_channels=32))
+
+
+def segmenter(folder, **test):
+    how, model = SegmentationPreprocessing(**test), create("upernet_convnext_tiny", channels=16, auxiliary_channels=8)
+    with torch.no_grad():  # or else one class would be everywhere
+        model.decode_head.conv_seg.bias -= model(how.transform()(picture())[None]).mean((0, 2, 3))
+    return write(folder / "segment.safetensors", "segment", how, model)
