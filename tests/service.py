@@ -12,20 +12,6 @@ from io import BytesIO
 from pathlib import Path
 
 import httpx
-from helpers import random_model
-
-from convnext.checkpoints.files import write_weights
-from convnext.data.preprocessing import Preprocessing
-
-CLASSES = ["ant", "bee", "wasp"]
-
-
-def weight_file(path, image_size=32):
-    """A tiny classifier that describes itself, under random weights."""
-    model = random_model("convnext_atto", num_classes=len(CLASSES))
-    how = Preprocessing(image_size=image_size).to_json()
-    write_weights(path, model.state_dict(), {"task": "classify", "model": model.spec, "classes": CLASSES, "preprocessing": how})
-    return path
 
 
 class Service:

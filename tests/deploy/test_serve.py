@@ -14,7 +14,8 @@ import httpx
 import pytest
 from helpers import picture
 from PIL import Image
-from service import CLASSES, encoded, running, weight_file
+from service import encoded, running
+from tiny_models import CLASSES, classifier, detector, segmenter
 
 import convnext
 from convnext.deploy.serve import _listen, named
@@ -28,13 +29,18 @@ MAX_BYTES = 100_000
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    return weight_file(tmp_path_factory.mktemp("serve") / "insects.safetensors")
+    return classifier(tmp_path_factory.mktemp("serve"))[0]
 
 
 @pytest.fixture(scope="module")
-def service(weights):
+def others(weights):
+    return detector(weights.parent)[0], segmenter(weights.parent)[0]
+
+
+@pytest.fixture(scope="module")
+def service(weights, others):
     limits = ("--timeout", TIMEOUT, "--max-bytes", MAX_BYTES, "--max-pixels", 1_000_000, "--max-wait-ms", 50)
-    with running(weights, f"again={weights}", *limits) as service:
+    with running(f"insects={weights}", *others, *limits) as service:
         yield service.wait()
 
 
@@ -54,7 +60,17 @@ def test_a_picture_gets_the_predictors_answer_however_it_is_sent(service, weight
         assert answer["task"] == "classify"
         assert [one["class"] for one in answer["top"]] == [one["class"] for one in wanted]
         assert [one["probability"] for one in answer["top"]] == pytest.approx([one["probability"] for one in wanted], abs=1e-5)
-    assert len(service.client.post("/predict?model=again&top=1", content=content).json()["top"]) == 1
+    assert len(service.client.post("/predict?model=insects&top=1", content=content).json()["top"]) == 1
+
+
+def test_all_tasks_are_served(service, others):
+    image = picture(size=(80, 60))
+    for path, task in zip(others, ("detect", "segment"), strict=True):
+        answer = service.client.post(f"/predict?model={task}", content=encoded(image)).json()
+        wanted = convnext.load(path, device="cpu")(image).to_json()
+        assert (answer.pop("model"), answer.pop("task")) == (task, task)
+        assert answer == wanted
+        assert answer.get("objects") or len(answer.get("classes")) > 1
 
 
 def _png(width, height):
@@ -193,10 +209,9 @@ def test_activation_maps_come_in_the_proportions_of_the_picture(service):
 
 def test_the_service_describes_itself_without_anything_from_elsewhere(service):
     get = service.client.get
-    assert [(one["name"], one["classes"], one["explains"]) for one in get("/models").json()] == [
-        ("insects", CLASSES, True),
-        ("again", CLASSES, True),
-    ]
+    wanted = [("insects", "classify", CLASSES, True), ("detect", "detect", CLASSES, False), ("segment", "segment", CLASSES, False)]
+    assert [(one["name"], one["task"], one["classes"], one["explains"]) for one in get("/models").json()] == wanted
+    assert service.client.post("/explain?model=detect", content=GOOD).status_code == 422
     assert get("/health").json() == {"status": "alive"}
     assert set(get("/openapi.json").json()["paths"]) == {"/predict", "/explain", "/models", "/health", "/ready", "/metrics"}
     for path in ("/", "/docs", "/page.css", "/page.js"):

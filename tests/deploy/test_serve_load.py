@@ -10,7 +10,8 @@ import zlib
 import httpx
 import pytest
 from helpers import picture
-from service import encoded, running, weight_file
+from service import encoded, running
+from tiny_models import classifier
 
 REQUESTS, AT_ONCE, TIMEOUT = 10_000, 32, 2.0
 HEAD = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n"
@@ -111,14 +112,13 @@ async def _storm(service):
 
 @pytest.mark.slow
 def test_ten_thousand_requests_of_which_a_tenth_is_hostile(tmp_path):
-    weights = weight_file(tmp_path / "w.safetensors")
-    with running(weights, "--timeout", TIMEOUT, "--max-bytes", 1_000_000) as service:
+    with running(classifier(tmp_path)[0], "--timeout", TIMEOUT, "--max-bytes", 1_000_000) as service:
         service.wait()
         started = time.perf_counter()
         seconds, memory, wrong = asyncio.run(_storm(service))
         took = time.perf_counter() - started
         service.client.get("/health")
-        queue, last = service.metric('convnext_queue_length{model="w"}'), service.rss()
+        queue, last = service.metric('convnext_queue_length{model="classify"}'), service.rss()
         assert service.stop() == 0
     quarter = len(memory) // 4
     plateau = statistics.median(memory[quarter : 2 * quarter])

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 from helpers import picture
-from service import CLASSES, encoded, running, weight_file
+from service import encoded, running
+from tiny_models import CLASSES, classifier, detector, segmenter
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium drives the browser")
 
@@ -21,12 +22,12 @@ document.getElementById("drop").dispatchEvent(new DragEvent("drop", { dataTransf
 @pytest.fixture(scope="module")
 def _process(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    with running(weight_file(folder / "small.safetensors"), weight_file(folder / "large.safetensors", 64), "--token", "sesame") as service:
+    with running(*(make(folder)[0] for make in (classifier, detector, segmenter)), "--token", "sesame") as service:
         yield service
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory, _process):  # which starts meanwhile
+def _chromium(tmp_path_factory, _process):  # which starts meanwhile
     for program in ("chromium", "chromedriver"):
         if shutil.which(program) is None:
             pytest.skip(f"no {program} on this machine")
@@ -46,6 +47,16 @@ def service(_process):
     return _process.wait()
 
 
+@pytest.fixture(scope="module")
+def browser(_chromium, service):
+    """With the page open and its token given."""
+    _chromium.get(service.url)
+    assert _wait(_chromium, "!document.getElementById('lock').hidden")
+    _chromium.find_element("id", "token").send_keys("sesame\n")
+    assert _wait(_chromium, "document.getElementById('model').length") == 3
+    return _chromium
+
+
 def _wait(browser, condition):
     """Until a JavaScript expression is true; its value."""
     wait = "const [done] = arguments; const look = () => { const found = (%s); found ? done(found) : setTimeout(look, 5) }; look();"
@@ -62,16 +73,28 @@ def _bars(browser):
     return browser.execute_script("return [...document.querySelectorAll('#found li')].map((one) => one.innerText.split('\\n')[0])")
 
 
-def test_a_dropped_picture_is_answered_on_the_page(browser, service):
-    browser.get(service.url)
-    assert _wait(browser, "!document.getElementById('lock').hidden")
-    browser.find_element("id", "token").send_keys("sesame\n")
-    assert _wait(browser, "document.getElementById('model').length") == 2
+def _answer(service, model, image):
+    headers = {"Authorization": "Bearer sesame"}
+    return service.client.post(f"/predict?model={model}", content=encoded(image, "JPEG"), headers=headers).json()
 
+
+def _switch(browser, service, model, image):
+    browser.execute_script("delete document.body.dataset.elapsed")
+    browser.execute_script(f"const s = document.getElementById('model'); s.value = '{model}'; s.dispatchEvent(new Event('change'))")
+    _wait(browser, "document.body.dataset.elapsed")
+    return _answer(service, model, image)
+
+
+def _colours(browser):
+    """How many colours the overlay has."""
+    pixels = "[...new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer)]"
+    return browser.execute_script(f"const c = document.getElementById('overlay'); return new Set({pixels}).size")
+
+
+def test_a_dropped_picture_is_answered_on_the_page(browser, service):
     image = picture(size=(640, 480))
     _drop(browser, image)
-    wanted = service.client.post("/predict", content=encoded(image, "JPEG"), headers={"Authorization": "Bearer sesame"}).json()
-    names = [one["class"] for one in wanted["top"]]
+    names = [one["class"] for one in _answer(service, "classify", image)["top"]]
     assert _bars(browser) == names
     assert sorted(names) == CLASSES
     explained = _wait(browser, "document.body.dataset.explained")
@@ -83,12 +106,11 @@ def test_a_dropped_picture_is_answered_on_the_page(browser, service):
     browser.execute_script("const s = document.getElementById('opacity'); s.value = 25; s.dispatchEvent(new Event('input'))")
     assert browser.execute_script("return document.getElementById('overlay').style.opacity") == "0.25"
 
-    browser.execute_script("const s = document.getElementById('model'); s.value = 'large'; s.dispatchEvent(new Event('change'))")
-    _wait(browser, "document.body.dataset.elapsed")
-    assert (
-        service.client.get("/metrics", headers={"Authorization": "Bearer sesame"}).text.count('convnext_batch_size_count{model="large"} 1')
-        == 1
-    )
+    regions = _switch(browser, service, "segment", image)["classes"]
+    assert _bars(browser) == list(regions)
+    assert _colours(browser) == len(regions) > 1
+    objects = _switch(browser, service, "detect", image)["objects"]
+    assert _bars(browser) == [one["class"] for one in objects if one["score"] >= 0.5]
     errors = [entry["message"] for entry in browser.get_log("browser") if "401" not in entry["message"]]
     assert errors == []
 

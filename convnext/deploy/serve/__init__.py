@@ -57,11 +57,12 @@ def serve(
         timeout_graceful_shutdown=int(2 * limits.timeout) + 1,
     )
     listening = _listen(host, port)
+    server = uvicorn.Server(config)
     # uvicorn stops in peace at SIGTERM, then sends it again to end the process by it: the work is done, and that is no failure.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
     shown = f"[{host}]" if ":" in host else host
     print(f"serving {', '.join(predictors)} on http://{shown}:{listening.getsockname()[1]}", file=sys.stderr, flush=True)
-    uvicorn.Server(config).run(sockets=[listening])
+    server.run(sockets=[listening])
 
 
 def named(sources: Sequence[str]) -> dict[str, str]:
