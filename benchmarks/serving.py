@@ -1,0 +1,111 @@
+"""What the service costs beside its network: pictures a second through `convnext serve`, and through the network alone.
+
+    python benchmarks/serving.py [--model convnext_tiny] [--batch-size 8] [--rounds 5] [--seconds 20]
+
+The two take turns on the same machine: `convnext bench`'s measurement of the network with that batch, then JPEG photographs of 500 x 375
+pixels sent to the service by so many clients at once that a batch can fill while one is computed. The client runs on the same
+processors as the service, so its work counts against the service.
+"""
+
+import argparse
+import asyncio
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import numpy as np
+import torch
+from PIL import Image
+
+import convnext
+from convnext.checkpoints.files import write_weights
+from convnext.data.preprocessing import Preprocessing
+from convnext.deploy.bench import Setting, bench
+from convnext.distributed import pick_device
+
+SIZE = (500, 375)  # of ImageNet's usual photograph
+
+
+def photograph(seed: int) -> bytes:
+    """A JPEG with structure at all scales, some 50 kB as ImageNet's."""
+    rng = np.random.default_rng(seed)
+    pixels = np.zeros((SIZE[1], SIZE[0], 3))
+    for cells in (3, 9, 27, 81, 243):
+        coarse = Image.fromarray(rng.integers(0, 255, (cells, cells, 3), dtype=np.uint8))
+        pixels += np.asarray(coarse.resize(SIZE, Image.Resampling.BICUBIC), float) / 5
+    file = BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def start(name: str, folder: Path, batch_size: int, device: str) -> tuple[subprocess.Popen[str], str]:
+    """The service and its address, warm."""
+    model = convnext.create_model(name)
+    description = {"task": "classify", "model": model.spec, "classes": None, "preprocessing": Preprocessing().to_json()}
+    write_weights(folder / "model.safetensors", model.state_dict(), description)
+    command = [sys.executable, "-m", "convnext", "serve", str(folder / "model.safetensors"), "--port", "0", "--timeout", "600"]
+    service = subprocess.Popen([*command, "--device", device, "--batch-size", str(batch_size)], stderr=subprocess.PIPE, text=True)
+    assert service.stderr is not None
+    address = re.search(r"http://\S+", service.stderr.readline())
+    if address is None:
+        raise SystemExit("the service did not start")
+    while httpx.get(f"{address[0]}/ready").status_code != 200:
+        time.sleep(0.1)
+    return service, address[0]
+
+
+async def load(address: str, clients: int, seconds: float) -> tuple[float, list[float]]:
+    """Pictures a second, and how long each request took."""
+    pictures, taken = [photograph(seed) for seed in range(16)], []
+    started = time.perf_counter()
+    async with httpx.AsyncClient(base_url=address, timeout=600) as client:
+
+        async def send(number: int) -> None:
+            while time.perf_counter() < started + seconds:
+                before = time.perf_counter()
+                answer = await client.post("/predict", content=pictures[number % len(pictures)])
+                answer.raise_for_status()
+                taken.append(time.perf_counter() - before)
+                number += 1
+
+        await asyncio.gather(*(send(number) for number in range(clients)))
+    return len(taken) / (time.perf_counter() - started), taken
+
+
+def main() -> None:
+    """Measure in turns and print each, then the median."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="convnext_tiny")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=20)
+    chosen = parser.parse_args()
+    device = pick_device(None)
+    print(f"{chosen.model}, batch {chosen.batch_size}, {device}, {os.cpu_count()} processors, torch {torch.__version__}")
+    ratios, latencies = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        service, address = start(chosen.model, Path(folder), chosen.batch_size, str(device))
+        try:
+            for _ in range(chosen.rounds):
+                report = bench([chosen.model], Setting(rounds=3, seconds=chosen.seconds), device, batch_sizes=[chosen.batch_size])
+                alone = report.results[0].images_per_second.median
+                served, taken = asyncio.run(load(address, 3 * chosen.batch_size, chosen.seconds))
+                ratios.append(served / alone)
+                latencies += taken
+                print(f"network {alone:8.2f} /s   service {served:8.2f} /s   ratio {served / alone:.3f}", flush=True)
+        finally:
+            service.terminate()
+            service.wait()
+    points = statistics.quantiles(latencies, n=100)
+    print(f"median ratio {statistics.median(ratios):.3f}; {3 * chosen.batch_size} clients: p50 {points[49]:.3f} s, p99 {points[98]:.3f} s")
+
+
+if __name__ == "__main__":
+    main()

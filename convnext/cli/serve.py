@@ -1,0 +1,36 @@
+"""`convnext serve`."""
+
+from typing import Annotated
+
+import typer
+
+from convnext.cli.common import Device, app
+
+_MODELS = "Run folders, weight files or hf://owner/name; as NAME=MODEL to choose its name. The first is the default."
+
+
+@app.command()
+def serve(
+    models: Annotated[list[str], typer.Argument(help=_MODELS)],
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all of the machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one and says which.")] = 8000,
+    token: Annotated[str | None, typer.Option(envvar="CONVNEXT_TOKEN", help="Clients must send it as Authorization: Bearer TOKEN.")] = None,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Of a picture as it is sent.")] = 20 * 2**20,
+    # Above some 89 million Pillow itself refuses.
+    max_pixels: Annotated[int, typer.Option(min=1, max=89_000_000, help="Of a picture, width x height.")] = 25_000_000,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait for a model; more are refused (503).")] = 64,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a client has to send, and again the model to answer.")] = 10.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="The most pictures that go through a model at once.")] = 8,
+    max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a picture may wait for others to share a batch.")] = 5.0,
+    device: Device = None,
+) -> None:
+    """Put models behind an address: HTTP, and a page to try them on. Ends in peace at SIGTERM."""
+    from convnext.errors import need
+
+    for module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+        need(module, "serve")
+    from convnext.deploy.serve import serve as run
+    from convnext.deploy.serve.limits import Limits
+
+    limits = Limits(max_bytes, max_pixels, queue, timeout)
+    run(models, limits, host=host, port=port, token=token, batch_size=batch_size, max_wait=max_wait_ms / 1000, device=device)

@@ -1,0 +1,170 @@
+"""The service's addresses. What they do is in `service`; this says how they are called and what they answer."""
+
+import hmac
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from io import BytesIO
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from PIL.Image import Image
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from convnext import __version__
+from convnext.deploy.serve.limits import Limits
+from convnext.deploy.serve.listing import listing
+from convnext.deploy.serve.metrics import CountRequests
+from convnext.deploy.serve.service import Service
+
+_ONLY_OURS = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; base-uri 'none'"
+_PICTURE: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "The picture as it is, as the one file of a form, or in base 64.",
+        "content": {
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {"schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}},
+            "application/json": {"schema": {"type": "object", "properties": {"image": {"type": "string", "format": "byte"}}}},
+        },
+    }
+}
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    401: {"description": "the token is missing or wrong"},
+    404: {"description": "no such model"},
+    408: {"description": "the request came too slowly"},
+    413: {"description": "too many bytes or pixels"},
+    415: {"description": "not a picture"},
+    422: {"description": "a damaged picture, or one that the network can't take"},
+    503: {"description": "too many requests are waiting; try again after Retry-After seconds"},
+    504: {"description": "no answer in time"},
+}
+_PAGE = {"": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+
+ModelName = Annotated[str | None, Query(description="One of /models; by default the first.")]
+
+
+def create_app(
+    predictors: Mapping[str, Any], limits: Limits | None = None, *, token: str | None = None, batch_size: int = 8, max_wait: float = 0.005
+) -> FastAPI:
+    """The service for some predictors by name.
+
+    Args:
+        token: what a client must send as `Authorization: Bearer …` to all but the page, /health and /ready.
+        batch_size: the most pictures that go through a network at once.
+        max_wait: seconds that a picture may wait for others that are on the way, to share a batch.
+    """
+    service = Service(predictors, limits or Limits(), batch_size, max_wait)
+
+    @asynccontextmanager
+    async def running(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        service.close()
+
+    app = FastAPI(title="convnext", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
+    known: set[str] = set()
+    app.add_middleware(CountRequests, metrics=service.metrics, paths=lambda: known)
+    _add_page(app)
+    _add_models(app, service, _check(token))
+    _add_watching(app, service, _check(token))
+    known |= {str(getattr(route, "path", "")) for route in app.routes}
+    return app
+
+
+def _check(token: str | None) -> Callable[..., None]:
+    """What refuses a request without the token, before anything of it is read."""
+    bearer = HTTPBearer(auto_error=False)
+
+    def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+        sent = given.credentials if given is not None else ""
+        if token is not None and not hmac.compare_digest(sent.encode(), token.encode()):
+            raise HTTPException(401, "this service needs a token", {"WWW-Authenticate": "Bearer"})
+
+    return check
+
+
+def _add_page(app: FastAPI) -> None:
+    headers = {"Content-Security-Policy": _ONLY_OURS, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
+
+    def add(path: str, kind: str) -> None:
+        content = (files("convnext.deploy.serve") / (path or "page.html")).read_bytes()
+        app.add_api_route(f"/{path}", lambda: Response(content, media_type=kind, headers=headers), include_in_schema=False)
+
+    for path, kind in _PAGE.items():
+        add(path, kind)
+
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> Response:
+        return Response(listing(app.openapi()), media_type="text/html", headers=headers)
+
+
+def _add_watching(app: FastAPI, service: Service, check: Callable[..., None]) -> None:
+    @app.get("/health", summary="Alive?", description="200 as long as the process answers.")
+    async def health() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/ready", summary="Ready?", description="200 once every model has answered a first picture, 503 before.")
+    async def ready(response: Response) -> dict[str, dict[str, bool]]:
+        models = {name: bool(model.to_json()["ready"]) for name, model in service.models.items()}
+        response.status_code = 200 if all(models.values()) else 503
+        return {"models": models}
+
+    @app.get("/metrics", summary="For Prometheus", dependencies=[Depends(check)])
+    async def metrics() -> Response:
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_models(app: FastAPI, service: Service, check: Callable[..., None]) -> None:
+    @app.get("/models", summary="The models", dependencies=[Depends(check)])
+    async def models() -> list[dict[str, Any]]:
+        return [model.to_json() for model in service.models.values()]
+
+    asked: dict[str, Any] = {"openapi_extra": _PICTURE, "responses": _REFUSALS, "dependencies": [Depends(check)]}
+
+    @app.post("/predict", summary="What is in a picture", **asked)
+    async def predict(
+        request: Request,
+        model: ModelName = None,
+        top: Annotated[
+            int | None, Query(ge=1, description="How many classes or objects to name; by default 5 classes, all objects.")
+        ] = None,
+    ) -> Response:
+        """JSON with `model`, `task` and, by the task:
+
+        - classify: `top`, a list of `class` and `probability`
+        - detect: `objects`, a list of `class`, `score`, `box` (left, top, right, bottom in pixels) and `mask` (COCO run lengths)
+        - segment: `size` (height, width), `classes` (share of the pixels by name) and `mask` (a PNG of class indices in base 64)
+        """
+        served = service.model(model)
+
+        def encode(prediction: Any) -> bytes:
+            return json.dumps({"model": served.name, "task": served.predictor.task} | prediction.to_json(top)).encode()
+
+        content, seconds = await service.answer(request, served.predictions, served.prepare, encode)
+        return _timed(content, "application/json", seconds)
+
+    @app.post("/explain", summary="What speaks for a class where", **asked)
+    async def explain(
+        request: Request,
+        model: ModelName = None,
+        of: Annotated[str | None, Query(alias="class", description="By default the likeliest.")] = None,
+    ) -> Response:
+        """The class activation map (Grad-CAM) of a classifier: an RGBA PNG in the picture's proportions, to be laid over it."""
+        served = service.model(model)
+        if served.maps is None:
+            raise HTTPException(422, f"{served.name} has no activation maps: it is no classifier that pools a map of features")
+        content, seconds = await service.answer(request, served.maps, lambda picture: (picture, of), _png)
+        return _timed(content, "image/png", seconds)
+
+
+def _timed(content: bytes, kind: str, seconds: float) -> Response:
+    return Response(content, media_type=kind, headers={"Server-Timing": f"model;dur={1000 * seconds:.1f}", "Cache-Control": "no-store"})
+
+
+def _png(picture: Image) -> bytes:
+    file = BytesIO()
+    picture.save(file, "PNG", compress_level=1)
+    return file.getvalue()

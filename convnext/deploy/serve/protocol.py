@@ -1,0 +1,78 @@
+"""Connections that send too slowly."""
+
+import asyncio
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+_LINGER = 1.0  # seconds for a client that goes on sending to read that; closed at once, the system would drop it unread
+
+
+class ImpatientProtocol(H11Protocol):
+    """uvicorn's HTTP, with a time limit on all that happens between two answers.
+
+    uvicorn's own ends with the first byte of a request: a client that sends its head a byte a second, or goes on sending after it
+    was refused, would keep its connection for ever.
+
+    Args:
+        patience: seconds for the head of a request, and for the rest of a body that nobody reads. For an idle connection that was
+            answered before they are uvicorn's `timeout_keep_alive`.
+    """
+
+    def __init__(self, *args: Any, patience: float, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._patience = patience
+        self._allowed: float | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._has_refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._has_refused:
+            super().data_received(data)
+            self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._allow(None)
+
+    def _watch(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._allow(None)  # the service has its own limits
+        elif self.cycle is None or self._has_part_of_head() or self.conn.their_state is h11.SEND_BODY:
+            self._allow(self._patience)
+        else:
+            self._allow(self.timeout_keep_alive)
+
+    def _allow(self, seconds: float | None) -> None:
+        """Set the time limit; the one that runs already goes on."""
+        if seconds == self._allowed:
+            return
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._allowed, self._deadline = seconds, None
+        if seconds is not None:
+            self._deadline = self.loop.call_later(seconds, self._give_up)
+
+    def _has_part_of_head(self) -> bool:
+        return self.conn.our_state is h11.IDLE and bool(self.conn.trailing_data[0])
+
+    def _give_up(self) -> None:
+        if self.transport.get_write_buffer_size():  # nor does it read: closing would wait for that
+            self.transport.abort()
+        elif self._has_part_of_head() and not self.transport.is_closing():
+            self._has_refused = True
+            self.transport.write(_TOO_SLOW)
+            self.transport.write_eof()
+            self._deadline = self.loop.call_later(_LINGER, self.transport.abort)
+        else:
+            self.transport.close()
