@@ -4,7 +4,7 @@ Source: Liu et al., *A ConvNet for the 2020s*, CVPR 2022 (arXiv 2201.03545), sec
 Read `Design` (what can differ), `STEPS` (what each step changes), then `Block` and `RoadmapNet` (what it means).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext.backbones.convnext import Classifier, ConvNeXt, DropPath, LayerNorm2d, check_arguments, drop_path_rates
+from convnext.errors import UsageError
 
 Regime = Literal["t", "b"]
 
@@ -97,6 +98,7 @@ def roadmap(
     in_channels: int = 3,
     num_classes: int = 1000,
     width: int | None = None,
+    depths: Sequence[int] | None = None,
     drop_path: float = 0.0,
     layer_scale: float | None = None,
     head_init_scale: float = 1.0,
@@ -108,12 +110,17 @@ def roadmap(
         step: 0 to 16, a position in `STEPS`.
         regime: "t" begins at ResNet-50 and ends at ConvNeXt-T, "b" begins at ResNet-200 and ends at ConvNeXt-B.
         width: of the first stage at the end of the road, for a narrow copy of all of it: the steps before 'wider' shrink likewise.
+        depths: blocks in each stage, for a short copy.
         layer_scale: initial scale of the residual branches, 0 for none; by default 1e-6 in the last step, as published, and none before.
         in_channels, num_classes, drop_path, head_init_scale, grad_checkpointing: as for `ConvNeXt`.
     """
     plan = design(step, regime)
     if width is not None:
         plan = replace(plan, width=max(round(plan.width * width / design(len(STEPS) - 1, regime).width), 1))
+    if depths is not None:
+        if len(depths) != 4:
+            raise UsageError(f"depths has one entry for each of the four stages, not {tuple(depths)}")
+        plan = replace(plan, depths=tuple(depths))
     shared: dict[str, Any] = {
         "in_channels": in_channels,
         "num_classes": num_classes,

@@ -36,8 +36,9 @@ class BoxHead(nn.Module):
         self.fc_reg = nn.Linear(fc_width, 4 * num_classes)
         for layer in layers:
             init_xavier(layer)
-        init_normal(self.fc_cls, 0.01)
-        init_normal(self.fc_reg, 0.001)
+        narrow = 1024 / fc_width  # 1 as published; see `UperNet`'s classifier
+        init_normal(self.fc_cls, 0.01 * narrow)
+        init_normal(self.fc_reg, 0.001 * narrow)
 
     def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
         """Regions (n, width, 7, 7) to logits (n, num_classes + 1) and deltas (n, num_classes, 4), float32."""

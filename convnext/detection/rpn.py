@@ -69,7 +69,7 @@ class RPNHead(nn.Module):
         self.rpn_cls = nn.Conv2d(width, per_position, 1)
         self.rpn_reg = nn.Conv2d(width, 4 * per_position, 1)
         for layer in (self.rpn_conv, self.rpn_cls, self.rpn_reg):
-            init_normal(layer, 0.01)
+            init_normal(layer, 0.01 * 256 / width)  # 0.01 at the published width; see `UperNet`'s classifier
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Levels (N, width, H, W) to logits (N, H * W * 3) and deltas (N, H * W * 3, 4) of each, in the order of its anchors."""
