@@ -5,6 +5,8 @@ The command line prints their message on one line and exits with `exit_code`; ev
 
 import difflib
 from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
 
 
 class ConvnextError(Exception):
@@ -31,3 +33,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if len(known) <= 12:
         return f"; known: {', '.join(known)}"
     return f"; {len(known)} are known"
+
+
+def need(module: str, extra: str) -> Any:
+    """The module of that name. Raises UsageError that names the extra to install if it is not there."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UsageError(f"this needs {module}: pip install 'convnext[{extra}]'") from error

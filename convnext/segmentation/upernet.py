@@ -183,7 +183,8 @@ def _cross_entropy(logits: Tensor, masks: Tensor, ignore: int) -> Tensor:
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    if x.shape[-2:] == tuple(size):
+    # In a graph for pictures of any size no one size may decide; to the same size it changes nothing.
+    if not torch.compiler.is_exporting() and x.shape[-2:] == tuple(size):
         return x
     return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
 
