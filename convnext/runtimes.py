@@ -50,7 +50,7 @@ class Network(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> "Network":
         return self  # a session of another library can't be copied, and holds nothing that a copy could change
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def call(self, pictures: Tensor, *others: Tensor) -> list[Tensor]:
         """The graph's outputs for prepared pictures (N, 3, H, W). Raises UsageError for a size that it was not exported for."""
         size, height, width = self.graph["size"], *pictures.shape[-2:]

@@ -110,9 +110,9 @@ def bench(
     """
     check(setting, device)
     contestants = enter(names, against, setting.image_size)
-    if exported := [one.name for one in contestants if isinstance(one.model, Network)]:
-        if train or setting.compile or setting.dtype != "float32":
-            raise UsageError(f"{exported[0]} is an exported file: it can't be trained or compiled, and computes in its own precision")
+    plain = setting.dtype == "float32" and not (train or setting.compile)
+    if not plain and (exported := [one.name for one in contestants if isinstance(one.model, Network)]):
+        raise UsageError(f"{exported[0]} is an exported file: it can't be trained or compiled, and computes in its own precision")
     where = environment(device)
     if against is not None:
         where["versions"][against] = version(against)

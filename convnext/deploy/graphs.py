@@ -34,22 +34,25 @@ class Graph(nn.Module):
     `FixedDetector` does, which takes also its two other inputs.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, loaded: Loaded, form: Form) -> None:
         super().__init__()
         model = copy.deepcopy(loaded.model).to("cpu", DTYPES[form.precision]).eval().requires_grad_(False)
         _replace_adaptive_pooling(model)
         self.task, self.pixels, self.dtype = loaded.task, form.pixels, DTYPES[form.precision]
-        self.network = FixedDetector(model) if loaded.task == "detect" else model
+        self.network: Any = FixedDetector(model) if loaded.task == "detect" else model
         mean, std = (torch.tensor(values)[:, None, None] for values in (loaded.preprocessing.mean, loaded.preprocessing.std))
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
 
-    def forward(self, pictures: Tensor, *others: Tensor) -> Any:
+    def forward(self, pictures: Tensor, size: Tensor | None = None, threshold: Tensor | None = None) -> Any:
         x = pictures
         if self.pixels:
             x = x.permute(0, 3, 1, 2).float() * self.scale + self.shift
-        if self.task == "detect":
-            return self.network(self._blank_outside(x, others[0]) if self.pixels else x, *others)
+        if size is not None:
+            return self.network(self._blank_outside(x, size) if self.pixels else x, size, threshold)
         x = x.to(self.dtype)
         return (self.network.logits(x) if self.task == "segment" else self.network(x)).float()
 
@@ -76,8 +79,12 @@ def trace(graph: Graph, form: Form) -> ExportedProgram:
     if detects:
         inputs, shapes = (pictures, torch.tensor([height, width]), torch.tensor(0.05)), (free, {}, {})
     # A side or batch of 1 is no case of its own anywhere here, and would else be left out of what the graph can take.
-    with torch.fx.experimental._config.patch(backed_size_oblivious=True), torch.no_grad():
-        return torch.export.export(graph, inputs, dynamic_shapes={"pictures": shapes[0], "others": shapes[1:]}, strict=False)
+    oblivious: Any = torch.fx.experimental._config
+    with oblivious.patch(backed_size_oblivious=True), torch.no_grad():
+        program = torch.export.export(graph, inputs, dynamic_shapes=shapes, strict=False)
+    # What is noted beside these ranges is how PyTorch chose memory layouts (batch > 1), on which no result depends.
+    program._guards_code = []
+    return program
 
 
 def refuse_overflow(graph: Graph, *inputs: Tensor) -> None:
@@ -106,7 +113,7 @@ def refuse_overflow(graph: Graph, *inputs: Tensor) -> None:
 
 
 class _PoolByProducts(nn.Module):
-    """Adaptive average pooling as two matrix products: few formats have it for sizes that are not known beforehand."""
+    """Adaptive average pooling as a product along each axis: few formats have it for sizes that are not known beforehand."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
@@ -114,7 +121,7 @@ class _PoolByProducts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         down, across = (_pooling(side, cells).to(x.dtype) for side, cells in zip(x.shape[-2:], self.size, strict=True))
-        return torch.matmul(torch.matmul(down, x), across.t())
+        return F.linear(F.linear(x, across).transpose(2, 3), down).transpose(2, 3)
 
 
 def _pooling(length: int, cells: int) -> Tensor:
@@ -129,6 +136,5 @@ def _replace_adaptive_pooling(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d):
-                side = child.output_size
-                rows, columns = side if isinstance(side, tuple) else (side, side)
-                setattr(module, name, _PoolByProducts((int(rows), int(columns))))
+                size: Any = child.output_size
+                setattr(module, name, _PoolByProducts(size if isinstance(size, tuple) else (size, size)))

@@ -127,7 +127,7 @@ class DecodeHead(nn.Module):
         return self.conv_seg(self.dropout(self.fpn_bottleneck(torch.cat(merged, 1))))
 
     def _pool(self, x: Tensor) -> Tensor:
-        if len(x) == 1 and any(isinstance(module, nn.BatchNorm2d) and module.training for module in self.psp_modules.modules()):
+        if any(isinstance(module, nn.BatchNorm2d) and module.training for module in self.psp_modules.modules()) and len(x) == 1:
             raise UsageError(
                 "UperNet can't train on one picture at a time: its BatchNorm of the whole picture's mean would see one value; "
                 "give each device at least two pictures, or use synchronised BatchNorm on several devices"
