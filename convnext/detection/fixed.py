@@ -45,7 +45,7 @@ class FixedDetector(nn.Module):
     """A detector's inference for one picture that is padded already.
 
     Args:
-        detector: in evaluation mode; its parameters may be of 16 bits, boxes and scores are float32 all the same.
+        detector: in evaluation mode.
     """
 
     def __init__(self, detector: Detector) -> None:
@@ -63,13 +63,13 @@ class FixedDetector(nn.Module):
         Returns: boxes (100, 4) in pixels of `picture`, labels (100,) int64, scores (100,), 0 in rows that stand for nothing, and
         masks (100, 28, 28), 0 to 1, each to be stretched over its box.
         """
-        net, dtype = self.detector, next(self.detector.parameters()).dtype
+        net = self.detector
         border = size.flip(0).repeat(2).float()
-        levels = net.neck(net.normed_maps(picture.to(dtype)))
+        levels = net.neck(net.normed_maps(picture))
         boxes, real = self._propose(levels, border)
-        levels = [level.float() for level in levels[:-1]]
+        levels = levels[:-1]
         boxes, labels, scores = self._detect(levels, boxes, real, border, threshold)
-        seen = self._pool(levels, boxes, MASK_REGION).to(dtype)
+        seen = self._pool(levels, boxes, MASK_REGION)
         masks = torch.stack([head(seen, labels).sigmoid() for head in net.roi_head.mask_heads]).mean(0)
         return boxes, labels, scores, masks
 
@@ -96,10 +96,10 @@ class FixedDetector(nn.Module):
         self, levels: list[Tensor], boxes: Tensor, real: Tensor, border: Tensor, threshold: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, labels and scores of the 100 best."""
-        head, dtype = self.detector.roi_head, next(self.detector.parameters()).dtype
+        head = self.detector.roi_head
         of_stages = []
         for number, (stage, box_head) in enumerate(zip(head.stages, head.box_heads, strict=True)):
-            logits, deltas = box_head(self._pool(levels, boxes, BOX_REGION).to(dtype))
+            logits, deltas = box_head(self._pool(levels, boxes, BOX_REGION))
             of_stages.append(logits)
             if number + 1 < len(head.stages):
                 likeliest = deltas[torch.arange(len(boxes), device=boxes.device), logits[:, :-1].argmax(1)]
