@@ -171,7 +171,7 @@ def _attempt(loaded: Loaded, form: Form, to: str, file: Path, tell: Callable[[st
     tell("tracing")
     program = trace(Graph(loaded, traced), traced)
     tell(f"writing {to}")
-    WRITERS[to][1](program, _describe_graph(loaded, form), file, form.precision)
+    WRITERS[to][1](program, _describe_graph(loaded, form), file)
     del program
     tell("comparing")
     network, _ = open_exported(file, trusted=True)

@@ -1,4 +1,4 @@
-"""Writing a traced graph as a file: one function a format, each (program, description, file, precision)."""
+"""Writing a traced graph as a file: one function a format, each (program, description, file)."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ _FLOAT, _BOOL = 1, 9  # ONNX's numbers of types
 INPUTS = ("pictures", "size", "threshold")
 
 
-def write_onnx(program: ExportedProgram, description: Description, file: Path, precision: str) -> None:
+def write_onnx(program: ExportedProgram, description: Description, file: Path) -> None:
     """ONNX, opset 20, weights within the file; the description is in its metadata."""
     need("onnxscript", "export")
     need("onnx", "export")
@@ -43,24 +43,24 @@ def write_onnx(program: ExportedProgram, description: Description, file: Path, p
     written.save(str(file), external_data=False)
 
 
-def write_openvino(program: ExportedProgram, description: Description, file: Path, precision: str) -> None:
+def write_openvino(program: ExportedProgram, description: Description, file: Path) -> None:
     """OpenVINO's .xml with the .bin of its weights, by way of ONNX; the description is in the model's `rt_info`."""
     openvino = need("openvino", "export")
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".") as folder:
         between = Path(folder) / "model.onnx"
-        write_onnx(program, description, between, precision)
+        write_onnx(program, description, between)
         model = openvino.convert_model(str(between))
         model.set_rt_info(json.dumps(description), OWN_METADATA)
-        openvino.save_model(model, str(file), compress_to_fp16=precision == "fp16")
+        openvino.save_model(model, str(file), compress_to_fp16=description["graph"]["precision"] == "fp16")
 
 
-def write_torch(program: ExportedProgram, description: Description, file: Path, precision: str) -> None:
+def write_torch(program: ExportedProgram, description: Description, file: Path) -> None:
     """An archive of torch.export; the description is an extra file in it."""
     with _quiet():
         torch.export.save(program, file, extra_files={OWN_METADATA: json.dumps(description)})
 
 
-def write_aoti(program: ExportedProgram, description: Description, file: Path, precision: str) -> None:
+def write_aoti(program: ExportedProgram, description: Description, file: Path) -> None:
     """A package of AOTInductor: native code for this kind of CPU; the description is in its metadata."""
     from torch._inductor import aoti_compile_and_package
     from torch._inductor.cpp_builder import get_cpp_compiler
@@ -75,7 +75,7 @@ def write_aoti(program: ExportedProgram, description: Description, file: Path, p
         aoti_compile_and_package(program, package_path=str(file), inductor_configs=settings)
 
 
-WRITERS: dict[str, tuple[str, Callable[[ExportedProgram, Description, Path, str], None]]] = {
+WRITERS: dict[str, tuple[str, Callable[[ExportedProgram, Description, Path], None]]] = {
     "onnx": (".onnx", write_onnx),
     "openvino": (".xml", write_openvino),
     "torch": (".pt2", write_torch),

@@ -82,8 +82,8 @@ def trace(graph: Graph, form: Form) -> ExportedProgram:
     oblivious: Any = torch.fx.experimental._config
     with oblivious.patch(backed_size_oblivious=True), torch.no_grad():
         program = torch.export.export(graph, inputs, dynamic_shapes=shapes, strict=False)
-    # What is noted beside these ranges is how PyTorch chose memory layouts (batch > 1), on which no result depends.
-    program._guards_code = []
+    # PyTorch chooses memory layouts by the batch, and notes what it chose for as a condition; no result depends on it.
+    program._guards_code = [guard for guard in program._guards_code if "size()[0]" not in guard]
     return program
 
 
