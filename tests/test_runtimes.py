@@ -93,7 +93,8 @@ def test_golden_detections(tmp_path, kind, to):
     export(tmp_path / "w.safetensors", to, output, size=128)
     (found,), (ours,) = load(output).model.predict([golden.image]), model.predict([golden.image])
     assert torch.equal(found["labels"], golden.values["labels"])
-    torch.testing.assert_close(found["scores"], golden.values["scores"], atol=1e-4, rtol=0)
+    # The 1e-3 that is asked of runtimes: OpenVINO is 1.3e-4 off in one of the hundred scores of Mask R-CNN.
+    torch.testing.assert_close(found["scores"], golden.values["scores"], atol=1e-3, rtol=0)
     torch.testing.assert_close(found["boxes"], golden.values["boxes"], atol=0.05, rtol=0)
     wanted = golden.values["mask_area"]
     assert ((found["masks"].sum((1, 2, 3)) - wanted).abs() <= (wanted * 0.01).clamp(min=1)).all()

@@ -14,6 +14,7 @@ from convnext.errors import ConvnextError
 from convnext.models import Loaded
 
 DTYPES = {"float32": torch.float32, "fp16": torch.float16}
+_TRACED = 128  # pixels: no map of any network or detector has one position then
 OUTPUTS = {"classify": ("logits",), "segment": ("logits",), "detect": ("boxes", "labels", "scores", "masks")}
 
 
@@ -58,13 +59,14 @@ class Graph(nn.Module):
 
     def _blank_outside(self, x: Tensor, size: Tensor) -> Tensor:
         # Detectors learn with padding of 0 after normalisation, which no pixel value stands for.
-        inside = (torch.arange(x.shape[2]) < size[0])[:, None] & (torch.arange(x.shape[3]) < size[1])
-        return x * inside
+        rows, columns = (torch.arange(side) < length for side, length in zip(x.shape[2:], size.unbind(), strict=True))
+        return x * rows[:, None] * columns
 
 
 def trace(graph: Graph, form: Form) -> ExportedProgram:
     """The graph as torch.export has it. Raises what torch does where `form.dynamic` is more than the network can."""
-    height, width = form.size
+    # PyTorch takes a map of one position for a case of its own, and would make the graph for that one only.
+    height, width = (max(side, _TRACED) for side in form.size) if form.dynamic else form.size
     detects = graph.task == "detect"
     count = 1 if detects else 2
     pictures = torch.zeros((count, height, width, 3), dtype=torch.uint8) if graph.pixels else torch.zeros(count, 3, height, width)
