@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convnext import runtimes
 from convnext.backbones.zoo import BACKBONES
 from convnext.checkpoints import files, formats, hub
 from convnext.data.augment_detection import DetectionPreprocessing
@@ -133,8 +134,8 @@ def load(source: str | Path, weights: str | None = None) -> Loaded:
     """A network in evaluation mode from what a user has of it.
 
     Args:
-        source: a run folder (its best weights), a weight file of any known format, `hf://owner/name`, an `https://`
-            address, or, with `weights`, a model's name.
+        source: a run folder (its best weights), a weight file of any known format, a file that `convnext export` wrote,
+            `hf://owner/name`, an `https://` address, or, with `weights`, a model's name.
         weights: a tag, file or address, as for `create_model`; only with a name.
 
     Raises UsageError or ConvnextError as `create_model` does.
@@ -159,6 +160,8 @@ def load(source: str | Path, weights: str | None = None) -> Loaded:
 def _load_file(source: str | Path, name: str | None = None) -> Loaded:
     # Without a name, weights that others wrote are a ConvNeXt's; with one, weights of any other network are refused.
     path = Path(source).expanduser()
+    if path.suffix in runtimes.ENDINGS:
+        return _load_exported(str(source), name)
     run = path if path.is_dir() else None
     state, description = read_source(weights_of_run(run) if run is not None else source)
     if description:
@@ -173,6 +176,14 @@ def _load_file(source: str | Path, name: str | None = None) -> Loaded:
     model = _empty_model(spec)
     load_weights(model, state)
     return Loaded(model.eval(), preprocessing, task, description.get("classes"), run)
+
+
+def _load_exported(source: str, name: str | None) -> Loaded:
+    network, description = runtimes.open_exported(hub.fetch(source)[0])
+    if name not in (None, network.spec["name"]):
+        raise UsageError(f"{source} holds a {network.spec['name']}, not a {name}")
+    task = description["task"]
+    return Loaded(network, PREPROCESSINGS[task].from_json(description["preprocessing"]), task, description["classes"])
 
 
 def _identify_foreign(state: Mapping[str, Tensor], name: str | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-MODEL = "A run folder, a weight file, hf://owner/name, or a model's name with --weights."
+MODEL = "A run folder, a weight file, an exported file, hf://owner/name, or a model's name with --weights."
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the fastest there is.")]
 Weights = Annotated[str | None, typer.Option(help="Published weights of a model's name: a tag, a file or an address.")]

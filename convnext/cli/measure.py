@@ -98,7 +98,7 @@ def cost(
 
 @app.command()
 def bench(
-    names: Annotated[list[str], typer.Argument(help="Names of classifiers (`convnext models`).")],
+    names: Annotated[list[str], typer.Argument(help="Names of classifiers (`convnext models`), or exported files.")],
     against: Annotated[str | None, typer.Option(help="Beside each, the same network of timm, torchvision or transformers.")] = None,
     train: Annotated[bool, typer.Option("--train", help="Time training too.")] = False,
     batch_size: Annotated[list[int] | None, typer.Option(min=1, help="Pictures at a time; may be given several times.")] = None,

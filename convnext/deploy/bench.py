@@ -26,6 +26,7 @@ import torch.nn.functional as F
 
 from convnext.deploy.contestants import Contestant, enter
 from convnext.errors import ConvnextError, UsageError, nearest
+from convnext.runtimes import Network
 from convnext.training.run_folder import environment
 
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -97,7 +98,7 @@ def bench(
     against: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Time classifiers of `convnext.list_models()`.
+    """Time classifiers of `convnext.list_models()`, or exported files.
 
     Args:
         train: time training too.
@@ -109,6 +110,9 @@ def bench(
     """
     check(setting, device)
     contestants = enter(names, against, setting.image_size)
+    plain = setting.dtype == "float32" and not (train or setting.compile)
+    if not plain and (exported := [one.name for one in contestants if isinstance(one.model, Network)]):
+        raise UsageError(f"{exported[0]} is an exported file: it can't be trained or compiled, and computes in its own precision")
     where = environment(device)
     if against is not None:
         where["versions"][against] = version(against)

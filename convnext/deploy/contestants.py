@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from convnext.backbones.convnext import ConvNeXt
 from convnext.checkpoints.formats import from_native
 from convnext.errors import ConvnextError, UsageError, nearest
-from convnext.models import create_model
+from convnext.models import create_model, load
+from convnext.runtimes import ENDINGS, Network
 
 
 @dataclass
@@ -32,6 +34,8 @@ def enter(names: Sequence[str], against: str | None, image_size: int) -> list[Co
     contestants: list[Contestant] = []
     for name in names:
         ours, place = build(name), len(contestants)
+        if against is not None and isinstance(ours, Network):
+            raise UsageError(f"{name} is an exported file, which has no peer in {against}: time it beside names")
         if against is None:
             contestants.append(Contestant(name, "convnext", ours, beside=0 if place else None))
         else:
@@ -42,7 +46,12 @@ def enter(names: Sequence[str], against: str | None, image_size: int) -> list[Co
 
 
 def build(name: str) -> Any:
-    """The network with random weights under which every part of it matters to its outputs, the same each time."""
+    """The network with random weights under which every part of it matters to its outputs, the same each time; or that of a file."""
+    if Path(name).suffix in ENDINGS:
+        loaded = load(name)
+        if loaded.task != "classify":
+            raise UsageError(f"{name} is no classifier, which are what is timed")
+        return loaded.model
     with torch.device("meta"):  # no time for the usual random weights
         model = create_model(name)
     # Only the constructor knows what belongs into buffers.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from convnext.backbones.convnext import LayerNorm2d
 from convnext.detection.boxes import Size
+from convnext.detection.postprocess import SCORE
 from convnext.detection.pyramid import FeaturePyramid
 from convnext.detection.roi_head import RoIHead
 from convnext.detection.rpn import Limits, Proposals, RPNHead
@@ -72,24 +73,31 @@ class Detector(nn.Module):
         return losses | self.roi_head.losses(levels[:-1], boxes, sizes, objects)
 
     @torch.no_grad()
-    def predict(self, images: Sequence[Tensor], output_sizes: Sequence[Size] | None = None) -> list[dict[str, Tensor]]:
+    def predict(
+        self, images: Sequence[Tensor], output_sizes: Sequence[Size] | None = None, threshold: float = SCORE
+    ) -> list[dict[str, Tensor]]:
         """At most 100 detections in each picture, best first.
 
         Args:
             images: pictures (3, H, W) float32, resized and normalised, of any sizes.
             output_sizes: (height, width) of each picture before it was resized, in whose pixels boxes and masks are then given;
                 by default those of `images`.
+            threshold: the score that a detection exceeds.
 
         Returns: of each picture a dict of `boxes` (n, 4) float32, x1, y1, x2, y2 in pixels, `labels` (n,) int64, `scores` (n,)
-        over 0.05, and, with a mask head, `masks` (n, 1, H, W) bool.
+        and, with a mask head, `masks` (n, 1, H, W) bool.
         """
         sizes, levels = _sizes(images), self.pyramid(images)
         boxes = [proposal.boxes for proposal in self.propose(levels, sizes)]
-        return self.roi_head.detect(levels[:-1], boxes, sizes, output_sizes or sizes)
+        return self.roi_head.detect(levels[:-1], boxes, sizes, output_sizes or sizes, threshold)
 
     def maps(self, images: Sequence[Tensor]) -> list[Tensor]:
         """The backbone's maps (N, channels[i], H / stride, W / stride) of the pictures, which are padded to one size."""
-        maps: list[Tensor] = self.backbone.features(self._batch(images))
+        return self.normed_maps(self._batch(images))
+
+    def normed_maps(self, batch: Tensor) -> list[Tensor]:
+        """The backbone's maps of pictures (N, 3, H, W) that are padded already."""
+        maps: list[Tensor] = self.backbone.features(batch)
         if self.output_norm:
             maps = [self.backbone.get_submodule(f"norm{i}")(x) for i, x in enumerate(maps)]
         return maps

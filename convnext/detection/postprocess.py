@@ -14,7 +14,7 @@ MASK = 0.5  # from which on a pixel belongs to the object
 AT_ONCE = {"cpu": 1, "cuda": 2**26}  # pixels pasted together: a mask at least, and no more than some 1 GB of memory
 
 
-def select(coder: DeltaCoder, boxes: Tensor, deltas: Tensor, scores: Tensor, size: Size) -> dict[str, Tensor]:
+def select(coder: DeltaCoder, boxes: Tensor, deltas: Tensor, scores: Tensor, size: Size, threshold: float = SCORE) -> dict[str, Tensor]:
     """The detections in one picture: `boxes` (k, 4), `labels` (k,) and `scores` (k,), best first.
 
     Args:
@@ -23,8 +23,9 @@ def select(coder: DeltaCoder, boxes: Tensor, deltas: Tensor, scores: Tensor, siz
         deltas: (n, classes, 4), a box for each class.
         scores: (n, classes + 1), background last.
         size: of the picture.
+        threshold: of the scores.
     """
-    which, labels = (scores[:, :-1] > SCORE).nonzero(as_tuple=True)
+    which, labels = (scores[:, :-1] > threshold).nonzero(as_tuple=True)
     found = coder.decode(boxes[which], deltas[which, labels], size)
     scores = scores[which, labels]
     kept = batched_nms(found, scores, labels, NMS_IOU)[:MOST]

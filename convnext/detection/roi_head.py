@@ -12,7 +12,7 @@ from convnext.detection.box_heads import BoxHead, BoxLoss
 from convnext.detection.boxes import DeltaCoder, Size
 from convnext.detection.mask_head import REGION as MASK_REGION
 from convnext.detection.mask_head import MaskHead, mask_loss, mask_targets
-from convnext.detection.postprocess import paste_masks, select
+from convnext.detection.postprocess import SCORE, paste_masks, select
 from convnext.detection.roi_align import pool, to_rois
 from convnext.detection.targets import Matcher, Objects, Sampler
 
@@ -153,7 +153,12 @@ class RoIHead(nn.Module):
 
     @torch.no_grad()
     def detect(
-        self, levels: Sequence[Tensor], proposals: list[Tensor], sizes: Sequence[Size], output_sizes: Sequence[Size]
+        self,
+        levels: Sequence[Tensor],
+        proposals: list[Tensor],
+        sizes: Sequence[Size],
+        output_sizes: Sequence[Size],
+        threshold: float = SCORE,
     ) -> list[dict[str, Tensor]]:
         """The objects found in each picture, best first; see `Detector.predict`. Arguments as for `losses`."""
         levels = [level.float() for level in levels]
@@ -168,7 +173,7 @@ class RoIHead(nn.Module):
                 proposals = [stage.coder.decode(boxes, delta, size) for boxes, delta, size in parts]
         scores = torch.stack(of_stages).mean(0).softmax(1)
         pictures = zip(proposals, torch.split(deltas, counts), torch.split(scores, counts), sizes, strict=True)
-        found = [select(self.stages[-1].coder, *picture) for picture in pictures]
+        found = [select(self.stages[-1].coder, *picture, threshold) for picture in pictures]
         masks = torch.split(self._masks(levels, found), [len(picture["labels"]) for picture in found]) if self.has_masks else []
         for picture, size, output in zip(found, sizes, output_sizes, strict=True):
             factor = (output[1] / size[1], output[0] / size[0])

@@ -127,7 +127,7 @@ class DecodeHead(nn.Module):
         return self.conv_seg(self.dropout(self.fpn_bottleneck(torch.cat(merged, 1))))
 
     def _pool(self, x: Tensor) -> Tensor:
-        if len(x) == 1 and any(isinstance(module, nn.BatchNorm2d) and module.training for module in self.psp_modules.modules()):
+        if any(isinstance(module, nn.BatchNorm2d) and module.training for module in self.psp_modules.modules()) and len(x) == 1:
             raise UsageError(
                 "UperNet can't train on one picture at a time: its BatchNorm of the whole picture's mean would see one value; "
                 "give each device at least two pictures, or use synchronised BatchNorm on several devices"
@@ -183,7 +183,8 @@ def _cross_entropy(logits: Tensor, masks: Tensor, ignore: int) -> Tensor:
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    if x.shape[-2:] == tuple(size):
+    # In a graph for pictures of any size no one size may decide; to the same size it changes nothing.
+    if not torch.compiler.is_exporting() and x.shape[-2:] == tuple(size):
         return x
     return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
 

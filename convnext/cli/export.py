@@ -1,0 +1,48 @@
+"""The command that makes files for other runtimes: export."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from convnext.cli.common import MODEL, Json, Weights, app
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    to: Annotated[str, typer.Option(help="onnx, openvino, torch (.pt2), aoti (.pt2) or safetensors.")],
+    output: Annotated[Path, typer.Option(help="The file to write; OpenVINO's weights lie beside it as .bin.")],
+    weights: Weights = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Pixels a side; by default the network's own.")] = None,
+    precision: Annotated[str, typer.Option(help="float32 or fp16.")] = "float32",
+    with_preprocessing: Annotated[
+        bool, typer.Option("--with-preprocessing", help="Take uint8 RGB pictures (N, H, W, 3), and normalise them inside.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a network for another runtime, run it there, and keep it if it computes the same."""
+    from dataclasses import asdict
+
+    from convnext.deploy.export import export as run
+
+    found = run(
+        model,
+        to,
+        output,
+        weights=weights,
+        size=size,
+        precision=precision,
+        with_preprocessing=with_preprocessing,
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    for remark in found.remarks:
+        print(remark, file=sys.stderr)
+    if as_json:
+        print(json.dumps(asdict(found)))
+        return
+    takes = "any size" if found.size is None else f"{found.size[0]} x {found.size[1]} pixels"
+    what = f"{found.file}: {found.bytes / 1e6:.1f} MB, {found.precision}"
+    print(f"{what}; pictures of {takes}; relative error {found.relative_error:.1e}" if to != "safetensors" else what)
