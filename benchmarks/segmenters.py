@@ -46,12 +46,12 @@ def ours(classes: int) -> nn.Module:
 
 
 def torchvisions(classes: int) -> nn.Module:
-    """torchvision's small segmenter."""
+    """The small segmenter of torchvision."""
     return lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=classes)
 
 
 def transformerss(classes: int) -> nn.Module:
-    """transformers' small segmenter."""
+    """The small segmenter of transformers."""
     return SegformerForSemanticSegmentation(SegformerConfig(num_labels=classes))  # its defaults are SegFormer-B0
 
 
