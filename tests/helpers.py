@@ -62,3 +62,17 @@ def picture_folder(root, classes=("ant", "bee", "wasp"), each=8):
             pixels[..., label % 3] = pixels[..., label % 3] // 2 + 120
             Image.fromarray(pixels).save(root / name / f"{i:03d}.jpg", quality=92)
     return root
+
+
+def swin_large_attention_macs(height, width):
+    """Multiply-adds of the two products of matrices without weights in Swin-L's attention: queries by keys, weights by values.
+
+    The tables print Swin-L under a detector and a segmenter without them (a count of layers does not see them), and the other Swins
+    with them.
+    """
+    total = 0
+    for stage, depth in enumerate((2, 2, 18, 2)):
+        sides = [-(-side // (4 * 2**stage)) for side in (height, width)]
+        windows = -(-sides[0] // 7) * -(-sides[1] // 7)
+        total += 2 * depth * windows * 49**2 * 192 * 2**stage
+    return total

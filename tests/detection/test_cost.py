@@ -2,11 +2,12 @@ import csv
 
 import pytest
 import torch
-from helpers import shared
+from helpers import shared, swin_large_attention_macs
 
 import convnext
 from convnext.detection import cascade_mask_rcnn, mask_rcnn
 from convnext.detection.cost import count_cost
+from convnext.models import cost_of
 
 BUILDERS = {"mask_rcnn": mask_rcnn, "cascade_mask_rcnn": cascade_mask_rcnn}
 SIZES = {"T": "tiny", "S": "small", "B": "base", "L": "large", "XL": "xlarge"}
@@ -27,6 +28,20 @@ def test_published_multiply_adds_and_parameters():
         found = cost(*name.split())
         assert found.macs / 1e9 == pytest.approx(wanted, rel=0.005), name
         assert round(found.parameters / 1e6) == MILLIONS[name]
+
+
+OTHERS = ["Swin-T", "ResNet-50", "X101-32", "X101-64", "Swin-S", "Swin-B", "Swin-L"]
+NAMES = {"ResNet-50": "resnet50", "X101-32": "resnext101_32x4d", "X101-64": "resnext101_64x4d"}
+
+
+@pytest.mark.parametrize("backbone", [*(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS[1:-1]), OTHERS[0], OTHERS[-1]])
+def test_published_multiply_adds_of_the_rivals(backbone):
+    rows = [row for row in csv.DictReader(shared("reference/coco.csv").open()) if row["backbone"] == backbone]
+    assert rows
+    name = NAMES.get(backbone) or f"swin_{SIZES[backbone.removeprefix('Swin-')]}"
+    for detector, wanted in {(row["detector"], float(row["gflops"])) for row in rows}:
+        counted = cost_of(f"{detector}_{name}").macs - (swin_large_attention_macs(800, 1280) if backbone == "Swin-L" else 0)
+        assert counted / 1e9 == pytest.approx(wanted, rel=0.005)
 
 
 def test_parts_as_published():
