@@ -101,6 +101,7 @@ def test_a_trained_run_evaluates_on_its_own_validation_pictures_and_on_others(tr
     assert other["count"] == 60
     assert other["top1"] > 80
     assert "% right" in run("eval", folder / "last.safetensors", "--data", photos).stdout
+    assert "--multi-scale is a test of segmenters" in run("eval", folder, "--multi-scale", code=2).stderr
 
 
 def test_a_trained_run_predicts_pictures_and_folders(trained, tmp_path):

@@ -24,6 +24,7 @@ def evaluate(
     weights: Weights = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 64,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 2,
+    multi_scale: Annotated[bool, typer.Option("--multi-scale", help="Segmenters: at six scales, with mirror images.")] = False,
     max_corrupt: Annotated[float, typer.Option(min=0, max=1, help="Part of the pictures that may be unreadable.")] = 0.01,
     report_page: Annotated[Path | None, typer.Option("--report", help="Also write a page that opens offline.")] = None,
     device: Device = None,
@@ -36,8 +37,13 @@ def evaluate(
 
     if report_page is not None and not report_page.absolute().parent.is_dir():
         raise UsageError(f"--report {report_page}: there is no folder {report_page.parent}")
+    loaded = load(model, weights)
+    if multi_scale:
+        if loaded.task != "segment":
+            raise UsageError(f"--multi-scale is a test of segmenters, and {model} is none")
+        loaded.preprocessing = loaded.preprocessing.multi_scale()
     with process_group(device) as place:
-        found = evaluate_loaded(load(model, weights), data, batch_size, workers, max_corrupt, place, counter("evaluated"))
+        found = evaluate_loaded(loaded, data, batch_size, workers, max_corrupt, place, counter("evaluated"))
         if not is_main():
             return
     for reason in found.result.corrupt:

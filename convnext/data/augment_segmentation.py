@@ -5,7 +5,7 @@ NumPy's generator.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,8 @@ class SegmentationPreprocessing:
         scale: the most pixels on the long and the short side, up to which a picture is resized, proportions kept: (2048, 512) or
             (2560, 640) as published; None to leave its size as it is.
         window, stride: test in square windows of that side, so many pixels apart; None for the whole picture at once.
+        scales: factors on `scale`, or else on the picture's size, at all of which it is tested.
+        mirror: test each mirror image, too.
         mean, std: subtracted from RGB in 0 to 1, and divided by.
     """
 
@@ -108,6 +110,12 @@ class SegmentationPreprocessing:
     stride: int | None = None
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    scales: tuple[float, ...] = (1.0,)
+    mirror: bool = False
+
+    def multi_scale(self) -> "SegmentationPreprocessing":
+        """The published multi-scale test: whole pictures at six scales, each with its mirror image."""
+        return replace(self, window=None, stride=None, scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), mirror=True)
 
     def transform(self) -> Callable[[Image | Tensor], Tensor]:
         """A function from an RGB picture, or its uint8 (3, H, W) tensor, to a normalised float32 (3, H, W) tensor of its own size.
@@ -124,7 +132,8 @@ class SegmentationPreprocessing:
     def from_json(cls, values: dict[str, Any]) -> "SegmentationPreprocessing":
         """The inverse of `to_json`."""
         scale = tuple(values["scale"]) if values["scale"] else None
-        return cls(scale, values["window"], values["stride"], tuple(values["mean"]), tuple(values["std"]))
+        scales, mirror = tuple(values.get("scales", (1.0,))), values.get("mirror", False)  # older files have neither
+        return cls(scale, values["window"], values["stride"], tuple(values["mean"]), tuple(values["std"]), scales, mirror)
 
 
 def scaled_size(height: int, width: int, scale: tuple[int, int]) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convnext.data.augment_segmentation import SegmentationPreprocessing
 from convnext.errors import UsageError
 
 _STRIP = 2**25  # numbers in a strip of logits: 128 MB
@@ -48,14 +49,9 @@ class Mode:
             raise UsageError(f"scales are one or more positive factors, not {self.scales}")
 
 
-def single_scale(crop: int) -> Mode:
-    """The published single-scale test of a segmenter trained on crops of that size: 512 for 1K weights, 640 for 22K weights."""
-    return Mode(within=(4 * crop, crop), window=crop, stride=2 * crop // 3)
-
-
-def multi_scale(crop: int) -> Mode:
-    """The published multi-scale test: whole pictures at six scales, each with its mirror image."""
-    return Mode(within=(4 * crop, crop), scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), mirror=True)
+def mode_of(how: SegmentationPreprocessing) -> Mode:
+    """The test that a segmenter's preprocessing says."""
+    return Mode(how.scale, how.scales, how.mirror, how.window, how.stride)
 
 
 @torch.no_grad()

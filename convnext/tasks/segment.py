@@ -169,9 +169,9 @@ class Trainer:
 def predict(model: Any, batch: Batch, samples: Samples) -> list[Tensor]:
     """The class of every pixel of each picture of a batch, uint8 (H, W) on the CPU, by the test that `samples` are prepared for."""
     how: SegmentationPreprocessing = samples.how  # type: ignore[attr-defined]
-    if isinstance(batch.images, Tensor) and how.scale is None and how.window is None:
+    mode = inference.mode_of(how)
+    if isinstance(batch.images, Tensor) and mode == inference.Mode():
         return list(model(batch.images).argmax(1).to("cpu", torch.uint8))  # whole pictures, all at once
-    mode = inference.Mode(within=how.scale, window=how.window, stride=how.stride)
     return [inference.predict(model, image, mode) for image in batch.images]
 
 

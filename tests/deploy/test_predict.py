@@ -64,7 +64,7 @@ def test_a_detector_gives_boxes_and_masks_in_the_pixels_of_each_picture(tmp_path
 def test_a_segmenter_gives_masks_of_each_pictures_size_by_its_own_test(tmp_path, test):
     path, model, how = segmenter(tmp_path, **test)
     pictures = [picture(i, size) for i, size in enumerate(SIZES)]
-    mode = inference.Mode(within=how.scale, window=how.window, stride=how.stride)
+    mode = inference.mode_of(how)
     for one, image in zip(convnext.load(path, device="cpu")(pictures), pictures, strict=True):
         wanted = inference.predict(model, how.transform()(image), mode)
         assert (one.mask != wanted).float().mean() < 0.01

@@ -1,5 +1,7 @@
 """Tests of pictures against plain computations that hold everything at once, written after mmsegmentation's code."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from convnext.backbones.convnext import ConvNeXt
 from convnext.errors import UsageError
+from convnext.names import find
 from convnext.segmentation import inference
-from convnext.segmentation.inference import Mode, multi_scale, predict, single_scale
+from convnext.segmentation.inference import Mode, mode_of, predict
 from convnext.segmentation.upernet import UperNet
 
 
@@ -155,9 +158,12 @@ def test_progress_counts_windows_to_the_end():
 
 
 def test_the_published_tests():
-    assert single_scale(512) == Mode(within=(2048, 512), window=512, stride=341)
-    assert single_scale(640) == Mode(within=(2560, 640), window=640, stride=426)
-    assert multi_scale(512) == Mode(within=(2048, 512), scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), mirror=True)
+    (at_512, _), (at_640, _) = (find("upernet_convnext_base").published(tag) for tag in ("fb_in1k_512", "fb_in22k_640"))
+    assert mode_of(at_512) == Mode(within=(2048, 512), window=512, stride=341)
+    assert mode_of(at_640) == Mode(within=(2560, 640), window=640, stride=426)
+    several = at_512.multi_scale()
+    assert mode_of(several) == Mode(within=(2048, 512), scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), mirror=True)
+    assert type(several).from_json(json.loads(json.dumps(several.to_json()))) == several
 
 
 @pytest.mark.parametrize(("classes", "dtype"), [(255, torch.uint8), (256, torch.uint16), (300, torch.uint16)])

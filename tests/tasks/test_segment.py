@@ -65,6 +65,10 @@ def test_a_run_leaves_weights_that_evaluate_to_the_same(photos, tmp_path):
     loaded = load(run)
     assert (loaded.task, loaded.classes) == ("segment", ["ground", "leaf", "stone"])
     assert (loaded.preprocessing.window, loaded.preprocessing.stride) == (48, 32)
+    loaded.preprocessing = loaded.preprocessing.multi_scale()
+    several = evaluate_loaded(loaded, None, 2, 0, 0.0, torch.device("cpu")).result
+    assert several.metrics["count"] == result.metrics["count"]
+    assert several.details["confusion"] != again.result.details["confusion"]
 
 
 def test_parts_of_a_batch_add_up_and_the_run_goes_on_to_the_same_bits(photos, tmp_path):

@@ -71,7 +71,7 @@ def infer(
     """
     ready = prepared(pictures, preprocessing)
     found: dict[int, Prediction] = {}
-    mode = inference.Mode(within=preprocessing.scale, window=preprocessing.window, stride=preprocessing.stride)
+    mode = inference.mode_of(preprocessing)
     for places in same_size(ready):
         images = [ready[place].image.to(device) for place in places]
         found |= {place: Prediction(mask, classes) for place, mask in zip(places, _masks(model, images, mode), strict=True)}
