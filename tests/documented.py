@@ -82,9 +82,16 @@ def inline(page):
 ALL = [command for page in PAGES for command in commands(page)]
 
 # What makes the training of any recipe a matter of seconds: of these overrides the last are those of its task.
-_SMALL = ["model.weights=null", "model.depths=[1,1,1,1]", "model.widths=[8,16,24,32]", "train.epochs=1", "data.workers=0"]
+_SMALL = [
+    "model.weights=null",
+    "model.depths=[1,1,1,1]",
+    "model.width=null",
+    "model.widths=[8,16,24,32]",
+    "train.epochs=1",
+    "data.workers=0",
+]
 TINY = {
-    "classify": [*_SMALL, "model.name=convnext_atto", "train.warmup_epochs=0", "train.batch_size=4", "data.image_size=32"],
+    "classify": [*_SMALL, "model.name=convnext_atto", "train.warmup_epochs=0", "train.batch_size=16", "data.image_size=32"],
     "detect": [
         *_SMALL, "model.name=mask_rcnn_convnext_atto", "model.channels=16", "model.fc_channels=16", "model.proposals=20", "model.regions=8",
         "detect.short=[64]", "detect.longest=64", "detect.crop_short=[72]", "detect.crop=[48,64]", "detect.test_short=64",
@@ -100,7 +107,7 @@ TINY = {
 def build_world(root):
     """The files that the pages speak of."""
     for name in ("photos", "more-photos"):
-        picture_folder(root / name, classes=("ant", "bee"), each=6)
+        picture_folder(root / name, classes=("ant", "bee"), each=12)
     for i, name in enumerate(("photo.jpg", "holiday.jpg", "cat.jpg")):
         picture(i).save(root / name)
     digits, scenes = open_source("digits:val"), open_detection("scenes:val")
