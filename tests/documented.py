@@ -1,0 +1,155 @@
+"""The commands that README and docs show, and the small world in which they are run."""
+
+import json
+import re
+import shlex
+import tomllib
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from helpers import picture, picture_folder
+from PIL import Image
+
+from convnext.data.coco import open_detection
+from convnext.data.source import open_source
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SHELL = {"bash", "sh", "console"}
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line of a page, with what it continues on."""
+
+    page: str
+    text: str
+
+    def __str__(self):
+        return f"{self.page}: {self.text}"
+
+    def parts(self):
+        """The words of each program of the line."""
+        words, parts = shlex.split(self.text, comments=True), [[]]
+        for word in words:
+            if word in ("|", "&&", ";"):
+                parts.append([])
+            else:
+                parts[-1].append(word)
+        return parts
+
+    def ours(self):
+        """What is given to `convnext`, once for each time it is called."""
+        return [words for part in self.parts() if (words := _after_our_name(part)) is not None]
+
+
+def _after_our_name(words):
+    while words and re.fullmatch(r"[A-Z_0-9]+=.*", words[0]):  # settings before a program
+        words = words[1:]
+    if words[:1] == ["convnext"]:
+        return words[1:]
+    for i, pair in enumerate(pairwise(words)):
+        if pair == ("-m", "convnext"):
+            return words[i + 2 :]
+    return None
+
+
+def fences(page):
+    """The language and text of each fenced block."""
+    return _FENCE.findall(page.read_text())
+
+
+def commands(page):
+    """Every command line of a page's shell blocks; of a console's those behind its prompt."""
+    found = []
+    for language, text in fences(page):
+        if language in SHELL:
+            lines = text.replace("\\\n", " ").splitlines()
+            if language == "console":
+                lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+            found += [Command(page.name, line.strip()) for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    return found
+
+
+def inline(page):
+    """The words of each `convnext …` in running text."""
+    return [found.split() for found in re.findall(r"`convnext ([^`]+)`", _FENCE.sub("", page.read_text()))]
+
+
+ALL = [command for page in PAGES for command in commands(page)]
+
+# What makes the training of any recipe a matter of seconds: of these overrides the last are those of its task.
+_SMALL = [
+    "model.weights=null",
+    "model.depths=[1,1,1,1]",
+    "model.width=null",
+    "model.widths=[8,16,24,32]",
+    "train.epochs=1",
+    "data.workers=0",
+]
+TINY = {
+    "classify": [*_SMALL, "model.name=convnext_atto", "train.warmup_epochs=0", "train.batch_size=16", "data.image_size=32"],
+    "detect": [
+        *_SMALL, "model.name=mask_rcnn_convnext_atto", "model.channels=16", "model.fc_channels=16", "model.proposals=20", "model.regions=8",
+        "detect.short=[64]", "detect.longest=64", "detect.crop_short=[72]", "detect.crop=[48,64]", "detect.test_short=64",
+        "detect.test_longest=64", "train.warmup_steps=1", "train.batch_size=2",
+    ],
+    "segment": [
+        *_SMALL, "model.name=upernet_convnext_atto", "model.channels=16", "model.auxiliary_channels=8", "data.image_size=32",
+        "segment.window=32", "segment.stride=32", "train.warmup_steps=1", "train.batch_size=2",
+    ],
+}  # fmt: skip
+
+
+def build_world(root):
+    """The files that the pages speak of."""
+    for name in ("photos", "more-photos"):
+        picture_folder(root / name, classes=("ant", "bee"), each=12)
+    for i, name in enumerate(("photo.jpg", "holiday.jpg", "cat.jpg")):
+        picture(i).save(root / name)
+    digits, scenes = open_source("digits:val"), open_detection("scenes:val")
+    digits.read(0).save(root / "six.png")
+    scenes.read(0).save(root / "scene.png")
+    _objects(root, scenes)
+    for part in ("train", "val"):
+        for kind in ("images", "masks"):
+            (root / "roads" / kind / part).mkdir(parents=True)
+        for i in range(3):
+            scenes.read(i).resize((64, 64)).save(root / "roads" / "images" / part / f"{i}.jpg")
+            mask = Image.fromarray(scenes.semantic(i).clamp(max=1).numpy())
+            mask.resize((64, 64), Image.Resampling.NEAREST).save(root / "roads" / "masks" / part / f"{i}.png")
+    (root / "roads" / "classes.txt").write_text("ground\nroad\n")
+    return root
+
+
+def _objects(root, scenes):
+    """The first scenes in COCO's, VOC's and YOLO's formats."""
+    for folder in ("fruit", "voc/Annotations", "voc/JPEGImages", "yolo/images", "yolo/labels"):
+        (root / folder).mkdir(parents=True)
+    (root / "yolo" / "names.txt").write_text("\n".join(scenes.classes))
+    pictures, annotations = [], []
+    for i in range(3):
+        shown, objects = scenes.read(i), scenes.target(i)
+        for folder in ("fruit", "voc/JPEGImages", "yolo/images"):
+            shown.save(root / folder / f"{i}.jpg")
+        width, height = shown.size
+        pictures.append({"id": i, "file_name": f"{i}.jpg", "width": width, "height": height})
+        body, lines = "", []
+        for (left, top, right, bottom), label in zip(objects.boxes.tolist(), objects.labels.tolist(), strict=True):
+            w, h = right - left, bottom - top
+            corners = [left, top, right, top, right, bottom, left, bottom]
+            one = {"bbox": [left, top, w, h], "area": w * h, "segmentation": [corners], "iscrowd": 0}
+            annotations.append({"id": len(annotations) + 1, "image_id": i, "category_id": label + 1} | one)
+            lines.append(f"{label} {(left + right) / 2 / width} {(top + bottom) / 2 / height} {w / width} {h / height}")
+            sides = f"<xmin>{left + 1}</xmin><ymin>{top + 1}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax>"
+            body += f"<object><name>{scenes.classes[label]}</name><difficult>0</difficult><bndbox>{sides}</bndbox></object>\n"
+        (root / "yolo" / "labels" / f"{i}.txt").write_text("\n".join(lines))
+        size = f"<size><width>{width}</width><height>{height}</height></size>"
+        (root / "voc" / "Annotations" / f"{i}.xml").write_text(f"<annotation><filename>{i}.jpg</filename>{size}{body}</annotation>")
+    categories = [{"id": i, "name": name} for i, name in enumerate(scenes.classes, 1)]
+    for part in ("train", "val"):
+        content = {"images": pictures, "annotations": annotations, "categories": categories}
+        (root / "fruit" / f"{part}.json").write_text(json.dumps(content))

@@ -1,0 +1,195 @@
+"""What README and docs tell people to type: the real command line takes every line, and what can be run is run."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+from documented import ALL, EXTRAS, PAGES, ROOT, TINY, build_world, commands, fences, inline
+from typer.main import get_command
+
+from convnext import cli, runtimes
+from convnext.backbones.zoo import BACKBONES
+from convnext.cli.common import app
+from convnext.deploy import bench, contestants, convert, export
+from convnext.metrics import published
+from convnext.models import list_models
+from convnext.names import NAMES, find
+from convnext.recipe import load_recipe
+from convnext.training.roadmap import parse_steps
+
+CLI = get_command(app)
+
+
+def parsed(words):
+    """The name of the command, and its parameters as the command line understands them; raises for what it would refuse."""
+    name, command, words = "", CLI, list(words)
+    while hasattr(command, "commands") and words and not words[0].startswith("-"):
+        word = words.pop(0)
+        assert word in command.commands, f"convnext has no command {name} {word}"
+        name, command = f"{name} {word}".strip(), command.commands[word]
+    return name, command.make_context(name, words, resilient_parsing=not name).params
+
+
+def check_model(source, weights=None):
+    """A name with a tag, or what looks like a file, a run folder or an address."""
+    if source in NAMES:
+        assert weights is None or weights in find(source).weights or "/" in weights or "." in weights, f"{source} has no weights {weights}"
+    else:
+        assert re.search(r"[/.]", source), f"{source} is no model's name, nor does it look like a file"
+
+
+def check_recipe(name, overrides):
+    """It resolves, and the network that it names takes its arguments."""
+    recipe = load_recipe(name, overrides or [])
+    entry = find(recipe.model.name)
+    assert entry.task == recipe.task
+    given = recipe.model.model_dump(exclude_defaults=True, exclude_none=True).keys() - {"name", "weights", "keep_head"}
+    assert given <= entry.known, f"{recipe.model.name} takes no {given - entry.known}"
+    check_model(recipe.model.name, recipe.model.weights)
+
+
+def check_values(name, given):
+    """What the parser leaves to the command itself: names of recipes, models, formats, tables."""
+    if name == "train":
+        check_recipe(given["recipe"], given["overrides"])
+    elif name == "recipes show":
+        load_recipe(given["name"], given["overrides"] or [])
+    elif name == "roadmap":
+        load_recipe("roadmap/small" if given["scale"] == "small" else f"roadmap/regime_{given['regime']}", given["overrides"] or [])
+        assert given["steps"] is None or parse_steps(given["steps"])
+    elif name in ("eval", "predict", "export"):
+        check_model(given["model"], given["weights"])
+        assert name != "export" or given["to"] in export.TARGETS
+    elif name == "bench":
+        assert all(one in BACKBONES or one.endswith(runtimes.ENDINGS) for one in given["names"])
+        assert given["dtype"] in bench.DTYPES
+        assert given["against"] in (None, *contestants.LIBRARIES)
+    elif name == "models":
+        assert list_models(given["pattern"] or "*"), f"no model matches {given['pattern']}"
+    elif name == "cost":
+        find(given["name"])
+    elif name == "table":
+        published.read(given["name"])
+    elif name == "convert":
+        assert given["to"] in convert.TARGETS
+
+
+def test_every_block_says_what_it_is():
+    """A block of commands without a language would go unchecked."""
+    for page in PAGES:
+        for language, text in fences(page):
+            assert language, f"{page.name}: a block without a language: {text[:60]}"
+            assert language in ("bash", "sh", "console") or not re.search(r"^(\$ )?convnext ", text, re.MULTILINE), page.name
+
+
+@pytest.mark.parametrize("command", [one for one in ALL if one.ours()], ids=str)
+def test_the_command_line_takes_it(command):
+    for words in command.ours():
+        assert "…" not in words, "write it out, so that it can be checked"
+        check_values(*parsed(words))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_running_text_exist(page):
+    for words in inline(page):
+        name, command, rest = "", CLI, list(words)
+        while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
+            word = rest.pop(0)
+            assert word in command.commands, f"convnext has no command {name} {word}"
+            name, command = f"{name} {word}".strip(), command.commands[word]
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help", "-h", "--debug", "--version"}
+        assert {word for word in rest if word.startswith("-") and word != "-"} <= known, f"convnext {' '.join(words)}"
+
+
+@pytest.mark.parametrize("command", [one for one in ALL if not one.ours()], ids=str)
+def test_other_programs_are_given_what_exists(command):
+    """Targets of make, extras of pip; programs that nobody thought of are none of the pages'."""
+    for words in command.parts():
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        elif words[:2] == ["pip", "install"]:
+            asked = re.search(r"\[(.*)\]", words[2])
+            assert asked is None or set(asked[1].split(",")) <= EXTRAS.keys()
+        else:
+            assert words[0] in ("curl", "python", "kubectl", "tensorboard", "wandb", "trackio", "git"), command
+
+
+def is_quick(words):
+    """Whether it reads and counts only: well under a second."""
+    return words[0] in ("recipes", "cost", "--version") or (words[0] == "models" and words[1:2] == ["convnext_*"])
+
+
+def test_quick_ones_run(monkeypatch, capsys):
+    quick = {tuple(words): command for command in ALL for words in command.ours() if is_quick(words)}
+    assert len(quick) >= 4
+    for words, command in quick.items():
+        monkeypatch.setattr(sys, "argv", ["convnext", *words])
+        with pytest.raises(SystemExit) as done:
+            cli.main()
+        assert done.value.code in (0, None), command
+        assert capsys.readouterr().out.strip(), command
+
+
+# What is not run here, and why.
+LEFT_OUT = {
+    r"convnext serve\b": "runs until it is stopped: tests/deploy/test_serve.py",
+    r"convnext demo\b": "takes minutes: tests/deploy/test_demo.py and `make demo`",
+    r"convnext roadmap\b": "trains many networks: tests/training/test_roadmap.py",
+    r"convnext bench convnext_": "takes minutes: tests/deploy/test_bench.py",
+    r"\.pt2": "needs a compiler and a minute: tests/deploy/test_export.py",
+    r"/data/|hf://|imagenet1k/|--weights|torchrun": "needs data, weights or machines that are not here",
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The files that the pages speak of, and the runs that they take for done."""
+    root = build_world(tmp_path_factory.mktemp("world"))
+    train(root, "runs/demo", "digits", "classify")
+    train(root, "runs/mine", "finetune", "classify", "data.train=photos")
+    train(root, "runs/fruit", "detect_finetune", "detect", "data.train=coco:fruit/train.json:fruit", "data.val=coco:fruit/val.json:fruit")
+    train(root, "runs/roads", "segment_finetune", "segment", "data.train=roads:train", "data.val=roads:val")
+    for other, name in {"ants-and-bees": "mine", "demo-detect": "fruit", "demo-segment": "roads"}.items():
+        shutil.copytree(root / "runs" / name, root / "runs" / other)
+    return root
+
+
+def train(root, output, recipe, task, *overrides):
+    call(root, shlex.join([sys.executable, "-m", "convnext", "train", recipe, "--output", output, *overrides, *TINY[task]]))
+
+
+def call(root, text):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{root / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", text], cwd=root, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert done.returncode == 0, f"{text}\n{done.stderr}"
+
+
+def is_run(command):
+    return bool(command.ours() or command.text.startswith("python ")) and not any(re.search(pattern, command.text) for pattern in LEFT_OUT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_run, commands(page)))], ids=lambda page: page.name)
+def test_a_page_is_typed_from_top_to_bottom(page, world, tmp_path):
+    """In a world of its own, with trainings made small; a run folder that the page makes is not there before."""
+    shutil.copytree(world, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "bin").mkdir()
+    for name, means in {"convnext": f"{sys.executable} -m convnext", "python": sys.executable}.items():
+        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec {means} "$@"\n')
+        (tmp_path / "bin" / name).chmod(0o755)
+    made = set()
+    for command in filter(is_run, commands(page)):
+        text = command.text
+        for name, given in (parsed(words) for words in command.ours()):
+            if name == "train":
+                if given["output"] not in made and not given["resume"]:
+                    shutil.rmtree(tmp_path / given["output"], ignore_errors=True)
+                made.add(given["output"])
+                text = re.sub(r"\s*#.*", "", text)
+                text += " " + shlex.join(TINY[load_recipe(given["recipe"], given["overrides"] or []).task])
+                text += " --change" if given["resume"] else ""
+        call(tmp_path, text)
