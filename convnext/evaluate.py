@@ -115,7 +115,8 @@ def evaluate_loaded(
     if data is not None:
         samples = task.evaluation_samples(task.open_labelled(data, loaded.classes, loaded.model.num_classes), loaded.preprocessing)
     elif loaded.run is not None:
-        samples = task.open_data(load_recipe(str(Path(loaded.run) / "recipe.yaml"))).val
+        source = task.open_data(load_recipe(str(Path(loaded.run) / "recipe.yaml"))).val.source
+        samples = task.evaluation_samples(source, loaded.preprocessing)
     else:
         raise UsageError("say with --data what to evaluate on: a folder with one folder of pictures a class, or digits:val")
     loader = evaluation_loader(samples, task, batch_size, workers, device)

@@ -13,6 +13,8 @@ from convnext.evaluate import evaluate_loaded
 from convnext.models import load
 
 TINY = {
+    "model.name": "upernet_convnext_atto",
+    "model.width": None,
     "model.depths": [1, 1, 1, 1],
     "model.widths": [8, 16, 24, 32],
     "model.channels": 16,
