@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -31,6 +31,7 @@ def predict(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at a time; by default as suits the task.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that decode pictures; by default one a core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin outputs anew that are there already.")] = False,
+    engine: Annotated[Literal["ray"] | None, typer.Option(help="ray: on all that Ray has, here or on a cluster (RAY_ADDRESS).")] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -60,8 +61,13 @@ def predict(
     prints = as_json or (output is None and features is None)
     if prints:
         outputs.append(_Value(top) if as_json else _Text(top))
+    runs = None
+    if engine == "ray":
+        from convnext.deploy.ray_bulk import on_ray
+
+        runs = on_ray(model, weights, device, threads)
     with bar("predicting", shown=not (prints and sys.stdout.isatty())) as progress:
-        errors = predict_all(predictor, items, outputs, batch_size=batch_size, threads=threads, progress=progress)
+        errors = predict_all(predictor, items, outputs, batch_size=batch_size, threads=threads, progress=progress, engine=runs)
     for error in errors.values():
         print(f"left out: {error}", file=sys.stderr)
     if len(errors) == len(items):

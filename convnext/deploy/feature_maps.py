@@ -33,7 +33,7 @@ def strongest(maps: Tensor, count: int = STRONGEST) -> list[int]:
 
 
 def feature_sheet(predictor: Any, picture: Image.Image) -> Image.Image:
-    """A row a stage: the mean of the absolute values of all channels, then the strongest channels, each from its lowest value to its highest.
+    """A row a stage: the mean of all channels' absolute values, then the strongest channels, each from its lowest value to its highest.
 
     Raises UsageError as `stage_maps` does.
     """
