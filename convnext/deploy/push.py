@@ -1,14 +1,15 @@
 """`convnext push`: a trained network on the Hugging Face hub, with a card that says what it is, what it scores and how to load it."""
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import httpx
 import huggingface_hub
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HTTPError as NetworkError  # type: ignore[attr-defined]  # httpx's, or its successor's
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from convnext import tasks
 from convnext.backbones.zoo import BACKBONES
@@ -52,13 +53,13 @@ def push(run: Path, repository: str, license_name: str, private: bool = False, d
             raise UsageError(f"{dry_run} is in use: name a folder that is not there yet")
         _fill(dry_run, run, repository, license_name)
         return str(dry_run)
-    with huggingface_hub.utils.SoftTemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         _fill(Path(folder), run, repository, license_name)
         try:
             hub = huggingface_hub.HfApi(library_name="convnext")
             address = hub.create_repo(repository, private=private, exist_ok=True)
             hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Weights, recipe and results by convnext push")
-        except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        except (HfHubHTTPError, NetworkError, OSError) as error:
             reason = str(error).strip().split("\n")[0]
             raise ConvnextError(f"the hub did not take {repository}: {reason}; `hf auth login` logs this machine in") from error
     return str(address)

@@ -4,11 +4,15 @@ Whatever Ray runs on, one machine or a cluster (RAY_ADDRESS), each machine must 
 paths. A worker that is lost is replaced, and its batch predicted again, by Ray.
 """
 
+import io
 import logging
 import os
 import pickle
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from convnext.deploy.bulk import Engine, run_here
 from convnext.deploy.inputs import Item
@@ -29,7 +33,16 @@ class _Worker:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         items: list[Item] = pickle.loads(row["items"])  # noqa: S301  (made below)
         (answers,) = run_here(self.predictor, items, self.needs, len(items), self.threads)
-        return {"answers": pickle.dumps(answers)}
+        content = io.BytesIO()
+        _Pickler(content).dump(answers)
+        return {"answers": content.getvalue()}
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles a tensor that is a part of another, as a row of a batch is, without the rest: 30 times less to send."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
 
 
 def on_ray(model: str, weights: str | None, device: str | None, threads: int | None = None) -> Engine:
