@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -36,7 +37,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Say what is in pictures."""
-    from convnext.deploy.bulk import predict_all
+    from convnext.deploy.bulk import Engine, predict_all
     from convnext.deploy.embeddings import Features
     from convnext.deploy.inputs import find_items
     from convnext.deploy.outputs import Drawings, Output, open_output
@@ -46,6 +47,8 @@ def predict(
         raise UsageError("--json prints what --output writes: choose one of them")
     if kind is not None and output is None:
         raise UsageError(f"--format {kind} is of a file: name it with --output")
+    if engine is not None and output is None and features is None:
+        raise UsageError(f"--engine {engine} is for files: name one with --output or --features")
     items = find_items(pictures)
     predictor = load(model, weights, device=device)
     outputs: list[Output] = []
@@ -61,12 +64,14 @@ def predict(
     prints = as_json or (output is None and features is None)
     if prints:
         outputs.append(_Value(top) if as_json else _Text(top))
-    runs = None
+    runs: Engine | None = None
     if engine == "ray":
         from convnext.deploy.ray_bulk import on_ray
 
         runs = on_ray(model, weights, device, threads)
-    with bar("predicting", shown=not (prints and sys.stdout.isatty())) as progress:
+    # Ray tells on standard output of workers that it lost.
+    told = redirect_stdout(sys.stderr) if engine is not None else nullcontext()
+    with told, bar("predicting", shown=not (prints and sys.stdout.isatty())) as progress:
         errors = predict_all(predictor, items, outputs, batch_size=batch_size, threads=threads, progress=progress, engine=runs)
     for error in errors.values():
         print(f"left out: {error}", file=sys.stderr)
