@@ -59,8 +59,8 @@ def push(run: Path, repository: str, license_name: str, private: bool = False, d
             hub = huggingface_hub.HfApi(library_name="convnext")
             address = hub.create_repo(repository, private=private, exist_ok=True)
             hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Weights, recipe and results by convnext push")
-        except (HfHubHTTPError, NetworkError, OSError) as error:
-            reason = str(error).strip().split("\n")[0]
+        except (HfHubHTTPError, NetworkError, OSError, ValueError) as error:  # the last: a card that it refuses
+            reason = " ".join(str(error).split())
             raise ConvnextError(f"the hub did not take {repository}: {reason}; `hf auth login` logs this machine in") from error
     return str(address)
 

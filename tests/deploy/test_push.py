@@ -1,10 +1,13 @@
 """What `convnext push` would send, and that it is found again by its name."""
 
+import base64
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import yaml
@@ -88,6 +91,52 @@ def test_the_commands_of_the_card_convert_what_was_sent(sent, tmp_path):
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "model.safetensors").exists()
     assert (tmp_path / "folder-for-from_pretrained" / "config.json").exists()
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's interface as making a repository and a commit of small files takes."""
+
+    def do_POST(self):
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.asked.append((self.path, content))
+        files = json.loads(content).get("files", []) if self.path.endswith("/preupload/main") else []
+        answers = {
+            "/api/repos/create": {"url": "https://huggingface.co/someone/ants"},
+            "/api/models/someone/ants/preupload/main": {
+                "files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]
+            },
+            "/api/models/someone/ants/commit/main": {"commitUrl": "https://huggingface.co/someone/ants/commit/1", "commitOid": COMMIT},
+        }
+        answer = json.dumps(answers.get(self.path, {})).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_what_is_sent_is_what_the_dry_run_writes(run, tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.asked = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    push(run, "someone/ants", "mit", dry_run=tmp_path / "dry")
+    command = [sys.executable, "-m", "convnext", "push", str(run), "someone/ants", "--license", "mit", "--private"]
+    environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_stand_in", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    server.shutdown()
+    server.server_close()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("/someone/ants\n")
+    asked = dict(server.asked)
+    created = json.loads(asked["/api/repos/create"])
+    assert (created["name"], created["organization"]) == ("ants", "someone")
+    assert "private" in (created.get("visibility"), "private" if created.get("private") else None)  # as the client is new or old
+    lines = [json.loads(line) for line in asked["/api/models/someone/ants/commit/main"].splitlines()]
+    sent = {line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"}
+    assert sent == {path.name: path.read_bytes() for path in (tmp_path / "dry").iterdir()}
 
 
 def test_what_is_no_finished_run_or_no_name_is_refused_before_anything_is_written(run, tmp_path):

@@ -35,8 +35,10 @@ def descends(pid):
     return pid == os.getpid()
 outputs.Lines.write = write_and_kill
 sys.argv = ["convnext", *sys.argv[1:]]
-convnext.cli.main()
-print(len(killed))
+try:
+    convnext.cli.main()
+finally:
+    print(len(killed))
 """
 
 
