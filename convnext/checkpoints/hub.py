@@ -4,12 +4,15 @@ import urllib.error
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from convnext.errors import ConvnextError
 
-_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order in which they are looked for
+# In the order in which they are looked for: what others write, then what `convnext push` does. Under a name of its own, for
+# libraries that look for the first would not know what is in it.
+OWN_FILE = "best.safetensors"
+_FILES = ("model.safetensors", "pytorch_model.bin", OWN_FILE)
 
 
 def fetch(source: str) -> tuple[Path, str | None]:
@@ -41,6 +44,10 @@ def _from_hub(address: str) -> Path:
         except RepositoryNotFoundError as error:
             raise ConvnextError(f"the hub has no repository {repository}, or it is private and this machine not logged in") from error
         except LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError that means: no network
+            # Every file would be asked for over the network anew, so the rest are looked for in the cache alone.
+            cached = [path for other in files if isinstance(path := try_to_load_from_cache(repository, other), str)]
+            if cached:
+                return Path(cached[0])
             reason = error
             break
         except EntryNotFoundError as error:

@@ -15,7 +15,9 @@ from convnext.errors import ConvnextError
 # isort: off
 from convnext.cli import train as _train  # noqa: F401
 from convnext.cli import use as _use  # noqa: F401
+from convnext.cli import explain as _explain  # noqa: F401
 from convnext.cli import export as _export  # noqa: F401
+from convnext.cli import share as _share  # noqa: F401
 from convnext.cli import measure as _measure  # noqa: F401
 from convnext.cli import serve as _serve  # noqa: F401
 from convnext.cli import data as _data  # noqa: F401

@@ -3,8 +3,9 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -31,11 +32,12 @@ def predict(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at a time; by default as suits the task.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that decode pictures; by default one a core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin outputs anew that are there already.")] = False,
+    engine: Annotated[Literal["ray"] | None, typer.Option(help="ray: on all that Ray has, here or on a cluster (RAY_ADDRESS).")] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Say what is in pictures."""
-    from convnext.deploy.bulk import predict_all
+    from convnext.deploy.bulk import Engine, predict_all
     from convnext.deploy.embeddings import Features
     from convnext.deploy.inputs import find_items
     from convnext.deploy.outputs import Drawings, Output, open_output
@@ -45,6 +47,8 @@ def predict(
         raise UsageError("--json prints what --output writes: choose one of them")
     if kind is not None and output is None:
         raise UsageError(f"--format {kind} is of a file: name it with --output")
+    if engine is not None and output is None and features is None:
+        raise UsageError(f"--engine {engine} is for files: name one with --output or --features")
     items = find_items(pictures)
     predictor = load(model, weights, device=device)
     outputs: list[Output] = []
@@ -60,8 +64,15 @@ def predict(
     prints = as_json or (output is None and features is None)
     if prints:
         outputs.append(_Value(top) if as_json else _Text(top))
-    with bar("predicting", shown=not (prints and sys.stdout.isatty())) as progress:
-        errors = predict_all(predictor, items, outputs, batch_size=batch_size, threads=threads, progress=progress)
+    runs: Engine | None = None
+    if engine == "ray":
+        from convnext.deploy.ray_bulk import on_ray
+
+        runs = on_ray(model, weights, device, threads)
+    # Ray tells on standard output of workers that it lost.
+    told = redirect_stdout(sys.stderr) if engine is not None else nullcontext()
+    with told, bar("predicting", shown=not (prints and sys.stdout.isatty())) as progress:
+        errors = predict_all(predictor, items, outputs, batch_size=batch_size, threads=threads, progress=progress, engine=runs)
     for error in errors.values():
         print(f"left out: {error}", file=sys.stderr)
     if len(errors) == len(items):

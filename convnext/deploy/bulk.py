@@ -20,6 +20,9 @@ from convnext.deploy.predict import Predictor
 from convnext.errors import ConvnextError
 from convnext.tasks.predictions import Prepared, prepare
 
+# What runs the batches: from the items, what the outputs need of each, and the size of a batch, to the answers, batch by batch, in order.
+Engine = Callable[[Sequence[Item], frozenset[str], int], Iterator[list[Answer]]]
+
 
 @dataclass(frozen=True, eq=False)
 class _Opened:
@@ -36,6 +39,7 @@ def predict_all(
     batch_size: int | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], object] | None = None,
+    engine: Engine | None = None,
 ) -> dict[str, str]:
     """Predict all items that not every output holds already, and write them, in order, to the outputs that lack them.
 
@@ -46,13 +50,13 @@ def predict_all(
         batch_size: pictures that go through the network at a time; by default as suits its task.
         threads: that read, decode and prepare pictures, a batch ahead of the network; by default one a core, at most eight.
         progress: called with the numbers of pictures done and in all, first before the first batch.
+        engine: what runs the batches instead of this process, as `ray_bulk.on_ray`.
 
     Returns: why pictures could not be predicted, by their names, those of earlier calls included. None of them stops the others.
 
     Raises ConvnextError if an output can't be written.
     """
-    task = tasks.get(predictor.task)
-    size = batch_size or task.BATCH_SIZE
+    size = batch_size or tasks.get(predictor.task).BATCH_SIZE
     accounts = [output.done for output in outputs if output.done is not None]
     left = [item for item in items if not accounts or any(item.name not in done for done in accounts)]
     needs = frozenset[str]().union(*(output.needs for output in outputs))
@@ -60,18 +64,27 @@ def predict_all(
     count = len(items) - len(left)
     if progress is not None:
         progress(count, len(items))
-    opened = _opened(left, predictor.preprocessing.transform(), "picture" in needs, size, threads or _cores())
-    while batch := list(islice(opened, size)):
-        answers = _answers(predictor, task, batch, needs)
+    batches = engine(left, needs, size) if engine is not None else run_here(predictor, left, needs, size, threads)
+    for answers in batches:
         for output in outputs:
             output.write([answer for answer in answers if answer.item.name not in (output.done or {})])
         errors |= {answer.item.name: answer.error for answer in answers if answer.error is not None}
-        count += len(batch)
+        count += len(answers)
         if progress is not None:
             progress(count, len(items))
     for output in outputs:
         output.finish()
     return {item.name: errors[item.name] for item in items if item.name in errors}
+
+
+def run_here(
+    predictor: Predictor, items: Sequence[Item], needs: frozenset[str], size: int, threads: int | None = None
+) -> Iterator[list[Answer]]:
+    """What comes of the items, in batches of `size`; `needs` are fields of an answer, and `threads` as for `predict_all`."""
+    task = tasks.get(predictor.task)
+    opened = _opened(items, predictor.preprocessing.transform(), "picture" in needs, size, threads or _cores())
+    while batch := list(islice(opened, size)):
+        yield _answers(predictor, task, batch, needs)
 
 
 def _opened(items: Sequence[Item], transform: Callable[[Any], Any], with_picture: bool, ahead: int, threads: int) -> Iterator[_Opened]:

@@ -16,6 +16,7 @@ _COLOURS = ((13, 8, 135), (126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 2
 _FEWEST = 4  # positions a side that say something of where
 _LONGEST = 512  # pixels of a drawn map: it has some 7 x 7 positions
 _STRONGEST = 0.85  # opacity where the map is highest
+_SHOWN = 320  # pixels of the long side from which a picture need not be enlarged to be looked at
 
 
 def can_explain(predictor: Any) -> bool:
@@ -64,6 +65,15 @@ def draw(predictor: Any, picture: Image.Image, name: str | None = None) -> Image
     factor = min(1, _LONGEST / max(picture.size))
     size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
     return coloured(activation_map(predictor, picture, name, size))
+
+
+def laid_over(predictor: Any, picture: Image.Image, name: str | None = None) -> Image.Image:
+    """The RGB picture with its `activation_map` over it, from 320 to some 512 pixels a side: small ones are enlarged by a whole factor."""
+    longest = max(picture.size)
+    factor = -(-_SHOWN // longest) if longest < _SHOWN else min(1, _LONGEST / longest)
+    size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
+    below = picture.convert("RGBA").resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS)
+    return Image.alpha_composite(below, coloured(activation_map(predictor, picture, name, size))).convert("RGB")
 
 
 def _grad_cam(predictor: Any, picture: Image.Image, label: int | None) -> np.ndarray:

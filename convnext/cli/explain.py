@@ -1,0 +1,53 @@
+"""The command that shows why a network says what it says: explain."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from convnext.cli.common import MODEL, Device, Json, Weights, app, bar
+from convnext.errors import ConvnextError, UsageError
+
+
+@app.command()
+def explain(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE...", help="Pictures, folders, patterns, shards; as for predict.")],
+    output: Annotated[Path, typer.Option(help="The folder to write pictures and index.html into.")],
+    weights: Weights = None,
+    name: Annotated[str | None, typer.Option("--class", help="What speaks for this class; by default for the likeliest.")] = None,
+    features: Annotated[bool, typer.Option("--features", help="Draw the maps of the network's stages too.")] = False,
+    neighbours: Annotated[
+        str | None, typer.Option(help="A data set whose most alike pictures to show: a folder, shards, digits:train.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many of them.")] = 8,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Show what in pictures speaks for a class, what the network's stages see, and what it takes to be alike."""
+    from convnext.data.source import open_source
+    from convnext.deploy.explain_pictures import Explainer
+    from convnext.deploy.inputs import find_items
+    from convnext.deploy.predict import load
+
+    if output.suffix or output.is_file():
+        raise UsageError(f"--output {output}: name a folder")
+    items = find_items(pictures)
+    source = open_source(neighbours) if neighbours is not None else None
+    explainer = Explainer(load(model, weights, device=device), items, output, name, features, source, count)
+    if not explainer.has_map:
+        print("no activation maps: they are for classifiers in PyTorch that pool a map", file=sys.stderr)
+    with bar("comparing") as progress:
+        found = explainer.run(progress)
+    errors = [one.error for one in found if one.error is not None]
+    for error in [*errors, *explainer.left_out.values()]:
+        print(f"left out: {error}", file=sys.stderr)
+    if len(errors) == len(items):
+        raise ConvnextError(f"none of {len(items)} pictures could be explained")
+    page = explainer.write_page(found, model)
+    if as_json:
+        print(json.dumps({"page": str(page), "pictures": [one.to_json() for one in found]}))
+    else:
+        print(page)
