@@ -115,7 +115,7 @@ def test_other_programs_are_given_what_exists(command):
             asked = re.search(r"\[(.*)\]", words[2])
             assert asked is None or set(asked[1].split(",")) <= EXTRAS.keys()
         else:
-            assert words[0] in ("curl", "python", "kubectl", "tensorboard", "wandb", "trackio", "git"), command
+            assert words[0] in ("curl", "python", "kubectl", "tensorboard", "wandb", "trackio", "git", "find"), command
 
 
 def is_quick(words):
@@ -140,6 +140,10 @@ LEFT_OUT = {
     r"convnext demo\b": "takes minutes: tests/deploy/test_demo.py and `make demo`",
     r"convnext roadmap\b": "trains many networks: tests/training/test_roadmap.py",
     r"convnext bench convnext_": "takes minutes: tests/deploy/test_bench.py",
+    r"shards/": "needs shards: tests/deploy/test_inputs.py",
+    r"--engine ray": "needs Ray: tests/deploy/test_ray_bulk.py",
+    r"convnext push (?!.*--dry-run)": "needs the hub: tests/deploy/test_push.py",
+    r"examples/": "takes minutes: tests/examples",
     r"\.pt2": "needs a compiler and a minute: tests/deploy/test_export.py",
     r"/data/|hf://|imagenet1k/|--weights|torchrun": "needs data, weights or machines that are not here",
 }
