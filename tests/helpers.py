@@ -35,7 +35,11 @@ def random_model(name, **arguments):
     """A network in evaluation mode with such weights."""
     with torch.device("meta"):  # no time for random weights that are replaced
         model = convnext.create_model(name, **{"layer_scale": 1.0} | arguments)
-    return randomise(model.to_empty(device="cpu")).eval()
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+    return randomise(model).eval()
 
 
 def relative_error(found, wanted):

@@ -107,6 +107,7 @@ HOSTILE = {
     "too many pixels": (413, {"content": _png(2000, 600)}),
     "far too many pixels": (413, {"content": _png(60_000, 60_000)}),
     "fewer pixels than it says": (422, {"content": _png(900, 900)}),
+    "a line": (422, {"content": encoded(picture(size=(2000, 3)), "PNG")}),
     "hundreds of scans": (422, {"content": _many_scans()}),
     "JSON without picture": (422, {"json": {"picture": "abcd"}}),
     "JSON with no base 64": (422, {"json": {"image": "?"}}),

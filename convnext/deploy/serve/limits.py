@@ -21,6 +21,7 @@ from convnext.data.pictures import CorruptPictureError, read_picture
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")  # not EPS, which Pillow has another program run
 _SCANS = 100  # of a progressive JPEG, each as long as decoding the whole; encoders make about ten
+_PROPORTION = 100  # long side to short: the short one is enlarged to what the network takes, and the long one with it
 _ENVELOPE = 4096  # bytes that a multipart form or JSON may take beside its picture
 _UPLOADS = 16  # of the largest size that memory holds at once; of usual photographs, many more
 CLIENT_GONE = 499  # nobody hears it; so the metrics tell hung up from failed
@@ -155,5 +156,7 @@ def _check_head(content: bytes, limits: Limits) -> None:
         raise HTTPException(422, f"damaged picture: {error}") from error
     if width * height > limits.max_pixels:
         raise HTTPException(413, f"a picture may have {limits.max_pixels} pixels, not {width} x {height}")
+    if max(width, height) > _PROPORTION * max(min(width, height), 1):
+        raise HTTPException(422, f"a picture may be {_PROPORTION} times as long as wide, not {width} x {height}")
     if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > _SCANS:
         raise HTTPException(422, f"a JPEG may have {_SCANS} scans")
