@@ -19,7 +19,7 @@ from convnext.data.objects import Objects
 PARTS = {"train": 4000, "val": 200}  # how many scenes each has; more cost nothing, as they are composed when read
 SIZE = 128  # pixels a side
 _MOST_DIGITS = 6
-_HEIGHTS = (26 / 128, 60 / 128)  # of a digit, in parts of the scene's
+_HEIGHTS = (34 / 128, 72 / 128)  # of a digit, in parts of the scene's
 _LEAST_PIXELS = 40  # visible of each digit, at the least
 _LEAST_VISIBLE = 0.7  # the part of each digit's ink that later ones leave visible, at the least
 _INK, _FRINGE = 0.45, 0.175  # grey from which a pixel is ink; from which it hides what is beneath
