@@ -7,9 +7,10 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["ConvnextError", "__version__", "create_model", "list_models", "load", "train"]
+__all__ = ["ConvnextError", "__version__", "create_model", "list_models", "load", "optimize", "train"]
 
 if TYPE_CHECKING:
+    from convnext.deploy.optimize import optimize
     from convnext.deploy.predict import load
     from convnext.errors import ConvnextError
     from convnext.models import create_model, list_models
@@ -20,6 +21,7 @@ _HOME = {
     "create_model": "convnext.models",
     "list_models": "convnext.models",
     "load": "convnext.deploy.predict",
+    "optimize": "convnext.deploy.optimize",
     "train": "convnext.training.run",
 }
 

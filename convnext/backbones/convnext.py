@@ -11,18 +11,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from convnext import ops
 from convnext.errors import UsageError
 
 
-class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of an (N, C, H, W) map; its output lies in memory as NHWC.
-
-    Through `F.layer_norm` rather than by hand: autocast then runs it in float32, where squared activations do not overflow.
-    """
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm over the last dimension, by the fast operator where there is one. Its sums are in float32 whatever the dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
-        return y.permute(0, 3, 1, 2)
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class LayerNorm2d(LayerNorm):
+    """LayerNorm over the channels of an (N, C, H, W) map; its output lies in memory as NHWC."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class DepthwiseConv(nn.Conv2d):
+    """Each channel convolved by a kernel of its own, stride 1, the map's size kept; by the fast operator where there is one."""
+
+    def __init__(self, width: int, kernel_size: int) -> None:
+        super().__init__(width, width, kernel_size, padding=kernel_size // 2, groups=width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.depthwise_conv(x, self.weight, self.bias)
 
 
 class Dropper(nn.Module):
@@ -54,9 +68,12 @@ class DropPath(Dropper):
     """Stochastic depth (Huang et al., 2016): drops a residual branch (N, …), sample by sample."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.rate == 0.0 or not self.training:
-            return x
-        return x * self.factors(x).view(-1, *(1,) * (x.ndim - 1))
+        keep = self.keep(x)
+        return x if keep is None else x * keep.view(-1, *(1,) * (x.ndim - 1))
+
+    def keep(self, x: Tensor) -> Tensor | None:
+        """What each sample's branch is multiplied by, (N,); None where nothing is dropped."""
+        return None if self.rate == 0.0 or not self.training else self.factors(x)
 
 
 class Block(nn.Module):
@@ -64,19 +81,30 @@ class Block(nn.Module):
 
     def __init__(self, width: int, kernel_size: int, drop_path: float, layer_scale: float) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(width, width, kernel_size, padding=kernel_size // 2, groups=width)
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.dwconv = DepthwiseConv(width, kernel_size)
+        self.norm = LayerNorm(width, eps=1e-6)
         self.pwconv1 = nn.Linear(width, 4 * width)
         self.pwconv2 = nn.Linear(4 * width, width)
         self.gamma = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale else None
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.dwconv(x).permute(0, 2, 3, 1)  # NHWC: a view, nothing moves
-        y = self.pwconv2(F.gelu(self.pwconv1(self.norm(y))))
+        if (parameters := self._whole()) is not None and ops.takes_block(x, parameters) and ops.block_pays(x):
+            return ops.block(x, parameters, self.norm.eps, self.drop_path.keep(x))
+        y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))  # NHWC: a view, nothing moves
+        y = self.pwconv2(F.gelu(self.pwconv1(y)))
         if self.gamma is not None:
             y = self.gamma * y
         return x + self.drop_path(y.permute(0, 3, 1, 2))
+
+    def _whole(self) -> ops.Parameters | None:
+        """The parameters, where nothing asks for the parts to be called: no hook on one, and no adapter in the place of one."""
+        conv, norm, first, second = parts = self.dwconv, self.norm, self.pwconv1, self.pwconv2
+        if tuple(map(type, parts)) != (DepthwiseConv, LayerNorm, nn.Linear, nn.Linear) or any(map(_hooked, parts)):
+            return None
+        assert conv.bias is not None
+        of_mlp = first.weight, first.bias, second.weight, second.bias, self.gamma
+        return ops.Parameters(conv.weight, conv.bias, norm.weight, norm.bias, *of_mlp)
 
 
 class Classifier(nn.Module):
@@ -269,6 +297,10 @@ class ConvNeXtIsotropic(Classifier):
         if part == "blocks":
             return 1 + int(number)
         return 0 if part == "stem" else len(self.blocks) + 1
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -21,6 +21,7 @@ from convnext.cli import share as _share  # noqa: F401
 from convnext.cli import measure as _measure  # noqa: F401
 from convnext.cli import serve as _serve  # noqa: F401
 from convnext.cli import data as _data  # noqa: F401
+from convnext.cli import info as _info  # noqa: F401
 
 # isort: on
 

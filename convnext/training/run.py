@@ -15,6 +15,7 @@ from convnext.checkpoints.files import read_restricted
 from convnext.data.randomness import seed_everything
 from convnext.evaluate import Evaluation
 from convnext.models import create_model
+from convnext.ops import keep_memory
 from convnext.recipe import Recipe, load_recipe
 from convnext.report import page, plots
 from convnext.training.loop import Run
@@ -72,6 +73,8 @@ def train(
         resume = resume and folder.holds_a_run()
         if resume:
             folder.check_same(settings, change)
+        if place.type == "cpu":
+            keep_memory()  # a step allocates and frees the same tensors again and again
         data = task.open_data(settings)
         seed_everything(settings.seed, WEIGHTS)
         model = _build(settings, len(data.classes)).to(place)

@@ -1,11 +1,14 @@
 import pytest
 import torch
 from helpers import random_model, randomise, relative_error
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import convnext
+from convnext import ops
 from convnext.backbones.convnext import Block, ConvNeXt, LayerNorm2d
 from convnext.errors import UsageError
+from convnext.ops import native
 
 TINY = {"depths": (1, 1, 2, 1), "widths": (8, 16, 24, 32), "num_classes": 5, "layer_scale": 1.0}
 
@@ -68,17 +71,20 @@ def test_arguments_that_make_no_sense_are_refused(arguments, message):
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_no_layout_copies_inside_the_blocks(memory_format):
+@pytest.mark.parametrize("fast", [False, True])
+def test_no_layout_copies_inside_the_blocks(memory_format, fast):
+    if fast and native.library() is None:
+        pytest.skip(f"no compiled operators here: {native.reason()}")
     model = tiny()
     x = torch.randn(2, 3, 64, 64).to(memory_format=memory_format)
     entered = model.downsample_layers[0](x)
     for stage, downsample in zip(model.stages, [None, *model.downsample_layers[1:]], strict=True):
         entered = downsample(entered) if downsample else entered
         assert entered.is_contiguous(memory_format=torch.channels_last)
-        with Operations() as operations, torch.no_grad():
+        with Operations() as operations, torch.no_grad(), ops.using(fast):
             entered = stage(entered)
         copies = {"clone", "copy_", "contiguous", "_to_copy", "_reshape_copy"} & set(operations.names)
-        assert "convolution" in operations.names
+        assert ("convolution" in operations.names) != fast
         assert not copies
         assert entered.is_contiguous(memory_format=torch.channels_last)
 
@@ -123,20 +129,53 @@ def test_exports_with_dynamic_batch_and_size():
     assert relative_error(program.module()(other), model(other)) < 1e-6
 
 
-def test_gradient_checkpointing_gives_the_same_gradients_with_fewer_saved_activations():
+@pytest.mark.parametrize(("fast", "part"), [(False, 0.5), (True, 0.6)])  # fast blocks keep little as it is
+def test_gradient_checkpointing_gives_the_same_gradients_with_fewer_saved_activations(fast, part):
     x, gradients, saved = torch.randn(2, 3, 64, 64), [], []
     for on in (False, True):
         model = tiny(drop_path=0.3).train()
         model.set_grad_checkpointing(on)
         count = []
         torch.manual_seed(1)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, count=count: count.append(t.numel()) or t, lambda t: t):
-            loss = model(x).square().sum()
-        loss.backward()
+        counting = torch.autograd.graph.saved_tensors_hooks(lambda t, count=count: count.append(t.numel()) or t, lambda t: t)
+        with ops.using(fast):
+            with counting:
+                loss = model(x).square().sum()
+            loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
         saved.append(sum(count))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-    assert saved[1] < saved[0] / 2
+    assert saved[1] < saved[0] * part
+
+
+@pytest.mark.skipif(native.library() is None, reason="no compiled operators here")
+@pytest.mark.parametrize("part", ["dwconv", "norm", "pwconv1", "pwconv2"])
+def test_a_hook_on_a_part_of_a_block_is_called(part):
+    model, seen, x = tiny(), [], torch.randn(2, 3, 64, 64)
+    whole = model(x)
+    model.stages[1][0].get_submodule(part).register_forward_hook(lambda *_: seen.append(part))
+    assert relative_error(model(x), whole) < 1e-5
+    assert seen == [part]
+
+
+@pytest.mark.skipif(native.library() is None, reason="no compiled operators here")
+def test_an_adapter_in_the_place_of_a_layer_is_called():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model, x = tiny(), torch.randn(2, 3, 64, 64)
+    block = model.stages[0][0]
+    with torch.no_grad():
+        before = model(x)
+        adapter = Doubled(*block.pwconv2.weight.shape[::-1])
+        adapter.load_state_dict(block.pwconv2.state_dict())
+        block.pwconv2 = adapter
+        changed = model(x)
+        block.pwconv2 = nn.Linear(*block.pwconv2.weight.shape[::-1])
+        block.pwconv2.load_state_dict({key: 2 * value for key, value in adapter.state_dict().items()})
+        assert relative_error(changed, model(x)) < 1e-5
+    assert relative_error(changed, before) > 1e-3
 
 
 def test_stochastic_depth_rises_linearly_and_keeps_the_mean():

@@ -1,0 +1,143 @@
+"""`convnext.optimize`: the same network for inference on a CPU, several times as fast.
+
+What is done, each of it exact but for rounding: a norm's affine is folded into the layer behind it, the layer scale into the linear
+layer before it; each block becomes one compiled operator that takes slabs of the map through all its layers while they lie in a
+core's cache; freed memory is kept. In bf16 the products are rounded to it, sums and the map that blocks add to stay float32.
+"""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convnext.backbones.convnext import Block, LayerNorm, LayerNorm2d
+from convnext.errors import UsageError, nearest
+from convnext.ops import choice, native
+from convnext.ops.folded import folded_block, folded_norm
+from convnext.ops.memory import keep_memory
+
+PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
+_SLICE_BYTES = 4 << 20  # of hidden values at a time where PyTorch computes them: what a cache holds
+
+
+def optimize(model: nn.Module, precision: str = "bf16", *, compile: bool = False) -> nn.Module:
+    """A copy of a network of any task for inference on the CPU; it is called as the original is, and gives float32.
+
+    ConvNeXt's blocks and patchifying layers become fast ones, alone or under a detector or segmenter; what else there is stays.
+
+    Args:
+        model: on the CPU, in float32.
+        precision: "bf16" or "float32", of the products.
+        compile: pass what is left through torch.compile. The first call takes minutes, later processes find the result on disk.
+
+    Raises UsageError for an unknown precision, a network elsewhere or of another dtype, or one without ConvNeXt's blocks.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision={precision!r} is none{nearest(precision, PRECISIONS)}")
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+            raise UsageError(f"optimize takes a float32 network on the CPU; {name} is {parameter.dtype} on {parameter.device}")
+    if not any(isinstance(module, Block) for module in model.modules()):
+        raise UsageError("this network has no block of ConvNeXt, which is what optimize knows to make faster; see torch.compile")
+    keep_memory()
+    fast = copy.deepcopy(model).eval().requires_grad_(False)
+    _replace(fast, PRECISIONS[precision])
+    return torch.compile(fast) if compile else fast  # type: ignore[return-value]
+
+
+def _replace(module: nn.Module, dtype: torch.dtype) -> None:
+    for name, child in module.named_children():
+        fast = _fast(child, dtype)
+        if fast is None:
+            _replace(child, dtype)
+        else:
+            setattr(module, name, fast)
+
+
+def _fast(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
+    compiled = choice.compiled(dtype)
+    if isinstance(module, Block):
+        return FoldedBlock(module, dtype) if compiled and module.dwconv.kernel_size[0] in native.KERNELS else SlicedBlock(module, dtype)
+    if dtype == torch.float32 or not compiled or not isinstance(module, nn.Sequential) or len(module) != 2:
+        return None
+    first, second = module
+    if isinstance(first, nn.Conv2d) and isinstance(second, LayerNorm2d):
+        return Stem(first, second)
+    if isinstance(first, LayerNorm2d) and isinstance(second, nn.Conv2d):
+        return Downsample(first, second)
+    return None
+
+
+class FoldedBlock(nn.Module):
+    """A block as one compiled operator with packed weights; its products in bf16 tiles or float32."""
+
+    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.eps, bias = block.norm.eps, block.dwconv.bias
+        assert bias is not None
+        linear = block.pwconv1.weight, block.pwconv1.bias, block.pwconv2.weight, block.pwconv2.bias
+        weights = native.packed(*linear, block.gamma, dtype == torch.bfloat16, (block.norm.weight, block.norm.bias))
+        self.hidden = weights.hidden
+        tensors = (native.taps_of(block.dwconv.weight), bias.detach().clone(), *weights[:4])
+        for name, tensor in zip(("taps", "bias", "first", "first_bias", "second", "second_bias"), tensors, strict=True):
+            self.register_buffer(name, tensor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return folded_block(x, self.taps, self.bias, self.eps, self.first, self.first_bias, self.second, self.second_bias, self.hidden)
+
+
+class SlicedBlock(nn.Module):
+    """A block in plain PyTorch, folded, its MLP on some rows of the map at a time."""
+
+    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dwconv, self.eps = block.dwconv.to(dtype), block.norm.eps
+        first, second, gamma = block.pwconv1, block.pwconv2, block.gamma
+        with torch.no_grad():
+            first.bias.add_(first.weight @ block.norm.bias)
+            first.weight.mul_(block.norm.weight)
+            if gamma is not None:
+                second.bias.mul_(gamma)
+                second.weight.mul_(gamma.unsqueeze(1))
+        self.first, self.second = first.to(dtype), second.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        width, weight = x.shape[1], self.first.weight
+        y = self.dwconv(x.to(weight.dtype)).permute(0, 2, 3, 1)
+        y = F.layer_norm(y, (width,), eps=self.eps)
+        rows = y.reshape(-1, width)
+        step = max(1, _SLICE_BYTES // (weight.shape[0] * weight.element_size()))
+        parts = [self.second(F.gelu(self.first(part))) for part in torch.split(rows, step)]
+        return x + torch.cat(parts).view(y.shape).permute(0, 3, 1, 2)
+
+
+class Stem(nn.Module):
+    """The patchifying convolution in bf16, and the norm behind it."""
+
+    def __init__(self, conv: nn.Conv2d, norm: LayerNorm) -> None:
+        super().__init__()
+        self.conv, self.norm = conv.bfloat16().to(memory_format=torch.channels_last), norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x.to(torch.bfloat16, memory_format=torch.channels_last))
+        return folded_norm(y, self.norm.weight, self.norm.bias, self.norm.eps, torch.float32)
+
+
+class Downsample(nn.Module):
+    """A norm and the convolution behind it, which has the norm's affine in its weights, in bf16."""
+
+    def __init__(self, norm: LayerNorm, conv: nn.Conv2d) -> None:
+        super().__init__()
+        assert conv.bias is not None
+        with torch.no_grad():
+            conv.bias.add_((conv.weight.sum((-2, -1)) * norm.bias).sum(1))
+            conv.weight.mul_(norm.weight.view(1, -1, 1, 1))
+        self.conv, self.eps = conv.bfloat16().to(memory_format=torch.channels_last), norm.eps
+        self.register_buffer("ones", torch.ones_like(norm.weight))
+        self.register_buffer("zeros", torch.zeros_like(norm.bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Any = folded_norm(x, self.ones, self.zeros, self.eps, torch.bfloat16)
+        return self.conv(y).float()

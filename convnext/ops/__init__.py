@@ -1,0 +1,12 @@
+"""Fast operators, each beside its plain PyTorch reference, chosen automatically; `using(False)` or CONVNEXT_OPS=off turns all off."""
+
+from convnext.ops.block import Parameters, block
+from convnext.ops.block import pays as block_pays
+from convnext.ops.block import takes as takes_block
+from convnext.ops.choice import status, using
+from convnext.ops.depthwise import depthwise_conv
+from convnext.ops.memory import keep_memory
+from convnext.ops.mlp import mlp
+from convnext.ops.norm import layer_norm
+
+__all__ = ["Parameters", "block", "block_pays", "depthwise_conv", "keep_memory", "layer_norm", "mlp", "status", "takes_block", "using"]

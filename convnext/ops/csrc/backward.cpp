@@ -1,0 +1,171 @@
+// The backward pass of the MLP, slab by slab. Hidden values are computed again, 32 columns of them at a time, and meet everything they are
+// needed for while they lie in a core's cache; of the hidden width only dz, the gradient before GELU, is held for a slab.
+//   z = y W1ᵀ + b1    dh = d (γ W2)    dz = dh GELU'(z)    dy = dz W1    dW1 = dzᵀ y    dW2 = dᵀ GELU(z)
+// where d is the gradient of the result times keep. dW2 is that of the branch without its scale γ.
+// In the whole block y is the norm's result, computed again from the convolution's, and the gradient goes on through the norm.
+#include "norm.h"
+#include "slab.h"
+
+struct Source {  // of y: the map itself, or what the norm (the rest, else null) makes of it
+    const void *map;
+    const float *means, *scales, *weight, *bias;
+};
+
+struct Packed {  // W1 (hidden, width), (γ W2)ᵀ (hidden, width) and W1ᵀ (width, hidden)
+    const void *first, *second, *first_transposed;
+    const float *first_bias;
+};
+
+struct Sums {  // of one thread: (width, hidden) twice, (hidden), (width) three times, all padded to 32
+    float *dw1_transposed, *dw2, *db1, *db2, *dweight, *dbias;
+    Sums(float *memory, int64_t width, int64_t hidden)
+        : dw1_transposed(memory), dw2(memory + width * hidden), db1(memory + 2 * width * hidden), db2(db1 + hidden),
+          dweight(db2 + width), dbias(dweight + width) {}
+    static int64_t size(int64_t width, int64_t hidden) { return 2 * width * hidden + hidden + 3 * width; }
+};
+
+template <class P> struct Buffers {
+    typedef typename P::Value Value;
+    Value *y, *d, *y_transposed, *d_transposed, *dz, *hidden_panel, *dz_panel;
+    float *z_panel;
+    int64_t y_stride, t_stride, dz_stride;
+
+    bool take(int64_t rows, int64_t width, int64_t hidden) {  // all multiples of 32
+        y_stride = width, t_stride = rows + 32, dz_stride = hidden + 32;
+        const int64_t sizes[] = {rows * y_stride, rows * y_stride, width * t_stride, width * t_stride, rows * dz_stride, rows * 32, rows * 32};
+        Value **buffers[] = {&y, &d, &y_transposed, &d_transposed, &dz, &hidden_panel, &dz_panel};
+        int64_t total = rows * 32 * sizeof(float);
+        for (int64_t size : sizes) total += size * sizeof(Value);
+        char *memory = (char *)workspace(total);
+        if (!memory) return false;
+        for (int i = 0; i < 7; i++) *buffers[i] = (Value *)memory, memory += sizes[i] * sizeof(Value);
+        z_panel = (float *)memory;
+        return true;
+    }
+};
+
+// Rows of y and of the result's gradient into a slab, and the second bias's gradient.
+template <class P, int Y_DTYPE, int DTYPE>
+static void read_slab(const Buffers<P> &b, const Source &y, const void *dout, const float *keep, int64_t positions, int64_t first,
+                      int64_t count, int64_t padded, int64_t channels, float *db2) {
+    for (int64_t row = 0; row < padded; row++) {
+        const void *from_y = at(y.map, (first + row) * channels, Y_DTYPE), *from_d = at(dout, (first + row) * channels, DTYPE);
+        const float factor = keep && row < count ? keep[(first + row) / positions] : 1;
+        for (int64_t c = 0; c < b.y_stride; c += LANES) {
+            const int lanes = row < count ? (int)most(0, least(LANES, channels - c)) : 0;
+            const f32x16 d = load(at(from_d, c, DTYPE), DTYPE, lanes) * factor;
+            f32x16 value = load(at(from_y, c, Y_DTYPE), Y_DTYPE, lanes);
+            if (y.means && lanes)
+                value = (value - y.means[first + row]) * y.scales[first + row] * load(y.weight + c, FLOAT32, lanes) +
+                        load(y.bias + c, FLOAT32, lanes);
+            store(b.y + row * b.y_stride + c, value, P::DTYPE, LANES);
+            store(b.d + row * b.y_stride + c, d, P::DTYPE, LANES);
+            store(db2 + c, load(db2 + c, FLOAT32, LANES) + d, FLOAT32, LANES);
+        }
+    }
+    for (int64_t c = 0; c < b.y_stride; c += LANES) {
+        P::transpose(b.y + c, b.y_stride, padded, b.y_transposed + c * b.t_stride, b.t_stride);
+        P::transpose(b.d + c, b.y_stride, padded, b.d_transposed + c * b.t_stride, b.t_stride);
+    }
+}
+
+// 32 hidden columns of a slab: their dz, and what they add to the weights' gradients.
+template <class P>
+static void hidden_columns(const Buffers<P> &b, const Packed &w, typename P::Scratch &scratch, int64_t n, int64_t padded, int64_t width,
+                           int64_t hidden, Sums &sums, bool begin) {
+    typedef typename P::Value Value;
+    P::multiply(b.y, b.y_stride, padded, (const Value *)w.first + n * width, width, 32, w.first_bias + n, scratch,
+                [&](int64_t row, int64_t, f32x16 left, f32x16 right) __attribute__((always_inline)) {
+                    Float32::store32(b.z_panel + row * 32, left, right);
+                });
+    typename P::Writer of_hidden = {b.hidden_panel}, of_dz = {b.dz_panel};
+    f32x16 left_sum = load(sums.db1 + n, FLOAT32, LANES), right_sum = load(sums.db1 + n + LANES, FLOAT32, LANES);
+    P::multiply(b.d, b.y_stride, padded, (const Value *)w.second + n * width, width, 32, nullptr, scratch,
+                [&](int64_t row, int64_t, f32x16 left, f32x16 right) __attribute__((always_inline)) {
+                    const float *z = b.z_panel + row * 32;
+                    const f32x16 z_left = load(z, FLOAT32, LANES), z_right = load(z + LANES, FLOAT32, LANES);
+                    left *= P::slope(z_left), right *= P::slope(z_right);
+                    left_sum += left, right_sum += right;
+                    of_hidden.put(row, P::activation(z_left), P::activation(z_right));
+                    of_dz.put(row, left, right);
+                    P::store32(b.dz + row * b.dz_stride + n, left, right);
+                });
+    Float32::store32(sums.db1 + n, left_sum, right_sum);
+    const auto add_to = [&](float *gradient) {
+        return [=](int64_t row, int64_t, f32x16 left, f32x16 right) __attribute__((always_inline)) {
+            float *to = gradient + row * hidden + n;
+            if (!begin) left += load(to, FLOAT32, LANES), right += load(to + LANES, FLOAT32, LANES);
+            Float32::store32(to, left, right);
+        };
+    };
+    P::multiply(b.y_transposed, b.t_stride, width, b.dz_panel, padded, 32, nullptr, scratch, add_to(sums.dw1_transposed));
+    P::multiply(b.d_transposed, b.t_stride, width, b.hidden_panel, padded, 32, nullptr, scratch, add_to(sums.dw2));
+}
+
+template <class P, int Y_DTYPE, int DTYPE>
+static int backward(const Source &y, const void *dout, const Packed &w, const float *keep, void *dy, float *all_sums, int64_t rows,
+                    int64_t positions, int64_t channels, int64_t hidden_channels) {
+    typedef typename P::Value Value;
+    const int64_t width = (channels + 31) / 32 * 32, hidden = (hidden_channels + 31) / 32 * 32;
+    const int64_t slabs = slabs_of(rows, most(256, SLAB_BYTES / ((4 * width + hidden) * (int64_t)sizeof(Value))));
+    int failed = 0;
+#pragma omp parallel reduction(| : failed)
+    {
+        typename P::Scratch scratch;
+        P::begin();
+        const int64_t size = Sums::size(width, hidden);
+        Sums sums(all_sums + omp_get_thread_num() * size, width, hidden);
+        memset(sums.db1, 0, (size - 2 * width * hidden) * sizeof(float));
+        bool begin = true;  // the large sums are not cleared: a thread's first slab begins them
+#pragma omp for schedule(static)
+        for (int64_t s = 0; s < slabs; s++) {
+            const int64_t first = rows * s / slabs, count = rows * (s + 1) / slabs - first, padded = (count + 31) / 32 * 32;
+            Buffers<P> b;
+            if (!b.take(padded, width, hidden)) { failed = 1; continue; }
+            read_slab<P, Y_DTYPE, DTYPE>(b, y, dout, keep, positions, first, count, padded, channels, sums.db2);
+            for (int64_t n = 0; n < hidden; n += 32) hidden_columns(b, w, scratch, n, padded, width, hidden, sums, begin);
+            begin = false;
+            // Of y where it was given; d is not needed any more, and holds it where the norm follows.
+            const bool normed = y.means;
+            P::multiply(b.dz, b.dz_stride, count, (const Value *)w.first_transposed, hidden, width, nullptr, scratch,
+                        [&](int64_t row, int64_t column, f32x16 left, f32x16 right) __attribute__((always_inline)) {
+                            if (normed) return P::store32(b.d + row * b.y_stride + column, left, right);
+                            void *to = at(dy, (first + row) * channels + column, Y_DTYPE);
+                            store(to, left, Y_DTYPE, (int)least(LANES, channels - column));
+                            store(at(to, LANES, Y_DTYPE), right, Y_DTYPE, (int)most(0, least(LANES, channels - column - LANES)));
+                        });
+            for (int64_t row = 0; normed && row < count; row++) {
+                const int64_t place = (first + row) * channels;
+                backward_row<Y_DTYPE, P::DTYPE>(at(y.map, place, Y_DTYPE), b.d + row * b.y_stride, y.weight, y.means[first + row],
+                                                y.scales[first + row], at(dy, place, Y_DTYPE), sums.dweight, sums.dbias, channels);
+            }
+        }
+        if (begin) memset(sums.dw1_transposed, 0, 2 * width * hidden * sizeof(float));
+        P::end();
+    }
+    return failed;
+}
+
+// How many floats mlp_backward wants as `sums`; the gradients then begin it: dW1ᵀ (width, hidden), dW2 (width, hidden), db1 (hidden),
+// db2 (width), and of the norm's weight and bias (width), widths padded to 32.
+extern "C" int64_t mlp_backward_sums(int64_t channels, int64_t hidden) {
+    return omp_get_max_threads() * Sums::size((channels + 31) / 32 * 32, (hidden + 31) / 32 * 32);
+}
+
+// Return 0, or 1 where memory ran out. dy has y's dtype. means to bias: of the norm before y, or null.
+extern "C" int mlp_backward(const void *y, const float *means, const float *scales, const float *weight, const float *bias,
+                            const void *dout, const void *first, const float *first_bias, const void *second, const void *first_transposed,
+                            const float *keep, void *dy, float *sums, int dtype, int64_t rows, int64_t positions,
+                            int64_t channels, int64_t hidden, int tiles) {
+    const Packed w = {first, second, first_transposed, first_bias};
+    auto run = !tiles              ? backward<Float32, FLOAT32, FLOAT32>
+               : dtype == FLOAT32 ? backward<Tiles, BFLOAT16, FLOAT32>
+                                   : backward<Tiles, BFLOAT16, BFLOAT16>;
+    const int failed = run({y, means, scales, weight, bias}, dout, w, keep, dy, sums, rows, positions, channels, hidden);
+    const int64_t size = Sums::size((channels + 31) / 32 * 32, (hidden + 31) / 32 * 32), threads = omp_get_max_threads();
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < size; i += LANES)  // in the order of the threads, whichever was done first
+        for (int64_t thread = 1; thread < threads; thread++)
+            store(sums + i, load(sums + i, FLOAT32, LANES) + load(sums + thread * size + i, FLOAT32, LANES), FLOAT32, LANES);
+    return failed;
+}

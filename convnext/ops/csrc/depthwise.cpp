@@ -1,0 +1,133 @@
+// Depthwise convolution with stride 1 and 'same' padding on NHWC maps: forward and weight gradient. The input gradient is the forward
+// with the kernel turned by 180 degrees. A map is (N, H, W, C) without gaps; weights come as float32 [K][K][C], so that 16 channels
+// of one tap are one load.
+#include "depthwise.h"
+
+#include <stdlib.h>
+
+// Taps of the gradient that stay in registers together: whole rows of the kernel.
+template <int K> constexpr int rows_at_once() { return K <= 3 ? K : K <= 5 ? 3 : K <= 7 ? 4 : 2; }
+
+// 16 channels of one image's gradient, from maps that were made float32 and padded: in is [H + K - 1][W + K - 1][16], out [H][W][16].
+template <int K, int ROWS>
+static void taps_gradient(const float *in, const float *out, float *sums, int64_t height, int64_t width, int first) {
+    f32x16 total[ROWS][K];
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 11
+        for (int k = 0; k < K; k++) total[r][k] = load(sums + ((first + r) * K + k) * LANES, FLOAT32, LANES);
+    for (int64_t h = 0; h < height; h++) {
+        const float *above = in + (h + first) * (width + K - 1) * LANES;
+        const float *here = out + h * width * LANES;
+        for (int64_t w = 0; w < width; w++) {
+            const f32x16 gradient = load(here + w * LANES, FLOAT32, LANES);
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 11
+                for (int k = 0; k < K; k++)
+                    total[r][k] += gradient * load(above + (r * (width + K - 1) + w + k) * LANES, FLOAT32, LANES);
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 11
+        for (int k = 0; k < K; k++) store(sums + ((first + r) * K + k) * LANES, total[r][k], FLOAT32, LANES);
+}
+
+template <int K, int FIRST>
+static void all_taps(const float *in, const float *out, float *sums, int64_t height, int64_t width) {
+    if constexpr (FIRST < K) {
+        constexpr int rows = rows_at_once<K>() < K - FIRST ? rows_at_once<K>() : K - FIRST;
+        taps_gradient<K, rows>(in, out, sums, height, width, FIRST);
+        all_taps<K, FIRST + rows>(in, out, sums, height, width);
+    }
+}
+
+// Some rows at a time, so that what is read K times stays in the first cache.
+static int64_t band_of(int64_t height, int64_t width, int64_t kernel) {
+    const int64_t rows = 36 * 1024 / ((2 * width + kernel - 1) * LANES * 4) - kernel / 2;
+    return most(1, least(rows, height));
+}
+
+// Each thread owns its 16 channels: no two add to one sum, and the order is the same for any number of threads.
+template <int DTYPE, int DY_DTYPE, int K>
+static int weight_gradient(const void *x, const void *dy, float *dweight, float *dbias, int64_t n, int64_t height, int64_t width,
+                           int64_t channels) {
+    const int64_t blocks = (channels + LANES - 1) / LANES, padded = width + K - 1, band = band_of(height, width, K);
+    int failed = 0;
+#pragma omp parallel for schedule(dynamic) reduction(| : failed)
+    for (int64_t block = 0; block < blocks; block++) {
+        const int64_t c = first_of(block * LANES, channels), again = block * LANES - c;
+        const int count = (int)least(LANES, channels);
+        float *in = (float *)aligned_alloc(64, ((band + K - 1) * padded + band * width) * LANES * sizeof(float));
+        if (!in) { failed = 1; continue; }
+        float *out = in + (band + K - 1) * padded * LANES;
+        alignas(64) float sums[K * K * LANES] = {};
+        f32x16 bias_sum = broadcast(0);
+        for (int64_t image = 0; image < n; image++)
+            for (int64_t top = 0; top < height; top += band) {
+                const int64_t rows = least(band, height - top);
+                for (int64_t r = 0; r < rows + K - 1; r++) {
+                    const int64_t h = top + r - K / 2;
+                    float *to = in + r * padded * LANES;
+                    if (h < 0 || h >= height) { memset(to, 0, padded * LANES * sizeof(float)); continue; }
+                    memset(to, 0, K / 2 * LANES * sizeof(float));
+                    memset(to + (K / 2 + width) * LANES, 0, K / 2 * LANES * sizeof(float));
+                    const void *from = at(x, ((image * height + h) * width) * channels + c, DTYPE);
+                    for (int64_t w = 0; w < width; w++)
+                        store(to + (K / 2 + w) * LANES, load(at(from, w * channels, DTYPE), DTYPE, count), FLOAT32, LANES);
+                }
+                const void *from = at(dy, ((image * height + top) * width) * channels + c, DY_DTYPE);
+                for (int64_t i = 0; i < rows * width; i++) {
+                    const f32x16 gradient = load(at(from, i * channels, DY_DTYPE), DY_DTYPE, count);
+                    bias_sum += gradient;
+                    store(out + i * LANES, gradient, FLOAT32, LANES);
+                }
+                all_taps<K, 0>(in, out, sums, rows, width);
+            }
+        const size_t own = (count - again) * sizeof(float);
+        for (int tap = 0; tap < K * K; tap++) memcpy(dweight + tap * channels + c + again, sums + tap * LANES + again, own);
+        memcpy(dbias + c + again, (float *)&bias_sum + again, own);
+        free(in);
+    }
+    return failed;
+}
+
+typedef int WeightGradient(const void *, const void *, float *, float *, int64_t, int64_t, int64_t, int64_t);
+
+template <int DTYPE, int DY_DTYPE> static WeightGradient *weight_gradient_of(int64_t kernel) {
+    switch (kernel) {
+        case 3: return weight_gradient<DTYPE, DY_DTYPE, 3>;
+        case 5: return weight_gradient<DTYPE, DY_DTYPE, 5>;
+        case 7: return weight_gradient<DTYPE, DY_DTYPE, 7>;
+        case 9: return weight_gradient<DTYPE, DY_DTYPE, 9>;
+        case 11: return weight_gradient<DTYPE, DY_DTYPE, 11>;
+    }
+    return nullptr;
+}
+
+// y = convolution + bias, or convolution + add; both may be null. x float32 gives y float32, x bf16 either. Return 0, or 1 for a kernel
+// size that there is none of, or where memory ran out.
+extern "C" int depthwise_forward(const void *x, const float *weight, const float *bias, const void *add, void *y, int dtype, int y_dtype,
+                                 int64_t n, int64_t height, int64_t width, int64_t channels, int64_t kernel) {
+    DepthwiseRow *run = dtype == FLOAT32     ? depthwise_row_of<FLOAT32, FLOAT32>(kernel)
+                        : y_dtype == FLOAT32 ? depthwise_row_of<BFLOAT16, FLOAT32>(kernel)
+                                             : depthwise_row_of<BFLOAT16, BFLOAT16>(kernel);
+    if (!run) return 1;
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < n * height; row++) {
+        const int64_t place = row * width * channels;
+        const Image image = {at(x, row / height * height * width * channels, dtype), height, width, channels};
+        run(image, weight, bias, add ? at(add, place, y_dtype) : nullptr, at(y, place, y_dtype), row % height, channels);
+    }
+    return 0;
+}
+
+// x and dy of one dtype, or x float32 and dy bf16.
+extern "C" int depthwise_weight_gradient(const void *x, const void *dy, float *dweight, float *dbias, int dtype, int dy_dtype, int64_t n,
+                                         int64_t height, int64_t width, int64_t channels, int64_t kernel) {
+    WeightGradient *run = dtype == BFLOAT16    ? weight_gradient_of<BFLOAT16, BFLOAT16>(kernel)
+                          : dy_dtype == FLOAT32 ? weight_gradient_of<FLOAT32, FLOAT32>(kernel)
+                                                : weight_gradient_of<FLOAT32, BFLOAT16>(kernel);
+    return run ? run(x, dy, dweight, dbias, n, height, width, channels) : 1;
+}

@@ -1,0 +1,68 @@
+// Products of float32 matrices for one thread, on vector units: rows (M, K) times a packed matrix, 32 columns of it at a time.
+#pragma once
+#include "gelu.h"
+#include "transpose.h"
+
+struct Float32 {
+    typedef float Value;
+    static constexpr int DTYPE = FLOAT32;
+    static constexpr int64_t PAD = 1;  // rows, of which there may be any number
+    struct Scratch {};
+
+    static bool supported() { return true; }
+    static void begin() {}
+    static void end() {}
+    static f32x16 activation(f32x16 x) { return gelu(x); }
+    static f32x16 slope(f32x16 x) { return gelu_slope(x); }
+    static void store32(float *to, f32x16 left, f32x16 right) { store(to, left, FLOAT32, LANES), store(to + LANES, right, FLOAT32, LANES); }
+
+    // A packed matrix (K, N), K and N multiples of 32, is [N / 32][K][32]. A writer gets row k of 32 columns, rows in order from 0.
+    struct Writer {
+        float *panel;
+        __attribute__((always_inline)) void put(int64_t k, f32x16 left, f32x16 right) const { store32(panel + k * 32, left, right); }
+    };
+
+    // 16 columns of a (rows, stride) become 16 rows of t (16, t_stride); rows is a multiple of 32.
+    static void transpose(const float *a, int64_t stride, int64_t rows, float *t, int64_t t_stride) {
+        for (int64_t row = 0; row < rows; row += 16) {
+            u32x16 words[16];
+            for (int i = 0; i < 16; i++) words[i] = (u32x16)load(a + (row + i) * stride, FLOAT32, LANES);
+            transpose16(words);
+            for (int i = 0; i < 16; i++) store(t + i * t_stride + row, (f32x16)words[i], FLOAT32, LANES);
+        }
+    }
+
+    template <int ROWS, class Take>
+    static void tile(const float *a, int64_t lda, const float *b, int64_t depth, const float *bias, int64_t row, int64_t column, Take &take) {
+        f32x16 sums[ROWS][2];
+#pragma GCC unroll 12
+        for (int r = 0; r < ROWS; r++) {
+            sums[r][0] = bias ? load(bias, FLOAT32, LANES) : broadcast(0);
+            sums[r][1] = bias ? load(bias + LANES, FLOAT32, LANES) : broadcast(0);
+        }
+        for (int64_t k = 0; k < depth; k++) {
+            const f32x16 left = load(b + k * 32, FLOAT32, LANES), right = load(b + k * 32 + LANES, FLOAT32, LANES);
+#pragma GCC unroll 12
+            for (int r = 0; r < ROWS; r++) {
+                const f32x16 value = broadcast(a[r * lda + k]);
+                sums[r][0] += value * left;
+                sums[r][1] += value * right;
+            }
+        }
+#pragma GCC unroll 12
+        for (int r = 0; r < ROWS; r++) take(row + r, column, sums[r][0], sums[r][1]);
+    }
+
+    // a (rows, depth) with lda times b, plus bias where there is one; take(row, column, left, right) gets each row's sums of 32 columns.
+    template <class Take>
+    static void multiply(const float *a, int64_t lda, int64_t rows, const float *b, int64_t depth, int64_t columns, const float *bias,
+                         Scratch &, Take take) {
+        for (int64_t n = 0; n < columns; n += 32) {
+            const float *panel = b + n * depth, *of_n = bias ? bias + n : nullptr;
+            int64_t m = 0;
+            for (; m + 12 <= rows; m += 12) tile<12>(a + m * lda, lda, panel, depth, of_n, m, n, take);
+            for (; m + 4 <= rows; m += 4) tile<4>(a + m * lda, lda, panel, depth, of_n, m, n, take);
+            for (; m < rows; m++) tile<1>(a + m * lda, lda, panel, depth, of_n, m, n, take);
+        }
+    }
+};

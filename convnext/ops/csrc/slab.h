@@ -1,0 +1,43 @@
+// What the forward and the backward pass share: weights, the memory of a thread, how rows are shared out, and which products there are.
+#pragma once
+#include "products_amx.h"
+#include "products_f32.h"
+
+#include <omp.h>
+#include <sys/mman.h>
+
+#define SLAB_BYTES (3 << 19)  // of a slab's values: what a second-level cache of 2 MB holds beside weights
+
+struct Weights {  // packed; widths and biases padded by zeros to multiples of 32
+    const void *first, *second;
+    const float *first_bias, *second_bias;
+    int64_t width, hidden;
+    int64_t padded_width() const { return (width + 31) / 32 * 32; }
+    int64_t padded_hidden() const { return (hidden + 31) / 32 * 32; }
+};
+
+// Memory of a thread that stays from call to call: fresh memory costs a page fault every 4 KB.
+static void *workspace(size_t bytes) {
+    static thread_local void *memory = nullptr;
+    static thread_local size_t size = 0;
+    if (bytes > size) {
+        free(memory);
+        size = (bytes + (2 << 20) - 1) / (2 << 20) * (2 << 20);
+        memory = aligned_alloc(2 << 20, size);
+        if (!memory) { size = 0; return nullptr; }
+        madvise(memory, size, MADV_HUGEPAGE);
+    }
+    return memory;
+}
+
+// Slabs of about equal size, as many for each thread.
+static int64_t slabs_of(int64_t rows, int64_t each) {
+    const int64_t threads = omp_get_max_threads();
+    return least(rows, (((rows + each - 1) / each + threads - 1) / threads) * threads);
+}
+
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+typedef Amx Tiles;
+#else
+typedef Float32 Tiles;  // never asked for: has_tiles() is 0
+#endif

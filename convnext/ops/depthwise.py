@@ -1,0 +1,78 @@
+"""Depthwise convolution with stride 1 and 'same' padding on maps that lie in memory as NHWC."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convnext.ops import native
+from convnext.ops.choice import fast, lowered
+
+
+def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Plain PyTorch: x (N, C, H, W), weight (C, 1, K, K) with K odd, bias (C,)."""
+    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+
+
+def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As `reference`, by the compiled operator where there is one for these tensors: kernels 3 to 11, float32 or bf16."""
+    if weight.shape[-1] in native.KERNELS and fast(x, weight, bias):
+        return _forward(x.to(lowered(x)), weight, bias)
+    return reference(x, weight, bias)
+
+
+@torch.library.custom_op("convnext::depthwise_conv", mutates_args=())
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return native.depthwise_forward(x, weight, bias)
+
+
+@torch.library.custom_op("convnext::depthwise_input_gradient", mutates_args=())
+def _input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
+    return native.depthwise_forward(dy, weight.flip(-2, -1), None)
+
+
+@torch.library.custom_op("convnext::depthwise_weight_gradient", mutates_args=())
+def _weight_gradient(x: Tensor, dy: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
+    return native.depthwise_weight_gradient(x, dy, kernel)
+
+
+def like(x: Tensor) -> Tensor:
+    """An empty map of x's shape that lies in memory as NHWC."""
+    return torch.empty_like(x.permute(0, 2, 3, 1), memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+
+
+@_forward.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return like(x)
+
+
+@_input_gradient.register_fake
+def _(dy: Tensor, weight: Tensor) -> Tensor:
+    return like(dy)
+
+
+@_weight_gradient.register_fake
+def _(x: Tensor, dy: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
+    channels = x.shape[1]
+    return x.new_empty(channels, 1, kernel, kernel, dtype=torch.float32), x.new_empty(channels, dtype=torch.float32)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, weight, bias = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    dx = dweight = dbias = None
+    if ctx.needs_input_grad[0]:
+        dx = _input_gradient(dy, weight)
+    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+        dweight, dbias = _weight_gradient(x, dy, weight.shape[-1])
+        dweight, dbias = dweight.to(weight.dtype), None if ctx.bias_dtype is None else dbias.to(ctx.bias_dtype)
+    return dx, dweight, dbias
+
+
+_forward.register_autograd(_backward, setup_context=_save)

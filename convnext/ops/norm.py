@@ -1,0 +1,61 @@
+"""LayerNorm over the last dimension."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convnext.ops import native
+from convnext.ops.choice import fast
+
+
+def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Plain PyTorch: x (…, C), weight and bias (C,)."""
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """As `reference`, by the compiled operator where there is one for these tensors; the result has x's dtype, under autocast too."""
+    if fast(x, weight, bias):
+        return _forward(x, weight, bias, eps)[0]
+    return reference(x, weight, bias, eps)
+
+
+@torch.library.custom_op("convnext::layer_norm", mutates_args=())
+def _forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    return native.norm_forward(x, weight, bias, eps)
+
+
+@torch.library.custom_op("convnext::layer_norm_backward", mutates_args=())
+def _gradients(x: Tensor, dy: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return native.norm_backward(x, dy, weight, mean, scale)
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@_forward.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(x), x.new_empty(x.shape[:-1], dtype=torch.float32), x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
+@_gradients.register_fake
+def _(x: Tensor, dy: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(x), x.new_empty(x.shape[-1], dtype=torch.float32), x.new_empty(x.shape[-1], dtype=torch.float32)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, weight, bias, _ = inputs
+    ctx.save_for_backward(x, weight, *output[1:])
+    ctx.bias_dtype = bias.dtype
+
+
+def _backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, mean, scale = ctx.saved_tensors
+    dx, dweight, dbias = _gradients(x, dy, weight, mean, scale)
+    return dx, dweight.to(weight.dtype), dbias.to(ctx.bias_dtype), None
+
+
+_forward.register_autograd(_backward, setup_context=_save)

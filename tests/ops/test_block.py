@@ -1,0 +1,137 @@
+"""The block and its MLP against plain PyTorch in float64, forward and all gradients, over random shapes, kernels and dtypes."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convnext.ops import Parameters, block, mlp, native, using
+from convnext.ops.block import reference, takes
+from convnext.ops.mlp import reference as mlp_reference
+
+needs_compiler = pytest.mark.skipif(native.library() is None, reason=f"no compiled operators here: {native.reason()}")
+needs_tiles = pytest.mark.skipif(not native.has_tiles(), reason="this CPU has no AMX")
+# Relative to the largest value. bf16's gradients are sums of rounded products over the whole map.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
+GRADIENT = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+
+
+def relative(found, wanted):
+    return ((found.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6)).item()
+
+
+def parameters(channels, kernel, seed, *, scaled=True, hidden=None):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = hidden or 4 * channels
+
+    def drawn(*shape, scale=1.0, shift=0.0):
+        return (torch.randn(shape, generator=generator) * scale + shift).requires_grad_()
+
+    return Parameters(
+        drawn(channels, 1, kernel, kernel, scale=1 / kernel),
+        drawn(channels, scale=0.1),
+        drawn(channels, scale=0.3, shift=1.0),
+        drawn(channels, scale=0.1),
+        drawn(hidden, channels, scale=channels**-0.5),
+        drawn(hidden, scale=0.1),
+        drawn(channels, hidden, scale=hidden**-0.5),
+        drawn(channels, scale=0.1),
+        drawn(channels, scale=0.3, shift=1.0) if scaled else None,
+    )
+
+
+def wide(tensors):
+    return [None if tensor is None else tensor.detach().double().requires_grad_() for tensor in tensors]
+
+
+def check(found_y, found, wanted_y, wanted, dtype):
+    assert relative(found_y, wanted_y) < TOLERANCE[dtype]
+    for i, (gradient, expected) in enumerate(zip(found, wanted, strict=True)):
+        assert relative(gradient, expected) < GRADIENT[dtype], i
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_tiles)])
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(8, 70), st.integers(1, 12), st.integers(1, 18)),
+    kernel=st.sampled_from(native.KERNELS),
+    scaled=st.booleans(),
+    dropped=st.booleans(),
+    seed=st.integers(0, 2**30),
+)
+def test_block_and_its_gradients(dtype, shape, kernel, scaled, dropped, seed):
+    held = parameters(shape[1], kernel, seed, scaled=scaled)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    keep = torch.tensor([0.0, 1.25, 1.25])[: shape[0]] if dropped else None
+    inputs = [x, *(parameter for parameter in held if parameter is not None)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        assert takes(x, held)
+        y = block(x, held, 1e-6, keep)
+    assert y.dtype == torch.float32
+    towards = torch.randn(shape)
+    found = torch.autograd.grad(y, inputs, towards)
+    wide_x, *wide_held = wide([x, *held])
+    wanted_y = reference(wide_x, Parameters(*wide_held), 1e-6, None if keep is None else keep.double())
+    wanted = torch.autograd.grad(wanted_y, [wide_x, *(parameter for parameter in wide_held if parameter is not None)], towards.double())
+    if dropped and shape[0] == 1:
+        return check(y, found[:1], wanted_y, wanted[:1], dtype)  # all is dropped: the parameters' gradients are 0
+    return check(y, found, wanted_y, wanted, dtype)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_tiles)])
+@pytest.mark.parametrize("size", [(2, 7, 5), (3, 16, 9), (1, 1, 1), (2, 40, 30)])
+@pytest.mark.parametrize(("channels", "hidden"), [(24, 96), (48, 100), (5, 7), (64, 256)])
+def test_mlp_and_its_gradients(dtype, size, channels, hidden):
+    *_, w1, b1, w2, b2, gamma = parameters(channels, 3, 0, hidden=hidden)
+    y, shortcut = torch.randn(*size, channels, requires_grad=True), torch.randn(*size, channels, requires_grad=True)
+    keep = torch.rand(size[0]) + 0.5
+    inputs = [y, shortcut, w1, b1, w2, b2, gamma]
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        out = mlp(*inputs, keep)
+    towards = torch.randn(out.shape)
+    found = torch.autograd.grad(out, inputs, towards)
+    held = wide(inputs)
+    wanted_out = mlp_reference(*held, keep.double())
+    check(out, found, wanted_out, torch.autograd.grad(wanted_out, held, towards.double()), dtype)
+
+
+@needs_tiles
+def test_a_network_of_bf16_stays_bf16():
+    held = Parameters(*(None if part is None else part.detach().bfloat16() for part in parameters(32, 7, 0)))
+    x = torch.randn(2, 32, 9, 9).bfloat16()
+    y = block(x, held, 1e-6, None)
+    assert y.dtype == torch.bfloat16
+    assert relative(y, reference(*wide([x]), Parameters(*wide(held)), 1e-6, None).detach()) < 1e-2
+
+
+@needs_compiler
+def test_a_second_derivative_is_refused_and_not_wrong():
+    held = parameters(16, 3, 0)
+    x = torch.randn(1, 16, 4, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(block(x, held, 1e-6, None).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(gradient.sum(), x)
+    with using(False):
+        (gradient,) = torch.autograd.grad(block(x, held, 1e-6, None).square().sum(), x, create_graph=True)
+        assert torch.autograd.grad(gradient.sum(), x)[0].isfinite().all()
+
+
+@needs_compiler
+def test_nan_stays_in_its_picture():
+    held, x = parameters(32, 7, 0), torch.randn(3, 32, 8, 8)
+    x[1, 3, 2, 2] = torch.nan
+    clean = block(torch.where(x.isnan(), 0, x), held, 1e-6, None)
+    y = block(x, held, 1e-6, None)
+    assert y[1].isnan().any()
+    assert torch.equal(y[[0, 2]], clean[[0, 2]])
+
+
+@needs_compiler
+def test_opcheck():
+    held, x = parameters(16, 3, 0), torch.randn(2, 16, 5, 6, requires_grad=True)
+    torch.library.opcheck(torch.ops.convnext.block.default, (x, *held, None, 1e-6, False, True))
+    *_, w1, b1, w2, b2, gamma = held
+    y = torch.randn(2, 3, 4, 16, requires_grad=True)
+    torch.library.opcheck(torch.ops.convnext.mlp.default, (y, y.detach(), w1, b1, w2, b2, gamma, None))
