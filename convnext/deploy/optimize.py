@@ -6,7 +6,6 @@ core's cache; freed memory is kept. In bf16 the products are rounded to it, sums
 """
 
 import copy
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from convnext.backbones.convnext import Block, LayerNorm, LayerNorm2d
 from convnext.errors import UsageError, nearest
 from convnext.ops import choice, native
-from convnext.ops.folded import folded_block, folded_norm
+from convnext.ops.folded import folded_block, folded_patchify
 from convnext.ops.memory import keep_memory
 
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
@@ -60,14 +59,21 @@ def _fast(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
     compiled = choice.compiled(dtype)
     if isinstance(module, Block):
         return FoldedBlock(module, dtype) if compiled and module.dwconv.kernel_size[0] in native.KERNELS else SlicedBlock(module, dtype)
-    if dtype == torch.float32 or not compiled or not isinstance(module, nn.Sequential) or len(module) != 2:
+    if not compiled or not isinstance(module, nn.Sequential) or len(module) != 2:
         return None
     first, second = module
-    if isinstance(first, nn.Conv2d) and isinstance(second, LayerNorm2d):
-        return Stem(first, second)
-    if isinstance(first, LayerNorm2d) and isinstance(second, nn.Conv2d):
-        return Downsample(first, second)
+    if isinstance(first, LayerNorm2d) and _is_patchifying(second) and second.in_channels % 16 == 0:
+        return Patchify(second, dtype, before=first)
+    if _is_patchifying(first) and isinstance(second, LayerNorm2d):
+        return Patchify(first, dtype, behind=second)
     return None
+
+
+def _is_patchifying(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Conv2d) or module.bias is None:
+        return False
+    square = module.kernel_size == module.stride and module.kernel_size[0] == module.kernel_size[1]
+    return square and module.padding == (0, 0) and module.dilation == (1, 1) and module.groups == 1
 
 
 class FoldedBlock(nn.Module):
@@ -113,31 +119,23 @@ class SlicedBlock(nn.Module):
         return x + torch.cat(parts).view(y.shape).permute(0, 3, 1, 2)
 
 
-class Stem(nn.Module):
-    """The patchifying convolution in bf16, and the norm behind it."""
+class Patchify(nn.Module):
+    """A convolution whose kernel is its stride as one compiled operator, with the norm before or behind it."""
 
-    def __init__(self, conv: nn.Conv2d, norm: LayerNorm) -> None:
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, before: LayerNorm | None = None, behind: LayerNorm | None = None) -> None:
         super().__init__()
-        self.conv, self.norm = conv.bfloat16().to(memory_format=torch.channels_last), norm
+        norm, weight, bias = before or behind, conv.weight.detach(), conv.bias
+        assert norm is not None
+        assert bias is not None
+        if before is not None:
+            bias = bias + (weight.sum((-2, -1)) * before.bias).sum(1)
+            weight = weight * before.weight.view(1, -1, 1, 1)
+        packed = native.packed_patches(weight, bias.detach(), before is not None, dtype == torch.bfloat16)
+        self.eps, self.normed, self.patch, self.outputs = norm.eps, before is not None, conv.stride[0], conv.out_channels
+        affine = (None, None) if behind is None else (behind.weight.detach(), behind.bias.detach())
+        for name, tensor in zip(("weight", "bias", "norm_weight", "norm_bias"), (*packed, *affine), strict=True):
+            self.register_buffer(name, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x.to(torch.bfloat16, memory_format=torch.channels_last))
-        return folded_norm(y, self.norm.weight, self.norm.bias, self.norm.eps, torch.float32)
-
-
-class Downsample(nn.Module):
-    """A norm and the convolution behind it, which has the norm's affine in its weights, in bf16."""
-
-    def __init__(self, norm: LayerNorm, conv: nn.Conv2d) -> None:
-        super().__init__()
-        assert conv.bias is not None
-        with torch.no_grad():
-            conv.bias.add_((conv.weight.sum((-2, -1)) * norm.bias).sum(1))
-            conv.weight.mul_(norm.weight.view(1, -1, 1, 1))
-        self.conv, self.eps = conv.bfloat16().to(memory_format=torch.channels_last), norm.eps
-        self.register_buffer("ones", torch.ones_like(norm.weight))
-        self.register_buffer("zeros", torch.zeros_like(norm.bias))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Any = folded_norm(x, self.ones, self.zeros, self.eps, torch.bfloat16)
-        return self.conv(y).float()
+        tensors = self.weight, self.bias, self.norm_weight, self.norm_bias
+        return folded_patchify(x, *tensors, self.eps, self.normed, self.patch, self.outputs)

@@ -16,10 +16,20 @@ def folded_block(
     return native.block_forward(x, taps, bias, eps, weights, None, False)[0]
 
 
-@torch.library.custom_op("convnext::folded_norm", mutates_args=())
-def folded_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """LayerNorm over the channels of a map (N, C, H, W), rounded to `dtype`."""
-    return native.norm_forward(x.permute(0, 2, 3, 1), weight, bias, eps, dtype)[0].permute(0, 3, 1, 2)
+@torch.library.custom_op("convnext::folded_patchify", mutates_args=())
+def folded_patchify(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    normed: bool,
+    patch: int,
+    outputs: int,
+) -> Tensor:
+    """A patchifying convolution with the norm before or behind it: the fields of `native.Patchify`."""
+    return native.patchify_forward(x, native.Patchify(weight, bias, norm_weight, norm_bias, eps, normed, patch, outputs))
 
 
 @folded_block.register_fake
@@ -27,6 +37,17 @@ def _(x: Tensor, *_: object) -> Tensor:
     return like(x)
 
 
-@folded_norm.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    return like(x).to(dtype)
+@folded_patchify.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    normed: bool,
+    patch: int,
+    outputs: int,
+) -> Tensor:
+    n, _, height, width = x.shape
+    return x.new_empty(n, height // patch, width // patch, outputs, dtype=torch.float32).permute(0, 3, 1, 2)

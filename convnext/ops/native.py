@@ -293,3 +293,36 @@ def block_forward(
 def taps_of(weight: Tensor) -> Tensor:
     """A depthwise convolution's weight (C, 1, K, K) as (K, K, C) float32."""
     return weight.float()[:, 0].permute(1, 2, 0).contiguous()
+
+
+class Patchify(NamedTuple):
+    """A convolution whose kernel is its stride, packed: with a norm before it or behind it."""
+
+    weight: Tensor
+    bias: Tensor
+    norm_weight: Tensor | None  # of the norm behind
+    norm_bias: Tensor | None
+    eps: float
+    normed: bool  # whether each pixel is normalised before; the affine is in the weight
+    patch: int
+    outputs: int
+
+
+def packed_patches(weight: Tensor, bias: Tensor, normed: bool, tiles: bool) -> tuple[Tensor, Tensor]:
+    """A convolution's weight (O, C, p, p) and bias (O,) as `patchify_forward` reads them."""
+    outputs, channels, patch, _ = weight.shape
+    # In memory lie together a pixel's channels, or a row of the patch; each such piece is filled up to a multiple of 16.
+    pieces = weight.float().permute(0, 2, 3, 1).reshape(outputs, patch * patch if normed else patch, -1)
+    columns = F.pad(pieces, (0, -pieces.shape[-1] % 16)).flatten(1)
+    return pack(F.pad(columns, (0, -columns.shape[-1] % 32)), None, None, tiles), _pad(bias)
+
+
+def patchify_forward(x: Tensor, held: Patchify) -> Tensor:
+    """x (N, C, H, W) float32 or bf16 to (N, O, H // p, W // p) float32."""
+    x = _nhwc(x)
+    n, height, width, channels = x.shape
+    out = _float32(x, n, height // held.patch, width // held.patch, held.outputs)
+    sizes = (n, height, width, channels, held.patch, held.outputs)
+    behind, tiles = (held.norm_weight, held.norm_bias), held.weight.dtype == torch.bfloat16
+    _call("patchify_forward", x, held.normed, held.eps, held.weight, held.bias, *behind, out, x.dtype, *sizes, tiles)
+    return out.permute(0, 3, 1, 2)

@@ -23,7 +23,7 @@ def build_optimizer(model: Any, settings: Optim) -> torch.optim.AdamW:
         decay = 0.0 if name in exempt else settings.weight_decay
         fresh = {"params": [], "weight_decay": decay, "lr_scale": settings.layer_decay ** (last - layer)}
         groups.setdefault((layer, name in exempt), fresh)["params"].append(parameter)
-    return torch.optim.AdamW(list(groups.values()), lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    return torch.optim.AdamW(list(groups.values()), lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 
 def learning_rate(step: int, warmup_steps: int, total_steps: int, peak: float, final: float) -> float:

@@ -6,6 +6,8 @@
 #include "norm.h"
 #include "slab.h"
 
+#define SLAB_BYTES (3 << 19)  // of a slab's values: what a second-level cache of 2 MB holds beside weights
+
 struct Source {  // of y: the map itself, or what the norm (the rest, else null) makes of it
     const void *map;
     const float *means, *scales, *weight, *bias;
@@ -31,7 +33,7 @@ template <class P> struct Buffers {
     int64_t y_stride, t_stride, dz_stride;
 
     bool take(int64_t rows, int64_t width, int64_t hidden) {  // all multiples of 32
-        y_stride = width, t_stride = rows + 32, dz_stride = hidden + 32;
+        y_stride = width, t_stride = rows, dz_stride = hidden;
         const int64_t sizes[] = {rows * y_stride, rows * y_stride, width * t_stride, width * t_stride, rows * dz_stride, rows * 32, rows * 32};
         Value **buffers[] = {&y, &d, &y_transposed, &d_transposed, &dz, &hidden_panel, &dz_panel};
         int64_t total = rows * 32 * sizeof(float);
@@ -48,24 +50,29 @@ template <class P> struct Buffers {
 template <class P, int Y_DTYPE, int DTYPE>
 static void read_slab(const Buffers<P> &b, const Source &y, const void *dout, const float *keep, int64_t positions, int64_t first,
                       int64_t count, int64_t padded, int64_t channels, float *db2) {
-    for (int64_t row = 0; row < padded; row++) {
-        const void *from_y = at(y.map, (first + row) * channels, Y_DTYPE), *from_d = at(dout, (first + row) * channels, DTYPE);
-        const float factor = keep && row < count ? keep[(first + row) / positions] : 1;
-        for (int64_t c = 0; c < b.y_stride; c += LANES) {
-            const int lanes = row < count ? (int)most(0, least(LANES, channels - c)) : 0;
-            const f32x16 d = load(at(from_d, c, DTYPE), DTYPE, lanes) * factor;
-            f32x16 value = load(at(from_y, c, Y_DTYPE), Y_DTYPE, lanes);
-            if (y.means && lanes)
-                value = (value - y.means[first + row]) * y.scales[first + row] * load(y.weight + c, FLOAT32, lanes) +
-                        load(y.bias + c, FLOAT32, lanes);
-            store(b.y + row * b.y_stride + c, value, P::DTYPE, LANES);
-            store(b.d + row * b.y_stride + c, d, P::DTYPE, LANES);
-            store(db2 + c, load(db2 + c, FLOAT32, LANES) + d, FLOAT32, LANES);
+    for (int64_t c = 0; c < b.y_stride; c += LANES) {
+        const int lanes = (int)most(0, least(LANES, channels - c));
+        const f32x16 weight = y.means ? load(y.weight + c, FLOAT32, lanes) : broadcast(0);
+        const f32x16 bias = y.means ? load(y.bias + c, FLOAT32, lanes) : broadcast(0);
+        f32x16 total = load(db2 + c, FLOAT32, LANES);
+        for (int64_t row = 0; row < count; row++) {
+            const int64_t place = (first + row) * channels + c;
+            f32x16 value = load(at(y.map, place, Y_DTYPE), Y_DTYPE, lanes), d = load(at(dout, place, DTYPE), DTYPE, lanes);
+            if (y.means) value = (value - y.means[first + row]) * y.scales[first + row] * weight + bias;
+            if (keep) d *= keep[(first + row) / positions];
+            total += d;
+            store(P::place(b.y, row, c, b.y_stride), value, P::DTYPE, LANES);
+            store(P::place(b.d, row, c, b.y_stride), d, P::DTYPE, LANES);
         }
+        for (int64_t row = count; row < padded; row++) {
+            store(P::place(b.y, row, c, b.y_stride), broadcast(0), P::DTYPE, LANES);
+            store(P::place(b.d, row, c, b.y_stride), broadcast(0), P::DTYPE, LANES);
+        }
+        store(db2 + c, total, FLOAT32, LANES);
     }
     for (int64_t c = 0; c < b.y_stride; c += LANES) {
-        P::transpose(b.y + c, b.y_stride, padded, b.y_transposed + c * b.t_stride, b.t_stride);
-        P::transpose(b.d + c, b.y_stride, padded, b.d_transposed + c * b.t_stride, b.t_stride);
+        P::transpose(b.y, c, b.y_stride, padded, b.y_transposed, b.t_stride);
+        P::transpose(b.d, c, b.y_stride, padded, b.d_transposed, b.t_stride);
     }
 }
 
@@ -74,13 +81,13 @@ template <class P>
 static void hidden_columns(const Buffers<P> &b, const Packed &w, typename P::Scratch &scratch, int64_t n, int64_t padded, int64_t width,
                            int64_t hidden, Sums &sums, bool begin) {
     typedef typename P::Value Value;
-    P::multiply(b.y, b.y_stride, padded, (const Value *)w.first + n * width, width, 32, w.first_bias + n, scratch,
+    P::multiply(b.y, padded, (const Value *)w.first + n * width, width, 32, w.first_bias + n, scratch,
                 [&](int64_t row, int64_t, f32x16 left, f32x16 right) __attribute__((always_inline)) {
                     Float32::store32(b.z_panel + row * 32, left, right);
                 });
     typename P::Writer of_hidden = {b.hidden_panel}, of_dz = {b.dz_panel};
     f32x16 left_sum = load(sums.db1 + n, FLOAT32, LANES), right_sum = load(sums.db1 + n + LANES, FLOAT32, LANES);
-    P::multiply(b.d, b.y_stride, padded, (const Value *)w.second + n * width, width, 32, nullptr, scratch,
+    P::multiply(b.d, padded, (const Value *)w.second + n * width, width, 32, nullptr, scratch,
                 [&](int64_t row, int64_t, f32x16 left, f32x16 right) __attribute__((always_inline)) {
                     const float *z = b.z_panel + row * 32;
                     const f32x16 z_left = load(z, FLOAT32, LANES), z_right = load(z + LANES, FLOAT32, LANES);
@@ -88,7 +95,7 @@ static void hidden_columns(const Buffers<P> &b, const Packed &w, typename P::Scr
                     left_sum += left, right_sum += right;
                     of_hidden.put(row, P::activation(z_left), P::activation(z_right));
                     of_dz.put(row, left, right);
-                    P::store32(b.dz + row * b.dz_stride + n, left, right);
+                    P::store32(P::place(b.dz, row, n, b.dz_stride), left, right);
                 });
     Float32::store32(sums.db1 + n, left_sum, right_sum);
     const auto add_to = [&](float *gradient) {
@@ -98,8 +105,8 @@ static void hidden_columns(const Buffers<P> &b, const Packed &w, typename P::Scr
             Float32::store32(to, left, right);
         };
     };
-    P::multiply(b.y_transposed, b.t_stride, width, b.dz_panel, padded, 32, nullptr, scratch, add_to(sums.dw1_transposed));
-    P::multiply(b.d_transposed, b.t_stride, width, b.hidden_panel, padded, 32, nullptr, scratch, add_to(sums.dw2));
+    P::multiply(b.y_transposed, width, b.dz_panel, padded, 32, nullptr, scratch, add_to(sums.dw1_transposed));
+    P::multiply(b.d_transposed, width, b.hidden_panel, padded, 32, nullptr, scratch, add_to(sums.dw2));
 }
 
 template <class P, int Y_DTYPE, int DTYPE>
@@ -127,7 +134,7 @@ static int backward(const Source &y, const void *dout, const Packed &w, const fl
             begin = false;
             // Of y where it was given; d is not needed any more, and holds it where the norm follows.
             const bool normed = y.means;
-            P::multiply(b.dz, b.dz_stride, count, (const Value *)w.first_transposed, hidden, width, nullptr, scratch,
+            P::multiply(b.dz, count, (const Value *)w.first_transposed, hidden, width, nullptr, scratch,
                         [&](int64_t row, int64_t column, f32x16 left, f32x16 right) __attribute__((always_inline)) {
                             if (normed) return P::store32(b.d + row * b.y_stride + column, left, right);
                             void *to = at(dy, (first + row) * channels + column, Y_DTYPE);

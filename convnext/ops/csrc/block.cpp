@@ -12,30 +12,31 @@ template <class P> struct Slab {
     float *depthwise;
     int64_t y_stride, hidden_stride;
 
-    // `rows` positions of the map and, for the block, one row of `row_values` values before the norm. False if memory ran out.
-    bool take(const Weights &w, int64_t rows, int64_t row_values) {
+    // `rows` positions of the map and, for the block, as many of `convolved` values before the norm. False if memory ran out.
+    bool take(const Weights &w, int64_t rows, int64_t convolved) {
         y_stride = w.padded_width();
-        hidden_stride = w.padded_hidden() + 32;  // the step is no power of two, which would put all rows into few sets of the cache
+        hidden_stride = w.padded_hidden();
         rows = (rows + P::PAD - 1) / P::PAD * P::PAD;
         const size_t of_y = (rows * y_stride * sizeof(*y) + 63) / 64 * 64, of_hidden = (rows * hidden_stride * sizeof(*y) + 63) / 64 * 64;
-        char *memory = (char *)workspace(of_y + of_hidden + row_values * sizeof(float));
+        char *memory = (char *)workspace(of_y + of_hidden + convolved * sizeof(float));
         if (!memory) return false;
         y = (typename P::Value *)memory, hidden = (typename P::Value *)(memory + of_y), depthwise = (float *)(memory + of_y + of_hidden);
         return true;
     }
 };
 
-static int64_t slab_rows(const Weights &w, int value_bytes) { return most(32, SLAB_BYTES / ((w.width + w.hidden) * value_bytes)); }
+// About 430 KB of them, but not so few that the weights are read too often.
+static int64_t slab_rows(const Weights &w, int value_bytes) { return most(224, 430080 / ((w.width + w.hidden) * value_bytes)); }
 
 template <class P, int DTYPE>
 static void mlp_slab(const Slab<P> &slab, const Weights &w, typename P::Scratch &scratch, int64_t rows, const void *shortcut, void *out,
                      const float *keep, int64_t positions, int64_t first_row) {
     typedef typename P::Value Value;
-    P::multiply(slab.y, slab.y_stride, rows, (const Value *)w.first, w.padded_width(), w.padded_hidden(), w.first_bias, scratch,
+    P::multiply(slab.y, rows, (const Value *)w.first, w.padded_width(), w.padded_hidden(), w.first_bias, scratch,
                 [&](int64_t row, int64_t column, f32x16 left, f32x16 right) __attribute__((always_inline)) {
-                    P::store32(slab.hidden + row * slab.hidden_stride + column, P::activation(left), P::activation(right));
+                    P::store32(P::place(slab.hidden, row, column, slab.hidden_stride), P::activation(left), P::activation(right));
                 });
-    P::multiply(slab.hidden, slab.hidden_stride, rows, (const Value *)w.second, w.padded_hidden(), w.padded_width(), w.second_bias, scratch,
+    P::multiply(slab.hidden, rows, (const Value *)w.second, w.padded_hidden(), w.padded_width(), w.second_bias, scratch,
                 [&](int64_t row, int64_t column, f32x16 left, f32x16 right) __attribute__((always_inline)) {
                     const float factor = keep ? keep[(first_row + row) / positions] : 1;
                     const int64_t place = row * w.width + column, there = w.width - column;
@@ -66,10 +67,10 @@ static int mlp(const void *y, const void *shortcut, void *out, const Weights &w,
             Slab<P> slab;
             if (!slab.take(w, count, 0)) { failed = 1; continue; }
             for (int64_t row = 0; row < count; row++) {
-                typename P::Value *to = slab.y + row * slab.y_stride;
                 const void *from = at(y, (first + row) * w.width, Y_DTYPE);
                 for (int64_t c = 0; c < slab.y_stride; c += LANES)
-                    store(to + c, load(at(from, c, Y_DTYPE), Y_DTYPE, (int)most(0, least(LANES, w.width - c))), P::DTYPE, LANES);
+                    store(P::place(slab.y, row, c, slab.y_stride),
+                          load(at(from, c, Y_DTYPE), Y_DTYPE, (int)most(0, least(LANES, w.width - c))), P::DTYPE, LANES);
             }
             mlp_slab<P, DTYPE>(slab, w, scratch, count, at(shortcut, first * w.width, DTYPE), at(out, first * w.width, DTYPE), keep,
                                positions, first);
@@ -85,13 +86,14 @@ struct Kept {  // for the backward pass, or null: the convolution's result, and 
 };
 
 template <class P>
-static void normalise(const float *from, typename P::Value *to, int64_t channels, int64_t stride, float eps, const Kept &kept, int64_t row) {
+static void normalise(const float *from, const Slab<P> &slab, int64_t slab_row, int64_t channels, float eps, const Kept &kept, int64_t row) {
     const Moments of = moments<FLOAT32>(from, channels, eps);
     if (kept.convolved) kept.means[row] = of.mean, kept.scales[row] = of.scale;
-    for (int64_t c = 0; c < stride; c += LANES) {
+    for (int64_t c = 0; c < slab.y_stride; c += LANES) {
         const int lanes = (int)most(0, least(LANES, channels - c));
         const f32x16 value = load(from + c, FLOAT32, lanes);
-        store(to + c, (value - of.mean) * of.scale, P::DTYPE, LANES);  // lanes that are none meet weights that are 0
+        // Lanes that are none meet weights that are 0.
+        store(P::place(slab.y, slab_row, c, slab.y_stride), (value - of.mean) * of.scale, P::DTYPE, LANES);
         if (kept.convolved) store(at(kept.convolved, row * channels + c, P::DTYPE), value, P::DTYPE, lanes);
     }
 }
@@ -100,7 +102,7 @@ template <class P, int DTYPE>
 static int block(const void *x, const float *taps, const float *bias, float eps, const Weights &w, const float *keep, const Kept &kept,
                  void *out, int64_t n, int64_t height, int64_t width, int64_t kernel) {
     const int64_t rows = n * height, slabs = slabs_of(rows, most(1, slab_rows(w, sizeof(typename P::Value)) / width));
-    DepthwiseRow *convolve = depthwise_row_of<DTYPE, FLOAT32>(kernel);
+    DepthwiseRows *convolve = depthwise_rows_of<DTYPE, FLOAT32>(kernel);
     if (!convolve) return 1;
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
@@ -111,14 +113,10 @@ static int block(const void *x, const float *taps, const float *bias, float eps,
         for (int64_t s = 0; s < slabs; s++) {
             const int64_t first = rows * s / slabs, last = rows * (s + 1) / slabs;
             Slab<P> slab;
-            if (!slab.take(w, (last - first) * width, width * w.width)) { failed = 1; continue; }
-            typename P::Value *to = slab.y;
-            for (int64_t row = first; row < last; row++) {
-                const Image image = {at(x, row / height * height * width * w.width, DTYPE), height, width, w.width};
-                convolve(image, taps, bias, nullptr, slab.depthwise, row % height, w.width);
-                for (int64_t i = 0; i < width; i++, to += slab.y_stride)
-                    normalise<P>(slab.depthwise + i * w.width, to, w.width, slab.y_stride, eps, kept, row * width + i);
-            }
+            if (!slab.take(w, (last - first) * width, (last - first) * width * w.width)) { failed = 1; continue; }
+            convolve({x, height, width, w.width}, taps, bias, nullptr, slab.depthwise, first, last);
+            for (int64_t row = 0; row < (last - first) * width; row++)
+                normalise<P>(slab.depthwise + row * w.width, slab, row, w.width, eps, kept, first * width + row);
             const int64_t begin = first * width * w.width;
             mlp_slab<P, DTYPE>(slab, w, scratch, (last - first) * width, at(x, begin, DTYPE), at(out, begin, DTYPE), keep, height * width,
                                first * width);

@@ -5,6 +5,8 @@
 
 #include <stdlib.h>
 
+#define BAND 8  // rows of the map that a thread takes at once
+
 // Taps of the gradient that stay in registers together: whole rows of the kernel.
 template <int K> constexpr int rows_at_once() { return K <= 3 ? K : K <= 5 ? 3 : K <= 7 ? 4 : 2; }
 
@@ -110,15 +112,15 @@ template <int DTYPE, int DY_DTYPE> static WeightGradient *weight_gradient_of(int
 // size that there is none of, or where memory ran out.
 extern "C" int depthwise_forward(const void *x, const float *weight, const float *bias, const void *add, void *y, int dtype, int y_dtype,
                                  int64_t n, int64_t height, int64_t width, int64_t channels, int64_t kernel) {
-    DepthwiseRow *run = dtype == FLOAT32     ? depthwise_row_of<FLOAT32, FLOAT32>(kernel)
-                        : y_dtype == FLOAT32 ? depthwise_row_of<BFLOAT16, FLOAT32>(kernel)
-                                             : depthwise_row_of<BFLOAT16, BFLOAT16>(kernel);
+    DepthwiseRows *run = dtype == FLOAT32     ? depthwise_rows_of<FLOAT32, FLOAT32>(kernel)
+                         : y_dtype == FLOAT32 ? depthwise_rows_of<BFLOAT16, FLOAT32>(kernel)
+                                              : depthwise_rows_of<BFLOAT16, BFLOAT16>(kernel);
     if (!run) return 1;
 #pragma omp parallel for schedule(static)
-    for (int64_t row = 0; row < n * height; row++) {
+    for (int64_t row = 0; row < n * height; row += BAND) {
         const int64_t place = row * width * channels;
-        const Image image = {at(x, row / height * height * width * channels, dtype), height, width, channels};
-        run(image, weight, bias, add ? at(add, place, y_dtype) : nullptr, at(y, place, y_dtype), row % height, channels);
+        run({x, height, width, channels}, weight, bias, add ? at(add, place, y_dtype) : nullptr, at(y, place, y_dtype), row,
+            least(row + BAND, n * height));
     }
     return 0;
 }

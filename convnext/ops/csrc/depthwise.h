@@ -1,4 +1,4 @@
-// One row of a depthwise convolution, which the convolution alone and the whole block share.
+// Rows of a depthwise convolution, which the convolution alone and the whole block share.
 #pragma once
 #include "vector.h"
 
@@ -11,11 +11,11 @@ struct Image {  // (height, width, channels) without gaps
 // They begin with `add` (laid out as y) or bias, where there is one. INSIDE: no input column lies beyond the map.
 template <int DTYPE, int Y_DTYPE, int K, int T, bool INSIDE>
 static void depthwise_tile(const Image &image, const float *weight, const float *bias, const void *add, void *y, int64_t h, int64_t w,
-                           int64_t y_stride, int lanes) {
+                           int lanes) {
     f32x16 sums[T];
 #pragma GCC unroll 14
     for (int t = 0; t < T; t++) {
-        if (add) sums[t] = load(at(add, t * y_stride, Y_DTYPE), Y_DTYPE, lanes);
+        if (add) sums[t] = load(at(add, t * image.channels, Y_DTYPE), Y_DTYPE, lanes);
         else sums[t] = bias ? load(bias, FLOAT32, lanes) : broadcast(0);
     }
     const int64_t first = most(0, K / 2 - h), last = least(K, image.height + K / 2 - h);
@@ -34,44 +34,47 @@ static void depthwise_tile(const Image &image, const float *weight, const float 
         }
     }
 #pragma GCC unroll 14
-    for (int t = 0; t < T; t++) store(at(y, t * y_stride, Y_DTYPE), sums[t], Y_DTYPE, lanes);
+    for (int t = 0; t < T; t++) store(at(y, t * image.channels, Y_DTYPE), sums[t], Y_DTYPE, lanes);
 }
 
-// Row h of an image to y, whose pixels lie y_stride values apart. Widths that no tile divides: the last tile moves left and computes
-// some outputs again.
+// Rows first to last - 1 of maps (n * height rows in all) to y, which begins with the first of them. 16 channels go through all rows
+// before the next 16, so that what K rows share is read from the first cache. Widths that no tile divides: the last tile moves left and
+// computes some outputs again.
 template <int DTYPE, int Y_DTYPE, int K>
-static void depthwise_row(Image image, const float *weight, const float *bias, const void *add, void *y, int64_t h, int64_t y_stride) {
-    const int64_t width = image.width, tile = width >= 14 ? 14 : width >= 7 ? 7 : 1;
-    const void *x = image.x;
-    for (int64_t block = 0; block < image.channels; block += LANES) {
-        const int64_t c = first_of(block, image.channels);
-        const int lanes = (int)least(LANES, image.channels);
-        image.x = at(x, c, DTYPE);
-        for (int64_t begin = 0; begin < width; begin += tile) {
-            const int64_t w = least(begin, width - tile), place = w * y_stride + c;
-            const void *add_here = add ? at(add, place, Y_DTYPE) : nullptr;
-            const bool inside = w >= K / 2 && w + tile + K / 2 <= width;
-#define TILE(T, INSIDE)                                                                                                   \
-    depthwise_tile<DTYPE, Y_DTYPE, K, T, INSIDE>(image, weight + c, bias ? bias + c : nullptr, add_here, at(y, place, Y_DTYPE), h, w, \
-                                                 y_stride, lanes)
-            if (tile == 14) inside ? TILE(14, true) : TILE(14, false);
-            else if (tile == 7) TILE(7, false);
-            else TILE(1, false);
+static void depthwise_rows(Image maps, const float *weight, const float *bias, const void *add, void *y, int64_t first, int64_t last) {
+    const int64_t width = maps.width, channels = maps.channels, tile = width >= 14 ? 14 : width >= 7 ? 7 : 1;
+    const int lanes = (int)least(LANES, channels);
+    for (int64_t block = 0; block < channels; block += LANES) {
+        const int64_t c = first_of(block, channels);
+        const float *weight_c = weight + c, *bias_c = bias ? bias + c : nullptr;
+        for (int64_t row = first; row < last; row++) {
+            const int64_t h = row % maps.height, begin = (row - first) * width * channels + c;
+            const Image image = {at(maps.x, (row - h) * width * channels + c, DTYPE), maps.height, width, channels};
+            for (int64_t next = 0; next < width; next += tile) {
+                const int64_t w = least(next, width - tile), place = begin + w * channels;
+                const void *add_here = add ? at(add, place, Y_DTYPE) : nullptr;
+                void *to = at(y, place, Y_DTYPE);
+                const bool inside = w >= K / 2 && w + tile + K / 2 <= width;
+#define TILE(T, INSIDE) depthwise_tile<DTYPE, Y_DTYPE, K, T, INSIDE>(image, weight_c, bias_c, add_here, to, h, w, lanes)
+                if (tile == 14) inside ? TILE(14, true) : TILE(14, false);
+                else if (tile == 7) TILE(7, false);
+                else TILE(1, false);
 #undef TILE
+            }
         }
     }
 }
 
-typedef void DepthwiseRow(Image, const float *, const float *, const void *, void *, int64_t, int64_t);
+typedef void DepthwiseRows(Image, const float *, const float *, const void *, void *, int64_t, int64_t);
 
 // The function for a kernel size, or null where there is none.
-template <int DTYPE, int Y_DTYPE> static DepthwiseRow *depthwise_row_of(int64_t kernel) {
+template <int DTYPE, int Y_DTYPE> static DepthwiseRows *depthwise_rows_of(int64_t kernel) {
     switch (kernel) {
-        case 3: return depthwise_row<DTYPE, Y_DTYPE, 3>;
-        case 5: return depthwise_row<DTYPE, Y_DTYPE, 5>;
-        case 7: return depthwise_row<DTYPE, Y_DTYPE, 7>;
-        case 9: return depthwise_row<DTYPE, Y_DTYPE, 9>;
-        case 11: return depthwise_row<DTYPE, Y_DTYPE, 11>;
+        case 3: return depthwise_rows<DTYPE, Y_DTYPE, 3>;
+        case 5: return depthwise_rows<DTYPE, Y_DTYPE, 5>;
+        case 7: return depthwise_rows<DTYPE, Y_DTYPE, 7>;
+        case 9: return depthwise_rows<DTYPE, Y_DTYPE, 9>;
+        case 11: return depthwise_rows<DTYPE, Y_DTYPE, 11>;
     }
     return nullptr;
 }

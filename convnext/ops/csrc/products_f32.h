@@ -16,24 +16,26 @@ struct Float32 {
     static f32x16 slope(f32x16 x) { return gelu_slope(x); }
     static void store32(float *to, f32x16 left, f32x16 right) { store(to, left, FLOAT32, LANES), store(to + LANES, right, FLOAT32, LANES); }
 
+    template <class Any> static Any *place(Any *a, int64_t row, int64_t column, int64_t stride) { return a + row * stride + column; }
+
     // A packed matrix (K, N), K and N multiples of 32, is [N / 32][K][32]. A writer gets row k of 32 columns, rows in order from 0.
     struct Writer {
         float *panel;
         __attribute__((always_inline)) void put(int64_t k, f32x16 left, f32x16 right) const { store32(panel + k * 32, left, right); }
     };
 
-    // 16 columns of a (rows, stride) become 16 rows of t (16, t_stride); rows is a multiple of 32.
-    static void transpose(const float *a, int64_t stride, int64_t rows, float *t, int64_t t_stride) {
+    // Columns c to c + 15 of a (rows, stride) become rows of t (…, t_stride); rows is a multiple of 32.
+    static void transpose(const float *a, int64_t c, int64_t stride, int64_t rows, float *t, int64_t t_stride) {
         for (int64_t row = 0; row < rows; row += 16) {
             u32x16 words[16];
-            for (int i = 0; i < 16; i++) words[i] = (u32x16)load(a + (row + i) * stride, FLOAT32, LANES);
+            for (int i = 0; i < 16; i++) words[i] = (u32x16)load(place(a, row + i, c, stride), FLOAT32, LANES);
             transpose16(words);
-            for (int i = 0; i < 16; i++) store(t + i * t_stride + row, (f32x16)words[i], FLOAT32, LANES);
+            for (int i = 0; i < 16; i++) store(place(t, c + i, row, t_stride), (f32x16)words[i], FLOAT32, LANES);
         }
     }
 
     template <int ROWS, class Take>
-    static void tile(const float *a, int64_t lda, const float *b, int64_t depth, const float *bias, int64_t row, int64_t column, Take &take) {
+    static void tile(const float *a, const float *b, int64_t depth, const float *bias, int64_t row, int64_t column, Take &take) {
         f32x16 sums[ROWS][2];
 #pragma GCC unroll 12
         for (int r = 0; r < ROWS; r++) {
@@ -44,7 +46,7 @@ struct Float32 {
             const f32x16 left = load(b + k * 32, FLOAT32, LANES), right = load(b + k * 32 + LANES, FLOAT32, LANES);
 #pragma GCC unroll 12
             for (int r = 0; r < ROWS; r++) {
-                const f32x16 value = broadcast(a[r * lda + k]);
+                const f32x16 value = broadcast(a[r * depth + k]);
                 sums[r][0] += value * left;
                 sums[r][1] += value * right;
             }
@@ -53,16 +55,16 @@ struct Float32 {
         for (int r = 0; r < ROWS; r++) take(row + r, column, sums[r][0], sums[r][1]);
     }
 
-    // a (rows, depth) with lda times b, plus bias where there is one; take(row, column, left, right) gets each row's sums of 32 columns.
+    // a (rows, depth) times b, plus bias where there is one; take(row, column, left, right) gets each row's sums of 32 columns.
     template <class Take>
-    static void multiply(const float *a, int64_t lda, int64_t rows, const float *b, int64_t depth, int64_t columns, const float *bias,
+    static void multiply(const float *a, int64_t rows, const float *b, int64_t depth, int64_t columns, const float *bias,
                          Scratch &, Take take) {
         for (int64_t n = 0; n < columns; n += 32) {
             const float *panel = b + n * depth, *of_n = bias ? bias + n : nullptr;
             int64_t m = 0;
-            for (; m + 12 <= rows; m += 12) tile<12>(a + m * lda, lda, panel, depth, of_n, m, n, take);
-            for (; m + 4 <= rows; m += 4) tile<4>(a + m * lda, lda, panel, depth, of_n, m, n, take);
-            for (; m < rows; m++) tile<1>(a + m * lda, lda, panel, depth, of_n, m, n, take);
+            for (; m + 12 <= rows; m += 12) tile<12>(a + m * depth, panel, depth, of_n, m, n, take);
+            for (; m + 4 <= rows; m += 4) tile<4>(a + m * depth, panel, depth, of_n, m, n, take);
+            for (; m < rows; m++) tile<1>(a + m * depth, panel, depth, of_n, m, n, take);
         }
     }
 };

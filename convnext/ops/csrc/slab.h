@@ -6,8 +6,6 @@
 #include <omp.h>
 #include <sys/mman.h>
 
-#define SLAB_BYTES (3 << 19)  // of a slab's values: what a second-level cache of 2 MB holds beside weights
-
 struct Weights {  // packed; widths and biases padded by zeros to multiples of 32
     const void *first, *second;
     const float *first_bias, *second_bias;

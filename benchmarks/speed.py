@@ -1,0 +1,285 @@
+"""The speed table: ConvNeXt by convnext beside its peers, each with the same weights, inference and training, on this machine.
+
+    python benchmarks/speed.py [--rows cpu,swin,gpu] [--rounds 9] [--json FILE]
+
+Every contestant lives in a process of its own, with its own memory policy, compiler and threads, and answers only when asked: they take
+turns, A B C A B C …, so that drift of the machine meets all alike. A turn is as many batches as half a second holds. Given are medians,
+and the median of each round's ratio with the least and the most beside it. Outputs are compared with timm's in float32 before.
+Rows that need a GPU are printed as not measured where there is none.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SECONDS = 0.5  # of a turn
+Batch = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Ours and its peers: names of contestants, `library/model/precision/batch` with /train where that is meant."""
+
+    title: str
+    ours: str
+    peers: tuple[str, ...]
+    wanted: float
+    kind: str = "cpu"
+
+
+ROWS = (
+    Row("CPU inference, T, batch 16, bf16, beside timm eager", "convnext/tiny/bf16/16", ("timm/tiny/bf16/16",), 2.5),
+    Row(
+        "CPU inference, T, batch 16, bf16, beside compilers",
+        "convnext/tiny/bf16/16",
+        ("timm-frozen/tiny/bf16/16", "openvino/tiny/bf16/16", "onnxruntime/tiny/float32/16"),
+        1.4,
+    ),
+    Row("CPU inference, T, batch 1, bf16", "convnext/tiny/bf16/1", ("timm/tiny/bf16/1",), 1.6),
+    Row("CPU inference, T, batch 16, float32", "convnext/tiny/float32/16", ("timm/tiny/float32/16",), 1.5),
+    Row("CPU inference, T, batch 16, int8 beside our bf16", "convnext/tiny/int8/16", ("convnext/tiny/bf16/16",), 1.3),
+    Row("CPU training step, T, batch 16, bf16 autocast", "convnext/tiny/bf16/16/train", ("timm/tiny/bf16/16/train",), 2.5),
+    Row("ConvNeXt-T : Swin-T, CPU, batch 16, bf16", "convnext/tiny/bf16/16", ("timm-swin/tiny/bf16/16",), 1.47, "swin"),
+    Row("ConvNeXt-S : Swin-S, CPU, batch 16, bf16", "convnext/small/bf16/16", ("timm-swin/small/bf16/16",), 1.49, "swin"),
+    Row("ConvNeXt-B : Swin-B, CPU, batch 16, bf16", "convnext/base/bf16/16", ("timm-swin/base/bf16/16",), 1.46, "swin"),
+    Row("ConvNeXt-T : Swin-T, CPU, batch 16, float32", "convnext/tiny/float32/16", ("timm-swin/tiny/float32/16",), 1.47, "swin"),
+    Row("GPU inference, T, batch 128, bf16", "convnext/tiny/bf16/128", ("timm-compiled/tiny/bf16/128",), 1.5, "gpu"),
+    Row("GPU training step, T, batch 128, bf16", "convnext/tiny/bf16/128/train", ("timm-compiled/tiny/bf16/128/train",), 1.5, "gpu"),
+)
+DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
+
+
+def images(batch: int) -> Tensor:
+    pictures = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    return pictures.contiguous(memory_format=torch.channels_last)
+
+
+def network(library: str, size: str) -> Any:
+    """The float32 network; ours and timm's ConvNeXt hold the same weights, under which each part matters to the outputs."""
+    from convnext.deploy.contestants import build, build_peer
+
+    if library == "timm-swin":
+        import timm
+
+        torch.manual_seed(0)
+        return timm.create_model(f"swin_{size}_patch4_window7_224").eval()
+    ours = build(f"convnext_{size}").eval()
+    return ours if library == "convnext" else build_peer(f"convnext_{size}", ours, "timm").eval()
+
+
+def inference(library: str, size: str, precision: str, batch: int) -> tuple[Batch, float | None]:
+    """What takes one batch through the contestant, and its outputs' error relative to timm's in float32."""
+    model, x = network(library, size), images(batch)
+    with torch.inference_mode():
+        wanted = None if library == "timm-swin" else network("timm", size)(x)
+    run = torch.inference_mode()(RUNTIMES[library](model, precision, x))
+    found = torch.as_tensor(run()).float()
+    return run, None if wanted is None else ((found - wanted).abs().max() / wanted.abs().max()).item()
+
+
+def by_convnext(model: Any, precision: str, x: Tensor) -> Batch:
+    import convnext
+
+    fast = convnext.optimize(model, precision)
+    return lambda: fast(x)
+
+
+def by_timm(model: Any, precision: str, x: Tensor) -> Batch:
+    model, x = model.to(DTYPES[precision], memory_format=torch.channels_last), x.to(DTYPES[precision])
+    return lambda: model(x)
+
+
+def by_timm_frozen(model: Any, precision: str, x: Tensor) -> Batch:
+    import torch._inductor.config as inductor
+
+    inductor.freezing = True
+    model, x = model.to(DTYPES[precision], memory_format=torch.channels_last), x.to(DTYPES[precision])
+    compiled = torch.compile(model)
+    return lambda: compiled(x)
+
+
+def by_openvino(model: Any, precision: str, x: Tensor) -> Batch:
+    import openvino
+
+    hints = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "float32": "f32"}[precision]}
+    compiled = openvino.compile_model(openvino.convert_model(model, example_input=x, input=tuple(x.shape)), "CPU", hints)
+    array = x.contiguous().numpy()
+    return lambda: compiled(array)[0]
+
+
+def by_onnxruntime(model: Any, precision: str, x: Tensor) -> Batch:
+    import io
+
+    import onnxruntime
+
+    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
+    assert program is not None
+    file = io.BytesIO()
+    program.save(file)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    array, name = x.contiguous().numpy(), session.get_inputs()[0].name
+    return lambda: session.run(None, {name: array})[0]
+
+
+RUNTIMES: dict[str, Callable[[Any, str, Tensor], Batch]] = {
+    "convnext": by_convnext,
+    "timm": by_timm,
+    "timm-swin": by_timm,
+    "timm-frozen": by_timm_frozen,
+    "openvino": by_openvino,
+    "onnxruntime": by_onnxruntime,
+}
+
+
+def training(library: str, size: str, precision: str, batch: int) -> tuple[Batch, float | None]:
+    """Forward, backward and a step of AdamW; the error is that of the loss at the first step."""
+    model, x = network(library, size).train().to(memory_format=torch.channels_last), images(batch)
+    if library == "convnext":
+        from convnext import ops
+
+        ops.keep_memory()  # as `convnext train` does
+    labels = torch.arange(batch) % 1000
+    with torch.no_grad():
+        wanted = F.cross_entropy(network("timm", size)(x), labels).item()
+    optimizer = optimizer_of(library, model)
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", DTYPES[precision]):
+            loss = F.cross_entropy(model(x).float(), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step, abs(step() - wanted) / abs(wanted)
+
+
+def optimizer_of(library: str, model: Any) -> torch.optim.Optimizer:
+    """AdamW as each library's own training makes it."""
+    if library == "convnext":
+        from convnext.recipe import Optim
+        from convnext.training.optim import build_optimizer
+
+        return build_optimizer(model, Optim(lr=1e-6))
+    from timm.optim import create_optimizer_v2
+
+    return create_optimizer_v2(model, opt="adamw", lr=1e-6, weight_decay=0.05)
+
+
+def answer(contestant: str) -> None:
+    """A contestant's process: says its error, then for each line on standard input how many pictures a second it took."""
+    library, size, precision, batch, *train = contestant.split("/")
+    run, error = (training if train else inference)(library, size, precision, int(batch))
+    for _ in range(2):
+        run()
+    started = time.perf_counter()
+    run()
+    batches = max(1, round(SECONDS / (time.perf_counter() - started)))
+    print(json.dumps({"error": error}), flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        for _ in range(batches):
+            run()
+        print(json.dumps(batches * int(batch) / (time.perf_counter() - started)), flush=True)
+
+
+class Contestant:
+    """A process that takes its turn when asked."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.speeds = name, []
+        command = [sys.executable, __file__, "--answer", name]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{name}: {self.process.stderr.read().strip().splitlines()[-1]}")
+        self.error = json.loads(line)["error"]
+
+    def turn(self) -> None:
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        self.speeds.append(json.loads(self.process.stdout.readline()))
+
+    def leave(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(row: Row, rounds: int) -> dict[str, Any]:
+    """All contestants of a row, in turns."""
+    entered, remarks = [], []
+    for name in (row.ours, *row.peers):
+        try:
+            entered.append(Contestant(name))
+        except RuntimeError as error:
+            remarks.append(str(error))
+    try:
+        for _ in range(rounds):
+            for one in entered:
+                one.turn()
+    finally:
+        for one in entered:
+            one.leave()
+    speeds = {one.name: {"median": statistics.median(one.speeds), "all": one.speeds, "error": one.error} for one in entered}
+    peers = [name for name in row.peers if name in speeds]
+    if row.ours not in speeds or not peers:
+        return asdict(row) | {"speeds": speeds, "remarks": remarks}
+    fastest = max(peers, key=lambda name: speeds[name]["median"])
+    ratios = sorted(a / b for a, b in zip(speeds[row.ours]["all"], speeds[fastest]["all"], strict=True))
+    ratio = {"median": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]}
+    return asdict(row) | {"speeds": speeds, "fastest_peer": fastest, "ratio": ratio, "remarks": remarks}
+
+
+def show(found: dict[str, Any]) -> str:
+    """A row of the Markdown table."""
+    ratio = found.get("ratio")
+    what = "not measured" if ratio is None else f"**{ratio['median']:.2f}** ({ratio['least']:.2f} to {ratio['most']:.2f})"
+    speeds = "; ".join(
+        f"{name} {one['median']:.1f}" + ("" if one["error"] is None else f" (error {one['error']:.0e})")
+        for name, one in found["speeds"].items()
+    )
+    remarks = "".join(f"; {remark}" for remark in found["remarks"])
+    return f"| {found['title']} | {what} | {found['wanted']} | {speeds}{remarks} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", default="cpu,swin,gpu")
+    parser.add_argument("--only", default="", help="rows whose title holds this")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json")
+    parser.add_argument("--answer", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.answer:
+        return answer(arguments.answer)
+    from convnext.training.run_folder import environment
+
+    place, results = environment(torch.device("cpu")), []
+    print(f"{place['hardware']['cpu']}, {place['hardware']['threads']} threads, {place['versions']}\n")
+    print("| work | ratio to the fastest peer | wanted | pictures a second, median |\n| --- | --- | --- | --- |")
+    for row in ROWS:
+        if row.kind not in arguments.rows.split(",") or arguments.only not in row.title:
+            continue
+        gpu = row.kind == "gpu"
+        results.append(asdict(row) | {"speeds": {}, "remarks": ["needs a GPU"]} if gpu else measure(row, arguments.rounds))
+        print(show(results[-1]), flush=True)
+        if arguments.json:
+            with open(arguments.json, "w") as file:
+                json.dump({"environment": place, "rows": results}, file, indent=1)
+    return None
+
+
+if __name__ == "__main__":
+    main()
