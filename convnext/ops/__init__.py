@@ -1,0 +1,1 @@
+"""Fast operators beside their reference."""
