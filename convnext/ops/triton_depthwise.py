@@ -6,7 +6,8 @@ multiply-adds for 4 bytes), so what counts beside the multiply-adds is kept smal
 K taps from registers, and addresses advance by additions.
 """
 
-from typing import Any
+# mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-call,assignment"
+# Triton has no types, and a tuple that grows in a kernel is a new type at each step.
 
 import torch
 import triton
@@ -18,15 +19,15 @@ from convnext.errors import UsageError
 # How large a tile a program of the forward pass computes; all have four values a thread, which stays below 100 registers.
 # The order of the sums does not depend on the choice, so neither do the results.
 _TILES = [
-    triton.Config({"ROWS": rows, "BLOCK_W": columns, "BLOCK_C": channels}, num_warps=rest)
-    for rows, columns, channels, rest in [(7, 8, 32, 2), (7, 8, 64, 4), (7, 4, 64, 2), (4, 8, 32, 2), (4, 8, 64, 4)]
+    triton.Config({"ROWS": rows, "BLOCK_W": columns, "BLOCK_C": channels}, num_warps=warps)
+    for rows, columns, channels, warps in [(7, 8, 32, 2), (7, 8, 64, 4), (4, 8, 32, 2), (4, 8, 64, 4)]
 ]
 # The weight gradient is not tuned by timing: its tile decides the order of its sums, which has to be the same in every run.
 _COLUMNS, _CHANNELS, _STRIP, _PROGRAMS = 8, 32, 64, 396  # 396: three programs, what the registers hold, on each of 132 multiprocessors
 
 
 @triton.jit
-def _mask(w: Any, width: Any, c_inside: Any, alive: Any) -> Any:
+def _mask(w: tl.tensor, width: tl.tensor, c_inside: tl.tensor, alive: tl.tensor) -> tl.tensor:
     """Which of the columns w of a row are in the map, none where `alive` is false."""
     return ((w >= 0) & (w < tl.where(alive, width, 0)))[:, None] & c_inside[None, :]
 
@@ -34,13 +35,13 @@ def _mask(w: Any, width: Any, c_inside: Any, alive: Any) -> Any:
 @triton.autotune(configs=_TILES[:1] if triton.knobs.runtime.interpret else _TILES, key=["area", "C", "K"])
 @triton.jit(do_not_specialize=["height", "width"])
 def _convolve(
-    x_ptr: Any,
-    weight_ptr: Any,
-    bias_ptr: Any,
-    y_ptr: Any,
-    height: Any,
-    width: Any,
-    area: Any,
+    x_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    bias_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    area: tl.tensor,
     C: tl.constexpr,
     K: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -100,7 +101,7 @@ def _convolve(
 
 
 @triton.jit
-def _load_shifted(ptrs: Any, w: Any, width: Any, c_inside: Any, alive: Any, first: Any, C: tl.constexpr, SHIFTS: tl.constexpr) -> Any:
+def _load_shifted(ptrs: tl.tensor, w: tl.tensor, width: tl.tensor, c_inside: tl.tensor, alive: tl.tensor, first: tl.tensor, C: tl.constexpr, SHIFTS: tl.constexpr) -> tl.tensor:
     """A row of x as the taps at columns first, first + 1, … see it."""
     shifted = ()
     for j in tl.static_range(SHIFTS):
@@ -110,14 +111,14 @@ def _load_shifted(ptrs: Any, w: Any, width: Any, c_inside: Any, alive: Any, firs
 
 @triton.jit(do_not_specialize=["images", "height", "width", "strip", "splits"])
 def _weight_gradient(
-    x_ptr: Any,
-    dy_ptr: Any,
-    partial_ptr: Any,
-    images: Any,
-    height: Any,
-    width: Any,
-    strip: Any,
-    splits: Any,
+    x_ptr: tl.tensor,
+    dy_ptr: tl.tensor,
+    partial_ptr: tl.tensor,
+    images: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    strip: tl.tensor,
+    splits: tl.tensor,
     C: tl.constexpr,
     K: tl.constexpr,
     GROUP: tl.constexpr,
