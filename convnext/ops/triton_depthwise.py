@@ -7,6 +7,7 @@ K taps from registers, and addresses advance by additions.
 """
 
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-call,assignment"
+# ruff: noqa: N803  # constants of compilation are capitals, as everywhere in Triton
 # Triton has no types, and a tuple that grows in a kernel is a new type at each step.
 
 import torch
@@ -101,7 +102,16 @@ def _convolve(
 
 
 @triton.jit
-def _load_shifted(ptrs: tl.tensor, w: tl.tensor, width: tl.tensor, c_inside: tl.tensor, alive: tl.tensor, first: tl.tensor, C: tl.constexpr, SHIFTS: tl.constexpr) -> tl.tensor:
+def _load_shifted(
+    ptrs: tl.tensor,
+    w: tl.tensor,
+    width: tl.tensor,
+    c_inside: tl.tensor,
+    alive: tl.tensor,
+    first: tl.tensor,
+    C: tl.constexpr,
+    SHIFTS: tl.constexpr,
+) -> tl.tensor:
     """A row of x as the taps at columns first, first + 1, … see it."""
     shifted = ()
     for j in tl.static_range(SHIFTS):

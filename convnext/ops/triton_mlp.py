@@ -5,6 +5,7 @@ these sums, and rounded once.
 """
 
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-call"
+# ruff: noqa: N803  # constants of compilation are capitals, as everywhere in Triton
 
 from typing import Any
 
@@ -27,9 +28,9 @@ _SMALL = _tile(64, 64, 32, 4, 3)
 _TILES = [_tile(128, 128, 64, 8, 3), _tile(128, 128, 32, 8, 4), _tile(64, 128, 64, 4, 4), _tile(128, 64, 64, 4, 3), _SMALL]
 
 
-def _for_type(tiles: list[triton.Config], arguments: dict[str, Any], **_: Any) -> list[triton.Config]:
-    """Products of float32 as such have no tensor cores: what larger tiles hold does not fit the registers then."""
-    return [_SMALL] if arguments["PRECISION"] == "ieee" and arguments["a_ptr"].dtype == torch.float32 else tiles
+def _for_type(tiles: list[triton.Config], arguments: dict[str, Any], *, PRECISION: str, **_: Any) -> list[triton.Config]:
+    """The tiles to try: products of full float32 are none of the tensor cores', and larger tiles of them do not fit the registers."""
+    return [_SMALL] if PRECISION == "ieee" and arguments["a_ptr"].dtype == torch.float32 else tiles
 
 
 _tuned = triton.autotune(
@@ -52,7 +53,7 @@ def _product(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ) -> tl.tensor:
-    """This program's tile of a bᵀ for a (rows, K) and b (N, K), its first row's number and its columns' numbers.
+    """A program's tile of a bᵀ for a (rows, K) and b (N, K), its first row's number and its columns' numbers.
 
     Programs that follow each other take the tiles of GROUP rows of tiles column by column, and so find both operands in the L2 cache.
     """

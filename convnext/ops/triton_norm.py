@@ -4,6 +4,7 @@ Both read and write each value once: a program holds whole rows in registers.
 """
 
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-call"
+# ruff: noqa: N803  # constants of compilation are capitals, as everywhere in Triton
 
 import torch
 import triton
