@@ -1,9 +1,9 @@
 """Depthwise convolution, stride 1, on NVIDIA GPUs in Triton: forward, input gradient, weight gradient.
 
 Maps are (N, C, H, W) tensors that lie in memory as NHWC: a program's threads lie along the channels, so that every access is
-coalesced and no thread needs another's data. Each is bound by arithmetic and memory at about the same time on an H100 (49
-multiply-adds for 4 bytes), so what counts beside the multiply-adds is kept small: a loaded value is converted to float32 once and used for
-K taps from registers, and addresses advance by additions.
+coalesced and no thread needs another's data. By count, 49 multiply-adds for 4 bytes, arithmetic and memory limit these about equally on
+an H100, so what comes beside the multiply-adds is kept small: a loaded value is converted to float32 once and used for K taps from
+registers, and addresses advance by additions. Written without a GPU: compiled for one, never timed on one.
 """
 
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-call,assignment"
@@ -78,7 +78,7 @@ def _convolve(
             tap = ky * K + kx
             if TURNED:
                 tap = K * K - 1 - tap
-            weights += (tl.load(weight_ptr + tap * C + c, mask=c_inside, other=0.0).to(tl.float32)[None, :],)
+            weights += (tl.load(weight_ptr + tap * C + c, mask=c_inside, other=0.0)[None, :],)
         column = w + (kx - pad)
         line_ptrs = column_ptrs
         for i in tl.static_range(ROWS + K - 1):
@@ -251,7 +251,8 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, *, turned: bool) -> 
     y = torch.empty_like(x, memory_format=torch.channels_last)
     if x.numel() == 0:
         return y
-    taps = weight.reshape(channels, kernel * kernel).t().contiguous()  # neighbouring threads read neighbouring channels
+    taps = weight.new_empty(kernel * kernel, channels, dtype=torch.float32)  # neighbouring threads read neighbouring channels
+    taps.copy_(weight.reshape(channels, kernel * kernel).t())
 
     def grid(tile: dict[str, int]) -> tuple[int]:
         blocks = triton.cdiv(width, tile["BLOCK_W"]) * triton.cdiv(channels, tile["BLOCK_C"])

@@ -85,6 +85,19 @@ def test_equals_torch(images, positions, width, dtype, wide, scaled, dropped):
     check(images, positions, width, dtype, torch.float32 if wide else dtype, scaled, dropped)
 
 
+def check_tiles(monkeypatch, images, positions, width, dtype, device="cpu"):
+    """The layers in each of the tiles that are tried: their results."""
+    for tile in triton_mlp._TILES:
+        for kernel in (triton_mlp._gelu_linear, triton_mlp._linear_residual):
+            monkeypatch.setattr(kernel, "configs", [tile])  # which is then used without tuning
+        check(images, positions, width, dtype, torch.float32, scaled=True, dropped=True, device=device)
+
+
+@interpreted
+def test_every_tile(monkeypatch):
+    check_tiles(monkeypatch, 2, 67, 36, torch.float16)
+
+
 @interpreted
 def test_more_tiles_than_go_into_a_group():
     check(3, 230, 33, torch.float32, torch.float32, scaled=True, dropped=True)  # 11 rows of tiles, in groups of 8
@@ -137,6 +150,11 @@ def test_full_float32_compiles_in_one_tile():
 def test_equals_torch_on_a_gpu(shape, dtype):
     check(*shape, dtype, torch.float32, scaled=True, dropped=True, device="cuda")
     check(*shape, dtype, dtype, scaled=False, dropped=False, device="cuda")
+
+
+@gpu
+def test_every_tile_on_a_gpu(monkeypatch):
+    check_tiles(monkeypatch, 3, 28 * 28 + 1, 96, torch.bfloat16, "cuda")
 
 
 @gpu
