@@ -1,0 +1,123 @@
+"""The optimized network beside the one it was made of: same function, all tasks, told where it can't be."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import random_model, randomise, relative_error
+
+import convnext
+from convnext import ops
+from convnext.deploy.optimize import FoldedBlock, Patchify, SlicedBlock
+from convnext.errors import UsageError
+from convnext.ops import native
+
+compiled = pytest.mark.skipif(native.library() is None, reason=f"no compiled operators here: {native.reason()}")
+BOUND = {"bf16": 1e-2, "float32": 1e-4}
+
+
+def outputs(model, x, fast):
+    with torch.inference_mode(), ops.using(fast):
+        return model(x)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("convnext_atto", {}),  # widths that are no multiples of 16: part of the layers stay
+        ("convnext_tiny", {"depths": (1, 1, 2, 1)}),
+        ("convnext_tiny", {"depths": (1, 1, 1, 1), "layer_scale": 0, "kernel_size": 5}),
+        ("convnext_tiny", {"depths": (1, 1, 1, 1), "kernel_size": 13}),  # a kernel without an operator
+        ("convnext_isotropic_small", {"depth": 2}),
+    ],
+)
+@pytest.mark.parametrize("fast", [True, False])
+def test_outputs_stay_those_of_the_network(name, arguments, precision, fast):
+    model, x = random_model(name, **arguments).eval(), torch.randn(2, 3, 97, 70)
+    wanted = outputs(model, x, False)
+    with ops.using(fast):
+        optimized = convnext.optimize(model, precision)
+    found = outputs(optimized, x, fast)
+    assert found.dtype == torch.float32
+    assert relative_error(found, wanted) < BOUND[precision]
+    assert torch.equal(outputs(model, x, False), wanted)  # the original is as it was
+
+
+@compiled
+def test_the_blocks_and_patchifying_layers_are_compiled_ones():
+    optimized = convnext.optimize(random_model("convnext_tiny", depths=(1, 1, 1, 1)), "float32")
+    kinds = [type(module) for module in optimized.modules()]
+    assert kinds.count(FoldedBlock) == 4
+    assert kinds.count(Patchify) == 4
+
+
+def test_without_compiled_operators_blocks_are_sliced():
+    with ops.using(False):
+        optimized = convnext.optimize(random_model("convnext_tiny", depths=(1, 1, 1, 1)))
+    assert sum(isinstance(module, SlicedBlock) for module in optimized.modules()) == 4
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn_convnext_atto", "upernet_convnext_atto"])
+def test_maps_under_detectors_and_segmenters(name):
+    model = randomise(convnext.create_model(name, num_classes=3)).eval()
+    optimized, x = convnext.optimize(model), torch.randn(1, 3, 96, 64)
+    with torch.inference_mode(), ops.using(False):
+        wanted = model.backbone.features(x)
+    with torch.inference_mode():
+        found = optimized.backbone.features(x)
+        optimized([x[0]] if name.startswith("mask") else x)
+    for one, other in zip(found, wanted, strict=True):
+        assert relative_error(one, other) < 1e-2
+
+
+@compiled
+def test_a_batch_gives_each_picture_what_it_gets_alone():
+    optimized, x = convnext.optimize(random_model("convnext_tiny", depths=(1, 1, 1, 1))), torch.randn(5, 3, 64, 96)
+    whole = outputs(optimized, x, True)
+    assert torch.allclose(whole, torch.cat([outputs(optimized, picture[None], True) for picture in x]), atol=1e-5)
+
+
+@compiled
+def test_it_compiles_in_one_graph():
+    optimized, x = convnext.optimize(random_model("convnext_tiny", depths=(1, 1, 1, 1))), torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert relative_error(torch.compile(optimized, backend="aot_eager", fullgraph=True)(x), optimized(x)) < 1e-3
+
+
+def test_what_it_can_not_do_is_told():
+    model = random_model("convnext_atto")
+    with pytest.raises(UsageError, match="bf16"):
+        convnext.optimize(model, "bf61")
+    with pytest.raises(UsageError, match="float32 network"):
+        convnext.optimize(random_model("convnext_atto").bfloat16())
+    with pytest.raises(UsageError, match="no block of ConvNeXt"):
+        convnext.optimize(convnext.create_model("resnet50"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [({"CONVNEXT_OPS": "off"}, "switched off"), ({"CXX": "/nowhere/c++"}, "PyTorch"), ({"PATH": "/nowhere"}, "compiler")],
+    ids=["off", "a compiler that is none", "no compiler"],
+)
+def test_without_a_compiler_all_works_and_info_says_why(environment, told, tmp_path):
+    code = "import torch, convnext; print(convnext.create_model('convnext_atto', num_classes=2)(torch.randn(1, 3, 64, 64)).shape)"
+    settings = os.environ | {"CONVNEXT_CACHE": str(tmp_path)} | environment
+    done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "torch.Size([1, 2])", done.stderr
+    info = subprocess.run([sys.executable, "-m", "convnext", "info"], env=settings, capture_output=True, text=True, timeout=300)
+    assert told in info.stdout
+    assert "compiled:" not in info.stdout
+
+
+@compiled
+def test_the_library_is_built_once_and_found_again(tmp_path):
+    code = "from convnext.ops import native; print(native.reason())"
+    settings = os.environ | {"CONVNEXT_CACHE": str(tmp_path)}
+    both = [subprocess.Popen([sys.executable, "-c", code], env=settings, stdout=-1, stderr=-1, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=300) for process in both]
+    assert told[0][0] == told[1][0]
+    assert sum("compiling" in messages for _, messages in told) == 1
+    assert [path.suffix for path in (tmp_path / "ops").iterdir() if path.name != "lock"] == [".so"]
