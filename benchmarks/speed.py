@@ -60,6 +60,7 @@ DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 
 
 def images(batch: int) -> Tensor:
+    """Pictures of noise, the same for all, channels-last."""
     pictures = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     return pictures.contiguous(memory_format=torch.channels_last)
 
@@ -88,18 +89,21 @@ def inference(library: str, size: str, precision: str, batch: int) -> tuple[Batc
 
 
 def by_convnext(model: Any, precision: str, x: Tensor) -> Batch:
+    """`convnext.optimize`, as a user calls it."""
     import convnext
 
-    fast = convnext.optimize(model, precision)
+    fast = convnext.optimize(model, precision, calibration=lambda network: network(x[:4]))
     return lambda: fast(x)
 
 
 def by_timm(model: Any, precision: str, x: Tensor) -> Batch:
+    """The network as it is, cast and channels-last."""
     model, x = model.to(DTYPES[precision], memory_format=torch.channels_last), x.to(DTYPES[precision])
     return lambda: model(x)
 
 
 def by_timm_frozen(model: Any, precision: str, x: Tensor) -> Batch:
+    """torch.compile with its weights frozen."""
     import torch._inductor.config as inductor
 
     inductor.freezing = True
@@ -109,6 +113,7 @@ def by_timm_frozen(model: Any, precision: str, x: Tensor) -> Batch:
 
 
 def by_openvino(model: Any, precision: str, x: Tensor) -> Batch:
+    """OpenVINO with one stream, so that all threads work on the batch."""
     import openvino
 
     hints = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "float32": "f32"}[precision]}
@@ -118,6 +123,7 @@ def by_openvino(model: Any, precision: str, x: Tensor) -> Batch:
 
 
 def by_onnxruntime(model: Any, precision: str, x: Tensor) -> Batch:
+    """ONNX Runtime's CPU provider, which has float32 only for most operators."""
     import io
 
     import onnxruntime
@@ -255,6 +261,7 @@ def show(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", default="cpu,swin,gpu")
     parser.add_argument("--only", default="", help="rows whose title holds this")

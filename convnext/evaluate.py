@@ -93,6 +93,10 @@ class Evaluated:
         told = {"classes": self.source.classes, "remarks": self.remarks, "corrupt": self.result.corrupt}
         return self.result.metrics | self.result.details | told
 
+    def headline(self) -> str:
+        """What matters most, in a few words."""
+        return str(self.task.headline(self.result.metrics))
+
     def to_text(self) -> str:
         """What there is to read on a terminal, the headline first."""
         return "\n".join([self.task.summary(self.result.metrics, self.result.details), *self.remarks])
@@ -103,7 +107,7 @@ class Evaluated:
         sections = self.task.report_sections(self.result.details, self.source.classes, self.source)
         if told := self.remarks + [f"left out: {reason}" for reason in self.result.corrupt]:
             sections.insert(0, page.Section("Remarks", page.preformatted("\n".join(told))))
-        lead = f"{self.task.headline(self.result.metrics)} · {len(self.source.classes)} classes · convnext {__version__}"
+        lead = f"{self.headline()} · {len(self.source.classes)} classes · convnext {__version__}"
         return page.page(title, lead, cards, sections)
 
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from convnext.errors import UsageError
+
 app = typer.Typer(
     name="convnext",
     help="Train, compare, adapt and ship the ConvNet of the 2020s.",
@@ -20,6 +22,21 @@ MODEL = "A run folder, a weight file, an exported file, hf://owner/name, or a mo
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the fastest there is.")]
 Weights = Annotated[str | None, typer.Option(help="Published weights of a model's name: a tag, a file or an address.")]
+
+
+Optimize = Annotated[str | None, typer.Option(help="Faster on CPUs, through convnext.optimize: bf16, float32 or int8.")]
+Calibration = Annotated[list[str] | None, typer.Option(help="For --optimize int8: pictures or folders of them, like those to come.")]
+
+
+def optimized(predictor: Any, precision: str | None, calibration: list[str] | None) -> Any:
+    """The predictor as --optimize and --calibration say."""
+    if precision is None:
+        if calibration:
+            raise UsageError("--calibration is for --optimize int8")
+        return predictor
+    from convnext.deploy.inputs import find_pictures
+
+    return predictor.optimize(precision, list(find_pictures(calibration or [])))
 
 
 def recipe_keys(incomplete: str) -> list[tuple[str, str]]:

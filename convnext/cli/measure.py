@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from convnext.cli.common import MODEL, Device, Json, Weights, app, counter
+from convnext.cli.common import MODEL, Calibration, Device, Json, Optimize, Weights, app, counter, optimized
 from convnext.errors import UsageError, nearest
 
 
@@ -27,10 +27,13 @@ def evaluate(
     multi_scale: Annotated[bool, typer.Option("--multi-scale", help="Segmenters: at six scales, with mirror images.")] = False,
     max_corrupt: Annotated[float, typer.Option(min=0, max=1, help="Part of the pictures that may be unreadable.")] = 0.01,
     report_page: Annotated[Path | None, typer.Option("--report", help="Also write a page that opens offline.")] = None,
+    optimize: Optimize = None,
+    calibration: Calibration = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Measure a network on labelled pictures."""
+    from convnext.deploy.predict import Predictor
     from convnext.distributed import is_main, process_group
     from convnext.evaluate import evaluate_loaded
     from convnext.models import load
@@ -44,6 +47,11 @@ def evaluate(
         loaded.preprocessing = loaded.preprocessing.multi_scale()
     with process_group(device) as place:
         found = evaluate_loaded(loaded, data, batch_size, workers, max_corrupt, place, counter("evaluated"))
+        if optimize is not None:
+            print(f"as it is: {found.headline()}", file=sys.stderr)
+            loaded.model = optimized(Predictor(loaded, place), optimize, calibration).model
+            found = evaluate_loaded(loaded, data, batch_size, workers, max_corrupt, place, counter("evaluated"))
+            print(f"{optimize}: {found.headline()}", file=sys.stderr)
         if not is_main():
             return
     for reason in found.result.corrupt:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from convnext.cli.common import MODEL, Device, Json, Weights, app, bar
+from convnext.cli.common import MODEL, Calibration, Device, Json, Optimize, Weights, app, bar, optimized
 from convnext.errors import ConvnextError, UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ def predict(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that decode pictures; by default one a core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin outputs anew that are there already.")] = False,
     engine: Annotated[Literal["ray"] | None, typer.Option(help="ray: on all that Ray has, here or on a cluster (RAY_ADDRESS).")] = None,
+    optimize: Optimize = None,
+    calibration: Calibration = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -49,8 +51,10 @@ def predict(
         raise UsageError(f"--format {kind} is of a file: name it with --output")
     if engine is not None and output is None and features is None:
         raise UsageError(f"--engine {engine} is for files: name one with --output or --features")
+    if engine is not None and optimize is not None:
+        raise UsageError(f"--optimize is not for --engine {engine}: leave one of them out")
     items = find_items(pictures)
-    predictor = load(model, weights, device=device)
+    predictor = optimized(load(model, weights, device=device), optimize, calibration)
     outputs: list[Output] = []
     if draw is not None:
         outputs.append(Drawings(draw, items))

@@ -6,32 +6,40 @@ core's cache; freed memory is kept. In bf16 the products are rounded to it, sums
 """
 
 import copy
+from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext.backbones.convnext import Block, LayerNorm, LayerNorm2d
+from convnext.deploy.quantize import Int8Block, Ranges, calibrate
 from convnext.errors import UsageError, nearest
 from convnext.ops import choice, native
 from convnext.ops.folded import folded_block, folded_patchify
 from convnext.ops.memory import keep_memory
 
-PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
+PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32, "int8": torch.bfloat16}  # int8: of what is not quantized
 _SLICE_BYTES = 4 << 20  # of hidden values at a time where PyTorch computes them: what a cache holds
 
 
-def optimize(model: nn.Module, precision: str = "bf16", *, compile: bool = False) -> nn.Module:
+def optimize(
+    model: nn.Module, precision: str = "bf16", *, calibration: Callable[[nn.Module], object] | None = None, compile: bool = False
+) -> nn.Module:
     """A copy of a network of any task for inference on the CPU; it is called as the original is, and gives float32.
 
     ConvNeXt's blocks and patchifying layers become fast ones, alone or under a detector or segmenter; what else there is stays.
 
     Args:
         model: on the CPU, in float32.
-        precision: "bf16" or "float32", of the products.
+        precision: "bf16", "float32" or "int8", of the products. int8 changes what the network says: measure it.
+        calibration: for int8, a function that takes some hundred pictures, like those to come, through the network it is given:
+            `lambda network: network(pictures)`.
         compile: pass what is left through torch.compile. The first call takes minutes, later processes find the result on disk.
 
-    Raises UsageError for an unknown precision, a network elsewhere or of another dtype, or one without ConvNeXt's blocks.
+    Raises UsageError for an unknown precision, a network elsewhere or of another dtype, one without ConvNeXt's blocks, and for int8
+    without pictures or on a CPU without AMX.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision={precision!r} is none{nearest(precision, PRECISIONS)}")
@@ -40,8 +48,22 @@ def optimize(model: nn.Module, precision: str = "bf16", *, compile: bool = False
             raise UsageError(f"optimize takes a float32 network on the CPU; {name} is {parameter.dtype} on {parameter.device}")
     if not any(isinstance(module, Block) for module in model.modules()):
         raise UsageError("this network has no block of ConvNeXt, which is what optimize knows to make faster; see torch.compile")
+    ranges: Ranges = {}
+    if precision == "int8":
+        if not choice.compiled(torch.bfloat16):
+            raise UsageError("int8 needs a CPU with AMX and the compiled operators (`convnext info` says what is missing): take bf16")
+        if calibration is None:
+            raise UsageError(
+                "int8 needs pictures to calibrate with: give a function as calibration that takes some hundred through the network"
+            )
+        ranges = calibrate(model, calibration)
     keep_memory()
     fast = copy.deepcopy(model).eval().requires_grad_(False)
+    for name, (scale, zero) in ranges.items():
+        block = fast.get_submodule(name)
+        assert isinstance(block, Block)
+        if block.dwconv.kernel_size[0] in native.KERNELS:
+            fast.set_submodule(name, Int8Block(block, scale, zero))
     _replace(fast, PRECISIONS[precision])
     return torch.compile(fast) if compile else fast  # type: ignore[return-value]
 
@@ -69,7 +91,7 @@ def _fast(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
     return None
 
 
-def _is_patchifying(module: nn.Module) -> bool:
+def _is_patchifying(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     if not isinstance(module, nn.Conv2d) or module.bias is None:
         return False
     square = module.kernel_size == module.stride and module.kernel_size[0] == module.kernel_size[1]

@@ -1,5 +1,6 @@
 """Prediction: `convnext.load(path)` gives model, class names and preprocessing in one."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,26 @@ class Predictor:
             return self([pictures])[0]
         opened = [_open(picture) for picture in pictures]
         return tasks.get(self.task).infer(self.model, opened, self.preprocessing, self.classes, self.device) if opened else []
+
+    def optimize(self, precision: str = "bf16", calibration: Sequence[Picture] = ()) -> "Predictor":
+        """The same predictor through `convnext.optimize`, for CPUs.
+
+        Args:
+            precision: "bf16", "float32" or "int8".
+            calibration: for int8, pictures like those to come; some hundred do.
+
+        Raises UsageError as `convnext.optimize` does.
+        """
+        from convnext.deploy.optimize import optimize
+
+        def run(network: Any) -> None:
+            infer = tasks.get(self.task).infer
+            for picture in calibration:
+                infer(network, [_open(picture)], self.preprocessing, self.classes, self.device)
+
+        fast = copy.copy(self)
+        fast.model = optimize(self.model, precision, calibration=run)
+        return fast
 
     def features(self, pictures: Picture | Sequence[Picture]) -> Tensor:
         """Embeddings (N, C) float32, on the CPU: what a classifier's head sees, or the mean of the last map under other heads.

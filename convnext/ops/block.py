@@ -5,8 +5,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from convnext.ops import depthwise, mlp, native, norm
+from convnext.ops import depthwise, native, norm
 from convnext.ops.choice import autocast, lowered
+from convnext.ops.mlp import own, scaled_gradients
+from convnext.ops.mlp import reference as mlp_reference
+from convnext.ops.mlp import takes as takes_mlp
 
 
 class Parameters(NamedTuple):
@@ -28,12 +31,12 @@ def reference(x: Tensor, parameters: Parameters, eps: float, keep: Tensor | None
     conv_weight, conv_bias, norm_weight, norm_bias, w1, b1, w2, b2, gamma = parameters
     y = depthwise.reference(x, conv_weight, conv_bias).permute(0, 2, 3, 1)
     y = norm.reference(y, norm_weight, norm_bias, eps)
-    return mlp.reference(y, x.permute(0, 2, 3, 1), w1, b1, w2, b2, gamma, keep).permute(0, 3, 1, 2)
+    return mlp_reference(y, x.permute(0, 2, 3, 1), w1, b1, w2, b2, gamma, keep).permute(0, 3, 1, 2)
 
 
 def takes(x: Tensor, parameters: Parameters) -> bool:
     """Whether the compiled operator takes these: kernels 3 to 11, float32, or bf16 where the CPU multiplies it in tiles."""
-    return parameters.dwconv_weight.shape[-1] in native.KERNELS and mlp.takes(x, *parameters)
+    return parameters.dwconv_weight.shape[-1] in native.KERNELS and takes_mlp(x, *parameters)
 
 
 def pays(x: Tensor) -> bool:
@@ -51,7 +54,7 @@ def block(x: Tensor, parameters: Parameters, eps: float, keep: Tensor | None) ->
     dtype = lowered(x)
     # Under autocast the scaled branch is float32 and raises the stream to it.
     promoted = x.dtype if parameters.gamma is None and autocast(x) else torch.promote_types(x.dtype, parameters.w2.dtype)
-    return _forward(x.to(promoted), *parameters, keep, eps, dtype == torch.bfloat16, torch.is_grad_enabled())[0]
+    return _forward(x.to(promoted), *parameters, keep, eps, dtype, torch.is_grad_enabled())[0]
 
 
 @torch.library.custom_op("convnext::block", mutates_args=())
@@ -68,10 +71,15 @@ def _forward(
     gamma: Tensor | None,
     keep: Tensor | None,
     eps: float,
-    tiles: bool,
+    dtype: torch.dtype,
     train: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    weights = native.packed(w1, b1, w2, b2, gamma, tiles, (norm_weight, norm_bias))
+    if x.is_cuda:
+        from convnext.ops import triton_block
+
+        tensors = dwconv_weight, dwconv_bias, norm_weight, norm_bias, w1, b1, w2, b2, gamma, keep
+        return triton_block.forward(x, *tensors, eps=eps, dtype=dtype)
+    weights = native.packed(w1, b1, w2, b2, gamma, dtype == torch.bfloat16, (norm_weight, norm_bias))
     out, *kept = native.block_forward(x, native.taps_of(dwconv_weight), dwconv_bias.float(), eps, weights, keep, train)
     convolved, mean, scale = (x.new_empty(0) if part is None else part for part in kept)
     return out, convolved, mean, scale
@@ -95,22 +103,27 @@ def _gradients(
     keep: Tensor | None,
 ) -> list[Tensor]:
     """Of x and the nine parameters, in their order."""
+    if x.is_cuda:
+        from convnext.ops import triton_block
+
+        tensors = dwconv_weight, norm_weight, norm_bias, w1, b1, w2, b2, gamma, keep
+        return triton_block.backward(dout, x, convolved, mean, scale, *tensors)
     of_norm = native.Norm(mean, scale, norm_weight, norm_bias)
     found = native.mlp_backward(convolved, dout.permute(0, 2, 3, 1), w1, b1, w2, gamma, keep, of_norm)
     dconvolved = found.y.permute(0, 3, 1, 2)
     dx = native.depthwise_forward(dconvolved, dwconv_weight.flip(-2, -1), None, add=dout)
     dweight, dbias = native.depthwise_weight_gradient(x, dconvolved, dwconv_weight.shape[-1])
-    of_norms = mlp.own(found.norm_weight, norm_weight), mlp.own(found.norm_bias, norm_bias)
-    of_mlp = mlp.scaled_gradients(found, w1, b1, w2, b2, gamma)
+    of_norms = own(found.norm_weight, norm_weight), own(found.norm_bias, norm_bias)
+    of_mlp = scaled_gradients(found, w1, b1, w2, b2, gamma)
     return [dx, dweight.to(dwconv_weight.dtype), dbias.to(dwconv_weight.dtype), *of_norms, *of_mlp]
 
 
 @_forward.register_fake
 def _(x: Tensor, dwconv_weight: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    tiles, train = others[-2:]
+    dtype, train = others[-2:]
     n, channels, height, width = x.shape
-    shape = (n, height, width) if train else (0,)
-    convolved = x.new_empty((*shape, channels) if train else shape, dtype=torch.bfloat16 if tiles else x.dtype)
+    shape = (n, height, width) if train or x.is_cuda else (0,)
+    convolved = x.new_empty((*shape, channels) if len(shape) == 3 else shape, dtype=dtype)
     mean, scale = x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
     return depthwise.like(x), convolved, mean, scale
 

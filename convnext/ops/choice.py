@@ -3,13 +3,16 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from convnext.ops import native
 
-_on = os.environ.get("CONVNEXT_OPS", "on").lower() not in ("off", "0", "no", "false")
+_SETTING = os.environ.get("CONVNEXT_OPS", "on").lower()
+_on = _SETTING not in ("off", "0", "no", "false")
+_DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 
 
 @contextmanager
@@ -36,10 +39,10 @@ def fast(x: Tensor, *parameters: Tensor | None) -> bool:
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return False
     there = [parameter for parameter in parameters if parameter is not None]
-    if any(tensor.device != x.device or tensor.dtype not in (torch.float32, torch.bfloat16) for tensor in there):
+    if any(tensor.device != x.device or not tensor.is_floating_point() or tensor.dtype == torch.float64 for tensor in there):
         return False
     same = autocast(x) or all(tensor.dtype == x.dtype for tensor in there)
-    return same and x.numel() > 0 and lowered(x) in (torch.float32, torch.bfloat16)
+    return same and x.numel() > 0 and lowered(x) in _DTYPES[x.device.type]
 
 
 def autocast(x: Tensor) -> bool:
@@ -54,6 +57,8 @@ def lowered(x: Tensor) -> torch.dtype:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a compiler must not look into how a library is built
 def _compiled_for(device_type: str) -> bool:
+    if device_type == "cuda":  # by wish only, until they have run on a GPU
+        return _SETTING == "triton" and find_spec("triton") is not None and torch.cuda.get_device_capability() >= (8, 0)
     return device_type == "cpu" and native.library() is not None
 
 
@@ -78,10 +83,13 @@ def status() -> dict[str, dict[str, str]]:
     tiled = (
         ("compiled", "AMX tiles") if name == "compiled" and native.has_tiles() else ("PyTorch", "needs AMX" if name == "compiled" else why)
     )
+    cuda = {"runs": "PyTorch", "why": "the Triton operators have not run on a GPU yet: CONVNEXT_OPS=triton uses them"}
+    if torch.cuda.is_available() and _on and _compiled_for("cuda"):
+        cuda = {"runs": "Triton", "why": "CONVNEXT_OPS=triton"}
     return {
         "depthwise convolution, CPU": {"runs": name, "why": why},
         "LayerNorm, CPU": {"runs": name, "why": why},
         "block and MLP in float32, CPU": {"runs": name, "why": why},
         "block and MLP in bf16, CPU": {"runs": tiled[0], "why": tiled[1]},
-        "all, CUDA": {"runs": "PyTorch", "why": "the Triton operators were not run on a GPU yet"},
+        "all, CUDA": cuda,
     }

@@ -51,3 +51,29 @@ def _(
 ) -> Tensor:
     n, _, height, width = x.shape
     return x.new_empty(n, height // patch, width // patch, outputs, dtype=torch.float32).permute(0, 3, 1, 2)
+
+
+@torch.library.custom_op("convnext::int8_block", mutates_args=())
+def int8_block(
+    x: Tensor,
+    taps: Tensor,
+    bias: Tensor,
+    eps: float,
+    first: Tensor,
+    first_scale: Tensor,
+    first_bias: Tensor,
+    second: Tensor,
+    second_scale: Tensor,
+    second_bias: Tensor,
+    hidden_scale: float,
+    hidden_zero: float,
+    hidden: int,
+) -> Tensor:
+    """ConvNeXt's block on x (N, C, H, W) float32 with products of 8 bits: the fields of `native.Quantized`."""
+    of_first, of_second = (first, first_scale, first_bias), (second, second_scale, second_bias)
+    return native.int8_block_forward(x, taps, bias, eps, native.Quantized(*of_first, *of_second, hidden_scale, hidden_zero, hidden))
+
+
+@int8_block.register_fake
+def _(x: Tensor, *_: object) -> Tensor:
+    return like(x)

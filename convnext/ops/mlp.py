@@ -31,8 +31,8 @@ def reference(
 
 
 def takes(y: Tensor, *parameters: Tensor | None) -> bool:
-    """Whether the compiled operator takes these: float32, or bf16 where the CPU multiplies it in tiles."""
-    return fast(y, *parameters) and (lowered(y) == torch.float32 or tiles())
+    """Whether the compiled operator takes these: float32, bf16 where the CPU multiplies it in tiles, all on GPUs."""
+    return fast(y, *parameters) and (y.is_cuda or lowered(y) == torch.float32 or tiles())
 
 
 def mlp(y: Tensor, shortcut: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor | None, keep: Tensor | None) -> Tensor:
@@ -48,6 +48,10 @@ def mlp(y: Tensor, shortcut: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Ten
 def _forward(
     y: Tensor, shortcut: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor | None, keep: Tensor | None
 ) -> Tensor:
+    if y.is_cuda:
+        from convnext.ops import triton_block
+
+        return triton_block.mlp_forward(y, shortcut, w1, b1, w2, b2, gamma, keep)
     weights = native.packed(w1, b1, w2, b2, gamma, tiles=y.dtype == torch.bfloat16)
     return native.mlp_forward(y, shortcut, weights, keep)
 
@@ -57,7 +61,12 @@ def _gradients(
     dout: Tensor, y: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor | None, keep: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Of y, w1, b1, w2, b2 and gamma. Hidden values are computed again, so that they are never held for the whole map."""
-    found = native.mlp_backward(y, dout, w1, b1, w2, gamma, keep)
+    if y.is_cuda:
+        from convnext.ops import triton_block
+
+        found = triton_block.mlp_backward(y, dout, w1, b1, w2, gamma, keep)
+    else:
+        found = native.mlp_backward(y, dout, w1, b1, w2, gamma, keep)
     return found.y, *scaled_gradients(found, w1, b1, w2, b2, gamma)
 
 

@@ -310,7 +310,7 @@ class Patchify(NamedTuple):
 
 def packed_patches(weight: Tensor, bias: Tensor, normed: bool, tiles: bool) -> tuple[Tensor, Tensor]:
     """A convolution's weight (O, C, p, p) and bias (O,) as `patchify_forward` reads them."""
-    outputs, channels, patch, _ = weight.shape
+    outputs, _, patch, _ = weight.shape
     # In memory lie together a pixel's channels, or a row of the patch; each such piece is filled up to a multiple of 16.
     pieces = weight.float().permute(0, 2, 3, 1).reshape(outputs, patch * patch if normed else patch, -1)
     columns = F.pad(pieces, (0, -pieces.shape[-1] % 16)).flatten(1)
@@ -318,11 +318,56 @@ def packed_patches(weight: Tensor, bias: Tensor, normed: bool, tiles: bool) -> t
 
 
 def patchify_forward(x: Tensor, held: Patchify) -> Tensor:
-    """x (N, C, H, W) float32 or bf16 to (N, O, H // p, W // p) float32."""
+    """The convolution of x (N, C, H, W), float32 or bf16, as (N, O, H // p, W // p) float32."""
     x = _nhwc(x)
     n, height, width, channels = x.shape
     out = _float32(x, n, height // held.patch, width // held.patch, held.outputs)
     sizes = (n, height, width, channels, held.patch, held.outputs)
     behind, tiles = (held.norm_weight, held.norm_bias), held.weight.dtype == torch.bfloat16
     _call("patchify_forward", x, held.normed, held.eps, held.weight, held.bias, *behind, out, x.dtype, *sizes, tiles)
+    return out.permute(0, 3, 1, 2)
+
+
+class Quantized(NamedTuple):
+    """The MLP's weights in 8 bits, packed, with the scale and bias of each output, and the hidden values' scale and zero point."""
+
+    first: Tensor
+    first_scale: Tensor
+    first_bias: Tensor
+    second: Tensor
+    second_scale: Tensor
+    second_bias: Tensor
+    hidden_scale: float
+    hidden_zero: float
+    hidden: int
+
+
+def quantized(w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, hidden_scale: float, hidden_zero: int) -> Quantized:
+    """Folded float32 weights (4 C, C), (4 C,), (C, 4 C), (C,) in 8 bits, symmetric, with a scale for each output."""
+    (first, scale1, _), (second, scale2, sums) = _in_8_bits(w1, 64), _in_8_bits(w2, 32)
+    # Hidden values are hidden_scale (q - hidden_zero): what the zero point adds to each output goes into its bias.
+    scale2 = scale2 * hidden_scale
+    bias2 = F.pad(b2, (0, len(scale2) - len(b2))) - scale2 * hidden_zero * sums
+    bias1 = F.pad(b1, (0, len(scale1) - len(b1)))
+    return Quantized(first, scale1, bias1, second, scale2, bias2.contiguous(), hidden_scale, float(hidden_zero), len(w1))
+
+
+def _in_8_bits(weight: Tensor, multiple: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Packed weights, and of each output, filled up to a multiple, the scale and the sum of its whole numbers."""
+    n, k = weight.shape
+    scale = weight.abs().amax(1).clamp_min(1e-12) / 127
+    whole = (weight / scale.unsqueeze(1)).round().to(torch.int8).contiguous()
+    columns = n + -n % multiple
+    packed = whole.new_empty(columns * (k + -k % 64))
+    _call("int8_pack", whole, packed, n, k, columns)
+    filled = F.pad(scale, (0, columns - n)), F.pad(whole.sum(1, dtype=torch.int32).float(), (0, columns - n))
+    return packed, *filled
+
+
+def int8_block_forward(x: Tensor, taps: Tensor, bias: Tensor, eps: float, w: Quantized) -> Tensor:
+    """ConvNeXt's whole block on x (N, C, H, W) float32 with products of 8 bits."""
+    x = _nhwc(x)
+    n, height, width, channels = x.shape
+    out = torch.empty_like(x)
+    _call("int8_block_forward", x, taps, bias, eps, *w[:8], out, n, height, width, channels, w.hidden, taps.shape[0])
     return out.permute(0, 3, 1, 2)

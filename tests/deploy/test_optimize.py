@@ -10,10 +10,13 @@ from helpers import random_model, randomise, relative_error
 
 import convnext
 from convnext import ops
+from convnext.backbones.convnext import Block
 from convnext.deploy.optimize import FoldedBlock, Patchify, SlicedBlock
+from convnext.deploy.quantize import Int8Block, calibrate
 from convnext.errors import UsageError
 from convnext.ops import native
 
+tiles = pytest.mark.skipif(not native.has_tiles(), reason="this CPU has no AMX")
 compiled = pytest.mark.skipif(native.library() is None, reason=f"no compiled operators here: {native.reason()}")
 BOUND = {"bf16": 1e-2, "float32": 1e-4}
 
@@ -78,6 +81,30 @@ def test_a_batch_gives_each_picture_what_it_gets_alone():
     optimized, x = convnext.optimize(random_model("convnext_tiny", depths=(1, 1, 1, 1))), torch.randn(5, 3, 64, 96)
     whole = outputs(optimized, x, True)
     assert torch.allclose(whole, torch.cat([outputs(optimized, picture[None], True) for picture in x]), atol=1e-5)
+
+
+@tiles
+def test_int8_stays_near_and_wants_pictures():
+    model, x = random_model("convnext_tiny", depths=(1, 1, 2, 1)), torch.randn(4, 3, 64, 96)
+    optimized = convnext.optimize(model, "int8", calibration=lambda network: network(x))
+    assert sum(isinstance(module, Int8Block) for module in optimized.modules()) == 5
+    assert relative_error(outputs(optimized, x, True), outputs(model, x, False)) < 0.05
+    for nothing in (None, lambda network: None):
+        with pytest.raises(UsageError, match="calibrate"):
+            convnext.optimize(model, "int8", calibration=nothing)
+
+
+@tiles
+def test_int8_of_any_width_is_the_quantized_function():
+    for channels, hidden in ((40, 160), (24, 100), (64, 256)):
+        block = randomise(Block(channels, 7, 0.0, 1.0)).eval()
+        block.pwconv1, block.pwconv2 = (randomise(torch.nn.Linear(a, b)) for a, b in ((channels, hidden), (hidden, channels)))
+        x = torch.randn(2, channels, 9, 11)
+        with torch.inference_mode(), ops.using(False):
+            wanted = block(x)
+            branch = (wanted - x).abs().max()
+            found = Int8Block(block, *calibrate(torch.nn.Sequential(block), lambda network, x=x: network(x))["0"])(x)
+        assert ((found - wanted).abs().max() / branch).item() < 0.04
 
 
 @compiled

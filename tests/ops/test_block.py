@@ -131,7 +131,7 @@ def test_nan_stays_in_its_picture():
 @needs_compiler
 def test_opcheck():
     held, x = parameters(16, 3, 0), torch.randn(2, 16, 5, 6, requires_grad=True)
-    torch.library.opcheck(torch.ops.convnext.block.default, (x, *held, None, 1e-6, False, True))
+    torch.library.opcheck(torch.ops.convnext.block.default, (x, *held, None, 1e-6, torch.float32, True))
     *_, w1, b1, w2, b2, gamma = held
     y = torch.randn(2, 3, 4, 16, requires_grad=True)
     torch.library.opcheck(torch.ops.convnext.mlp.default, (y, y.detach(), w1, b1, w2, b2, gamma, None))

@@ -157,8 +157,8 @@ static void pack(const float *weight, int64_t row_step, int64_t column_step, con
 }
 
 extern "C" int has_tiles() {
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
-    return Amx::supported();
+#if defined(HAS_TILES)
+    return request_tiles();
 #else
     return 0;
 #endif

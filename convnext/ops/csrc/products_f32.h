@@ -9,7 +9,6 @@ struct Float32 {
     static constexpr int64_t PAD = 1;  // rows, of which there may be any number
     struct Scratch {};
 
-    static bool supported() { return true; }
     static void begin() {}
     static void end() {}
     static f32x16 activation(f32x16 x) { return gelu(x); }

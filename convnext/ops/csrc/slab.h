@@ -34,7 +34,7 @@ static int64_t slabs_of(int64_t rows, int64_t each) {
     return least(rows, (((rows + each - 1) / each + threads - 1) / threads) * threads);
 }
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#if defined(HAS_TILES)
 typedef Amx Tiles;
 #else
 typedef Float32 Tiles;  // never asked for: has_tiles() is 0
