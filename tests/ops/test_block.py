@@ -129,6 +129,20 @@ def test_nan_stays_in_its_picture():
 
 
 @needs_compiler
+def test_results_do_not_depend_on_the_number_of_threads():
+    held, x = parameters(32, 7, 0), torch.randn(3, 32, 20, 20)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(block(x, held, 1e-6, None).detach())
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@needs_compiler
 def test_opcheck():
     held, x = parameters(16, 3, 0), torch.randn(2, 16, 5, 6, requires_grad=True)
     torch.library.opcheck(torch.ops.convnext.block.default, (x, *held, None, 1e-6, torch.float32, True))
