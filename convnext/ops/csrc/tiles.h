@@ -9,7 +9,7 @@
 
 #include "vector.h"
 
-#define CHUNK 12  // tiles of depth whose 32 columns stay in the first cache
+#define CHUNK 16  // tiles of depth whose 32 columns stay in the first cache
 
 struct TileScratch {
     alignas(64) float sums[2][32 * 32];
