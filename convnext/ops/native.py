@@ -258,9 +258,9 @@ def mlp_backward(
     found = library()
     assert found is not None
     found.mlp_backward_sums.restype = ctypes.c_int64
-    dy, sums = torch.empty_like(y), _float32(y, found.mlp_backward_sums(*map(ctypes.c_int64, (channels, hidden))))
-    of_norm = (None,) * 4 if norm is None else (norm.mean, norm.scale, norm.weight.float(), norm.bias.float())
     rows = y.numel() // channels
+    dy, sums = torch.empty_like(y), _float32(y, found.mlp_backward_sums(*map(ctypes.c_int64, (rows, channels, hidden)), ctypes.c_int(tiles)))
+    of_norm = (None,) * 4 if norm is None else (norm.mean, norm.scale, norm.weight.float(), norm.bias.float())
     sizes = (rows, rows // len(y), channels, hidden)
     packed = (first, _pad(b1), second, transposed)
     _call("mlp_backward", y, *of_norm, dout, *packed, _floats(keep), dy, sums, dout.dtype, *sizes, tiles)

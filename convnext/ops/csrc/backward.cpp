@@ -26,6 +26,16 @@ struct Sums {  // of one thread: (width, hidden) twice, (hidden), (width) three 
     static int64_t size(int64_t width, int64_t hidden) { return 2 * width * hidden + hidden + 3 * width; }
 };
 
+static int64_t slabs_for(int64_t rows, int64_t width, int64_t hidden, int64_t value_bytes) {
+    return slabs_of(rows, most(256, SLAB_BYTES / ((4 * width + hidden) * value_bytes)));
+}
+
+// As many as have a slab to work on, and as have all their sums in a gigabyte.
+static int threads_for(int64_t rows, int64_t width, int64_t hidden, int64_t value_bytes) {
+    const int64_t useful = least(omp_get_max_threads(), slabs_for(rows, width, hidden, value_bytes));
+    return (int)most(1, least(useful, (1 << 28) / Sums::size(width, hidden)));
+}
+
 template <class P> struct Buffers {
     typedef typename P::Value Value;
     Value *y, *d, *y_transposed, *d_transposed, *dz, *hidden_panel, *dz_panel;
@@ -110,16 +120,17 @@ static void hidden_columns(const Buffers<P> &b, const Packed &w, typename P::Scr
 }
 
 template <class P, int Y_DTYPE, int DTYPE>
-static int backward(const Source &y, const void *dout, const Packed &w, const float *keep, void *dy, float *all_sums, int64_t rows,
-                    int64_t positions, int64_t channels, int64_t hidden_channels) {
+static int backward(const Source &y, const void *dout, const Packed &w, const float *keep, void *dy, float *all_sums, int &threads,
+                    int64_t rows, int64_t positions, int64_t channels, int64_t hidden_channels) {
     typedef typename P::Value Value;
     const int64_t width = (channels + 31) / 32 * 32, hidden = (hidden_channels + 31) / 32 * 32;
-    const int64_t slabs = slabs_of(rows, most(256, SLAB_BYTES / ((4 * width + hidden) * (int64_t)sizeof(Value))));
+    const int64_t slabs = slabs_for(rows, width, hidden, sizeof(Value));
     int failed = 0;
-#pragma omp parallel reduction(| : failed)
+#pragma omp parallel num_threads(threads) reduction(| : failed)
     {
         typename P::Scratch scratch;
         P::begin();
+        if (omp_get_thread_num() == 0) threads = omp_get_num_threads();  // may be fewer than were asked for
         const int64_t size = Sums::size(width, hidden);
         Sums sums(all_sums + omp_get_thread_num() * size, width, hidden);
         memset(sums.db1, 0, (size - 2 * width * hidden) * sizeof(float));
@@ -155,8 +166,9 @@ static int backward(const Source &y, const void *dout, const Packed &w, const fl
 
 // How many floats mlp_backward wants as `sums`; the gradients then begin it: dW1ᵀ (width, hidden), dW2 (width, hidden), db1 (hidden),
 // db2 (width), and of the norm's weight and bias (width), widths padded to 32.
-extern "C" int64_t mlp_backward_sums(int64_t channels, int64_t hidden) {
-    return omp_get_max_threads() * Sums::size((channels + 31) / 32 * 32, (hidden + 31) / 32 * 32);
+extern "C" int64_t mlp_backward_sums(int64_t rows, int64_t channels, int64_t hidden, int tiles) {
+    const int64_t width = (channels + 31) / 32 * 32, columns = (hidden + 31) / 32 * 32;
+    return threads_for(rows, width, columns, tiles ? 2 : 4) * Sums::size(width, columns);
 }
 
 // Return 0, or 1 where memory ran out. dy has y's dtype. means to bias: of the norm before y, or null.
@@ -168,11 +180,12 @@ extern "C" int mlp_backward(const void *y, const float *means, const float *scal
     auto run = !tiles              ? backward<Float32, FLOAT32, FLOAT32>
                : dtype == FLOAT32 ? backward<Tiles, BFLOAT16, FLOAT32>
                                    : backward<Tiles, BFLOAT16, BFLOAT16>;
-    const int failed = run({y, means, scales, weight, bias}, dout, w, keep, dy, sums, rows, positions, channels, hidden);
-    const int64_t size = Sums::size((channels + 31) / 32 * 32, (hidden + 31) / 32 * 32), threads = omp_get_max_threads();
+    const int64_t width = (channels + 31) / 32 * 32, columns = (hidden + 31) / 32 * 32, size = Sums::size(width, columns);
+    int threads = threads_for(rows, width, columns, tiles ? 2 : 4);
+    const int failed = run({y, means, scales, weight, bias}, dout, w, keep, dy, sums, threads, rows, positions, channels, hidden);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < size; i += LANES)  // in the order of the threads, whichever was done first
-        for (int64_t thread = 1; thread < threads; thread++)
+        for (int thread = 1; thread < threads; thread++)
             store(sums + i, load(sums + i, FLOAT32, LANES) + load(sums + thread * size + i, FLOAT32, LANES), FLOAT32, LANES);
     return failed;
 }

@@ -19,9 +19,9 @@ struct TileScratch {
 };
 
 // Linux gives a process the tiles on request (ARCH_REQ_XCOMP_PERM of XTILEDATA).
-static bool request_tiles() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+INLINE bool request_tiles() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 
-static void begin_tiles() {
+INLINE void begin_tiles() {
     struct {
         uint8_t palette = 1, start = 0, reserved[14] = {};
         uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
