@@ -259,7 +259,8 @@ def mlp_backward(
     assert found is not None
     found.mlp_backward_sums.restype = ctypes.c_int64
     rows = y.numel() // channels
-    dy, sums = torch.empty_like(y), _float32(y, found.mlp_backward_sums(*map(ctypes.c_int64, (rows, channels, hidden)), ctypes.c_int(tiles)))
+    size = found.mlp_backward_sums(*map(ctypes.c_int64, (rows, channels, hidden)), ctypes.c_int(tiles))
+    dy, sums = torch.empty_like(y), _float32(y, size)
     of_norm = (None,) * 4 if norm is None else (norm.mean, norm.scale, norm.weight.float(), norm.bias.float())
     sizes = (rows, rows // len(y), channels, hidden)
     packed = (first, _pad(b1), second, transposed)
