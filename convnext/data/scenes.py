@@ -16,7 +16,7 @@ from torch import Tensor
 from convnext.data.digits import CLASSES, Digits
 from convnext.data.objects import Objects
 
-PARTS = {"train": 4000, "val": 200}  # how many scenes each has; more cost nothing, as they are composed when read
+PARTS = {"train": 24000, "val": 200}  # how many scenes each has; they cost nothing until they are read
 SIZE = 128  # pixels a side
 _MOST_DIGITS = 6
 _HEIGHTS = (34 / 128, 72 / 128)  # of a digit, in parts of the scene's

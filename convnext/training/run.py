@@ -135,7 +135,7 @@ def _write_report(finished: Result, result: Evaluation, recipe: Recipe, folder: 
         f"validation {task.HEADLINE}, at the end": f"{result.metrics[task.HEADLINE]:.2f} %",
         "best": f"{finished.best:.2f} %",
         "training pictures": f"{len(data.train)}",
-        "epochs": str(recipe.train.epochs),
+        **({"epochs": str(recipe.train.epochs)} if recipe.train.iterations is None else {"steps": str(recipe.train.iterations)}),
         "time": f"{minutes} min {seconds:02d} s",
     }
     machine = [{"what": key, "value": value} for part in ("hardware", "versions") for key, value in ran_on[part].items()]

@@ -121,4 +121,4 @@ def test_positions_beyond_the_end_and_workers():
         source.read(3)
     assert torch.equal(pickle.loads(pickle.dumps(source)).pixels(2), source.pixels(2))
     assert source.name(2) == "scene 2"
-    assert (len(Scenes("train")), len(Scenes("val"))) == (4000, 200)
+    assert (len(Scenes("train")), len(Scenes("val"))) == (24000, 200)

@@ -37,10 +37,13 @@ def test_the_fast_way_gives_torchvisions_numbers(size, memory):
     assert relative_error(pool(maps, STRIDES, rois, size), slow(maps, rois, size)) < 1e-4
 
 
-def test_the_way_with_a_gradient_gives_the_same_numbers_and_reaches_every_level():
+def test_gradients_are_torchvisions_and_reach_every_level():
     maps, rois = levels(requires_grad=True), to_rois([boxes(30), boxes(3, seed=2)])
-    found = pool(maps, STRIDES, rois, 7)
-    assert relative_error(found, slow(maps, rois, 7)) < 1e-5
+    towards = torch.randn(33, 5, 7, 7, generator=torch.Generator().manual_seed(1))
+    found = torch.autograd.grad(pool(maps, STRIDES, rois, 7), maps, towards)
+    wanted = torch.autograd.grad(slow(maps, rois, 7), maps, towards, materialize_grads=True)
+    for gradient, expected in zip(found, wanted, strict=True):
+        assert relative_error(gradient, expected) < 1e-5
     few = pool(maps, STRIDES, torch.tensor([[0.0, 10.0, 10.0, 40.0, 40.0]]), 7)
     assert all(gradient is not None for gradient in torch.autograd.grad(few.sum(), maps))
 
