@@ -6,21 +6,23 @@ core's cache; freed memory is kept. In bf16 the products are rounded to it, sums
 """
 
 import copy
-from collections.abc import Callable
-from typing import TypeGuard
+from collections.abc import Callable, Sequence
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext.backbones.convnext import Block, LayerNorm, LayerNorm2d
+from convnext.backbones.convnext import Block, ConvNeXt, LayerNorm, LayerNorm2d
 from convnext.deploy.quantize import Int8Block, Ranges, calibrate
 from convnext.errors import UsageError, nearest
-from convnext.ops import choice, native
-from convnext.ops.folded import folded_block, folded_patchify
+from convnext.ops import choice, inference, native
+from convnext.ops.folded import folded_block, folded_patchify, folded_stage
 from convnext.ops.memory import keep_memory
 
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32, "int8": torch.bfloat16}  # int8: of what is not quantized
+_MAP_BYTES = 64 << 20  # of a picture's map, of which each thread keeps one
+_MAP_BYTES = 64 << 20  # of a picture's map, of which each thread keeps one
 _SLICE_BYTES = 4 << 20  # of hidden values at a time where PyTorch computes them: what a cache holds
 
 
@@ -65,6 +67,9 @@ def optimize(
         if block.dwconv.kernel_size[0] in native.KERNELS:
             fast.set_submodule(name, Int8Block(block, scale, zero))
     _replace(fast, PRECISIONS[precision])
+    for module in fast.modules():
+        if isinstance(module, ConvNeXt):
+            _join_stages(module)
     return torch.compile(fast) if compile else fast  # type: ignore[return-value]
 
 
@@ -91,6 +96,14 @@ def _fast(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
     return None
 
 
+def _join_stages(network: ConvNeXt) -> None:
+    """Make each patchifying layer and the blocks behind it one module, where all of them are compiled."""
+    for i, (before, stage) in enumerate(zip(network.downsample_layers, network.stages, strict=True)):
+        blocks = list(stage.children())
+        if isinstance(before, Patchify) and {type(block) for block in blocks} in ({FoldedBlock}, {Int8Block}):
+            network.downsample_layers[i], network.stages[i] = nn.Identity(), nn.Sequential(FoldedStage(before, blocks))
+
+
 def _is_patchifying(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     if not isinstance(module, nn.Conv2d) or module.bias is None:
         return False
@@ -101,15 +114,17 @@ def _is_patchifying(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 class FoldedBlock(nn.Module):
     """A block as one compiled operator with packed weights; its products in bf16 tiles or float32."""
 
+    names = ("taps", "bias", "first", "first_bias", "second", "second_bias")
+
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
         super().__init__()
         self.eps, bias = block.norm.eps, block.dwconv.bias
         assert bias is not None
         linear = block.pwconv1.weight, block.pwconv1.bias, block.pwconv2.weight, block.pwconv2.bias
         weights = native.packed(*linear, block.gamma, dtype == torch.bfloat16, (block.norm.weight, block.norm.bias))
-        self.hidden = weights.hidden
+        self.hidden, self.tiles = weights.hidden, weights.tiles
         tensors = (native.taps_of(block.dwconv.weight), bias.detach().clone(), *weights[:4])
-        for name, tensor in zip(("taps", "bias", "first", "first_bias", "second", "second_bias"), tensors, strict=True):
+        for name, tensor in zip(self.names, tensors, strict=True):
             self.register_buffer(name, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,12 +167,43 @@ class Patchify(nn.Module):
         if before is not None:
             bias = bias + (weight.sum((-2, -1)) * before.bias).sum(1)
             weight = weight * before.weight.view(1, -1, 1, 1)
-        packed = native.packed_patches(weight, bias.detach(), before is not None, dtype == torch.bfloat16)
+        packed = inference.packed_patches(weight, bias.detach(), before is not None, dtype == torch.bfloat16)
         self.eps, self.normed, self.patch, self.outputs = norm.eps, before is not None, conv.stride[0], conv.out_channels
         affine = (None, None) if behind is None else (behind.weight.detach(), behind.bias.detach())
         for name, tensor in zip(("weight", "bias", "norm_weight", "norm_bias"), (*packed, *affine), strict=True):
             self.register_buffer(name, tensor)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def arguments(self) -> tuple[Any, ...]:
+        """What the operators want to know of it."""
         tensors = self.weight, self.bias, self.norm_weight, self.norm_bias
-        return folded_patchify(x, *tensors, self.eps, self.normed, self.patch, self.outputs)
+        return *tensors, self.eps, self.normed, self.patch, self.outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return folded_patchify(x, *self.arguments())
+
+
+class FoldedStage(nn.Module):
+    """A patchifying layer and the blocks behind it: as one operator where pictures can be shared out evenly, else one after the other.
+
+    In the operator each thread takes pictures of its own through all layers: it waits for no other, and maps stay in its core's cache.
+    """
+
+    def __init__(self, before: Patchify, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.before, self.blocks = before, nn.Sequential(*blocks)
+        rest = [block.rest for block in blocks if isinstance(block, Int8Block)]
+        self.register_buffer("rest", torch.tensor(rest) if rest else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._whole(x) if self._pays(x) else self.blocks(self.before(x))
+
+    def _pays(self, x: Tensor) -> bool:
+        n, _, height, width = x.shape
+        positions, threads = (height // self.before.patch) * (width // self.before.patch), choice.threads()
+        shared_out = n % threads == 0 or n >= 8 * threads
+        return shared_out and 0 < positions * self.before.outputs * 4 <= _MAP_BYTES
+
+    def _whole(self, x: Tensor) -> Tensor:
+        last = self.blocks[-1]
+        tensors = [getattr(block, name) for block in self.blocks.children() for name in last.names]
+        return folded_stage(x, *self.before.arguments(), tensors, self.rest, last.eps, last.hidden, last.tiles)

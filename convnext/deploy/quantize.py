@@ -14,7 +14,7 @@ from torch.ao.quantization.observer import HistogramObserver
 
 from convnext.backbones.convnext import Block
 from convnext.errors import UsageError
-from convnext.ops import native
+from convnext.ops import inference, native
 from convnext.ops.folded import int8_block
 
 Ranges = dict[str, tuple[float, int]]  # of each block's hidden values: scale and zero point
@@ -52,6 +52,8 @@ def _watching(observer: nn.Module) -> Callable[..., None]:
 class Int8Block(nn.Module):
     """A block as one compiled operator with products of 8 bits."""
 
+    names = (*("taps", "bias", "first", "first_bias", "second", "second_bias"), "first_scale", "second_scale", "table")
+
     def __init__(self, block: Block, scale: float, zero: int) -> None:
         super().__init__()
         norm, first, second, bias = block.norm, block.pwconv1, block.pwconv2, block.dwconv.bias
@@ -60,13 +62,12 @@ class Int8Block(nn.Module):
         with torch.no_grad():
             folded1 = first.weight * norm.weight, first.bias + first.weight @ norm.bias
             folded2 = second.weight * gamma.unsqueeze(1), second.bias * gamma
-            weights = native.quantized(*folded1, *folded2, scale, zero)
-        self.eps, self.held = norm.eps, weights[6:]
-        tensors = (native.taps_of(block.dwconv.weight), bias.detach().clone(), *weights[:6])
-        names = ("taps", "bias", "first", "first_scale", "first_bias", "second", "second_scale", "second_bias")
-        for name, tensor in zip(names, tensors, strict=True):
+            weights = inference.quantized(*folded1, *folded2, scale, zero)
+        self.eps, self.tiles, self.rest, self.hidden = norm.eps, True, weights[7:10], weights.hidden
+        tensors = (native.taps_of(block.dwconv.weight), bias.detach().clone(), *weights[:7])
+        for name, tensor in zip(self.names, tensors, strict=True):
             self.register_buffer(name, tensor.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        of_first, of_second = (self.first, self.first_scale, self.first_bias), (self.second, self.second_scale, self.second_bias)
-        return int8_block(x, self.taps, self.bias, self.eps, *of_first, *of_second, *self.held)
+        taps, bias, *weights = (getattr(self, name) for name in self.names)
+        return int8_block(x, taps, bias, self.eps, *weights, *self.rest, self.hidden)

@@ -48,7 +48,6 @@ class _ByProducts(torch.autograd.Function):
     """
 
     @staticmethod
-    @torch.autocast("cpu", enabled=False)
     def forward(ctx: Any, level: Tensor, stride: int, rois: Tensor, size: int) -> Tensor:
         channels, height, width = level.shape[1:]
         boxes = rois[:, 1:] * (1 / stride) - 0.5
@@ -58,10 +57,11 @@ class _ByProducts(torch.autograd.Function):
         ctx.shape, ctx.spans = level.shape, spans
         ctx.save_for_backward(across, down)
         rows, out = _rows(level), level.new_empty(len(rois), size, size, channels)
-        for k, (picture, x1, x2, y1, y2) in enumerate(spans):
-            piece = rows[picture, y1:y2, x1 * channels : x2 * channels]
-            lines = torch.mm(down[k, :, : y2 - y1], piece).view(size, x2 - x1, channels)
-            torch.bmm(across[k, None, :, : x2 - x1].expand(size, -1, -1), lines, out=out[k])
+        with torch.autocast("cpu", enabled=False):
+            for k, (picture, x1, x2, y1, y2) in enumerate(spans):
+                piece = rows[picture, y1:y2, x1 * channels : x2 * channels]
+                lines = torch.mm(down[k, :, : y2 - y1], piece).view(size, x2 - x1, channels)
+                torch.bmm(across[k, None, :, : x2 - x1].expand(size, -1, -1), lines, out=out[k])
         return out.permute(0, 3, 1, 2)
 
     @staticmethod

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from convnext.ops import native
+from convnext.ops import build
 
 _SETTING = os.environ.get("CONVNEXT_OPS", "on").lower()
 _on = _SETTING not in ("off", "0", "no", "false")
@@ -59,29 +59,35 @@ def lowered(x: Tensor) -> torch.dtype:
 def _compiled_for(device_type: str) -> bool:
     if device_type == "cuda":  # by wish only, until they have run on a GPU
         return _SETTING == "triton" and find_spec("triton") is not None and torch.cuda.get_device_capability() >= (8, 0)
-    return device_type == "cpu" and native.library() is not None
+    return device_type == "cpu" and build.library() is not None
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def tiles() -> bool:
     """Whether the CPU multiplies bf16 matrices in tiles."""
-    return native.has_tiles()
+    return build.has_tiles()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def threads() -> int:
+    """Among how many threads the operators share their work."""
+    return torch.get_num_threads()
 
 
 def compiled(dtype: torch.dtype) -> bool:
     """Whether there are compiled operators for products of that dtype on the CPU, and they are switched on."""
-    return _on and native.library() is not None and (dtype == torch.float32 or (dtype == torch.bfloat16 and native.has_tiles()))
+    return _on and build.library() is not None and (dtype == torch.float32 or (dtype == torch.bfloat16 and build.has_tiles()))
 
 
 def status() -> dict[str, dict[str, str]]:
     """For each operator and device, what runs and why."""
-    cpu = native.library() is not None
-    why = f"compiled: {native.reason()}" if cpu else native.reason()
+    cpu = build.library() is not None
+    why = f"compiled: {build.reason()}" if cpu else build.reason()
     if not _on:
         why = "switched off (CONVNEXT_OPS=off)"
     name = "compiled" if _on and cpu else "PyTorch"
     tiled = (
-        ("compiled", "AMX tiles") if name == "compiled" and native.has_tiles() else ("PyTorch", "needs AMX" if name == "compiled" else why)
+        ("compiled", "AMX tiles") if name == "compiled" and build.has_tiles() else ("PyTorch", "needs AMX" if name == "compiled" else why)
     )
     cuda = {"runs": "PyTorch", "why": "the Triton operators have not run on a GPU yet: CONVNEXT_OPS=triton uses them"}
     if torch.cuda.is_available() and _on and _compiled_for("cuda"):

@@ -8,7 +8,7 @@ import convnext
 from convnext import ops
 from convnext.backbones.convnext import Block, ConvNeXt, LayerNorm2d
 from convnext.errors import UsageError
-from convnext.ops import native
+from convnext.ops import build
 
 TINY = {"depths": (1, 1, 2, 1), "widths": (8, 16, 24, 32), "num_classes": 5, "layer_scale": 1.0}
 
@@ -73,8 +73,8 @@ def test_arguments_that_make_no_sense_are_refused(arguments, message):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("fast", [False, True])
 def test_no_layout_copies_inside_the_blocks(memory_format, fast):
-    if fast and native.library() is None:
-        pytest.skip(f"no compiled operators here: {native.reason()}")
+    if fast and build.library() is None:
+        pytest.skip(f"no compiled operators here: {build.reason()}")
     model = tiny()
     x = torch.randn(2, 3, 64, 64).to(memory_format=memory_format)
     entered = model.downsample_layers[0](x)
@@ -148,7 +148,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_with_fewer_saved_activa
     assert saved[1] < saved[0] * part
 
 
-@pytest.mark.skipif(native.library() is None, reason="no compiled operators here")
+@pytest.mark.skipif(build.library() is None, reason="no compiled operators here")
 @pytest.mark.parametrize("part", ["dwconv", "norm", "pwconv1", "pwconv2"])
 def test_a_hook_on_a_part_of_a_block_is_called(part):
     model, seen, x = tiny(), [], torch.randn(2, 3, 64, 64)
@@ -158,7 +158,7 @@ def test_a_hook_on_a_part_of_a_block_is_called(part):
     assert seen == [part]
 
 
-@pytest.mark.skipif(native.library() is None, reason="no compiled operators here")
+@pytest.mark.skipif(build.library() is None, reason="no compiled operators here")
 def test_an_adapter_in_the_place_of_a_layer_is_called():
     class Doubled(nn.Linear):
         def forward(self, x):

@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convnext.ops import Parameters, block, mlp, native, using
+from convnext.ops import Parameters, block, build, mlp, native, using
 from convnext.ops.block import reference, takes
 from convnext.ops.mlp import reference as mlp_reference
 
-needs_compiler = pytest.mark.skipif(native.library() is None, reason=f"no compiled operators here: {native.reason()}")
-needs_tiles = pytest.mark.skipif(not native.has_tiles(), reason="this CPU has no AMX")
+needs_compiler = pytest.mark.skipif(build.library() is None, reason=f"no compiled operators here: {build.reason()}")
+needs_tiles = pytest.mark.skipif(not build.has_tiles(), reason="this CPU has no AMX")
 # Relative to the largest value. bf16's gradients are sums of rounded products over the whole map.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 GRADIENT = {torch.float32: 1e-4, torch.bfloat16: 3e-2}

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convnext.ops import choice, depthwise_conv, native, using
+from convnext.ops import build, choice, depthwise_conv, native, using
 from convnext.ops.depthwise import reference
 
-needs_compiler = pytest.mark.skipif(native.library() is None, reason=f"no compiled operators here: {native.reason()}")
+needs_compiler = pytest.mark.skipif(build.library() is None, reason=f"no compiled operators here: {build.reason()}")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # relative to the largest value of the float32 result
 
 

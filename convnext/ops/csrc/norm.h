@@ -4,26 +4,24 @@
 
 struct Moments {
     float mean, scale;  // scale: 1 / sqrt(variance + eps)
+    float farthest;     // the largest distance from the mean, where it is asked for
 };
 
 // In two passes, since E[x²] - E[x]² would lose what is small beside the mean.
-template <int DTYPE> INLINE Moments moments(const void *x, int64_t channels, float eps) {
-    f32x16 total = broadcast(0);
-    int64_t c = 0;
-    for (; c + LANES <= channels; c += LANES) total += load(at(x, c, DTYPE), DTYPE, LANES);
-    if (c < channels) total += load(at(x, c, DTYPE), DTYPE, (int)(channels - c));
+template <int DTYPE, bool FARTHEST = false> INLINE Moments moments(const void *x, int64_t channels, float eps) {
+    const int64_t full = channels / LANES * LANES;
+    const int rest = (int)(channels - full);
+    f32x16 total = broadcast(0), squares = broadcast(0), farthest = broadcast(0);
+    for (int64_t c = 0; c < full; c += LANES) total += load(at(x, c, DTYPE), DTYPE, LANES);
+    if (rest) total += load(at(x, full, DTYPE), DTYPE, rest);
     const float mean = sum16(total) / channels;
-    f32x16 squares = broadcast(0);
-    for (c = 0; c + LANES <= channels; c += LANES) {
-        const f32x16 distance = load(at(x, c, DTYPE), DTYPE, LANES) - mean;
+    const auto add = [&](f32x16 distance) __attribute__((always_inline)) {
         squares += distance * distance;
-    }
-    float rest = 0;
-    for (; c < channels; c++) {
-        const float distance = load(at(x, c, DTYPE), DTYPE, 1)[0] - mean;
-        rest += distance * distance;
-    }
-    return {mean, 1 / sqrtf((sum16(squares) + rest) / channels + eps)};
+        if (FARTHEST) farthest = (f32x16)_mm512_range_ps((__m512)farthest, (__m512)distance, 11);  // the larger magnitude
+    };
+    for (int64_t c = 0; c < full; c += LANES) add(load(at(x, c, DTYPE), DTYPE, LANES) - mean);
+    if (rest) add((f32x16)_mm512_maskz_sub_ps((__mmask16)((1u << rest) - 1), (__m512)load(at(x, full, DTYPE), DTYPE, rest), _mm512_set1_ps(mean)));
+    return {mean, 1 / sqrtf(sum16(squares) / channels + eps), FARTHEST ? _mm512_reduce_max_ps((__m512)farthest) : 0};
 }
 
 // The gradient dx of a position, and what it adds to those of the parameters. dy: of the normalised position's dtype.

@@ -14,8 +14,8 @@ struct Weights {  // packed; widths and biases padded by zeros to multiples of 3
     int64_t padded_hidden() const { return (hidden + 31) / 32 * 32; }
 };
 
-// Memory of a thread that stays from call to call: fresh memory costs a page fault every 4 KB.
-static void *workspace(size_t bytes) {
+// Memory of a thread that stays from call to call, one piece for each number: fresh memory costs a page fault every 4 KB.
+template <int NUMBER = 0> inline void *workspace(size_t bytes) {
     static thread_local void *memory = nullptr;
     static thread_local size_t size = 0;
     if (bytes > size) {
@@ -28,7 +28,7 @@ static void *workspace(size_t bytes) {
     return memory;
 }
 
-// Slabs of about equal size, as many for each thread.
+// How many of about equal size, as many for each thread.
 static int64_t slabs_of(int64_t rows, int64_t each) {
     const int64_t threads = omp_get_max_threads();
     return least(rows, (((rows + each - 1) / each + threads - 1) / threads) * threads);
@@ -39,3 +39,19 @@ typedef Amx Tiles;
 #else
 typedef Float32 Tiles;  // never asked for: has_tiles() is 0
 #endif
+
+// `rows` in slabs of about `each`; work(first, last, scratch) says whether it had the memory that it needs. Returns 0, or 1 where one had
+// not. A thread takes its next slab when it is done with the last: whatever else a processor has to do delays nobody else.
+template <class P, class Work> static int each_slab(int64_t rows, int64_t each, Work work) {
+    const int64_t slabs = slabs_of(rows, each);
+    int failed = 0;
+#pragma omp parallel reduction(| : failed)
+    {
+        typename P::Scratch scratch;
+        P::begin();
+#pragma omp for schedule(dynamic)
+        for (int64_t s = 0; s < slabs; s++) failed |= !work(rows * s / slabs, rows * (s + 1) / slabs, scratch);
+        P::end();
+    }
+    return failed;
+}
