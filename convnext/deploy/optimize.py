@@ -204,6 +204,6 @@ class FoldedStage(nn.Module):
         return shared_out and 0 < positions * self.before.outputs * 4 <= _MAP_BYTES
 
     def _whole(self, x: Tensor) -> Tensor:
-        last = self.blocks[-1]
+        last: Any = self.blocks[-1]
         tensors = [getattr(block, name) for block in self.blocks.children() for name in last.names]
         return folded_stage(x, *self.before.arguments(), tensors, self.rest, last.eps, last.hidden, last.tiles)
