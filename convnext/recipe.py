@@ -52,6 +52,9 @@ class Model(Section):
     proposals: int | None = Field(None, ge=1, description="of a detector: in a picture, where not 1000")
     regions: int | None = Field(None, ge=1, description="of a detector: proposals that count in a step, in a picture, where not 512")
     auxiliary_channels: int | None = Field(None, ge=1, description="of a segmenter: width of its auxiliary head, where not 256")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="of a segmenter: rate at which its heads drop whole channels, where not 0.1"
+    )
     patch_size: int | None = Field(None, ge=1, description="kernel and stride of the stem, where not that of the name")
     kernel_size: int | None = Field(None, ge=1, description="of the depthwise convolutions, where not that of the name")
     grad_checkpointing: bool = Field(False, description="recompute blocks in the backward pass: less memory, a third more time")

@@ -1,10 +1,11 @@
 """`convnext serve`."""
 
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 
-from convnext.cli.common import Device, app
+from convnext.cli.common import Calibration, Device, Optimize, app, optimized
 
 _MODELS = "Run folders, weight files or hf://owner/name; as NAME=MODEL to choose its name. The first is the default."
 
@@ -23,6 +24,8 @@ def serve(
     batch_size: Annotated[int, typer.Option(min=1, help="The most pictures that go through a model at once.")] = 8,
     max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a picture may wait for others to share a batch.")] = 5.0,
     device: Device = None,
+    optimize: Optimize = None,
+    calibration: Calibration = None,
 ) -> None:
     """Put models behind an address: HTTP, and a page to try them on. Ends in peace at SIGTERM."""
     from convnext.errors import need
@@ -33,4 +36,6 @@ def serve(
     from convnext.deploy.serve.limits import Limits
 
     limits = Limits(max_bytes, max_pixels, queue, timeout)
-    run(models, limits, host=host, port=port, token=token, batch_size=batch_size, max_wait=max_wait_ms / 1000, device=device)
+    faster = partial(optimized, precision=optimize, calibration=calibration) if optimize or calibration else None
+    options: dict[str, Any] = {"batch_size": batch_size, "max_wait": max_wait_ms / 1000, "device": device, "optimize": faster}
+    run(models, limits, host=host, port=port, token=token, **options)

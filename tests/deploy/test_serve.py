@@ -11,6 +11,7 @@ from contextlib import suppress
 from io import BytesIO
 
 import httpx
+import numpy as np
 import pytest
 from helpers import picture
 from PIL import Image
@@ -264,6 +265,16 @@ def test_without_the_token_nothing_is_read(weights):
                 assert (await client.get(path)).status_code == 200
 
     asyncio.run(ask())
+
+
+def test_an_optimized_network_predicts_and_the_original_explains(service, weights):
+    with running(weights, "--optimize", "float32") as faster:
+        faster.wait()
+        found, wanted = (one.client.post("/predict", content=GOOD).json() for one in (faster, service))
+        assert [one["class"] for one in found["top"]] == [one["class"] for one in wanted["top"]]
+        assert found["top"][0]["probability"] == pytest.approx(wanted["top"][0]["probability"], abs=1e-4)
+        maps = [np.asarray(Image.open(BytesIO(one.client.post("/explain", content=GOOD).content)), float) for one in (faster, service)]
+        assert np.abs(maps[0] - maps[1]).max() <= 1
 
 
 def test_sigterm_ends_the_service_after_what_was_begun(service):  # the last that needs it

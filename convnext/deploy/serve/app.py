@@ -47,16 +47,23 @@ ModelName = Annotated[str | None, Query(description="One of /models; by default 
 
 
 def create_app(
-    predictors: Mapping[str, Any], limits: Limits | None = None, *, token: str | None = None, batch_size: int = 8, max_wait: float = 0.005
+    predictors: Mapping[str, Any],
+    limits: Limits | None = None,
+    *,
+    fast: Mapping[str, Any] | None = None,
+    token: str | None = None,
+    batch_size: int = 8,
+    max_wait: float = 0.005,
 ) -> FastAPI:
     """The service for some predictors by name.
 
     Args:
+        fast: by name, what `Predictor.optimize` made of some of them: it predicts, and the original draws activation maps.
         token: what a client must send as `Authorization: Bearer …` to all but the page, /health and /ready.
         batch_size: the most pictures that go through a network at once.
         max_wait: seconds that a picture may wait for others that are on the way, to share a batch.
     """
-    service = Service(predictors, limits or Limits(), batch_size, max_wait)
+    service = Service(predictors, fast or {}, limits or Limits(), batch_size, max_wait)
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:

@@ -24,10 +24,13 @@ _BLANK = PIL.Image.new("RGB", (64, 64), "grey")
 
 
 class Model:
-    """A network on the service, with a queue for predictions and, where it has activation maps, one for those."""
+    """A network on the service, with a queue for predictions and, where it has activation maps, one for those.
 
-    def __init__(self, name: str, predictor: Any, limits: Limits, batch_size: int, max_wait: float, metrics: Metrics) -> None:
-        self.name, self.predictor, self._transform = name, predictor, predictor.preprocessing.transform()
+    `fast` predicts: the predictor itself or what `optimize` made of it. Activation maps need the original.
+    """
+
+    def __init__(self, name: str, predictor: Any, fast: Any, limits: Limits, batch_size: int, max_wait: float, metrics: Metrics) -> None:
+        self.name, self.predictor, self._fast, self._transform = name, predictor, fast, predictor.preprocessing.transform()
         observe = metrics.watch(name, lambda: self.predictions.inside)
         options: dict[str, Any] = {"max_wait": max_wait, "queue": limits.queue}
         self.predictions = Batcher(self._predict, self.prepare(_BLANK), batch_size=batch_size, observe=observe, **options)
@@ -41,7 +44,7 @@ class Model:
         return prepare(picture, self._transform)
 
     def _predict(self, pictures: list[Prepared]) -> Sequence[Any]:
-        one = self.predictor
+        one = self._fast
         return tasks.get(one.task).infer(one.model, pictures, one.preprocessing, one.classes, one.device)
 
     def _explain(self, items: list[tuple[Image, str | None]]) -> list[Image]:
@@ -59,11 +62,12 @@ class Model:
 
 
 class Service:
-    """Models, and the threads that decode for them."""
+    """Models, and the threads that decode for them. `fast` has what predicts in the place of the predictor of that name."""
 
-    def __init__(self, predictors: Mapping[str, Any], limits: Limits, batch_size: int, max_wait: float) -> None:
+    def __init__(self, predictors: Mapping[str, Any], fast: Mapping[str, Any], limits: Limits, batch_size: int, max_wait: float) -> None:
         self.limits, self.metrics = limits, Metrics()
-        self.models = {name: Model(name, one, limits, batch_size, max_wait, self.metrics) for name, one in predictors.items()}
+        options = limits, batch_size, max_wait, self.metrics
+        self.models = {name: Model(name, one, fast.get(name, one), *options) for name, one in predictors.items()}
         self.room = room_for(limits)
         # Pictures may be large: one batch of them decoded beside the one that runs, the others as they were sent.
         self.decoded = {batcher: asyncio.Semaphore(2 * batcher.batch_size) for model in self.models.values() for batcher in model.batchers}
