@@ -5,17 +5,20 @@
 Every contestant lives in a process of its own, with its own memory policy, compiler and threads, and answers only when asked: they take
 turns, A B C A B C …, so that drift of the machine meets all alike. A turn is as many batches as half a second holds. Given are medians,
 and the median of each round's ratio with the least and the most beside it. Outputs are compared with timm's in float32 before.
-Rows that need a GPU are printed as not measured where there is none.
+Rows that need a GPU are printed as not measured where there is none; on one, ours are the Triton operators under torch.compile, and
+memory is the peak that PyTorch's allocator saw.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +40,7 @@ class Row:
     kind: str = "cpu"
 
 
+_TB, _SWIN = ("tiny", "base"), {"tiny": 1.47, "small": 1.49, "base": 1.46}  # of Swin: the ratios published for an A100
 ROWS = (
     Row("CPU inference, T, batch 16, bf16, beside timm eager", "convnext/tiny/bf16/16", ("timm/tiny/bf16/16",), 2.5),
     Row(
@@ -49,12 +53,29 @@ ROWS = (
     Row("CPU inference, T, batch 16, float32", "convnext/tiny/float32/16", ("timm/tiny/float32/16",), 1.5),
     Row("CPU inference, T, batch 16, int8 beside our bf16", "convnext/tiny/int8/16", ("convnext/tiny/bf16/16",), 1.3),
     Row("CPU training step, T, batch 16, bf16 autocast", "convnext/tiny/bf16/16/train", ("timm/tiny/bf16/16/train",), 2.5),
-    Row("ConvNeXt-T : Swin-T, CPU, batch 16, bf16", "convnext/tiny/bf16/16", ("timm-swin/tiny/bf16/16",), 1.47, "swin"),
-    Row("ConvNeXt-S : Swin-S, CPU, batch 16, bf16", "convnext/small/bf16/16", ("timm-swin/small/bf16/16",), 1.49, "swin"),
-    Row("ConvNeXt-B : Swin-B, CPU, batch 16, bf16", "convnext/base/bf16/16", ("timm-swin/base/bf16/16",), 1.46, "swin"),
-    Row("ConvNeXt-T : Swin-T, CPU, batch 16, float32", "convnext/tiny/float32/16", ("timm-swin/tiny/float32/16",), 1.47, "swin"),
-    Row("GPU inference, T, batch 128, bf16", "convnext/tiny/bf16/128", ("timm-compiled/tiny/bf16/128",), 1.5, "gpu"),
-    Row("GPU training step, T, batch 128, bf16", "convnext/tiny/bf16/128/train", ("timm-compiled/tiny/bf16/128/train",), 1.5, "gpu"),
+    *(
+        Row(f"ConvNeXt : Swin, {size}, CPU, batch 16, bf16", f"convnext/{size}/bf16/16", (f"timm-swin/{size}/bf16/16",), wanted, "swin")
+        for size, wanted in _SWIN.items()
+    ),
+    Row("ConvNeXt : Swin, tiny, CPU, batch 16, float32", "convnext/tiny/float32/16", ("timm-swin/tiny/float32/16",), 1.47, "swin"),
+    *(
+        Row(f"GPU inference, {size}, batch 256, bf16", f"convnext/{size}/bf16/256", (f"timm-compiled/{size}/bf16/256",), 1.5, "gpu")
+        for size in _TB
+    ),
+    *(
+        Row(
+            f"GPU training step, {size}, batch 128, bf16",
+            f"convnext/{size}/bf16/128/train",
+            (f"timm-compiled/{size}/bf16/128/train",),
+            1.5,
+            "gpu",
+        )
+        for size in _TB
+    ),
+    *(
+        Row(f"ConvNeXt : Swin, {size}, GPU, batch 256, bf16", f"convnext/{size}/bf16/256", (f"timm-swin/{size}/bf16/256",), wanted, "gpu")
+        for size, wanted in _SWIN.items()
+    ),
 )
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 
@@ -78,20 +99,29 @@ def network(library: str, size: str) -> Any:
     return ours if library == "convnext" else build_peer(f"convnext_{size}", ours, "timm").eval()
 
 
-def inference(library: str, size: str, precision: str, batch: int) -> tuple[Batch, float | None]:
+def inference(library: str, size: str, precision: str, batch: int, device: str) -> tuple[Batch, float | None]:
     """What takes one batch through the contestant, and its outputs' error relative to timm's in float32."""
     model, x = network(library, size), images(batch)
-    with torch.inference_mode():
-        wanted = None if library == "timm-swin" else network("timm", size)(x)
-    run = torch.inference_mode()(RUNTIMES[library](model, precision, x))
-    found = torch.as_tensor(run()).float()
-    return run, None if wanted is None else ((found - wanted).abs().max() / wanted.abs().max()).item()
+    wanted = None
+    if library != "timm-swin":
+        with torch.inference_mode():
+            wanted = network("timm", size)(x[:16])
+    run = torch.inference_mode()(RUNTIMES[library](model.to(device), precision, x.to(device)))
+    found = torch.as_tensor(run()).float().cpu()[:16]
+    return waited_for(run, device), None if wanted is None else ((found - wanted).abs().max() / wanted.abs().max()).item()
+
+
+def waited_for(run: Batch, device: str) -> Batch:
+    """The same, until the device is done."""
+    return run if device == "cpu" else lambda: (run(), torch.cuda.synchronize())
 
 
 def by_convnext(model: Any, precision: str, x: Tensor) -> Batch:
-    """`convnext.optimize`, as a user calls it."""
+    """`convnext.optimize`, as a user calls it; on a GPU the network with our operators, compiled."""
     import convnext
 
+    if x.is_cuda:
+        return by_timm_compiled(model, precision, x)
     fast = convnext.optimize(model, precision, calibration=lambda network: network(x[:4]))
     return lambda: fast(x)
 
@@ -100,6 +130,13 @@ def by_timm(model: Any, precision: str, x: Tensor) -> Batch:
     """The network as it is, cast and channels-last."""
     model, x = model.to(DTYPES[precision], memory_format=torch.channels_last), x.to(DTYPES[precision])
     return lambda: model(x)
+
+
+def by_timm_compiled(model: Any, precision: str, x: Tensor) -> Batch:
+    """torch.compile with all its tuning."""
+    model, x = model.to(DTYPES[precision], memory_format=torch.channels_last), x.to(DTYPES[precision])
+    compiled = torch.compile(model, mode="max-autotune")
+    return lambda: compiled(x)
 
 
 def by_timm_frozen(model: Any, precision: str, x: Tensor) -> Batch:
@@ -143,15 +180,16 @@ RUNTIMES: dict[str, Callable[[Any, str, Tensor], Batch]] = {
     "convnext": by_convnext,
     "timm": by_timm,
     "timm-swin": by_timm,
+    "timm-compiled": by_timm_compiled,
     "timm-frozen": by_timm_frozen,
     "openvino": by_openvino,
     "onnxruntime": by_onnxruntime,
 }
 
 
-def training(library: str, size: str, precision: str, batch: int) -> tuple[Batch, float | None]:
+def training(library: str, size: str, precision: str, batch: int, device: str) -> tuple[Batch, float | None]:
     """Forward, backward and a step of AdamW; the error is that of the loss at the first step."""
-    model, x = network(library, size).train().to(memory_format=torch.channels_last), images(batch)
+    model, x = network(library, size).train().to(device, memory_format=torch.channels_last), images(batch)
     if library == "convnext":
         from convnext import ops
 
@@ -159,17 +197,18 @@ def training(library: str, size: str, precision: str, batch: int) -> tuple[Batch
     labels = torch.arange(batch) % 1000
     with torch.no_grad():
         wanted = F.cross_entropy(network("timm", size)(x), labels).item()
-    optimizer = optimizer_of(library, model)
+    optimizer, x, labels = optimizer_of(library, model), x.to(device), labels.to(device)
+    forward = model if device == "cpu" else torch.compile(model, mode="max-autotune")
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", DTYPES[precision]):
-            loss = F.cross_entropy(model(x).float(), labels)
+        with torch.autocast(device, DTYPES[precision]):
+            loss = F.cross_entropy(forward(x).float(), labels)
         loss.backward()
         optimizer.step()
         return loss.item()
 
-    return step, abs(step() - wanted) / abs(wanted)
+    return waited_for(step, device), abs(step() - wanted) / abs(wanted)
 
 
 def optimizer_of(library: str, model: Any) -> torch.optim.Optimizer:
@@ -184,16 +223,18 @@ def optimizer_of(library: str, model: Any) -> torch.optim.Optimizer:
     return create_optimizer_v2(model, opt="adamw", lr=1e-6, weight_decay=0.05)
 
 
-def answer(contestant: str) -> None:
+def answer(contestant: str, device: str) -> None:
     """A contestant's process: says its error, then for each line on standard input how many pictures a second it took."""
     library, size, precision, batch, *train = contestant.split("/")
-    run, error = (training if train else inference)(library, size, precision, int(batch))
+    run, error = (training if train else inference)(library, size, precision, int(batch), device)
     for _ in range(2):
         run()
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
     run()
     batches = max(1, round(SECONDS / (time.perf_counter() - started)))
-    print(json.dumps({"error": error}), flush=True)
+    print(json.dumps({"error": error, "memory": None if device == "cpu" else torch.cuda.max_memory_allocated()}), flush=True)
     for _ in sys.stdin:
         run()  # not timed: wakes threads and fills caches, which the others emptied
         started = time.perf_counter()
@@ -205,19 +246,27 @@ def answer(contestant: str) -> None:
 class Contestant:
     """A process that takes its turn when asked."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, device: str) -> None:
         self.name, self.speeds = name, []
-        command = [sys.executable, __file__, "--answer", name]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        command, settings = [sys.executable, __file__, "--answer", name, "--device", device], dict(os.environ)
+        if device != "cpu":
+            settings["CONVNEXT_OPS"] = "triton"
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = subprocess.Popen(command, env=settings, text=True, **pipes)
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"{name}: {self.process.stderr.read().strip().splitlines()[-1]}")
-        self.error = json.loads(line)["error"]
+        told = json.loads(line)
+        self.error, self.memory = told["error"], told["memory"]
 
     def turn(self) -> None:
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
         self.speeds.append(json.loads(self.process.stdout.readline()))
+
+    def result(self) -> dict[str, Any]:
+        """What it took part with."""
+        return {"median": statistics.median(self.speeds), "all": self.speeds, "error": self.error, "memory": self.memory}
 
     def leave(self) -> None:
         self.process.stdin.close()
@@ -229,7 +278,7 @@ def measure(row: Row, rounds: int) -> dict[str, Any]:
     entered, remarks = [], []
     for name in (row.ours, *row.peers):
         try:
-            entered.append(Contestant(name))
+            entered.append(Contestant(name, "cuda" if row.kind == "gpu" else "cpu"))
         except RuntimeError as error:
             remarks.append(str(error))
     try:
@@ -239,7 +288,7 @@ def measure(row: Row, rounds: int) -> dict[str, Any]:
     finally:
         for one in entered:
             one.leave()
-    speeds = {one.name: {"median": statistics.median(one.speeds), "all": one.speeds, "error": one.error} for one in entered}
+    speeds = {one.name: one.result() for one in entered}
     peers = [name for name in row.peers if name in speeds]
     if row.ours not in speeds or not peers:
         return asdict(row) | {"speeds": speeds, "remarks": remarks}
@@ -253,12 +302,14 @@ def show(found: dict[str, Any]) -> str:
     """A row of the Markdown table."""
     ratio = found.get("ratio")
     what = "not measured" if ratio is None else f"**{ratio['median']:.2f}** ({ratio['least']:.2f} to {ratio['most']:.2f})"
-    speeds = "; ".join(
-        f"{name} {one['median']:.1f}" + ("" if one["error"] is None else f" (error {one['error']:.0e})")
-        for name, one in found["speeds"].items()
-    )
+    speeds = "; ".join(f"{name} {one['median']:.1f}{_details(one)}" for name, one in found["speeds"].items())
     remarks = "".join(f"; {remark}" for remark in found["remarks"])
     return f"| {found['title']} | {what} | {found['wanted']} | {speeds}{remarks} |"
+
+
+def _details(one: dict[str, Any]) -> str:
+    error = "" if one["error"] is None else f" (error {one['error']:.0e})"
+    return error if one["memory"] is None else f"{error} ({one['memory'] / 2**30:.1f} GiB)"
 
 
 def main() -> None:
@@ -268,24 +319,30 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose title holds this")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json")
-    parser.add_argument("--answer", help=argparse.SUPPRESS)
+    for hidden in ("--answer", "--device"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.answer:
-        return answer(arguments.answer)
+        return answer(arguments.answer, arguments.device)
     from convnext.training.run_folder import environment
 
-    place, results = environment(torch.device("cpu")), []
-    print(f"{place['hardware']['cpu']}, {place['hardware']['threads']} threads, {place['versions']}\n")
+    has_gpu = torch.cuda.is_available()
+    place, results = environment(torch.device("cuda" if has_gpu else "cpu")), []
+    print(f"{place['hardware']['cpu']}, {place['hardware']['threads']} threads, GPU {place['hardware']['gpu']}, {place['versions']}\n")
     print("| work | ratio to the fastest peer | wanted | pictures a second, median |\n| --- | --- | --- | --- |")
     for row in ROWS:
         if row.kind not in arguments.rows.split(",") or arguments.only not in row.title:
             continue
-        gpu = row.kind == "gpu"
-        results.append(asdict(row) | {"speeds": {}, "remarks": ["needs a GPU"]} if gpu else measure(row, arguments.rounds))
+        missing = row.kind == "gpu" and not has_gpu
+        results.append(asdict(row) | {"speeds": {}, "remarks": ["needs a GPU"]} if missing else measure(row, arguments.rounds))
         print(show(results[-1]), flush=True)
         if arguments.json:
             with open(arguments.json, "w") as file:
                 json.dump({"environment": place, "rows": results}, file, indent=1)
+    if "gpu" in arguments.rows and not arguments.only:
+        print("\nGPU depthwise convolution beside a copy of the same bytes:", "" if has_gpu else "not measured, needs a GPU\n", flush=True)
+        if has_gpu:
+            subprocess.run([sys.executable, str(Path(__file__).with_name("gpu_depthwise.py"))], check=True)
     return None
 
 
