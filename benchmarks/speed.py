@@ -5,6 +5,10 @@
 Every contestant lives in a process of its own, with its own memory policy, compiler and threads, and answers only when asked: they take
 turns, A B C A B C …, so that drift of the machine meets all alike. A turn is as many batches as half a second holds. Given are medians,
 and the median of each round's ratio with the least and the most beside it. Outputs are compared with timm's in float32 before.
+
+On a virtual machine, whatever else its host does can take half of a core for seconds, and not by the same share from all. So a fixed
+product of matrices is timed before and after each turn: a round is quiet if none of its products took more than 1.25 times the fastest
+ever seen. `--rounds` are quiet ones; after six times as many, quiet or not, a row is over. The ratio over all rounds is printed too.
 Rows that need a GPU are printed as not measured where there is none; on one, ours are the Triton operators under torch.compile, and
 memory is the peak that PyTorch's allocator saw.
 """
@@ -264,47 +268,77 @@ class Contestant:
         self.process.stdin.flush()
         self.speeds.append(json.loads(self.process.stdout.readline()))
 
-    def result(self) -> dict[str, Any]:
-        """What it took part with."""
-        return {"median": statistics.median(self.speeds), "all": self.speeds, "error": self.error, "memory": self.memory}
+    def result(self, calm: list[bool]) -> dict[str, Any]:
+        """What it took part with; the median of the quiet rounds, where there are any."""
+        chosen = [speed for speed, good in zip(self.speeds, calm, strict=True) if good] or self.speeds
+        return {"median": statistics.median(chosen), "all": self.speeds, "error": self.error, "memory": self.memory}
 
     def leave(self) -> None:
         self.process.stdin.close()
         self.process.wait()
 
 
-def measure(row: Row, rounds: int) -> dict[str, Any]:
+class Probe:
+    """Tells whether the machine is at its full speed."""
+
+    def __init__(self) -> None:
+        self.matrix, self.fastest = torch.randn(1024, 1024).bfloat16(), float("inf")
+
+    def __call__(self) -> float:
+        started = time.perf_counter()
+        for _ in range(8):
+            self.matrix @ self.matrix
+        took = time.perf_counter() - started
+        self.fastest = min(self.fastest, took)
+        return took
+
+
+def measure(row: Row, rounds: int, probe: Probe) -> dict[str, Any]:
     """All contestants of a row, in turns."""
-    entered, remarks = [], []
+    entered, remarks, slowest = [], [], []
     for name in (row.ours, *row.peers):
         try:
             entered.append(Contestant(name, "cuda" if row.kind == "gpu" else "cpu"))
         except RuntimeError as error:
             remarks.append(str(error))
     try:
-        for _ in range(rounds):
+        while len(slowest) < 6 * rounds and sum(quiet(slowest, probe)) < rounds:
+            took = [probe()]
             for one in entered:
                 one.turn()
+                took.append(probe())
+            slowest.append(max(took))
     finally:
         for one in entered:
             one.leave()
-    speeds = {one.name: one.result() for one in entered}
+    calm = quiet(slowest, probe)
+    speeds = {one.name: one.result(calm) for one in entered}
+    found = asdict(row) | {"speeds": speeds, "remarks": remarks, "rounds": len(calm), "quiet": sum(calm)}
     peers = [name for name in row.peers if name in speeds]
     if row.ours not in speeds or not peers:
-        return asdict(row) | {"speeds": speeds, "remarks": remarks}
+        return found
     fastest = max(peers, key=lambda name: speeds[name]["median"])
-    ratios = sorted(a / b for a, b in zip(speeds[row.ours]["all"], speeds[fastest]["all"], strict=True))
-    ratio = {"median": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]}
-    return asdict(row) | {"speeds": speeds, "fastest_peer": fastest, "ratio": ratio, "remarks": remarks}
+    ratios = [a / b for a, b in zip(speeds[row.ours]["all"], speeds[fastest]["all"], strict=True)]
+    chosen = [ratio for ratio, good in zip(ratios, calm, strict=True) if good] or ratios
+    ratio = {"median": statistics.median(chosen), "least": min(chosen), "most": max(chosen), "of_all": statistics.median(ratios)}
+    return found | {"fastest_peer": fastest, "ratio": ratio}
+
+
+def quiet(slowest: list[float], probe: Probe) -> list[bool]:
+    """Of each round, by the slowest of its probes."""
+    return [took <= 1.25 * probe.fastest for took in slowest]
 
 
 def show(found: dict[str, Any]) -> str:
     """A row of the Markdown table."""
     ratio = found.get("ratio")
-    what = "not measured" if ratio is None else f"**{ratio['median']:.2f}** ({ratio['least']:.2f} to {ratio['most']:.2f})"
+    what, rounds = "not measured", "0"
+    if ratio is not None:
+        what = f"**{ratio['median']:.2f}** ({ratio['least']:.2f} to {ratio['most']:.2f}; {ratio['of_all']:.2f})"
+        rounds = f"{found['quiet']} of {found['rounds']}"
     speeds = "; ".join(f"{name} {one['median']:.1f}{_details(one)}" for name, one in found["speeds"].items())
     remarks = "".join(f"; {remark}" for remark in found["remarks"])
-    return f"| {found['title']} | {what} | {found['wanted']} | {speeds}{remarks} |"
+    return f"| {found['title']} | {what} | {found['wanted']} | {rounds} | {speeds}{remarks} |"
 
 
 def _details(one: dict[str, Any]) -> str:
@@ -326,15 +360,16 @@ def main() -> None:
         return answer(arguments.answer, arguments.device)
     from convnext.training.run_folder import environment
 
-    has_gpu = torch.cuda.is_available()
+    has_gpu, probe = torch.cuda.is_available(), Probe()
     place, results = environment(torch.device("cuda" if has_gpu else "cpu")), []
     print(f"{place['hardware']['cpu']}, {place['hardware']['threads']} threads, GPU {place['hardware']['gpu']}, {place['versions']}\n")
-    print("| work | ratio to the fastest peer | wanted | pictures a second, median |\n| --- | --- | --- | --- |")
+    print("| work | ratio to the fastest peer (least to most; of all rounds) | wanted | quiet rounds | pictures a second |")
+    print("| --- | --- | --- | --- | --- |")
     for row in ROWS:
         if row.kind not in arguments.rows.split(",") or arguments.only not in row.title:
             continue
         missing = row.kind == "gpu" and not has_gpu
-        results.append(asdict(row) | {"speeds": {}, "remarks": ["needs a GPU"]} if missing else measure(row, arguments.rounds))
+        results.append(asdict(row) | {"speeds": {}, "remarks": ["needs a GPU"]} if missing else measure(row, arguments.rounds, probe))
         print(show(results[-1]), flush=True)
         if arguments.json:
             with open(arguments.json, "w") as file:

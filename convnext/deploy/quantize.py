@@ -63,7 +63,7 @@ class Int8Block(nn.Module):
             folded1 = first.weight * norm.weight, first.bias + first.weight @ norm.bias
             folded2 = second.weight * gamma.unsqueeze(1), second.bias * gamma
             weights = inference.quantized(*folded1, *folded2, scale, zero)
-        self.eps, self.tiles, self.rest, self.hidden = norm.eps, True, weights[7:10], weights.hidden
+        self.eps, self.rest, self.hidden = norm.eps, weights[7:10], weights.hidden
         tensors = (native.taps_of(block.dwconv.weight), bias.detach().clone(), *weights[:7])
         for name, tensor in zip(self.names, tensors, strict=True):
             self.register_buffer(name, tensor.detach())

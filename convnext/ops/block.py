@@ -79,7 +79,7 @@ def _forward(
 
         tensors = dwconv_weight, dwconv_bias, norm_weight, norm_bias, w1, b1, w2, b2, gamma, keep
         return triton_block.forward(x, *tensors, eps=eps, dtype=dtype)
-    weights = native.packed(w1, b1, w2, b2, gamma, dtype == torch.bfloat16, (norm_weight, norm_bias))
+    weights = native.packed(w1, b1, w2, b2, gamma, dtype, (norm_weight, norm_bias))
     out, *kept = native.block_forward(x, native.taps_of(dwconv_weight), dwconv_bias.float(), eps, weights, keep, train)
     convolved, mean, scale = (x.new_empty(0) if part is None else part for part in kept)
     return out, convolved, mean, scale

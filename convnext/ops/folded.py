@@ -49,11 +49,10 @@ def folded_stage(
     rest: Tensor | None,
     eps: float,
     hidden: int,
-    tiles: bool,
 ) -> Tensor:
     """A patchifying layer and the blocks behind it: the fields of `inference.Patchify` and of `inference.Blocks`."""
     before = inference.Patchify(weight, bias, norm_weight, norm_bias, patch_eps, normed, patch, outputs)
-    return inference.stage_forward(x, before, inference.Blocks(blocks, rest, eps, hidden, tiles))
+    return inference.stage_forward(x, before, inference.Blocks(blocks, rest, eps, hidden))
 
 
 @folded_block.register_fake

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext.ops.build import call
-from convnext.ops.native import float32, nhwc, pack, pad
+from convnext.ops.native import float32, nhwc, pack, pad, products_of
 
 
 class Patchify(NamedTuple):
@@ -24,13 +24,13 @@ class Patchify(NamedTuple):
     outputs: int
 
 
-def packed_patches(weight: Tensor, bias: Tensor, normed: bool, tiles: bool) -> tuple[Tensor, Tensor]:
+def packed_patches(weight: Tensor, bias: Tensor, normed: bool, products: torch.dtype) -> tuple[Tensor, Tensor]:
     """A convolution's weight (O, C, p, p) and bias (O,) as `patchify_forward` reads them."""
     outputs, _, patch, _ = weight.shape
     # In memory lie together a pixel's channels, or a row of the patch; each such piece is filled up to a multiple of 16.
     pieces = weight.float().permute(0, 2, 3, 1).reshape(outputs, patch * patch if normed else patch, -1)
     columns = F.pad(pieces, (0, -pieces.shape[-1] % 16)).flatten(1)
-    return pack(F.pad(columns, (0, -columns.shape[-1] % 32)), None, None, tiles), pad(bias)
+    return pack(F.pad(columns, (0, -columns.shape[-1] % 32)), None, None, products), pad(bias)
 
 
 def patchify_forward(x: Tensor, held: Patchify) -> Tensor:
@@ -39,8 +39,8 @@ def patchify_forward(x: Tensor, held: Patchify) -> Tensor:
     n, height, width, channels = x.shape
     out = float32(x, n, height // held.patch, width // held.patch, held.outputs)
     sizes = (n, height, width, channels, held.patch, held.outputs)
-    behind, tiles = (held.norm_weight, held.norm_bias), held.weight.dtype == torch.bfloat16
-    call("patchify_forward", x, held.normed, held.eps, held.weight, held.bias, *behind, out, x.dtype, *sizes, tiles)
+    behind, products = (held.norm_weight, held.norm_bias), products_of(held.weight)
+    call("patchify_forward", x, held.normed, held.eps, held.weight, held.bias, *behind, out, x.dtype, *sizes, products)
     return out.permute(0, 3, 1, 2)
 
 
@@ -123,7 +123,6 @@ class Blocks(NamedTuple):
     rest: Tensor | None  # of `Quantized` multiplier, step and fraction, (blocks, 3)
     eps: float
     hidden: int
-    tiles: bool
 
 
 def stage_forward(x: Tensor, before: Patchify, blocks: Blocks) -> Tensor:
@@ -134,7 +133,7 @@ def stage_forward(x: Tensor, before: Patchify, blocks: Blocks) -> Tensor:
     kernel, each = blocks.tensors[0].shape[0], 6 if blocks.rest is None else 9
     pointers = torch.tensor([tensor.data_ptr() for tensor in blocks.tensors])
     of_patches = (before.normed, before.eps, before.weight, before.bias, before.norm_weight, before.norm_bias)
-    of_blocks = (len(blocks.tensors) // each, blocks.hidden, kernel, blocks.tiles)
+    of_blocks = (len(blocks.tensors) // each, blocks.hidden, kernel, products_of(before.weight))
     sizes = (n, height, width, channels, before.patch, before.outputs)
     call("stage_forward", x, *of_patches, pointers, blocks.rest, blocks.eps, out, x.dtype, *sizes, *of_blocks)
     return out.permute(0, 3, 1, 2)

@@ -52,7 +52,7 @@ def _forward(
         from convnext.ops import triton_block
 
         return triton_block.mlp_forward(y, shortcut, w1, b1, w2, b2, gamma, keep)
-    weights = native.packed(w1, b1, w2, b2, gamma, tiles=y.dtype == torch.bfloat16)
+    weights = native.packed(w1, b1, w2, b2, gamma, y.dtype)
     return native.mlp_forward(y, shortcut, weights, keep)
 
 

@@ -13,6 +13,9 @@ from torch import Tensor
 from convnext.ops.build import call, number
 
 KERNELS = (3, 5, 7, 9, 11)
+# Packed weights are of the dtype of the products they are for; SPLIT are float32 numbers as sums of two bf16.
+SPLIT = torch.int32
+_PRODUCTS = {torch.float32: 0, torch.bfloat16: 1, SPLIT: 2}
 
 
 def nhwc(x: Tensor) -> Tensor:
@@ -61,13 +64,18 @@ def norm_backward(x: Tensor, dy: Tensor, weight: Tensor, mean: Tensor, scale: Te
     return dx, dweight, dbias
 
 
-def pack(weight: Tensor, rows: Tensor | None, columns: Tensor | None, tiles: bool) -> Tensor:
-    """A matrix (n, k), times `rows` (n,) and `columns` (k,) where given, in the order that the products read, padded to 32s."""
+def pack(weight: Tensor, rows: Tensor | None, columns: Tensor | None, products: torch.dtype) -> Tensor:
+    """A matrix (n, k), times `rows` (n,) and `columns` (k,) where given, in the order that these products read, padded to 32s."""
     n, k = weight.shape
-    packed = weight.new_empty(-(-n // 32) * -(-k // 32) * 1024, dtype=torch.bfloat16 if tiles else torch.float32)
+    packed = weight.new_empty(-(-n // 32) * -(-k // 32) * 1024, dtype=products)
     weight = weight.float()
-    call("mlp_pack", weight, *weight.stride(), _floats(rows), _floats(columns), packed, n, k, tiles)
+    call("mlp_pack", weight, *weight.stride(), _floats(rows), _floats(columns), packed, n, k, products_of(packed))
     return packed
+
+
+def products_of(packed: Tensor) -> int:
+    """The number by which the library knows the products that packed weights are for."""
+    return _PRODUCTS[packed.dtype]
 
 
 def _floats(values: Tensor | None) -> Tensor | None:
@@ -80,7 +88,7 @@ def pad(bias: Tensor) -> Tensor:
 
 
 class Packed(NamedTuple):
-    """The MLP's weights in the order in which the compiled operators read them: bf16 for tiles, else float32."""
+    """The MLP's weights in the order in which the compiled operators read them."""
 
     first: Tensor
     first_bias: Tensor
@@ -88,20 +96,15 @@ class Packed(NamedTuple):
     second_bias: Tensor
     hidden: int
 
-    @property
-    def tiles(self) -> bool:
-        """Whether they are for tiles."""
-        return self.first.dtype == torch.bfloat16
-
 
 def packed(
-    w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor | None, tiles: bool, norm: tuple[Tensor, Tensor] | None = None
+    w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor | None, products: torch.dtype, norm: tuple[Tensor, Tensor] | None = None
 ) -> Packed:
     """The weights for the forward pass, with the norm's weight and bias before and the layer scale behind them folded in, exactly."""
     weight, bias = (None, None) if norm is None else norm
     first_bias = b1 if bias is None else torch.addmv(b1.float(), w1.float(), bias.float())
     second_bias = b2 if gamma is None else b2.float() * gamma
-    return Packed(pack(w1, None, weight, tiles), pad(first_bias), pack(w2, gamma, None, tiles), pad(second_bias), len(w1))
+    return Packed(pack(w1, None, weight, products), pad(first_bias), pack(w2, gamma, None, products), pad(second_bias), len(w1))
 
 
 def mlp_forward(y: Tensor, shortcut: Tensor, weights: Packed, keep: Tensor | None) -> Tensor:
@@ -109,7 +112,7 @@ def mlp_forward(y: Tensor, shortcut: Tensor, weights: Packed, keep: Tensor | Non
     y, shortcut = y.contiguous(), shortcut.contiguous()
     out, rows = torch.empty_like(shortcut), y.numel() // y.shape[-1]
     sizes = (rows, rows // len(y), y.shape[-1], weights.hidden)
-    call("mlp_forward", y, shortcut, out, *weights[:4], _floats(keep), out.dtype, *sizes, weights.tiles)
+    call("mlp_forward", y, shortcut, out, *weights[:4], _floats(keep), out.dtype, *sizes, products_of(weights.first))
     return out
 
 
@@ -139,7 +142,7 @@ def mlp_backward(
 ) -> Gradients:
     """The gradients. With `norm`, y is the map before the norm, and its gradient is that map's."""
     y, dout, channels, hidden, tiles = y.contiguous(), dout.contiguous(), y.shape[-1], len(w1), y.dtype == torch.bfloat16
-    first, second, transposed = pack(w1, None, None, tiles), pack(w2.T, None, gamma, tiles), pack(w1.T, None, None, tiles)
+    first, second, transposed = pack(w1, None, None, y.dtype), pack(w2.T, None, gamma, y.dtype), pack(w1.T, None, None, y.dtype)
     rows = y.numel() // channels
     size = number("mlp_backward_sums", rows, channels, hidden, tiles)
     dy, sums = torch.empty_like(y), float32(y, size)
@@ -165,11 +168,11 @@ def block_forward(
     n, height, width, channels = x.shape
     out, convolved, mean, scale = torch.empty_like(x), None, None, None
     if train:
-        convolved = torch.empty_like(x, dtype=torch.bfloat16 if weights.tiles else torch.float32)
+        convolved = torch.empty_like(x, dtype=weights.first.dtype)
         mean, scale = float32(x, n, height, width), float32(x, n, height, width)
     sizes = (n, height, width, channels, weights.hidden, taps.shape[0])
     kept = (convolved, mean, scale)
-    call("block_forward", x, taps, bias, eps, *weights[:4], _floats(keep), *kept, out, x.dtype, *sizes, weights.tiles)
+    call("block_forward", x, taps, bias, eps, *weights[:4], _floats(keep), *kept, out, x.dtype, *sizes, products_of(weights.first))
     return out.permute(0, 3, 1, 2), *kept
 
 

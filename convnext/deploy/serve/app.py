@@ -2,7 +2,7 @@
 
 import hmac
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from io import BytesIO
@@ -81,11 +81,12 @@ def create_app(
     return app
 
 
-def _check(token: str | None) -> Callable[..., None]:
+def _check(token: str | None) -> Callable[..., Awaitable[None]]:
     """What refuses a request without the token, before anything of it is read."""
     bearer = HTTPBearer(auto_error=False)
 
-    def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+    # Not a plain function, which FastAPI would hand to another thread at each request.
+    async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
         sent = given.credentials if given is not None else ""
         if token is not None and not hmac.compare_digest(sent.encode(), token.encode()):
             raise HTTPException(401, "this service needs a token", {"WWW-Authenticate": "Bearer"})
@@ -108,7 +109,7 @@ def _add_page(app: FastAPI) -> None:
         return Response(listing(app.openapi()), media_type="text/html", headers=headers)
 
 
-def _add_watching(app: FastAPI, service: Service, check: Callable[..., None]) -> None:
+def _add_watching(app: FastAPI, service: Service, check: Callable[..., Awaitable[None]]) -> None:
     @app.get("/health", summary="Alive?", description="200 as long as the process answers.")
     async def health() -> dict[str, str]:
         return {"status": "alive"}
@@ -124,7 +125,7 @@ def _add_watching(app: FastAPI, service: Service, check: Callable[..., None]) ->
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_models(app: FastAPI, service: Service, check: Callable[..., None]) -> None:
+def _add_models(app: FastAPI, service: Service, check: Callable[..., Awaitable[None]]) -> None:
     @app.get("/models", summary="The models", dependencies=[Depends(check)])
     async def models() -> list[dict[str, Any]]:
         return [model.to_json() for model in service.models.values()]

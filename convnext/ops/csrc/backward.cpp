@@ -71,12 +71,12 @@ static void read_slab(const Buffers<P> &b, const Source &y, const void *dout, co
             if (y.means) value = (value - y.means[first + row]) * y.scales[first + row] * weight + bias;
             if (keep) d *= keep[(first + row) / positions];
             total += d;
-            store(P::place(b.y, row, c, b.y_stride), value, P::DTYPE, LANES);
-            store(P::place(b.d, row, c, b.y_stride), d, P::DTYPE, LANES);
+            P::put(P::place(b.y, row, c, b.y_stride), value);
+            P::put(P::place(b.d, row, c, b.y_stride), d);
         }
         for (int64_t row = count; row < padded; row++) {
-            store(P::place(b.y, row, c, b.y_stride), broadcast(0), P::DTYPE, LANES);
-            store(P::place(b.d, row, c, b.y_stride), broadcast(0), P::DTYPE, LANES);
+            P::put(P::place(b.y, row, c, b.y_stride), broadcast(0));
+            P::put(P::place(b.d, row, c, b.y_stride), broadcast(0));
         }
         store(db2 + c, total, FLOAT32, LANES);
     }

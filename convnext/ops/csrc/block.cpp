@@ -10,8 +10,8 @@ static int mlp(const void *y, const void *shortcut, void *out, const Weights &w,
         for (int64_t row = first; row < last; row++) {
             const void *from = at(y, row * w.width, Y_DTYPE);
             for (int64_t c = 0; c < slab.y_stride; c += LANES)
-                store(P::place(slab.y, row - first, c, slab.y_stride),
-                      load(at(from, c, Y_DTYPE), Y_DTYPE, (int)most(0, least(LANES, w.width - c))), P::DTYPE, LANES);
+                P::put(P::place(slab.y, row - first, c, slab.y_stride),
+                       load(at(from, c, Y_DTYPE), Y_DTYPE, (int)most(0, least(LANES, w.width - c))));
         }
         const int64_t begin = first * w.width;
         mlp_slab<P, DTYPE>(slab, w, scratch, last - first, at(shortcut, begin, DTYPE), at(out, begin, DTYPE), keep, positions, first);
@@ -66,11 +66,11 @@ extern "C" int has_tiles() {
 #endif
 }
 
-// weight (n, k), float32 with any steps, times a factor for each row and column, in the order that the products read: bf16 for tiles,
-// else float32.
+// weight (n, k), float32 with any steps, times a factor for each row and column, in the order that the products read.
 extern "C" int mlp_pack(const float *weight, int64_t row_step, int64_t column_step, const float *row_scale, const float *column_scale,
-                        void *packed, int64_t n, int64_t k, int tiles) {
-    if (tiles) pack<Tiles>(weight, row_step, column_step, row_scale, column_scale, (Tiles::Value *)packed, n, k);
+                        void *packed, int64_t n, int64_t k, int products) {
+    if (products == OF_SPLIT) pack<SplitTiles>(weight, row_step, column_step, row_scale, column_scale, (SplitTiles::Value *)packed, n, k);
+    else if (products == OF_BF16) pack<Tiles>(weight, row_step, column_step, row_scale, column_scale, (Tiles::Value *)packed, n, k);
     else pack<Float32>(weight, row_step, column_step, row_scale, column_scale, (float *)packed, n, k);
     return 0;
 }
@@ -84,12 +84,15 @@ extern "C" int mlp_forward(const void *y, const void *shortcut, void *out, const
     return run(y, shortcut, out, w, keep, rows, positions);
 }
 
-// The map x and its result are float32, or with tiles bf16. What is kept is bf16 with tiles, else float32; kept as a whole or null.
+// The map x and its result are float32, or with products of bf16 of either dtype. What is kept has the products' dtype; kept as a whole or
+// null.
 extern "C" int block_forward(const void *x, const float *taps, const float *bias, float eps, const void *first, const float *first_bias,
                              const void *second, const float *second_bias, const float *keep, void *convolved, float *means, float *scales,
                              void *out, int dtype, int64_t n, int64_t height, int64_t width, int64_t channels, int64_t hidden,
-                             int64_t kernel, int tiles) {
+                             int64_t kernel, int products) {
     const Weights w = {first, second, first_bias, second_bias, channels, hidden};
-    auto run = !tiles ? block<Float32, FLOAT32> : dtype == FLOAT32 ? block<Tiles, FLOAT32> : block<Tiles, BFLOAT16>;
+    auto run = products == OF_FLOAT32 ? block<Float32, FLOAT32>
+               : products == OF_SPLIT ? block<SplitTiles, FLOAT32>
+               : dtype == FLOAT32 ? block<Tiles, FLOAT32> : block<Tiles, BFLOAT16>;
     return run(x, taps, bias, eps, w, keep, {convolved, means, scales}, out, n, height, width, kernel);
 }

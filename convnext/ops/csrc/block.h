@@ -68,7 +68,7 @@ static void normalise(const float *from, const Slab<P> &slab, int64_t slab_row, 
     const auto put = [&](int64_t c, int lanes) __attribute__((always_inline)) {
         const f32x16 value = load(from + c, FLOAT32, lanes);
         // Lanes that are none meet weights that are 0.
-        store(P::place(slab.y, slab_row, c, slab.y_stride), (value - of.mean) * of.scale, P::DTYPE, LANES);
+        P::put(P::place(slab.y, slab_row, c, slab.y_stride), (value - of.mean) * of.scale);
         if (kept.convolved) store(at(kept.convolved, row * channels + c, P::DTYPE), value, P::DTYPE, lanes);
     };
     const int64_t full = channels / LANES * LANES;
@@ -78,7 +78,7 @@ static void normalise(const float *from, const Slab<P> &slab, int64_t slab_row, 
 
 // `dtype` of the map and of its result: float32, or with tiles bf16.
 template <class P, int DTYPE> struct Block {
-    typedef P Products;
+    typedef P Products, Patchifying;
     const float *taps, *bias;
     float eps;
     Weights weights;

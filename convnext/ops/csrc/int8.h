@@ -75,6 +75,7 @@ struct Int8 {  // what each_slab wants to know
 // The map and its result are float32.
 struct Block8 {
     typedef Int8 Products;
+    typedef Tiles Patchifying;  // stem and downsampling layers are not quantized
     const float *taps, *bias;
     float eps;
     const void *first, *second;  // weights of 8 bits, packed; of the first product's outputs and of the second's, scales and biases
@@ -100,7 +101,7 @@ struct Block8 {
         for (int64_t row = 0; row < count; row++) scales[row] = normalise8(convolved + row * channels, y, row, channels, eps);
         const Gelu8 gelu = this->gelu;
         __m512i above;  // of two rows, the first
-        multiply_tiles<Signed>(y, count + (count & 1), first, depth / 64, hidden_depth, nullptr, scratch,
+        multiply_tiles<Single<Signed>>(y, count + (count & 1), first, depth / 64, hidden_depth, nullptr, scratch,
             [&](int64_t row, int64_t column, f32x16 left, f32x16 right) __attribute__((always_inline)) {
                 const float *scale = first_scale + column, *shift = first_bias + column;
                 left = whole(left) * (scales[row] * load(scale, FLOAT32, LANES)) + load(shift, FLOAT32, LANES);
@@ -111,7 +112,7 @@ struct Block8 {
                 _mm256_storeu_si256((__m256i *)place(h, row - 1, column, hidden_depth), _mm512_castsi512_si256(bytes));
                 _mm256_storeu_si256((__m256i *)place(h, row, column, hidden_depth), _mm512_extracti64x4_epi64(bytes, 1));
             });
-        multiply_tiles<Unsigned>(h, count, second, hidden_depth / 64, (channels + 31) / 32 * 32, nullptr, scratch,
+        multiply_tiles<Single<Unsigned>>(h, count, second, hidden_depth / 64, (channels + 31) / 32 * 32, nullptr, scratch,
             [&](int64_t row, int64_t column, f32x16 left, f32x16 right) __attribute__((always_inline)) {
                 const f32x16 parts[] = {left, right};
                 for (int part = 0; part < 2; part++, column += LANES) {

@@ -10,9 +10,9 @@ template <class P, int DTYPE> static int patchify(const void *x, const Patches &
 // x float32 or bf16, out float32. norm_weight and norm_bias of the norm behind, or null. Return 0, or 1 where memory ran out.
 extern "C" int patchify_forward(const void *x, int normed, float eps, const void *packed, const float *bias, const float *norm_weight,
                                 const float *norm_bias, float *out, int dtype, int64_t n, int64_t height, int64_t width, int64_t channels,
-                                int64_t patch, int64_t out_channels, int tiles) {
+                                int64_t patch, int64_t out_channels, int products) {
     const Patches p = {height, width, channels, patch, out_channels, normed != 0, eps, packed, bias, norm_weight, norm_bias};
-    auto run = tiles ? (dtype == FLOAT32 ? patchify<Tiles, FLOAT32> : patchify<Tiles, BFLOAT16>)
-                     : (dtype == FLOAT32 ? patchify<Float32, FLOAT32> : patchify<Float32, BFLOAT16>);
-    return run(x, p, out, n);
+    if (products == OF_SPLIT) return dtype == FLOAT32 ? patchify<SplitTiles, FLOAT32>(x, p, out, n) : patchify<SplitTiles, BFLOAT16>(x, p, out, n);
+    if (products == OF_BF16) return dtype == FLOAT32 ? patchify<Tiles, FLOAT32>(x, p, out, n) : patchify<Tiles, BFLOAT16>(x, p, out, n);
+    return dtype == FLOAT32 ? patchify<Float32, FLOAT32>(x, p, out, n) : patchify<Float32, BFLOAT16>(x, p, out, n);
 }

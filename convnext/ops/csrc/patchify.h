@@ -31,10 +31,10 @@ static void gather(const void *x, const Patches &p, typename P::Value *rows, int
             const Moments of = p.normed ? moments<DTYPE>(from, p.channels, p.eps) : Moments{0, 1, 0};
             for (int64_t c = 0; c < piece; c += LANES, column += LANES) {
                 const f32x16 value = load(at(from, c, DTYPE), DTYPE, (int)least(LANES, piece - c));
-                store(P::place(rows, row, column, depth), (value - of.mean) * of.scale, P::DTYPE, LANES);
+                P::put(P::place(rows, row, column, depth), (value - of.mean) * of.scale);
             }
         }
-    for (; column < depth; column += LANES) store(P::place(rows, row, column, depth), broadcast(0), P::DTYPE, LANES);
+    for (; column < depth; column += LANES) P::put(P::place(rows, row, column, depth), broadcast(0));
 }
 
 // Rows first to last - 1 of the results of maps x (out_height() rows each). False if memory ran out.

@@ -1,4 +1,4 @@
-// Products of bf16 matrices for one thread, sums in float32.
+// Products of matrices for one thread on tiles, sums in float32: of bf16, and of float32 as sums of two bf16.
 #pragma once
 #include "tiles.h"
 
@@ -16,6 +16,7 @@ struct Amx {
     static void end() { _tile_release(); }
     static f32x16 activation(f32x16 x) { return gelu_to_bf16(x); }
     static f32x16 slope(f32x16 x) { return gelu_slope_to_bf16(x); }
+    static void put(bf16 *to, f32x16 values) { store(to, values, BFLOAT16, LANES); }
     static void store32(bf16 *to, f32x16 left, f32x16 right) {
         _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)right, (__m512)left));
     }
@@ -60,7 +61,7 @@ struct Amx {
         }
     }
 
-    struct Kind {
+    struct Dot {
         static void upper() { _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); }
         static void lower() { _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7); }
     };
@@ -68,7 +69,83 @@ struct Amx {
     template <class Take>
     static void multiply(const bf16 *a, int64_t rows, const bf16 *b, int64_t depth, int64_t columns, const float *bias,
                          Scratch &scratch, Take take) {
-        multiply_tiles<Kind>(a, rows, b, depth / 32, columns, bias, scratch, take);
+        multiply_tiles<Single<Dot>>(a, rows, b, depth / 32, columns, bias, scratch, take);
+    }
+};
+
+// Products of float32 matrices, each number as the sum of two bf16, of which the second is what the first leaves: three products of tiles,
+// without that of the seconds. An operand keeps 16 bits, so sums of products of both signs err by some 1e-5 of their size: what PyTorch
+// calls the matmul precision "high". Only for inference.
+struct Split {
+    typedef float Value;  // four bytes of an operand: its first halves in one tile, the second in the next
+    typedef TileScratch Scratch;
+    static constexpr int DTYPE = FLOAT32;
+    static constexpr int64_t PAD = 32;
+
+    static void begin() { begin_tiles(); }
+    static void end() { _tile_release(); }
+    static f32x16 activation(f32x16 x) { return gelu_to_split(x); }
+
+    __attribute__((always_inline)) static f32x16 first_half(f32x16 x) { return (f32x16)(((u32x16)x + 0x8000) & 0xffff0000); }
+    static void store32(bf16 *to, f32x16 left, f32x16 right) {
+        const f32x16 of_left = first_half(left), of_right = first_half(right);
+        Amx::store32(to, of_left, of_right);
+        Amx::store32(to + 512, left - of_left, right - of_right);
+    }
+    static void put(bf16 *to, f32x16 values) {
+        const f32x16 half = first_half(values);
+        Amx::put(to, half);
+        Amx::put(to + 512, values - half);
+    }
+
+    static bf16 *place(Value *a, int64_t row, int64_t column, int64_t stride) {
+        return (bf16 *)a + ((row >> 4) * (stride >> 5) + (column >> 5)) * 1024 + (row & 15) * 32 + (column & 31);
+    }
+
+    struct Writer {  // as Amx's, in fours: first halves of 16 columns and of the next 16, then the second halves
+        Value *panel;
+        f32x16 left = {}, right = {};
+        __attribute__((always_inline)) void put(int64_t k, f32x16 new_left, f32x16 new_right) {
+            if (k & 1) {
+                bf16 *to = (bf16 *)panel + ((k >> 5) * 2048 + ((k >> 1) & 15) * 32);
+                const f32x16 a = first_half(left), b = first_half(new_left), c = first_half(right), d = first_half(new_right);
+                _mm512_storeu_si512(to, (__m512i)Amx::pairs(a, b));
+                _mm512_storeu_si512(to + 512, (__m512i)Amx::pairs(c, d));
+                _mm512_storeu_si512(to + 1024, (__m512i)Amx::pairs(left - a, new_left - b));
+                _mm512_storeu_si512(to + 1536, (__m512i)Amx::pairs(right - c, new_right - d));
+            }
+            left = new_left, right = new_right;
+        }
+    };
+
+    struct Three {
+        static constexpr int64_t LEFT = 2, RIGHT = 4;
+        __attribute__((always_inline)) static void step(const char *upper, const char *lower, const char *right, bool two) {
+            _tile_loadd(6, right + 2048, 64);
+            _tile_loadd(7, right + 3072, 64);
+            _tile_loadd(4, upper, 64);
+            Amx::Dot::upper();
+            if (two) {
+                _tile_loadd(5, lower, 64);
+                Amx::Dot::lower();
+            }
+            _tile_loadd(6, right, 64);
+            _tile_loadd(7, right + 1024, 64);
+            Amx::Dot::upper();
+            if (two) Amx::Dot::lower();
+            _tile_loadd(4, upper + 1024, 64);
+            Amx::Dot::upper();
+            if (two) {
+                _tile_loadd(5, lower + 1024, 64);
+                Amx::Dot::lower();
+            }
+        }
+    };
+
+    template <class Take>
+    static void multiply(const Value *a, int64_t rows, const Value *b, int64_t depth, int64_t columns, const float *bias, Scratch &scratch,
+                         Take take) {
+        multiply_tiles<Three>(a, rows, b, depth / 32, columns, bias, scratch, take);
     }
 };
 #endif

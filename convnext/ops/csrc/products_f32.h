@@ -13,6 +13,7 @@ struct Float32 {
     static void end() {}
     static f32x16 activation(f32x16 x) { return gelu(x); }
     static f32x16 slope(f32x16 x) { return gelu_slope(x); }
+    static void put(float *to, f32x16 values) { store(to, values, FLOAT32, LANES); }
     static void store32(float *to, f32x16 left, f32x16 right) { store(to, left, FLOAT32, LANES), store(to + LANES, right, FLOAT32, LANES); }
 
     template <class Any> static Any *place(Any *a, int64_t row, int64_t column, int64_t stride) { return a + row * stride + column; }

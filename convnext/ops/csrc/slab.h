@@ -36,9 +36,12 @@ static int64_t slabs_of(int64_t rows, int64_t each) {
 
 #if defined(HAS_TILES)
 typedef Amx Tiles;
+typedef Split SplitTiles;
 #else
-typedef Float32 Tiles;  // never asked for: has_tiles() is 0
+typedef Float32 Tiles, SplitTiles;  // never asked for: has_tiles() is 0
 #endif
+
+enum { OF_FLOAT32, OF_BF16, OF_SPLIT };  // the kinds of products
 
 // `rows` in slabs of about `each`; work(first, last, scratch) says whether it had the memory that it needs. Returns 0, or 1 where one had
 // not. A thread takes its next slab when it is done with the last: whatever else a processor has to do delays nobody else.

@@ -5,7 +5,6 @@
 #include "int8.h"
 #include "patchify.h"
 
-#include <type_traits>
 #include <vector>
 
 #define MAP 1  // the workspace of the maps; 0 is that of the slabs
@@ -26,7 +25,7 @@ static int64_t pictures_at_once(int64_t n, int64_t height, int64_t width, int64_
 template <class Block, int DTYPE>
 static int stage(const void *x, const Patches &p, const Block *blocks, int64_t count, int64_t kernel, float *out, int64_t n) {
     typedef typename Block::Products P;
-    typedef std::conditional_t<std::is_same<P, Float32>::value, Float32, Tiles> Patchifying;
+    typedef typename Block::Patchifying Patchifying;
     const int64_t height = p.out_height(), width = p.out_width(), row = width * p.out_channels, shift = kernel / 2;
     const int64_t slab = blocks[0].rows_at_once(width);
     const bool one = blocks[0].bytes() <= height * row * (int64_t)sizeof(float);
@@ -87,9 +86,10 @@ static int stage_of(const void *x, const Patches &p, const void *const *pointers
 extern "C" int stage_forward(const void *x, int normed, float patch_eps, const void *packed, const float *bias, const float *norm_weight,
                              const float *norm_bias, const void *const *pointers, const int64_t *rest, float eps, float *out, int dtype,
                              int64_t n, int64_t height, int64_t width, int64_t channels, int64_t patch, int64_t out_channels,
-                             int64_t count, int64_t hidden, int64_t kernel, int tiles) {
+                             int64_t count, int64_t hidden, int64_t kernel, int products) {
     const Patches p = {height, width, channels, patch, out_channels, normed != 0, patch_eps, packed, bias, norm_weight, norm_bias};
-    auto run = tiles ? (dtype == FLOAT32 ? stage_of<Tiles, FLOAT32> : stage_of<Tiles, BFLOAT16>)
-                     : (dtype == FLOAT32 ? stage_of<Float32, FLOAT32> : stage_of<Float32, BFLOAT16>);
+    auto run = products == OF_SPLIT  ? (dtype == FLOAT32 ? stage_of<SplitTiles, FLOAT32> : stage_of<SplitTiles, BFLOAT16>)
+               : products == OF_BF16 ? (dtype == FLOAT32 ? stage_of<Tiles, FLOAT32> : stage_of<Tiles, BFLOAT16>)
+                                     : (dtype == FLOAT32 ? stage_of<Float32, FLOAT32> : stage_of<Float32, BFLOAT16>);
     return run(x, p, pointers, rest, count, eps, hidden, kernel, out, n);
 }

@@ -9,7 +9,7 @@
 
 #include "vector.h"
 
-#define CHUNK 16  // tiles of depth whose 32 columns stay in the first cache
+#define CHUNK 32  // tiles of 32 columns of the right matrix that stay in the first cache
 
 struct TileScratch {
     alignas(64) float sums[2][32 * 32];
@@ -41,12 +41,27 @@ template <class Take> struct Waiting {
     }
 };
 
+// Tiles 4 and 5, a left one of each half of the rows, times 6 and 7, two right ones, by Dot::upper and Dot::lower.
+template <class Dot> struct Single {
+    static constexpr int64_t LEFT = 1, RIGHT = 2;
+    __attribute__((always_inline)) static void step(const char *upper, const char *lower, const char *right, bool two) {
+        _tile_loadd(6, right, 64);
+        _tile_loadd(7, right + 1024, 64);
+        _tile_loadd(4, upper, 64);
+        Dot::upper();
+        if (two) {
+            _tile_loadd(5, lower, 64);
+            Dot::lower();
+        }
+    }
+};
+
 // a (rows, depth) in tiles times a packed b (depth, columns), `depth` in tiles, plus bias where there is one; take(row, column, left,
-// right) gets each row's sums of 32 columns. Kind::upper and Kind::lower multiply tiles 4 and 5 by 6 and 7 into the sums 0 to 3.
+// right) gets each row's sums of 32 columns. Kind::step multiplies LEFT tiles of each half of the rows by RIGHT tiles into the sums 0 to 3.
 template <class Kind, class Take>
 static void multiply_tiles(const void *a, int64_t rows, const void *b, int64_t depth, int64_t columns, const float *bias,
                            TileScratch &scratch, Take take) {
-    const int64_t chunks = (depth + CHUNK - 1) / CHUNK;
+    const int64_t chunks = (depth * Kind::RIGHT + CHUNK - 1) / CHUNK;
     if (chunks > 1 && scratch.rows < rows) {
         free(scratch.kept);
         scratch.rows = (rows + 31) / 32 * 32;
@@ -71,17 +86,11 @@ static void multiply_tiles(const void *a, int64_t rows, const void *b, int64_t d
                     _tile_loadd(2, from + 16 * step / 4, step);
                     _tile_loadd(3, from + 16 * step / 4 + 16, step);
                 }
-                const char *upper = (const char *)a + (m / 16 * depth + first) * 1024, *lower = upper + depth * 1024;
-                const char *right = (const char *)b + (n / 16 * depth + 2 * first) * 1024;
-                for (int64_t k = first; k < last; k++, upper += 1024, lower += 1024, right += 2048) {
-                    _tile_loadd(6, right, 64);
-                    _tile_loadd(7, right + 1024, 64);
-                    _tile_loadd(4, upper, 64);
-                    Kind::upper();
-                    if (two) {
-                        _tile_loadd(5, lower, 64);
-                        Kind::lower();
-                    }
+                constexpr int64_t of_left = Kind::LEFT * 1024, of_right = Kind::RIGHT * 1024;
+                const char *upper = (const char *)a + (m / 16 * depth + first) * of_left, *lower = upper + depth * of_left;
+                const char *right = (const char *)b + (n / 32 * depth + first) * of_right;
+                for (int64_t k = first; k < last; k++, upper += of_left, lower += of_left, right += of_right) {
+                    Kind::step(upper, lower, right, two);
                     waiting.some(each, take);
                 }
                 waiting.some(32, take);
