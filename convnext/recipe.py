@@ -129,7 +129,7 @@ class Optim(Section):
 class Train(Section):
     """The run itself."""
 
-    epochs: int = Field(300, ge=1, description="passes over the training pictures")
+    epochs: int = Field(300, ge=1, description="passes over the training pictures; as an override, in place of iterations")
     iterations: int | None = Field(None, ge=1, description="optimizer steps in all, where the run is counted in them and not in epochs")
     warmup_epochs: float = Field(20, ge=0, description="length of the linear warm-up")
     warmup_steps: int | None = Field(None, ge=0, description="length of the warm-up in optimizer steps, where not in epochs")
@@ -220,6 +220,8 @@ def load_recipe(name: str, overrides: Sequence[str] | Mapping[str, Any] = ()) ->
     for key, value in given.items():
         _check_key(key.split("."), f"override {key}")
         _set(values, key.split("."), value)
+    if "train.epochs" in given and "train.iterations" not in given:
+        values["train"].pop("iterations", None)  # whoever says epochs wants the run counted in them
     values.setdefault("data", {})  # so that a missing data.train is told as that key
     for key_path in _paths(values):
         _check_key(key_path, f"recipe {name}")

@@ -79,3 +79,11 @@ def test_unknown_recipes_suggest_the_nearest(tmp_path):
 def test_every_key_has_a_description():
     assert all(description for key, description in keys().items() if key != "task")
     assert len(keys()) > 30
+
+
+def test_epochs_as_an_override_count_in_place_of_a_recipes_iterations():
+    assert load_recipe("segment_digits").train.iterations
+    changed = load_recipe("segment_digits", ["train.epochs=2"]).train
+    assert (changed.epochs, changed.iterations) == (2, None)
+    both = load_recipe("segment_digits", ["train.epochs=2", "train.iterations=5"]).train
+    assert both.iterations == 5
