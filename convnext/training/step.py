@@ -51,7 +51,8 @@ class Stepper:
         if distributed.world() > 1:
             self.network = DistributedDataParallel(state.model, device_ids=[device.index] if device.type == "cuda" else None)
         if recipe.train.compile:
-            self.network = torch.compile(self.network)
+            # Shape by shape: of sizes that may vary Inductor (2.14) can't always order the strides, and a run has few.
+            self.network = torch.compile(self.network, dynamic=False)
 
     def step(self, batch: Any, rate: float, *flags: bool) -> tuple[float, list[bool]]:
         """One step on this process's share of the batch.
