@@ -27,7 +27,8 @@ lint: $(STAMP)  ## check style, types, the floors of the house, and the site's l
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@mkdir -p build  # with --quiet, mkdocs counts no warning
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict >build/docs.log 2>&1 || { cat build/docs.log; exit 1; }
 
 format: $(STAMP)  ## put the code into the project's format
 	@$(BIN)/ruff check --fix .
