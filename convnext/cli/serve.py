@@ -36,6 +36,6 @@ def serve(
     from convnext.deploy.serve.limits import Limits
 
     limits = Limits(max_bytes, max_pixels, queue, timeout)
-    faster = partial(optimized, precision=optimize, calibration=calibration) if optimize or calibration else None
+    faster = partial(optimized, precision=optimize, calibration=calibration)
     options: dict[str, Any] = {"batch_size": batch_size, "max_wait": max_wait_ms / 1000, "device": device, "optimize": faster}
     run(models, limits, host=host, port=port, token=token, **options)

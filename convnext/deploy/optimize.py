@@ -23,7 +23,6 @@ from convnext.ops.memory import keep_memory
 
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32, "int8": torch.bfloat16}  # int8: of what is not quantized
 _MAP_BYTES = 64 << 20  # of a picture's map, of which each thread keeps one
-_MAP_BYTES = 64 << 20  # of a picture's map, of which each thread keeps one
 _SLICE_BYTES = 4 << 20  # of hidden values at a time where PyTorch computes them: what a cache holds
 
 

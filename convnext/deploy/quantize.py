@@ -52,7 +52,7 @@ def _watching(observer: nn.Module) -> Callable[..., None]:
 class Int8Block(nn.Module):
     """A block as one compiled operator with products of 8 bits."""
 
-    names = (*("taps", "bias", "first", "first_bias", "second", "second_bias"), "first_scale", "second_scale", "table")
+    names = ("taps", "bias", "first", "first_bias", "second", "second_bias", "first_scale", "second_scale", "table")
 
     def __init__(self, block: Block, scale: float, zero: int) -> None:
         super().__init__()
