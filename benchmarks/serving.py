@@ -9,6 +9,7 @@ processors as the service, so its work counts against the service.
 
 import argparse
 import asyncio
+import functools
 import os
 import re
 import statistics
@@ -33,6 +34,7 @@ from convnext.distributed import pick_device
 SIZE = (500, 375)  # of ImageNet's usual photograph
 
 
+@functools.cache
 def photograph(seed: int) -> bytes:
     """A JPEG with structure at all scales, some 50 kB as ImageNet's."""
     rng = np.random.default_rng(seed)

@@ -1,5 +1,6 @@
 """`convnext serve`."""
 
+import os
 from functools import partial
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ def serve(
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait for a model; more are refused (503).")] = 64,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a client has to send, and again the model to answer.")] = 10.0,
     batch_size: Annotated[int, typer.Option(min=1, help="The most pictures that go through a model at once.")] = 8,
-    max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a picture may wait for others to share a batch.")] = 5.0,
+    max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a picture may wait for others to share a batch.")] = 50.0,
     device: Device = None,
     optimize: Optimize = None,
     calibration: Calibration = None,
@@ -30,6 +31,8 @@ def serve(
     """Put models behind an address: HTTP, and a page to try them on. Ends in peace at SIGTERM."""
     from convnext.errors import need
 
+    # Threads of the network that wait for another should leave their processor to those that decode. OpenMP reads it once, with PyTorch.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
         need(module, "serve")
     from convnext.deploy.serve import serve as run

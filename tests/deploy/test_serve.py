@@ -9,10 +9,12 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
+import torch
 from helpers import picture
 from PIL import Image
 from service import encoded, running
@@ -22,6 +24,7 @@ import convnext
 from convnext.deploy.serve import _listen, named
 from convnext.deploy.serve.app import create_app
 from convnext.deploy.serve.limits import Limits
+from convnext.deploy.serve.service import Service
 from convnext.errors import ConvnextError, UsageError
 
 TIMEOUT = 2.0
@@ -265,6 +268,13 @@ def test_without_the_token_nothing_is_read(weights):
                 assert (await client.get(path)).status_code == 200
 
     asyncio.run(ask())
+
+
+def test_a_cpu_decodes_between_its_batches_and_a_gpu_has_the_next_one_ready(weights):
+    predictor = convnext.load(weights, device="cpu")
+    elsewhere = SimpleNamespace(device=torch.device("cuda"))
+    service = Service({"here": predictor, "there": predictor}, {"there": elsewhere}, Limits(), batch_size=8, max_wait=0)
+    assert {name: service.decoded[model.predictions]._value for name, model in service.models.items()} == {"here": 8, "there": 16}
 
 
 def test_an_optimized_network_predicts_and_the_original_explains(service, weights):

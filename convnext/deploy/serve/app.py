@@ -53,7 +53,7 @@ def create_app(
     fast: Mapping[str, Any] | None = None,
     token: str | None = None,
     batch_size: int = 8,
-    max_wait: float = 0.005,
+    max_wait: float = 0.05,
 ) -> FastAPI:
     """The service for some predictors by name.
 

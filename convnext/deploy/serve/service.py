@@ -43,6 +43,14 @@ class Model:
         """What `predictions` takes; for the threads that decode, so that the network's has only to compute."""
         return prepare(picture, self._transform)
 
+    def in_work(self, batcher: Batcher) -> int:
+        """How many pictures are decoded at once, those in the batch that runs with them; the others wait as they were sent.
+
+        They may be large. A GPU has its next batch decoded beside the running one. On a CPU, where each thread of the network waits for
+        the slowest at the end of every layer, decoding beside it would cost twice: there the next batch is decoded after the last.
+        """
+        return batcher.batch_size * (1 if self._fast.device.type == "cpu" else 2)
+
     def _predict(self, pictures: list[Prepared]) -> Sequence[Any]:
         one = self._fast
         return tasks.get(one.task).infer(one.model, pictures, one.preprocessing, one.classes, one.device)
@@ -69,8 +77,7 @@ class Service:
         options = limits, batch_size, max_wait, self.metrics
         self.models = {name: Model(name, one, fast.get(name, one), *options) for name, one in predictors.items()}
         self.room = room_for(limits)
-        # Pictures may be large: one batch of them decoded beside the one that runs, the others as they were sent.
-        self.decoded = {batcher: asyncio.Semaphore(2 * batcher.batch_size) for model in self.models.values() for batcher in model.batchers}
+        self.decoded = {batcher: asyncio.Semaphore(model.in_work(batcher)) for model in self.models.values() for batcher in model.batchers}
         # One thread each: PyTorch would have every one of them split its small work among all processors.
         self.threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "decode", torch.set_num_threads, (1,))
 
