@@ -108,11 +108,13 @@ class DetectorNetwork(Network):
     def _predict(self, image: Tensor, size: Size, threshold: float) -> dict[str, Tensor]:
         height, width = image.shape[1:]
         padded = F.pad(image, (0, -width % 32, 0, -height % 32))[None]
-        boxes, labels, scores, masks = self.call(padded, torch.tensor([height, width]), torch.tensor(threshold))
+        boxes, labels, scores, *masks = self.call(padded, torch.tensor([height, width]), torch.tensor(threshold))
         found = scores > 0
         boxes = boxes[found] * boxes.new_tensor((size[1] / width, size[0] / height) * 2)
-        pasted = postprocess.paste_masks(masks[found], boxes, size)[:, None]
-        return {"boxes": boxes, "labels": labels[found], "scores": scores[found], "masks": pasted}
+        result = {"boxes": boxes, "labels": labels[found], "scores": scores[found]}
+        if masks:
+            result["masks"] = postprocess.paste_masks(masks[0][found], boxes, size)[:, None]
+        return result
 
 
 NETWORKS = {"classify": Classifier, "segment": Segmenter, "detect": DetectorNetwork}

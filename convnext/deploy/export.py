@@ -15,7 +15,7 @@ from convnext.checkpoints.files import write_weights
 from convnext.data import imagenet
 from convnext.deploy import export_check
 from convnext.deploy.export_targets import WRITERS
-from convnext.deploy.graphs import DTYPES, OUTPUTS, Form, Graph, refuse_overflow, trace
+from convnext.deploy.graphs import DTYPES, Form, Graph, outputs_of, refuse_overflow, trace
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.models import Loaded, load
 from convnext.runtimes import Network, open_exported
@@ -126,7 +126,7 @@ def _describe_graph(loaded: Loaded, form: Form) -> dict[str, Any]:
         "pixels": form.pixels,
         "size": None if form.dynamic else list(form.size),
         "num_classes": count,
-        "outputs": list(OUTPUTS[loaded.task]),
+        "outputs": outputs_of(loaded),
     }
     # `classes` stays as it was, for evaluation to treat the file as the weights; `labels` is for whoever shows predictions.
     return describe(loaded) | {"labels": names, "graph": graph, "convnext": __version__}

@@ -14,7 +14,6 @@ import torch
 from torch.export import ExportedProgram
 
 from convnext.checkpoints.files import OWN_METADATA
-from convnext.deploy.graphs import OUTPUTS
 from convnext.errors import UsageError, need
 
 Description = dict[str, Any]
@@ -27,13 +26,12 @@ def write_onnx(program: ExportedProgram, description: Description, file: Path) -
     """ONNX, opset 20, weights within the file; the description is in its metadata."""
     need("onnxscript", "export")
     need("onnx", "export")
-    outputs = OUTPUTS[description["task"]]
     with _quiet():
         written: Any = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=20,
-            output_names=list(outputs),
+            output_names=description["graph"]["outputs"],
             custom_translation_table={torch.ops.convnext.keep.default: _keep},
             verbose=False,
         )

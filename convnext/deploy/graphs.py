@@ -15,7 +15,6 @@ from convnext.models import Loaded
 
 DTYPES = {"float32": torch.float32, "fp16": torch.float16}
 _TRACED = 128  # pixels: no map of any network or detector has one position then
-OUTPUTS = {"classify": ("logits",), "segment": ("logits",), "detect": ("boxes", "labels", "scores", "masks")}
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Form:
 class Graph(nn.Module):
     """A network as it is exported: what is called, for its task, with `Form.pixels` uint8 (N, H, W, 3), else float32 (N, 3, H, W).
 
-    Returns the outputs of `OUTPUTS`: logits (N, classes), a segmenter's (N, classes, H // 4, W // 4), and for a detector what
+    Returns the outputs of `outputs_of`: logits (N, classes), a segmenter's (N, classes, H // 4, W // 4), and for a detector what
     `FixedDetector` does, which takes also its two other inputs.
     """
 
@@ -61,6 +60,13 @@ class Graph(nn.Module):
         # Detectors learn with padding of 0 after normalisation, which no pixel value stands for.
         rows, columns = (torch.arange(side) < length for side, length in zip(x.shape[2:], size.unbind(), strict=True))
         return x * rows[:, None] * columns
+
+
+def outputs_of(loaded: Loaded) -> list[str]:
+    """What a network's graph returns, by name."""
+    if loaded.task != "detect":
+        return ["logits"]
+    return ["boxes", "labels", "scores", *(["masks"] if loaded.model.roi_head.has_masks else [])]
 
 
 def trace(graph: Graph, form: Form) -> ExportedProgram:

@@ -17,7 +17,6 @@ from convnext.detection.box_heads import REGION as BOX_REGION
 from convnext.detection.detector import Detector
 from convnext.detection.mask_head import REGION as MASK_REGION
 from convnext.detection.roi_align import level_of
-from convnext.errors import UsageError
 
 
 @torch.library.custom_op("convnext::keep", mutates_args=())
@@ -46,18 +45,14 @@ class FixedDetector(nn.Module):
     """A detector's inference for one picture that is padded already.
 
     Args:
-        detector: in evaluation mode, with masks.
-
-    Raises UsageError for a detector of boxes alone.
+        detector: in evaluation mode.
     """
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
-        if not detector.roi_head.has_masks:
-            raise UsageError("graphs are made of detectors with masks only: use the checkpoint of one that finds boxes alone as it is")
         self.detector = detector
 
-    def forward(self, picture: Tensor, size: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, picture: Tensor, size: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
         """The 100 best detections, the best first.
 
         Args:
@@ -66,7 +61,7 @@ class FixedDetector(nn.Module):
             threshold: () float32, the score that a detection exceeds (0.05 in `Detector.predict`).
 
         Returns: boxes (100, 4) in pixels of `picture`, labels (100,) int64, scores (100,), 0 in rows that stand for nothing, and
-        masks (100, 28, 28), 0 to 1, each to be stretched over its box.
+        of a detector with masks those (100, 28, 28), 0 to 1, each to be stretched over its box.
         """
         net = self.detector
         border = size.flip(0).repeat(2).float()
@@ -74,6 +69,8 @@ class FixedDetector(nn.Module):
         boxes, real = self._propose(levels, border)
         levels = levels[:-1]
         boxes, labels, scores = self._detect(levels, boxes, real, border, threshold)
+        if not net.roi_head.has_masks:
+            return boxes, labels, scores
         seen = self._pool(levels, boxes, MASK_REGION)
         masks = torch.stack([head(seen, labels).sigmoid() for head in net.roi_head.mask_heads]).mean(0)
         return boxes, labels, scores, masks

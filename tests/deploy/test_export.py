@@ -36,10 +36,10 @@ SMALL = {
 }
 
 
-def written(folder, task, change=lambda model: None):
+def written(folder, task, change=lambda model: None, **more):
     """A weight file of a small network of that task."""
     name, arguments, how = SMALL[task]
-    model = random_model(name, num_classes=3, **arguments)
+    model = random_model(name, num_classes=3, **arguments, **more)
     for key, buffer in model.named_buffers():
         buffer.fill_(0 if key.endswith("mean") else 1)
     change(model)
@@ -96,6 +96,17 @@ def test_a_detector_of_any_size(tmp_path, to):
         assert found["masks"].shape == (len(found["scores"]), 1, *size)
     both = exported(pictures)
     assert len(both) == 2
+
+
+@torch.no_grad()
+def test_a_detector_of_boxes_alone(tmp_path):
+    source, output = written(tmp_path, "detect", masks=False), tmp_path / "out.onnx"
+    export(source, "onnx", output, size=96)
+    (wanted,), (found,) = (load(file).model.predict(images((90, 150)), [(45, 75)]) for file in (source, output))
+    assert found.keys() == wanted.keys() == {"boxes", "labels", "scores"}
+    assert len(wanted["scores"]) > 5
+    torch.testing.assert_close(found["scores"], wanted["scores"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found["boxes"], wanted["boxes"], atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("task", ["classify", pytest.param("detect", marks=pytest.mark.slow)])
