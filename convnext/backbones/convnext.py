@@ -39,6 +39,17 @@ class DepthwiseConv(nn.Conv2d):
         return ops.depthwise_conv(x, self.weight, self.bias)
 
 
+class Patchify(nn.Conv2d):
+    """A convolution whose kernel is its stride; by the fast operator where there is one."""
+
+    def __init__(self, width: int, outputs: int, patch_size: int) -> None:
+        super().__init__(width, outputs, patch_size, patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.bias is not None
+        return ops.patchify(x, self.weight, self.bias)
+
+
 class Dropper(nn.Module):
     """What drops parts of samples in training with probability `rate`, and scales the rest.
 
@@ -225,7 +236,7 @@ class ConvNeXt(Classifier):
         stem = nn.Sequential(nn.Conv2d(in_channels, widths[0], patch_size, patch_size), LayerNorm2d(widths[0], eps=1e-6))
         self.downsample_layers = nn.ModuleList([stem])
         for i in range(3):
-            norm, conv = LayerNorm2d(widths[i], eps=1e-6), nn.Conv2d(widths[i], widths[i + 1], 2, 2)
+            norm, conv = LayerNorm2d(widths[i], eps=1e-6), Patchify(widths[i], widths[i + 1], 2)
             self.downsample_layers.append(nn.Sequential(norm, conv))
 
         rates = iter(drop_path_rates(drop_path, sum(depths)))

@@ -8,5 +8,18 @@ from convnext.ops.depthwise import depthwise_conv
 from convnext.ops.memory import keep_memory
 from convnext.ops.mlp import mlp
 from convnext.ops.norm import layer_norm
+from convnext.ops.patchify import patchify
 
-__all__ = ["Parameters", "block", "block_pays", "depthwise_conv", "keep_memory", "layer_norm", "mlp", "status", "takes_block", "using"]
+__all__ = [
+    "Parameters",
+    "block",
+    "block_pays",
+    "depthwise_conv",
+    "keep_memory",
+    "layer_norm",
+    "mlp",
+    "patchify",
+    "status",
+    "takes_block",
+    "using",
+]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from convnext.ops import depthwise, native, norm
 from convnext.ops.choice import autocast, lowered
-from convnext.ops.mlp import own, scaled_gradients
+from convnext.ops.mlp import of_parameters
 from convnext.ops.mlp import reference as mlp_reference
 from convnext.ops.mlp import takes as takes_mlp
 
@@ -109,13 +109,14 @@ def _gradients(
         tensors = dwconv_weight, norm_weight, norm_bias, w1, b1, w2, b2, gamma, keep
         return triton_block.backward(dout, x, convolved, mean, scale, *tensors)
     of_norm = native.Norm(mean, scale, norm_weight, norm_bias)
-    found = native.mlp_backward(convolved, dout.permute(0, 2, 3, 1), w1, b1, w2, gamma, keep, of_norm)
+    found = native.mlp_backward(convolved, dout.permute(0, 2, 3, 1), w1, b1, w2, b2, gamma, keep, of_norm)
+    assert found.norm_weight is not None and found.norm_bias is not None  # noqa: PT018
     dconvolved = found.y.permute(0, 3, 1, 2)
     dx = native.depthwise_forward(dconvolved, dwconv_weight.flip(-2, -1), None, add=dout)
     dweight, dbias = native.depthwise_weight_gradient(x, dconvolved, dwconv_weight.shape[-1])
-    of_norms = own(found.norm_weight, norm_weight), own(found.norm_bias, norm_bias)
-    of_mlp = scaled_gradients(found, w1, b1, w2, b2, gamma)
-    return [dx, dweight.to(dwconv_weight.dtype), dbias.to(dwconv_weight.dtype), *of_norms, *of_mlp]
+    of_convolution = dweight.to(dwconv_weight.dtype), dbias.to(dwconv_weight.dtype)
+    of_norms = found.norm_weight.to(norm_weight.dtype), found.norm_bias.to(norm_bias.dtype)
+    return [dx, *of_convolution, *of_norms, *of_parameters(found, w1, b1, w2, b2)]
 
 
 @_forward.register_fake
@@ -136,6 +137,7 @@ def _(dout: Tensor, x: Tensor, convolved: Tensor, mean: Tensor, scale: Tensor, d
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.set_materialize_grads(False)  # of what is only kept, zeros would be made
     x, dwconv_weight, _, norm_weight, norm_bias, w1, b1, w2, b2, gamma, keep, *_ = inputs
     ctx.save_for_backward(x, *output[1:], dwconv_weight, norm_weight, norm_bias, w1, b1, w2, b2, gamma, keep)
     ctx.scaled = gamma is not None

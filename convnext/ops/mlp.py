@@ -64,27 +64,15 @@ def _gradients(
     if y.is_cuda:
         from convnext.ops import triton_block
 
-        found = triton_block.mlp_backward(y, dout, w1, b1, w2, gamma, keep)
+        found = triton_block.mlp_backward(y, dout, w1, b1, w2, b2, gamma, keep)
     else:
-        found = native.mlp_backward(y, dout, w1, b1, w2, gamma, keep)
-    return found.y, *scaled_gradients(found, w1, b1, w2, b2, gamma)
+        found = native.mlp_backward(y, dout, w1, b1, w2, b2, gamma, keep)
+    return found.y, *of_parameters(found, w1, b1, w2, b2)
 
 
-def scaled_gradients(
-    found: native.Gradients, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Those of w1, b1, w2, b2 and gamma from those of the branch before its scale, each in its parameter's dtype.
-
-    The branch times its gradient, summed over positions, is w2 times w2's gradient, summed over hidden values: so follows gamma's.
-    """
-    dgamma = (w2 * found.w2).sum(1) + b2 * found.b2
-    dw2, db2 = (found.w2, found.b2) if gamma is None else (found.w2 * gamma.unsqueeze(1), found.b2 * gamma)
-    return own(found.w1, w1), own(found.b1, b1), own(dw2, w2), own(db2, b2), own(dgamma, b2)
-
-
-def own(gradient: Tensor, like: Tensor) -> Tensor:
-    """A copy in a parameter's dtype, since what the kernels give are parts of one piece of memory."""
-    return gradient.to(like.dtype, copy=True, memory_format=torch.contiguous_format)
+def of_parameters(found: native.Gradients, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Those of w1, b1, w2, b2 and gamma, each in its parameter's dtype, gamma's in b2's."""
+    return found.w1.to(w1.dtype), found.b1.to(b1.dtype), found.w2.to(w2.dtype), found.b2.to(b2.dtype), found.gamma.to(b2.dtype)
 
 
 @_forward.register_fake

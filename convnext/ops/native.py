@@ -126,19 +126,28 @@ class Norm(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of the MLP before its scale: y has y's dtype, the others are float32; of the norm's parameters where it took part."""
+    """Of y, in its dtype, and of the MLP's parameters, float32; gamma's is there without a scale, too, the norm's with a norm."""
 
     y: Tensor
     w1: Tensor
     b1: Tensor
     w2: Tensor
     b2: Tensor
-    norm_weight: Tensor
-    norm_bias: Tensor
+    gamma: Tensor
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
 
 
 def mlp_backward(
-    y: Tensor, dout: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, gamma: Tensor | None, keep: Tensor | None, norm: Norm | None = None
+    y: Tensor,
+    dout: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    gamma: Tensor | None,
+    keep: Tensor | None,
+    norm: Norm | None = None,
 ) -> Gradients:
     """The gradients. With `norm`, y is the map before the norm, and its gradient is that map's."""
     y, dout, channels, hidden, tiles = y.contiguous(), dout.contiguous(), y.shape[-1], len(w1), y.dtype == torch.bfloat16
@@ -148,13 +157,12 @@ def mlp_backward(
     dy, sums = torch.empty_like(y), float32(y, size)
     of_norm = (None,) * 4 if norm is None else (norm.mean, norm.scale, norm.weight.float(), norm.bias.float())
     sizes = (rows, rows // len(y), channels, hidden)
-    packed = (first, pad(b1), second, transposed)
-    call("mlp_backward", y, *of_norm, dout, *packed, _floats(keep), dy, sums, dout.dtype, *sizes, tiles)
-    width, columns = channels + -channels % 32, hidden + -hidden % 32
-    parts = [width * columns, width * columns, columns, width, width, width]
-    dw1, dw2, db1, *of_width = torch.split(sums[: sum(parts)], parts)
-    dw1, dw2 = dw1.view(width, columns)[:channels, :hidden], dw2.view(width, columns)[:channels, :hidden]
-    return Gradients(dy, dw1.T, db1[:hidden], dw2, *(sums[:channels] for sums in of_width))
+    packed, plain = (first, pad(b1), second, transposed), (_floats(w2), _floats(b2), _floats(gamma))
+    shapes = [(hidden, channels), (hidden,), (channels, hidden), (channels,), (channels,)]
+    found = [float32(y, *shape) for shape in shapes]
+    found_of_norm = [None, None] if norm is None else [float32(y, channels), float32(y, channels)]
+    call("mlp_backward", y, *of_norm, dout, *packed, *plain, _floats(keep), dy, sums, dout.dtype, *sizes, tiles, *found, *found_of_norm)
+    return Gradients(dy, *found, *found_of_norm)
 
 
 def block_forward(

@@ -58,6 +58,7 @@ def _(x: Tensor, dy: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> tup
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.set_materialize_grads(False)  # of what is only kept, zeros would be made
     x, weight, bias, _ = inputs
     ctx.save_for_backward(x, weight, *output[1:])
     ctx.bias_dtype = bias.dtype

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from convnext.ops import native, triton_depthwise, triton_mlp, triton_norm
-from convnext.ops.mlp import scaled_gradients
+from convnext.ops.mlp import of_parameters
 
 
 def mlp_forward(
@@ -18,9 +18,13 @@ def mlp_forward(
 
 
 def mlp_backward(
-    y: Tensor, dout: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, gamma: Tensor | None, keep: Tensor | None
+    y: Tensor, dout: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor | None, keep: Tensor | None
 ) -> native.Gradients:
-    """As `native.mlp_backward` without a norm: hidden values are computed again."""
+    """As `native.mlp_backward` without a norm: hidden values are computed again.
+
+    The branch times its gradient, summed over positions, is w2 times its gradient before the scale, summed over hidden values: so
+    follows the scale's.
+    """
     channels, dtype = y.shape[-1], y.dtype
     rows, branch = y.reshape(-1, channels), dout.reshape(-1, channels)
     if keep is not None:
@@ -30,8 +34,12 @@ def mlp_backward(
     assert z is not None
     hidden, dz = triton_mlp.gelu_backward(branch @ (w2 if gamma is None else w2 * gamma.unsqueeze(1)).to(dtype), z)
     db1, db2 = dz.sum(0, dtype=torch.float32), branch.sum(0, dtype=torch.float32)
-    dy, nothing = (dz @ w1.to(dtype)).view(y.shape), db2.new_empty(0)
-    return native.Gradients(dy, (dz.T @ rows).float(), db1, (branch.T @ hidden).float(), db2, nothing, nothing)
+    dw2 = (branch.T @ hidden).float()
+    dgamma = (w2 * dw2).sum(1) + b2 * db2
+    dy, dw1 = (dz @ w1.to(dtype)).view(y.shape), (dz.T @ rows).float()
+    if gamma is not None:
+        dw2, db2 = dw2 * gamma.unsqueeze(1), db2 * gamma
+    return native.Gradients(dy, dw1, db1, dw2, db2, dgamma)
 
 
 def forward(
@@ -74,7 +82,7 @@ def backward(
     channels, rows = x.shape[1], convolved.reshape(-1, x.shape[1])
     normal = (rows.float() - mean.view(-1, 1)) * scale.view(-1, 1)
     y = (normal * norm_weight + norm_bias).to(convolved.dtype).view(convolved.shape)
-    found = mlp_backward(y, dout.permute(0, 2, 3, 1), w1, b1, w2, gamma, keep)
+    found = mlp_backward(y, dout.permute(0, 2, 3, 1), w1, b1, w2, b2, gamma, keep)
     flat = rows, found.y.reshape(-1, channels), norm_weight, mean.view(-1), scale.view(-1)
     drows, dnorm_weight, dnorm_bias = triton_norm.backward(*flat)
     dconvolved = drows.view(convolved.shape).permute(0, 3, 1, 2)
@@ -82,4 +90,4 @@ def backward(
     dx = dout + triton_depthwise.input_gradient(dconvolved, dwconv_weight)
     of_conv = dweight.to(dwconv_weight.dtype), dbias.to(dwconv_weight.dtype)
     of_norm = dnorm_weight.to(norm_weight.dtype), dnorm_bias.to(norm_bias.dtype)
-    return [dx, *of_conv, *of_norm, *scaled_gradients(found, w1, b1, w2, b2, gamma)]
+    return [dx, *of_conv, *of_norm, *of_parameters(found, w1, b1, w2, b2)]

@@ -1,10 +1,11 @@
 // The backward pass of the MLP, slab by slab. Hidden values are computed again, 32 columns of them at a time, and meet everything they are
 // needed for while they lie in a core's cache; of the hidden width only dz, the gradient before GELU, is held for a slab.
 //   z = y W1ᵀ + b1    dh = d (γ W2)    dz = dh GELU'(z)    dy = dz W1    dW1 = dzᵀ y    dW2 = dᵀ GELU(z)
-// where d is the gradient of the result times keep. dW2 is that of the branch without its scale γ.
+// where d is the gradient of the result times keep. What is summed for W2 and b2 is dᵀ GELU(z) and d, without the branch's scale γ.
 // In the whole block y is the norm's result, computed again from the convolution's, and the gradient goes on through the norm.
 #include "norm.h"
 #include "slab.h"
+#include "transpose.h"
 
 #define SLAB_BYTES (3 << 19)  // of a slab's values: what a second-level cache of 2 MB holds beside weights
 
@@ -18,7 +19,9 @@ struct Packed {  // W1 (hidden, width), (γ W2)ᵀ (hidden, width) and W1ᵀ (wi
     const float *first_bias;
 };
 
-struct Sums {  // of one thread: (width, hidden) twice, (hidden), (width) three times, all padded to 32
+// Of one thread: (width, hidden) twice, (hidden), (width) three times, all padded to 32. The first two are in panels of 32 columns of the
+// hidden width, so that what a panel adds to them lies in one piece.
+struct Sums {
     float *dw1_transposed, *dw2, *db1, *db2, *dweight, *dbias;
     Sums(float *memory, int64_t width, int64_t hidden)
         : dw1_transposed(memory), dw2(memory + width * hidden), db1(memory + 2 * width * hidden), db2(db1 + hidden),
@@ -89,7 +92,7 @@ static void read_slab(const Buffers<P> &b, const Source &y, const void *dout, co
 // 32 hidden columns of a slab: their dz, and what they add to the weights' gradients.
 template <class P>
 static void hidden_columns(const Buffers<P> &b, const Packed &w, typename P::Scratch &scratch, int64_t n, int64_t padded, int64_t width,
-                           int64_t hidden, Sums &sums, bool begin) {
+                           Sums &sums, bool begin) {
     typedef typename P::Value Value;
     P::multiply(b.y, padded, (const Value *)w.first + n * width, width, 32, w.first_bias + n, scratch,
                 [&](int64_t row, int64_t, f32x16 left, f32x16 right) __attribute__((always_inline)) {
@@ -110,7 +113,7 @@ static void hidden_columns(const Buffers<P> &b, const Packed &w, typename P::Scr
     Float32::store32(sums.db1 + n, left_sum, right_sum);
     const auto add_to = [&](float *gradient) {
         return [=](int64_t row, int64_t, f32x16 left, f32x16 right) __attribute__((always_inline)) {
-            float *to = gradient + row * hidden + n;
+            float *to = gradient + n * width + row * 32;
             if (!begin) left += load(to, FLOAT32, LANES), right += load(to + LANES, FLOAT32, LANES);
             Float32::store32(to, left, right);
         };
@@ -141,7 +144,7 @@ static int backward(const Source &y, const void *dout, const Packed &w, const fl
             Buffers<P> b;
             if (!b.take(padded, width, hidden)) { failed = 1; continue; }
             read_slab<P, Y_DTYPE, DTYPE>(b, y, dout, keep, positions, first, count, padded, channels, sums.db2);
-            for (int64_t n = 0; n < hidden; n += 32) hidden_columns(b, w, scratch, n, padded, width, hidden, sums, begin);
+            for (int64_t n = 0; n < hidden; n += 32) hidden_columns(b, w, scratch, n, padded, width, sums, begin);
             begin = false;
             // Of y where it was given; d is not needed any more, and holds it where the norm follows.
             const bool normed = y.means;
@@ -164,28 +167,82 @@ static int backward(const Source &y, const void *dout, const Packed &w, const fl
     return failed;
 }
 
-// How many floats mlp_backward wants as `sums`; the gradients then begin it: dW1ᵀ (width, hidden), dW2 (width, hidden), db1 (hidden),
-// db2 (width), and of the norm's weight and bias (width), widths padded to 32.
+// Where the parameters' gradients go; the last two are null without a norm. gamma: of a scale of 1 where there is none.
+struct Found {
+    float *w1, *b1, *w2, *b2, *gamma, *norm_weight, *norm_bias;  // (hidden, width), (hidden), (width, hidden), and (width) four times
+};
+
+// From the sums of all threads, in the order of the threads, whichever was done first. The branch times its gradient, summed over
+// positions, is W2 times dᵀ GELU(z), summed over hidden values, and b2 times the sum of d: so follows the scale's gradient.
+static void finish(const float *sums, int threads, const float *w2, const float *b2, const float *gamma, const Found &to,
+                   int64_t channels, int64_t hidden_channels) {
+    const int64_t width = (channels + 31) / 32 * 32, hidden = (hidden_channels + 31) / 32 * 32, size = Sums::size(width, hidden);
+    const Sums of(const_cast<float *>(sums), width, hidden);
+    const auto total = [&](const float *first) __attribute__((always_inline)) {
+        f32x16 sum = load(first, FLOAT32, LANES);
+        for (int thread = 1; thread < threads; thread++) sum += load(first + thread * size, FLOAT32, LANES);
+        return sum;
+    };
+    const auto lanes = [](int64_t place, int64_t count) { return (int)most(0, least(LANES, count - place)); };
+    const auto panel = [&](const float *gradient, int64_t c, int64_t h) { return gradient + h / 32 * 32 * width + c * 32 + h % 32; };
+#pragma omp parallel
+    {
+#pragma omp for schedule(static) nowait
+        for (int64_t c = 0; c < channels; c += LANES) {
+            f32x16 along[LANES] = {};
+            for (int64_t h = 0; h < hidden_channels; h += LANES)
+                for (int i = 0; i < lanes(c, channels); i++) {
+                    const int count = lanes(h, hidden_channels);
+                    const int64_t place = (c + i) * hidden_channels + h;
+                    const f32x16 sum = total(panel(of.dw2, c + i, h));
+                    along[i] += sum * load(w2 + place, FLOAT32, count);
+                    store(to.w2 + place, gamma ? gamma[c + i] * sum : sum, FLOAT32, count);
+                }
+            for (int i = 0; i < lanes(c, channels); i++) to.gamma[c + i] = sum16(along[i]);
+        }
+#pragma omp for schedule(static)
+        for (int64_t h = 0; h < hidden; h += LANES) {
+            store(to.b1 + h, total(of.db1 + h), FLOAT32, lanes(h, hidden_channels));
+            for (int64_t c = 0; c < width; c += LANES) {
+                u32x16 rows[LANES];
+                for (int i = 0; i < LANES; i++) rows[i] = (u32x16)total(panel(of.dw1_transposed, c + i, h));
+                transpose16(rows);
+                for (int i = 0; i < lanes(h, hidden_channels); i++)
+                    store(to.w1 + (h + i) * channels + c, (f32x16)rows[i], FLOAT32, lanes(c, channels));
+            }
+        }
+    }
+    for (int64_t c = 0; c < channels; c += LANES) {
+        const int count = lanes(c, channels);
+        const f32x16 sum = total(of.db2 + c);
+        store(to.b2 + c, gamma ? sum * load(gamma + c, FLOAT32, count) : sum, FLOAT32, count);
+        store(to.gamma + c, load(to.gamma + c, FLOAT32, count) + sum * load(b2 + c, FLOAT32, count), FLOAT32, count);
+        if (!to.norm_weight) continue;
+        store(to.norm_weight + c, total(of.dweight + c), FLOAT32, count);
+        store(to.norm_bias + c, total(of.dbias + c), FLOAT32, count);
+    }
+}
+
+// How many floats mlp_backward wants as `sums`.
 extern "C" int64_t mlp_backward_sums(int64_t rows, int64_t channels, int64_t hidden, int tiles) {
     const int64_t width = (channels + 31) / 32 * 32, columns = (hidden + 31) / 32 * 32;
     return threads_for(rows, width, columns, tiles ? 2 : 4) * Sums::size(width, columns);
 }
 
-// Return 0, or 1 where memory ran out. dy has y's dtype. means to bias: of the norm before y, or null.
+// Return 0, or 1 where memory ran out. dy has y's dtype. means to bias: of the norm before y, or null. first to first_transposed: packed;
+// w2, b2 and gamma (or null) as they are, float32. The last seven: as Found.
 extern "C" int mlp_backward(const void *y, const float *means, const float *scales, const float *weight, const float *bias,
                             const void *dout, const void *first, const float *first_bias, const void *second, const void *first_transposed,
-                            const float *keep, void *dy, float *sums, int dtype, int64_t rows, int64_t positions,
-                            int64_t channels, int64_t hidden, int tiles) {
+                            const float *w2, const float *b2, const float *gamma, const float *keep, void *dy, float *sums, int dtype,
+                            int64_t rows, int64_t positions, int64_t channels, int64_t hidden, int tiles, float *dw1, float *db1,
+                            float *dw2, float *db2, float *dgamma, float *dnorm_weight, float *dnorm_bias) {
     const Packed w = {first, second, first_transposed, first_bias};
     auto run = !tiles              ? backward<Float32, FLOAT32, FLOAT32>
                : dtype == FLOAT32 ? backward<Tiles, BFLOAT16, FLOAT32>
                                    : backward<Tiles, BFLOAT16, BFLOAT16>;
-    const int64_t width = (channels + 31) / 32 * 32, columns = (hidden + 31) / 32 * 32, size = Sums::size(width, columns);
+    const int64_t width = (channels + 31) / 32 * 32, columns = (hidden + 31) / 32 * 32;
     int threads = threads_for(rows, width, columns, tiles ? 2 : 4);
     const int failed = run({y, means, scales, weight, bias}, dout, w, keep, dy, sums, threads, rows, positions, channels, hidden);
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < size; i += LANES)  // in the order of the threads, whichever was done first
-        for (int thread = 1; thread < threads; thread++)
-            store(sums + i, load(sums + i, FLOAT32, LANES) + load(sums + thread * size + i, FLOAT32, LANES), FLOAT32, LANES);
+    if (!failed) finish(sums, threads, w2, b2, gamma, {dw1, db1, dw2, db2, dgamma, dnorm_weight, dnorm_bias}, channels, hidden);
     return failed;
 }
