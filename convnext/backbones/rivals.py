@@ -96,6 +96,7 @@ class SwinBlockOfAnySize(nn.Module):
     detectors and segmenters pad first, and shift wherever a side has more than one window. At its own size both agree.
     """
 
+    one_size_in_graphs = "windows are padded and shifted as the size of the map is"  # branches, which a graph of any size can't hold
     input_resolution: tuple[int, int]
     window_size: tuple[int, int]
     target_shift_size: tuple[int, int]

@@ -144,25 +144,31 @@ def _traced_size(loaded: Loaded, size: int | None) -> tuple[int, int]:
 
 def _write(loaded: Loaded, form: Form, to: str, file: Path, tell: Callable[[str], object]) -> tuple[Form, float, list[str]]:
     """Write and compare, for pictures of any size if that works and else of one; returns what worked."""
-    try:
-        return form, _attempt(loaded, form, to, file, tell), []
-    except UsageError:
-        raise
-    except Exception as error:  # what stands in the way of any size shows in tracing, in writing or only in running the file
-        reason = str(error).strip().split("\n")[0]
-        log.debug("no graph for pictures of any size", exc_info=error)
-        if loaded.task == "detect":
-            raise ConvnextError(f"{loaded.model.spec['name']} can't be exported to {to}: {reason}") from error
+    # Where a module says so it is believed: PyTorch would try for minutes.
+    reason = next((module.one_size_in_graphs for module in loaded.model.modules() if hasattr(module, "one_size_in_graphs")), "")
+    if not reason:
+        try:
+            return form, _attempt(loaded, form, to, file, tell), []
+        except UsageError:
+            raise
+        except Exception as error:  # what stands in the way of any size shows in tracing, in writing or only in running the file
+            reason = _first_line(error)
+            log.debug("no graph for pictures of any size", exc_info=error)
+    if loaded.task == "detect":
+        raise ConvnextError(f"{loaded.model.spec['name']} can't be exported to {to}: {reason}")
     tell(f"not for pictures of any size ({reason})")
     form = replace(form, dynamic=False)
-    told = f"takes pictures of {form.size[0]} x {form.size[1]} pixels only; for any size the check said: {reason}"
+    told = f"takes pictures of {form.size[0]} x {form.size[1]} pixels only: {reason}"
     try:
         return form, _attempt(loaded, form, to, file, tell), [told]
     except UsageError:
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ConvnextError(f"{loaded.model.spec['name']} can't be exported to {to}: {reason}") from error
+        raise ConvnextError(f"{loaded.model.spec['name']} can't be exported to {to}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
 
 
 def _attempt(loaded: Loaded, form: Form, to: str, file: Path, tell: Callable[[str], object]) -> float:
