@@ -23,7 +23,7 @@ def serve(
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait for a model; more are refused (503).")] = 64,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a client has to send, and again the model to answer.")] = 10.0,
     batch_size: Annotated[int, typer.Option(min=1, help="The most pictures that go through a model at once.")] = 8,
-    max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a picture may wait for others to share a batch.")] = 50.0,
+    max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a free model waits for pictures that could share a batch.")] = 100.0,
     device: Device = None,
     optimize: Optimize = None,
     calibration: Calibration = None,

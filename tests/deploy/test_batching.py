@@ -57,6 +57,20 @@ def test_a_batch_waits_for_those_on_the_way_but_not_for_ever():
     batcher.close()
 
 
+def test_what_waited_behind_a_batch_waits_for_those_on_the_way_all_the_same():
+    network = Network()
+    batcher = _started(network, max_wait=1)
+    batcher.inside = 2
+    first = batcher.submit(1)
+    time.sleep(1.1)  # longer than `max_wait`, but the network is busy with its first item
+    network.go.set()
+    time.sleep(0.1)
+    second = batcher.submit(2)
+    assert (first.result(5).value, second.result(5).value) == (2, 4)
+    assert network.batches == [[0], [1, 2]]
+    batcher.close()
+
+
 def test_one_that_fails_does_not_take_the_others_along():
     network = Network()
     batcher = _started(network)

@@ -36,7 +36,7 @@ def serve(
     Args:
         sources: what `convnext.load` takes, or NAME=that.
         port: 0 for any that is free.
-        max_wait: seconds that a picture may wait for others to share a batch.
+        max_wait: seconds that a free network waits for pictures that could share a batch.
         optimize: makes a predictor the faster one that answers in its place.
 
     Raises UsageError for models of one name, ConvnextError if the port is not to be had.

@@ -53,7 +53,7 @@ def create_app(
     fast: Mapping[str, Any] | None = None,
     token: str | None = None,
     batch_size: int = 8,
-    max_wait: float = 0.05,
+    max_wait: float = 0.1,
 ) -> FastAPI:
     """The service for some predictors by name.
 
@@ -61,7 +61,7 @@ def create_app(
         fast: by name, what `Predictor.optimize` made of some of them: it predicts, and the original draws activation maps.
         token: what a client must send as `Authorization: Bearer …` to all but the page, /health and /ready.
         batch_size: the most pictures that go through a network at once.
-        max_wait: seconds that a picture may wait for others that are on the way, to share a batch.
+        max_wait: seconds that a free network waits for pictures that are on the way, to share a batch.
     """
     service = Service(predictors, fast or {}, limits or Limits(), batch_size, max_wait)
 

@@ -31,15 +31,14 @@ class Answer:
 class _Job:
     item: Any
     future: "Future[Answer]"
-    since: float
 
 
 class Batcher:
     """Answers items in batches, in the order in which they come, on a thread of its own.
 
     A batch goes as soon as it is full, as soon as nobody else is on the way to join it (so a lone request is not held up), or
-    when its first item has waited `max_wait` seconds. Where a batch fails, its items are tried one by one: each gets its own
-    answer or its own exception.
+    when the network has had nothing to do but to wait for the rest for `max_wait` seconds. Where a batch fails, its items are
+    tried one by one: each gets its own answer or its own exception.
 
     Args:
         infer: items to as many values.
@@ -96,7 +95,7 @@ class Batcher:
         future: Future[Answer] = Future()
         future.add_done_callback(self._forget_cancelled)
         with self._changed:
-            self._jobs.append(_Job(item, future, time.monotonic()))
+            self._jobs.append(_Job(item, future))
             self._changed.notify()
         return future
 
@@ -128,7 +127,8 @@ class Batcher:
                 self._changed.wait_for(lambda: self._jobs or self._closed)
                 if not self._jobs:
                     return []
-                self._changed.wait_for(self._is_complete, self._jobs[0].since + self.max_wait - time.monotonic())
+                # Not from when the first came: what waited behind a batch would then go without those that are decoded since.
+                self._changed.wait_for(self._is_complete, self.max_wait)
                 if self._jobs:  # they may all have been cancelled
                     return [self._jobs.popleft() for _ in range(min(self.batch_size, len(self._jobs)))]
 
