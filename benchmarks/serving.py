@@ -3,8 +3,8 @@
     python benchmarks/serving.py [--model convnext_tiny] [--batch-size 8] [--rounds 5] [--seconds 20]
 
 The two take turns on the same machine: `convnext bench`'s measurement of the network with that batch, then JPEG photographs of 500 x 375
-pixels sent to the service by so many clients at once that a batch can fill while one is computed. The client runs on the same
-processors as the service, so its work counts against the service.
+pixels sent to the service by so many clients at once that a batch can fill while one is computed, then `bench` again: a round's ratio is
+to the mean of the two beside it. The client runs on the same processors as the service, so its work counts against the service.
 """
 
 import argparse
@@ -94,6 +94,12 @@ async def load(address: str, clients: int, seconds: float) -> tuple[float, list[
     return len(taken) / (time.perf_counter() - started), taken
 
 
+def alone(name: str, batch_size: int, seconds: float, device: torch.device) -> float:
+    """Pictures a second through the network, as `convnext bench` measures them."""
+    report = bench([name], Setting(rounds=3, seconds=seconds), device, batch_sizes=[batch_size])
+    return report.results[0].images_per_second.median
+
+
 def main() -> None:
     """Measure in turns and print each, then the median."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -108,13 +114,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         service, address = start(chosen.model, Path(folder), chosen.batch_size, str(device))
         try:
+            before = alone(chosen.model, chosen.batch_size, chosen.seconds, device)
             for _ in range(chosen.rounds):
-                report = bench([chosen.model], Setting(rounds=3, seconds=chosen.seconds), device, batch_sizes=[chosen.batch_size])
-                alone = report.results[0].images_per_second.median
                 served, taken = asyncio.run(load(address, 3 * chosen.batch_size, chosen.seconds))
-                ratios.append(served / alone)
+                after = alone(chosen.model, chosen.batch_size, chosen.seconds, device)
+                ratios.append(2 * served / (before + after))
                 latencies += taken
-                print(f"network {alone:8.2f} /s   service {served:8.2f} /s   ratio {served / alone:.3f}", flush=True)
+                print(f"network {before:8.2f}, {after:8.2f} /s   service {served:8.2f} /s   ratio {ratios[-1]:.3f}", flush=True)
+                before = after
         finally:
             service.terminate()
             service.wait()

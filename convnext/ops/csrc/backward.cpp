@@ -174,10 +174,10 @@ struct Found {
 
 // From the sums of all threads, in the order of the threads, whichever was done first. The branch times its gradient, summed over
 // positions, is W2 times dᵀ GELU(z), summed over hidden values, and b2 times the sum of d: so follows the scale's gradient.
-static void finish(const float *sums, int threads, const float *w2, const float *b2, const float *gamma, const Found &to,
+static void finish(float *sums, int threads, const float *w2, const float *b2, const float *gamma, const Found &to,
                    int64_t channels, int64_t hidden_channels) {
     const int64_t width = (channels + 31) / 32 * 32, hidden = (hidden_channels + 31) / 32 * 32, size = Sums::size(width, hidden);
-    const Sums of(const_cast<float *>(sums), width, hidden);
+    const Sums of(sums, width, hidden);
     const auto total = [&](const float *first) __attribute__((always_inline)) {
         f32x16 sum = load(first, FLOAT32, LANES);
         for (int thread = 1; thread < threads; thread++) sum += load(first + thread * size, FLOAT32, LANES);
