@@ -21,6 +21,11 @@ class UsageError(ConvnextError, ValueError):
     exit_code = 2
 
 
+def first_line(error: BaseException | None) -> str:
+    """What an error says, in one line; the name of its kind where it says nothing."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of an error message: the known word nearest to `word`, or else all of them if they are few.
 

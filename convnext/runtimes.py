@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from convnext.checkpoints.files import OWN_METADATA
 from convnext.detection import fixed, postprocess  # fixed: the operator in archives of detectors
 from convnext.detection.boxes import Size
-from convnext.errors import ConvnextError, UsageError, need
+from convnext.errors import ConvnextError, UsageError, first_line, need
 
 ENDINGS = (".onnx", ".xml", ".pt2")
 TRUST = "CONVNEXT_TRUST_PT2"  # the environment variable that allows opening .pt2 files
@@ -62,8 +62,7 @@ class Network(nn.Module):
         try:
             outputs = self.run(x.contiguous(), *others)
         except RuntimeError as error:
-            reason = str(error).strip().split("\n")[0]
-            raise ConvnextError(f"{self.path} could not be run on pictures of {height} x {width} pixels: {reason}") from error
+            raise ConvnextError(f"{self.path} could not be run on pictures of {height} x {width} pixels: {first_line(error)}") from error
         return [output.to(pictures.device) for output in outputs]
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -158,7 +157,7 @@ def _open_onnx(path: Path) -> tuple[Run, str]:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # the library has a class of its own for each cause, all of them straight from Exception
-        raise ConvnextError(f"{path} is damaged, or no ONNX file: {_first_line(error)}") from error
+        raise ConvnextError(f"{path} is damaged, or no ONNX file: {first_line(error)}") from error
     names = [value.name for value in session.get_inputs()]
 
     def run(*inputs: Tensor) -> list[Tensor]:
@@ -166,7 +165,7 @@ def _open_onnx(path: Path) -> tuple[Run, str]:
         try:
             return [torch.from_numpy(value) for value in session.run(None, given)]
         except Exception as error:
-            raise RuntimeError(_first_line(error)) from error
+            raise RuntimeError(first_line(error)) from error
 
     return run, session.get_modelmeta().custom_metadata_map.get(OWN_METADATA, "")
 
@@ -180,7 +179,7 @@ def _open_openvino(path: Path) -> tuple[Run, str]:
         text = model.get_rt_info(OWN_METADATA).astype(str) if model.has_rt_info(OWN_METADATA) else ""
         compiled = openvino.compile_model(model, "CPU", settings)
     except RuntimeError as error:
-        raise ConvnextError(f"{path} is damaged, no OpenVINO model, or its .bin file is not beside it: {_first_line(error)}") from error
+        raise ConvnextError(f"{path} is damaged, no OpenVINO model, or its .bin file is not beside it: {first_line(error)}") from error
     count = len(compiled.outputs)
 
     def run(*inputs: Tensor) -> list[Tensor]:
@@ -196,7 +195,7 @@ def _open_pt2(path: Path) -> tuple[Run, str]:
             compiled = any("/aotinductor/" in name for name in archive.namelist())
         return _open_aoti(path) if compiled else _open_program(path)
     except (zipfile.BadZipFile, RuntimeError, ValueError) as error:
-        raise ConvnextError(f"{path} is damaged, or no archive of PyTorch: {_first_line(error)}") from error
+        raise ConvnextError(f"{path} is damaged, or no archive of PyTorch: {first_line(error)}") from error
 
 
 def _open_program(path: Path) -> tuple[Run, str]:
@@ -213,7 +212,3 @@ def _open_aoti(path: Path) -> tuple[Run, str]:
 
 def _as_list(outputs: Any) -> list[Tensor]:
     return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from convnext.errors import ConvnextError
+from convnext.errors import ConvnextError, first_line
 
 # In the order in which they are looked for: what others write, then what `convnext push` does. Under a name of its own, for
 # libraries that look for the first would not know what is in it.
@@ -56,7 +56,7 @@ def _from_hub(address: str) -> Path:
             reason = error
             break
     raise ConvnextError(
-        f"could not fetch {' or '.join(files)} of hf://{repository} ({_first_line(reason)}). Where there is a network, "
+        f"could not fetch {' or '.join(files)} of hf://{repository} ({first_line(reason)}). Where there is a network, "
         f"download https://huggingface.co/{repository}/resolve/main/{files[0]}, copy it to this machine and give its path as weights"
     ) from reason
 
@@ -69,10 +69,6 @@ def _from_url(address: str) -> Path:
             torch.hub.download_url_to_file(address, str(path))
         except (urllib.error.URLError, OSError) as error:
             raise ConvnextError(
-                f"could not fetch {address} ({_first_line(error)}). Where there is a network, download it and put it at {path}"
+                f"could not fetch {address} ({first_line(error)}). Where there is a network, download it and put it at {path}"
             ) from error
     return path
-
-
-def _first_line(error: BaseException | None) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

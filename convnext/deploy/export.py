@@ -16,7 +16,7 @@ from convnext.data import imagenet
 from convnext.deploy import export_check
 from convnext.deploy.export_targets import WRITERS
 from convnext.deploy.graphs import DTYPES, Form, Graph, outputs_of, refuse_overflow, trace
-from convnext.errors import ConvnextError, UsageError, nearest
+from convnext.errors import ConvnextError, UsageError, first_line, nearest
 from convnext.models import Loaded, load
 from convnext.runtimes import Network, open_exported
 
@@ -146,16 +146,17 @@ def _write(loaded: Loaded, form: Form, to: str, file: Path, tell: Callable[[str]
     """Write and compare, for pictures of any size if that works and else of one; returns what worked."""
     # Where a module says so it is believed: PyTorch would try for minutes.
     reason = next((module.one_size_in_graphs for module in loaded.model.modules() if hasattr(module, "one_size_in_graphs")), "")
+    cause: Exception | None = None
     if not reason:
         try:
             return form, _attempt(loaded, form, to, file, tell), []
         except UsageError:
             raise
         except Exception as error:  # what stands in the way of any size shows in tracing, in writing or only in running the file
-            reason = _first_line(error)
+            reason, cause = first_line(error), error
             log.debug("no graph for pictures of any size", exc_info=error)
     if loaded.task == "detect":
-        raise ConvnextError(f"{loaded.model.spec['name']} can't be exported to {to}: {reason}")
+        raise ConvnextError(f"{loaded.model.spec['name']} can't be exported to {to}: {reason}") from cause
     tell(f"not for pictures of any size ({reason})")
     form = replace(form, dynamic=False)
     told = f"takes pictures of {form.size[0]} x {form.size[1]} pixels only: {reason}"
@@ -164,11 +165,7 @@ def _write(loaded: Loaded, form: Form, to: str, file: Path, tell: Callable[[str]
     except UsageError:
         raise
     except Exception as error:
-        raise ConvnextError(f"{loaded.model.spec['name']} can't be exported to {to}: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
+        raise ConvnextError(f"{loaded.model.spec['name']} can't be exported to {to}: {first_line(error)}") from error
 
 
 def _attempt(loaded: Loaded, form: Form, to: str, file: Path, tell: Callable[[str], object]) -> float:
