@@ -2,9 +2,10 @@
 
     python benchmarks/serving.py [--model convnext_tiny] [--batch-size 8] [--rounds 5] [--seconds 20]
 
-The two take turns on the same machine: `convnext bench`'s measurement of the network with that batch, then JPEG photographs of 500 x 375
-pixels sent to the service by so many clients at once that a batch can fill while one is computed, then `bench` again: a round's ratio is
-to the mean of the two beside it. The client runs on the same processors as the service, so its work counts against the service.
+The two take turns on the same machine: `convnext bench`'s measurement with that batch, of the network as it is and of the one that the
+service makes of it (on a CPU, through `convnext.optimize` in float32), then JPEG photographs of 500 x 375 pixels sent to the service by so
+many clients at once that a batch can fill while one is computed, then `bench` again: a round's ratios are to the means of the two beside
+it. The client runs on the same processors as the service, so its work counts against the service.
 """
 
 import argparse
@@ -28,7 +29,9 @@ from PIL import Image
 import convnext
 from convnext.checkpoints.files import write_weights
 from convnext.data.preprocessing import Preprocessing
-from convnext.deploy.bench import Setting, bench
+from convnext.deploy.bench import Setting, measure
+from convnext.deploy.contestants import Contestant, build
+from convnext.deploy.optimize import why_not
 from convnext.distributed import pick_device
 
 SIZE = (500, 375)  # of ImageNet's usual photograph
@@ -47,13 +50,14 @@ def photograph(seed: int) -> bytes:
     return file.getvalue()
 
 
-def start(name: str, folder: Path, batch_size: int, device: str) -> tuple[subprocess.Popen[str], str]:
+def start(name: str, folder: Path, optimize: str, batch_size: int, device: str) -> tuple[subprocess.Popen[str], str]:
     """The service and its address, warm."""
     model = convnext.create_model(name)
     description = {"task": "classify", "model": model.spec, "classes": None, "preprocessing": Preprocessing().to_json()}
     write_weights(folder / "model.safetensors", model.state_dict(), description)
     command = [sys.executable, "-m", "convnext", "serve", str(folder / "model.safetensors"), "--port", "0", "--timeout", "600"]
-    service = subprocess.Popen([*command, "--device", device, "--batch-size", str(batch_size)], stderr=subprocess.PIPE, text=True)
+    command += ["--device", device, "--batch-size", str(batch_size), "--optimize", optimize]
+    service = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert service.stderr is not None
     address = re.search(r"http://\S+", service.stderr.readline())
     if address is None:
@@ -94,39 +98,49 @@ async def load(address: str, clients: int, seconds: float) -> tuple[float, list[
     return len(taken) / (time.perf_counter() - started), taken
 
 
-def alone(name: str, batch_size: int, seconds: float, device: torch.device) -> float:
-    """Pictures a second through the network, as `convnext bench` measures them."""
-    report = bench([name], Setting(rounds=3, seconds=seconds), device, batch_sizes=[batch_size])
-    return report.results[0].images_per_second.median
+def alone(name: str, optimize: str, batch_size: int, seconds: float, device: torch.device) -> tuple[float, float]:
+    """Pictures a second through the network as it is and as the service has it, as `convnext bench` measures them, in turns."""
+    plain = build(name)
+    fast = plain if optimize == "off" or why_not(plain) else convnext.optimize(plain, optimize)
+    contestants = [Contestant(name, "convnext", plain), Contestant(name, "optimized", fast)]
+    found = measure(contestants, Setting(rounds=3, seconds=seconds), device, batch_size)
+    return found[0].images_per_second.median, found[1].images_per_second.median
 
 
 def main() -> None:
-    """Measure in turns and print each, then the median."""
+    """Measure in turns and print each, then the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="convnext_tiny")
+    parser.add_argument("--optimize", default="float32", help="as of convnext serve")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=20)
     chosen = parser.parse_args()
     device = pick_device(None)
     print(f"{chosen.model}, batch {chosen.batch_size}, {device}, {os.cpu_count()} processors, torch {torch.__version__}")
-    ratios, latencies = [], []
+    to_plain, to_own, latencies = [], [], []
+    network = (chosen.model, chosen.optimize, chosen.batch_size, chosen.seconds, device)
     with tempfile.TemporaryDirectory() as folder:
-        service, address = start(chosen.model, Path(folder), chosen.batch_size, str(device))
+        service, address = start(chosen.model, Path(folder), chosen.optimize, chosen.batch_size, str(device))
         try:
-            before = alone(chosen.model, chosen.batch_size, chosen.seconds, device)
+            before = alone(*network)
             for _ in range(chosen.rounds):
                 served, taken = asyncio.run(load(address, 3 * chosen.batch_size, chosen.seconds))
-                after = alone(chosen.model, chosen.batch_size, chosen.seconds, device)
-                ratios.append(2 * served / (before + after))
+                after = alone(*network)
+                plain, own = ((one + other) / 2 for one, other in zip(before, after, strict=True))
+                to_plain.append(served / plain)
+                to_own.append(served / own)
                 latencies += taken
-                print(f"network {before:8.2f}, {after:8.2f} /s   service {served:8.2f} /s   ratio {ratios[-1]:.3f}", flush=True)
+                print(f"service {served:7.2f} /s   network as it is {plain:7.2f}, {to_plain[-1]:.3f}", end="   ")
+                print(f"as the service has it {own:7.2f}, {to_own[-1]:.3f}", flush=True)
                 before = after
         finally:
             service.terminate()
             service.wait()
     points = statistics.quantiles(latencies, n=100)
-    print(f"median ratio {statistics.median(ratios):.3f}; {3 * chosen.batch_size} clients: p50 {points[49]:.3f} s, p99 {points[98]:.3f} s")
+    print(f"median ratio to the network as it is {statistics.median(to_plain):.3f}, ", end="")
+    print(f"as the service has it {statistics.median(to_own):.3f}; ", end="")
+    print(f"{3 * chosen.batch_size} clients: p50 {points[49]:.3f} s, p99 {points[98]:.3f} s")
 
 
 if __name__ == "__main__":

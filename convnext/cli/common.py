@@ -30,9 +30,9 @@ Calibration = Annotated[list[str] | None, typer.Option(help="For --optimize int8
 
 def optimized(predictor: Any, precision: str | None, calibration: list[str] | None) -> Any:
     """The predictor as --optimize and --calibration say."""
+    if calibration and precision != "int8":
+        raise UsageError("--calibration is for --optimize int8")
     if precision is None:
-        if calibration:
-            raise UsageError("--calibration is for --optimize int8")
         return predictor
     from convnext.deploy.inputs import find_pictures
 

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from convnext.cli.common import Calibration, Device, Optimize, app, optimized
+from convnext.cli.common import Calibration, Device, app, optimized
 
+_OPTIMIZE = "On CPUs, through convnext.optimize: bf16, float32 or int8; by default float32 where that can be. off: the network as it is."
 _MODELS = "Run folders, weight files or hf://owner/name; as NAME=MODEL to choose its name. The first is the default."
 
 
@@ -25,7 +26,7 @@ def serve(
     batch_size: Annotated[int, typer.Option(min=1, help="The most pictures that go through a model at once.")] = 8,
     max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a free model waits for pictures that could share a batch.")] = 100.0,
     device: Device = None,
-    optimize: Optimize = None,
+    optimize: Annotated[str | None, typer.Option(help=_OPTIMIZE)] = None,
     calibration: Calibration = None,
 ) -> None:
     """Put models behind an address: HTTP, and a page to try them on. Ends in peace at SIGTERM."""
@@ -39,6 +40,14 @@ def serve(
     from convnext.deploy.serve.limits import Limits
 
     limits = Limits(max_bytes, max_pixels, queue, timeout)
-    faster = partial(optimized, precision=optimize, calibration=calibration)
+    faster = partial(_faster, precision=optimize, calibration=calibration)
     options: dict[str, Any] = {"batch_size": batch_size, "max_wait": max_wait_ms / 1000, "device": device, "optimize": faster}
     run(models, limits, host=host, port=port, token=token, **options)
+
+
+def _faster(predictor: Any, precision: str | None, calibration: list[str] | None) -> Any:
+    from convnext.deploy.optimize import why_not
+
+    if precision is None and not calibration and why_not(predictor.model) is None:
+        return predictor.optimize("float32")
+    return optimized(predictor, None if precision == "off" else precision, calibration)

@@ -26,6 +26,16 @@ _MAP_BYTES = 64 << 20  # of a picture's map, of which each thread keeps one
 _SLICE_BYTES = 4 << 20  # of hidden values at a time where PyTorch computes them: what a cache holds
 
 
+def why_not(model: nn.Module) -> str | None:
+    """Why `optimize` would not take this network; None if it would."""
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+            return f"optimize takes a float32 network on the CPU; {name} is {parameter.dtype} on {parameter.device}"
+    if not any(isinstance(module, Block) for module in model.modules()):
+        return "this network has no block of ConvNeXt, which is what optimize knows to make faster; see torch.compile"
+    return None
+
+
 def optimize(
     model: nn.Module, precision: str = "bf16", *, calibration: Callable[[nn.Module], object] | None = None, compile: bool = False
 ) -> nn.Module:
@@ -46,11 +56,8 @@ def optimize(
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision={precision!r} is none{nearest(precision, PRECISIONS)}")
-    for name, parameter in model.named_parameters():
-        if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
-            raise UsageError(f"optimize takes a float32 network on the CPU; {name} is {parameter.dtype} on {parameter.device}")
-    if not any(isinstance(module, Block) for module in model.modules()):
-        raise UsageError("this network has no block of ConvNeXt, which is what optimize knows to make faster; see torch.compile")
+    if reason := why_not(model):
+        raise UsageError(reason)
     ranges: Ranges = {}
     if precision == "int8":
         if not choice.compiled(torch.bfloat16):

@@ -8,6 +8,7 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from io import BytesIO
 from types import SimpleNamespace
 
@@ -21,11 +22,16 @@ from service import encoded, running
 from tiny_models import CLASSES, classifier, detector, segmenter
 
 import convnext
+from convnext.backbones.convnext import Block
+from convnext.cli.serve import _faster
+from convnext.data.preprocessing import Preprocessing
+from convnext.deploy.predict import Predictor
 from convnext.deploy.serve import _listen, named
 from convnext.deploy.serve.app import create_app
 from convnext.deploy.serve.limits import Limits
 from convnext.deploy.serve.service import Service
 from convnext.errors import ConvnextError, UsageError
+from convnext.models import Loaded
 
 TIMEOUT = 2.0
 MAX_BYTES = 100_000
@@ -71,7 +77,7 @@ def test_all_tasks_are_served(service, others):
     image = picture(size=(80, 60))
     for path, task in zip(others, ("detect", "segment"), strict=True):
         answer = service.client.post(f"/predict?model={task}", content=encoded(image)).json()
-        wanted = convnext.load(path, device="cpu")(image).to_json()
+        wanted = convnext.load(path, device="cpu").optimize("float32")(image).to_json()
         assert (answer.pop("model"), answer.pop("task")) == (task, task)
         assert answer == wanted
         assert answer.get("objects") or len(answer.get("classes")) > 1
@@ -277,14 +283,25 @@ def test_a_cpu_decodes_between_its_batches_and_a_gpu_has_the_next_one_ready(weig
     assert {name: service.decoded[model.predictions]._value for name, model in service.models.items()} == {"here": 8, "there": 16}
 
 
-def test_an_optimized_network_predicts_and_the_original_explains(service, weights):
-    with running(weights, "--optimize", "float32") as faster:
-        faster.wait()
-        found, wanted = (one.client.post("/predict", content=GOOD).json() for one in (faster, service))
+@pytest.mark.parametrize("precision", ["off", "bf16"])
+def test_an_optimized_network_predicts_and_the_original_explains(service, weights, precision):
+    with running(weights, "--optimize", precision) as other:
+        other.wait()
+        found, wanted = (one.client.post("/predict", content=GOOD).json() for one in (other, service))
         assert [one["class"] for one in found["top"]] == [one["class"] for one in wanted["top"]]
-        assert found["top"][0]["probability"] == pytest.approx(wanted["top"][0]["probability"], abs=1e-4)
-        maps = [np.asarray(Image.open(BytesIO(one.client.post("/explain", content=GOOD).content)), float) for one in (faster, service)]
+        assert found["top"][0]["probability"] == pytest.approx(wanted["top"][0]["probability"], abs=1e-2 if precision == "bf16" else 1e-4)
+        maps = [np.asarray(Image.open(BytesIO(one.client.post("/explain", content=GOOD).content)), float) for one in (other, service)]
         assert np.abs(maps[0] - maps[1]).max() <= 1
+
+
+def test_by_default_what_can_be_optimized_is(weights):
+    faster = partial(_faster, precision=None, calibration=None)
+    network = faster(convnext.load(weights, device="cpu")).model
+    assert not any(isinstance(module, Block) for module in network.modules())
+    rival = Predictor(Loaded(convnext.create_model("resnet50", num_classes=3), Preprocessing()), torch.device("cpu"))
+    assert faster(rival) is rival
+    with pytest.raises(UsageError, match="--calibration is for --optimize int8"):
+        _faster(rival, "float32", ["photos"])
 
 
 def test_sigterm_ends_the_service_after_what_was_begun(service):  # the last that needs it
