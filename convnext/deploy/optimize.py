@@ -49,7 +49,7 @@ def optimize(
             bit take the network as it is.
         calibration: for int8, a function that takes some hundred pictures, like those to come, through the network it is given:
             `lambda network: network(pictures)`.
-        compile: pass what is left through torch.compile. The first call takes minutes, later processes find the result on disk.
+        compile: pass what is left through torch.compile. The first call takes half a minute, later processes find the result on disk.
 
     Raises UsageError for an unknown precision, a network elsewhere or of another dtype, one without ConvNeXt's blocks, and for int8
     without pictures or on a CPU without AMX.
