@@ -28,11 +28,13 @@ from PIL import Image
 
 import convnext
 from convnext.checkpoints.files import write_weights
+from convnext.cli.serve import faster
 from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.bench import Setting, measure
 from convnext.deploy.contestants import Contestant, build
-from convnext.deploy.optimize import why_not
+from convnext.deploy.predict import Predictor
 from convnext.distributed import pick_device
+from convnext.models import Loaded
 
 SIZE = (500, 375)  # of ImageNet's usual photograph
 
@@ -50,13 +52,13 @@ def photograph(seed: int) -> bytes:
     return file.getvalue()
 
 
-def start(name: str, folder: Path, optimize: str, batch_size: int, device: str) -> tuple[subprocess.Popen[str], str]:
+def start(name: str, folder: Path, optimize: str | None, batch_size: int, device: str) -> tuple[subprocess.Popen[str], str]:
     """The service and its address, warm."""
     model = convnext.create_model(name)
     description = {"task": "classify", "model": model.spec, "classes": None, "preprocessing": Preprocessing().to_json()}
     write_weights(folder / "model.safetensors", model.state_dict(), description)
     command = [sys.executable, "-m", "convnext", "serve", str(folder / "model.safetensors"), "--port", "0", "--timeout", "600"]
-    command += ["--device", device, "--batch-size", str(batch_size), "--optimize", optimize]
+    command += ["--device", device, "--batch-size", str(batch_size), *(["--optimize", optimize] if optimize else [])]
     service = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert service.stderr is not None
     address = re.search(r"http://\S+", service.stderr.readline())
@@ -98,20 +100,24 @@ async def load(address: str, clients: int, seconds: float) -> tuple[float, list[
     return len(taken) / (time.perf_counter() - started), taken
 
 
-def alone(name: str, optimize: str, batch_size: int, seconds: float, device: torch.device) -> tuple[float, float]:
+def entered(name: str, optimize: str | None, device: torch.device) -> list[Contestant]:
+    """The network as it is and, where that is another one, as the service has it."""
+    predictor = Predictor(Loaded(build(name), Preprocessing()), device)
+    own = faster(predictor, optimize, None)
+    return [Contestant(name, "convnext", one.model) for one in ((predictor,) if own is predictor else (predictor, own))]
+
+
+def alone(contestants: list[Contestant], batch_size: int, seconds: float, device: torch.device) -> tuple[float, float]:
     """Pictures a second through the network as it is and as the service has it, as `convnext bench` measures them, in turns."""
-    plain = build(name)
-    fast = plain if optimize == "off" or why_not(plain) else convnext.optimize(plain, optimize)
-    contestants = [Contestant(name, "convnext", plain), Contestant(name, "optimized", fast)]
     found = measure(contestants, Setting(rounds=3, seconds=seconds), device, batch_size)
-    return found[0].images_per_second.median, found[1].images_per_second.median
+    return found[0].images_per_second.median, found[-1].images_per_second.median
 
 
 def main() -> None:
     """Measure in turns and print each, then the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="convnext_tiny")
-    parser.add_argument("--optimize", default="float32", help="as of convnext serve")
+    parser.add_argument("--optimize", help="as of convnext serve")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=20)
@@ -119,7 +125,7 @@ def main() -> None:
     device = pick_device(None)
     print(f"{chosen.model}, batch {chosen.batch_size}, {device}, {os.cpu_count()} processors, torch {torch.__version__}")
     to_plain, to_own, latencies = [], [], []
-    network = (chosen.model, chosen.optimize, chosen.batch_size, chosen.seconds, device)
+    network = (entered(chosen.model, chosen.optimize, device), chosen.batch_size, chosen.seconds, device)
     with tempfile.TemporaryDirectory() as folder:
         service, address = start(chosen.model, Path(folder), chosen.optimize, chosen.batch_size, str(device))
         try:

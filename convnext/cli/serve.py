@@ -40,14 +40,15 @@ def serve(
     from convnext.deploy.serve.limits import Limits
 
     limits = Limits(max_bytes, max_pixels, queue, timeout)
-    faster = partial(_faster, precision=optimize, calibration=calibration)
-    options: dict[str, Any] = {"batch_size": batch_size, "max_wait": max_wait_ms / 1000, "device": device, "optimize": faster}
+    quick = partial(faster, precision=optimize, calibration=calibration)
+    options: dict[str, Any] = {"batch_size": batch_size, "max_wait": max_wait_ms / 1000, "device": device, "optimize": quick}
     run(models, limits, host=host, port=port, token=token, **options)
 
 
-def _faster(predictor: Any, precision: str | None, calibration: list[str] | None) -> Any:
+def faster(predictor: Any, precision: str | None, calibration: list[str] | None) -> Any:
+    """The predictor as --optimize and --calibration of the service say."""
     from convnext.deploy.optimize import why_not
 
-    if precision is None and not calibration and why_not(predictor.model) is None:
-        return predictor.optimize("float32")
+    if precision is None and why_not(predictor.model) is None:
+        precision = "float32"
     return optimized(predictor, None if precision == "off" else precision, calibration)

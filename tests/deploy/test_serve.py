@@ -8,7 +8,6 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from io import BytesIO
 from types import SimpleNamespace
 
@@ -23,7 +22,7 @@ from tiny_models import CLASSES, classifier, detector, segmenter
 
 import convnext
 from convnext.backbones.convnext import Block
-from convnext.cli.serve import _faster
+from convnext.cli.serve import faster
 from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.predict import Predictor
 from convnext.deploy.serve import _listen, named
@@ -295,13 +294,12 @@ def test_an_optimized_network_predicts_and_the_original_explains(service, weight
 
 
 def test_by_default_what_can_be_optimized_is(weights):
-    faster = partial(_faster, precision=None, calibration=None)
-    network = faster(convnext.load(weights, device="cpu")).model
+    network = faster(convnext.load(weights, device="cpu"), None, None).model
     assert not any(isinstance(module, Block) for module in network.modules())
     rival = Predictor(Loaded(convnext.create_model("resnet50", num_classes=3), Preprocessing()), torch.device("cpu"))
-    assert faster(rival) is rival
+    assert faster(rival, None, None) is rival
     with pytest.raises(UsageError, match="--calibration is for --optimize int8"):
-        _faster(rival, "float32", ["photos"])
+        faster(rival, "float32", ["photos"])
 
 
 def test_sigterm_ends_the_service_after_what_was_begun(service):  # the last that needs it
