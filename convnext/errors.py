@@ -13,12 +13,30 @@ class ConvnextError(Exception):
     """The work failed for a reason outside the program: a file, a network, a number that is not finite."""
 
     exit_code = 1
+    elsewhere = False  # whether another process of a group met it, and reports it
 
 
 class UsageError(ConvnextError, ValueError):
     """What was asked for does not exist or makes no sense: an unknown model, recipe, key or option."""
 
     exit_code = 2
+
+
+class CorruptPictureError(ConvnextError):
+    """An image that can't be read. `str()` of it is the file and the reason, on one line."""
+
+
+class NotFiniteError(ConvnextError):
+    """A network's output has a NaN or an infinity in it, so that it says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the network's output is not finite (NaN or infinite): its weights are damaged, or of a run that diverged; take other weights"
+        )
+
+
+class TooLargeError(ConvnextError):
+    """What was asked for takes more memory or time than the caller allows."""
 
 
 def first_line(error: BaseException | None) -> str:

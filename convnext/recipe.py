@@ -9,13 +9,15 @@ from contextlib import suppress
 from difflib import get_close_matches
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from convnext.errors import UsageError, nearest
+from convnext.text import read_text
 
 
 class _Dumper(yaml.SafeDumper):
@@ -66,12 +68,23 @@ class Data(Section):
     train: str = Field(description="a folder with one folder of pictures a class, shards (x-{000..007}.tar), cifar10:train, digits:train")
     val: str | None = Field(None, description="likewise; where none is given, a part of train is held out")
     num_classes: int | None = Field(None, ge=1, description="how many classes the data must have, where the recipe is made for them")
-    val_fraction: float = Field(0.2, gt=0, lt=1, description="the part of each class held out where there is no val")
-    image_size: int = Field(224, ge=1, description="pixels a side, in training and evaluation")
+    val_fraction: float = Field(0.2, gt=0, lt=1, description="about the part of each class held out where there is no val; by file name")
+    image_size: int = Field(224, ge=1, le=4096, description="pixels a side, in training and evaluation")
     workers: int = Field(2, ge=0, description="processes that decode pictures; results do not depend on it")
     max_corrupt: float = Field(0.01, ge=0, le=1, description="part of the pictures that may be unreadable before the run stops")
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="subtracted from RGB in 0 to 1 (ImageNet's)")
     std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="divided by after that (ImageNet's)")
+    range: float | tuple[float, float] | None = Field(
+        None, description="of images with more than 8 bits: what is white, or [black, white]; by default 65535, or 1 for floats"
+    )
+
+    @field_validator("range")
+    @classmethod
+    def _in_order(cls, value: float | tuple[float, float] | None) -> float | tuple[float, float] | None:
+        black, white = value if isinstance(value, tuple) else (0.0, value)
+        if white is not None and not (isfinite(black) and isfinite(white) and black < white):
+            raise ValueError("white must be a number above black, which is 0 unless given as in data.range=[-1024,3071]")
+        return value
 
 
 class Augment(Section):
@@ -138,7 +151,9 @@ class Train(Section):
         None, ge=1, description="most pictures on a device at a time, by default what fits; gradients accumulate"
     )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="part of the target spread over all classes")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average, 0 for none; evaluated where on")
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay of the weights' moving average, which warms up; 0 for none; where on, it is evaluated and kept"
+    )
     precision: Literal["float32", "bf16", "fp16"] = Field("float32", description="of the forward pass, by autocast; fp16 scales the loss")
     sync_norm: bool = Field(False, description="BatchNorm over the pictures of all CUDA devices, not of each")
     compile: bool = Field(False, description="run the training step through torch.compile")
@@ -195,10 +210,10 @@ def recipe_text(name: str) -> str:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise UsageError(f"no recipe file {path}")
-        return path.read_text()
+        return read_text(path)
     if name not in (known := list_recipes()):
         raise UsageError(f"no recipe is called {name!r}{nearest(name, known)} (a file of your own ends in .yaml)")
-    return files("convnext").joinpath("recipes", f"{name}.yaml").read_text()
+    return files("convnext").joinpath("recipes", f"{name}.yaml").read_text("utf-8")
 
 
 def load_recipe(name: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:

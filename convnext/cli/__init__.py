@@ -4,12 +4,15 @@ Results go to standard output, messages and progress to standard error. Exit cod
 """
 
 import sys
+from contextlib import suppress
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
 
 from convnext.cli.common import app
 from convnext.errors import ConvnextError
+from convnext.text import printable
 
 # Each adds its commands to the application, and help lists them in this order.
 # isort: off
@@ -40,6 +43,9 @@ def _main(
 
 def main() -> None:
     """Run the command line; an error is one line, and a traceback with --debug."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal's encoding lacks ends no command
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -47,12 +53,15 @@ def main() -> None:
     except ConvnextError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        with suppress(OSError):  # of a terminal that was closed
+            if not error.elsewhere:
+                print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
         if debug:
             raise
-        print(f"error: {type(error).__name__}: {error} (a defect of convnext; --debug shows the traceback)", file=sys.stderr)
+        told = printable(f"{type(error).__name__}: {error}")
+        print(f"error: {told} (a defect of convnext; --debug shows the traceback)", file=sys.stderr)
         sys.exit(1)

@@ -65,7 +65,7 @@ def read_run(path: Path) -> RunData:
     for name, values in (("recipe.yaml", recipe), ("environment.json", environment)):
         if not isinstance(values, dict):
             raise ConvnextError(f"{path / name} is damaged: it holds no table of keys")
-    lines, remarks = _read_lines(path / "metrics.jsonl")
+    lines, remarks = read_lines(path / "metrics.jsonl")
     return RunData(path.name, recipe, environment, lines, remarks)
 
 
@@ -204,9 +204,10 @@ def _text(path: Path) -> str:
         raise ConvnextError(f"{path} can't be read: {error}") from error
 
 
-def _read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The lines of a metrics.jsonl, and remarks on them: one that is cut short at the end is left out. Raises ConvnextError if damaged."""
     text = _text(path)
-    texts = text.splitlines()
+    texts = text.removesuffix("\n").split("\n") if text else []
     lines: list[dict[str, Any]] = []
     for number, written in enumerate(texts, start=1):
         try:

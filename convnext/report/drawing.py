@@ -1,6 +1,6 @@
 """Boxes, masks and class names drawn over a picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,12 +8,15 @@ import PIL.Image
 from PIL import ImageDraw, ImageFont
 from PIL.Image import Image, Resampling
 
+from convnext.text import printable, shortened
+
 # Kelly's colours of greatest contrast (1965), less white, black, grey and the two palest; classes beyond the last begin anew.
 _PALETTE = (
     (243, 195, 0), (135, 86, 146), (243, 132, 0), (161, 202, 241), (190, 0, 50), (0, 136, 86), (230, 143, 172), (0, 103, 165),
     (249, 147, 121), (96, 78, 151), (246, 166, 0), (179, 68, 108), (141, 182, 0), (136, 45, 23), (101, 69, 34), (226, 88, 34), (43, 61, 38),
 )  # fmt: skip
 _SHORTEST = 400  # pixels of the long side: smaller pictures are enlarged, for names to be legible
+_LONGEST = 40  # characters of a name
 _OPACITY = 0.45  # of masks
 
 
@@ -23,15 +26,15 @@ def draw(picture: Image, objects: Mapping[str, Any], classes: Sequence[str]) -> 
     Args:
         picture: RGB.
         objects: `boxes` (n, 4) as left, top, right, bottom in its pixels and `labels` (n,); where there are, `masks` (n, H, W) or
-            (n, 1, H, W), drawn beneath all boxes, `scores` (n,), written beside the names, and `iscrowd` (n,). That is
-            `Objects.to_dict()`, or what a detector returns.
+            (n, 1, H, W) or one by one as an iterator gives them, drawn beneath all boxes, `scores` (n,), written beside the names,
+            and `iscrowd` (n,). That is `Objects.to_dict()`, or what a detector returns.
         classes: the names of the labels, which also choose the colours.
     """
     factor = max(1, -(-_SHORTEST // max(picture.size)))
     labels = objects["labels"].tolist()
     colours = [_PALETTE[label % len(_PALETTE)] for label in labels]
     if (masks := objects.get("masks")) is not None and len(labels):
-        picture = _tinted(picture, masks.reshape(len(labels), *masks.shape[-2:]).cpu().numpy() > 0, colours)
+        picture = _tinted(picture, masks, colours)
     canvas = picture.resize((picture.width * factor, picture.height * factor), Resampling.NEAREST)
     pen = ImageDraw.Draw(canvas)
     thick = max(2, round(max(canvas.size) / 300))
@@ -45,15 +48,16 @@ def draw(picture: Image, objects: Mapping[str, Any], classes: Sequence[str]) -> 
     return canvas
 
 
-def _tinted(picture: Image, masks: np.ndarray, colours: list[tuple[int, int, int]]) -> Image:
+def _tinted(picture: Image, masks: Iterable[Any], colours: list[tuple[int, int, int]]) -> Image:
     pixels = np.asarray(picture).astype(np.float32)
     for mask, colour in zip(masks, colours, strict=True):
-        pixels[mask] += (np.array(colour, dtype=np.float32) - pixels[mask]) * _OPACITY
+        shown = mask.reshape(mask.shape[-2:]).cpu().numpy() > 0
+        pixels[shown] += (np.array(colour, dtype=np.float32) - pixels[shown]) * _OPACITY
     return PIL.Image.fromarray(pixels.round().astype(np.uint8))
 
 
 def _words(objects: Mapping[str, Any], labels: list[int], classes: Sequence[str]) -> list[str]:
-    words = [classes[label] for label in labels]
+    words = [shortened(printable(classes[label]), _LONGEST) for label in labels]
     if "scores" in objects:
         words = [f"{word} {score:.0%}" for word, score in zip(words, objects["scores"].tolist(), strict=True)]
     if "iscrowd" in objects:

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from convnext.report import page, plots
+from convnext.text import counted
 
 _GREY, _BLUE = "#aab4c0", "#0b6e99"
 _SIDE_ROADS = ("kernel 9x9", "kernel 11x11")  # tried, and not gone on from
@@ -38,16 +39,17 @@ class Ladder:
     image_size: int
     hardware: list[str]
     rungs: list[Rung]
+    iterations: int | None = None  # steps of a run, where it is counted in them
 
 
 def write(ladder: Ladder, folder: Path) -> None:
     """Write roadmap.json, roadmap.md, roadmap.png, roadmap.svg and report.html."""
-    (folder / "roadmap.json").write_text(json.dumps(asdict(ladder), indent=2) + "\n")
-    (folder / "roadmap.md").write_text(markdown(ladder))
+    (folder / "roadmap.json").write_text(json.dumps(asdict(ladder), indent=2) + "\n", encoding="utf-8")
+    (folder / "roadmap.md").write_text(markdown(ladder), encoding="utf-8")
     drawn = figure(ladder)
     drawn.savefig(folder / "roadmap.png", dpi=130)
     svg = plots.svg(drawn)
-    (folder / "roadmap.svg").write_text(svg)
+    (folder / "roadmap.svg").write_text(svg, encoding="utf-8")
     sections = [
         page.Section("Accuracy after each step", page.figure(svg, wide=True)),
         page.Section("Each step", page.tight(page.table(rows(ladder)))),
@@ -57,11 +59,16 @@ def write(ladder: Ladder, folder: Path) -> None:
     cards = {
         "steps": str(len(ladder.rungs)),
         "runs finished": str(done),
-        "epochs a run": str(ladder.epochs),
+        "length of a run": _length(ladder),
         "pixels": str(ladder.image_size),
     }
     title = "From ResNet-50 to ConvNeXt-T" if ladder.regime == "t" else "From ResNet-200 to ConvNeXt-B"
-    (folder / "report.html").write_text(page.page(title, f"trained on {ladder.data}", cards, sections))
+    whole = page.page(title, f"trained on {ladder.data}", cards, sections)
+    (folder / "report.html").write_text(whole, encoding="utf-8")
+
+
+def _length(ladder: Ladder) -> str:
+    return counted(ladder.epochs, "epoch") if ladder.iterations is None else counted(ladder.iterations, "step")
 
 
 def rows(ladder: Ladder) -> list[dict[str, str]]:
@@ -100,8 +107,8 @@ def figure(ladder: Ladder) -> Figure:
     means = [statistics.mean(rung.top1) if rung.top1 else 0.0 for rung in rungs]
     spreads = [statistics.stdev(rung.top1) if len(rung.top1) > 1 else 0.0 for rung in rungs]
     _bars(right, rungs, means, spreads, [_amount(rung.macs) if rung.top1 else "not yet" for rung in rungs])
-    epochs = f"{ladder.epochs} epoch{'s' if ladder.epochs > 1 else ''}"
-    right.set_title(f"Measured: top-1 (%) on {ladder.data},\n{epochs}, {ladder.image_size} pixels", fontsize=10)
+    title = f"Measured: top-1 (%) on {plots.shown(ladder.data)},\n{_length(ladder)}, {ladder.image_size} pixels"
+    right.set_title(title, fontsize=10, parse_math=False)
     return drawn
 
 

@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from convnext.text import printable, shortened
+
 IGNORED = 255
 _COLOURS = 255  # as many as a mask of bytes has classes
 _STRIPE = 6  # pixels of a light or dark stripe where nothing is labelled
+_LONGEST = 40  # characters of a name in the legend
 _FONT_SIZE, _LINE, _GAP = 14, 24, 8  # of text, in pixels
 _NARROWEST = 360  # sheet, so that a legend has room under a small picture
 
@@ -98,7 +101,7 @@ def _legend(masks: Sequence[np.ndarray], classes: Sequence[str], width: int, fon
     for label in sorted(np.flatnonzero(counts).tolist(), key=lambda label: (label == IGNORED, -counts[label])):
         if len(classes) <= label < IGNORED:
             raise ValueError(f"the mask holds the class {label}, of {len(classes)} classes")
-        name = "ignored" if label == IGNORED else classes[label]
+        name = "ignored" if label == IGNORED else shortened(printable(classes[label]), _LONGEST)
         step = _LINE + int(font.getlength(name)) + 2 * _GAP
         if x and x + step > width:
             x, y = 0, y + _LINE

@@ -9,6 +9,8 @@ from typing import Any
 
 from PIL import Image
 
+from convnext.text import printable_lines
+
 _STYLE = """
 :root { --ink: #1d2733; --soft: #66758a; --line: #dfe5ec; --ground: #f6f8fa; --card: #fff; --accent: #0b6e99; }
 @media (prefers-color-scheme: dark) {
@@ -57,12 +59,13 @@ def page(title: str, lead: str, cards: Mapping[str, str], sections: Sequence[Sec
     """The whole page as HTML; `cards` are the few numbers to see first, label to value."""
     head = "".join(f'<div class="card"><b>{html.escape(v)}</b><span>{html.escape(k)}</span></div>' for k, v in cards.items())
     body = "".join(f"<section><h2>{html.escape(section.title)}</h2>{section.body}</section>\n" for section in sections)
-    return (
+    whole = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>"
         f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p><div class="cards">{head}</div>\n{body}</body></html>\n'
     )
+    return printable_lines(whole)  # names from outside are all over it, and a byte that is no UTF-8 would keep it from being written
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,6 +1,8 @@
 """Figures, drawn with matplotlib without a display, as SVG text or PNG files."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,14 @@ import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
+from convnext.text import printable, shortened
+
 MOST_CLASSES_DRAWN = 40  # a confusion matrix with more cannot be read
 _BLUE, _ORANGE, _GREY = "#0b6e99", "#d9730d", "#66758a"
 # Okabe and Ito's palette, told apart with any kind of colour vision; without black and yellow, lost on one of the grounds.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 _DASHES = ((), (6, 2), (2, 2))  # lengths drawn and left out: what tells runs apart where the colours are used up
+_LONGEST = 40  # characters of a name in a figure: with more there is no room for the figure
 _MOST_POINTS = 300  # of one overlaid curve
 
 
@@ -35,6 +40,9 @@ def curves(lines: Sequence[dict[str, Any]], headline: str) -> str:
         loss.legend(frameon=False)
     marker = "o" if len(evals) < 3 else None
     metric.plot([line["epoch"] for line in evals], [line[headline] for line in evals], color=_ORANGE, marker=marker)
+    if raw := [(line["epoch"], line[f"raw_{headline}"]) for line in evals if f"raw_{headline}" in line]:
+        metric.plot(*zip(*raw, strict=True), color=_GREY, marker=marker)
+        metric.legend(["EMA weights", "raw weights"], frameon=False)
     metric.set(title=f"Validation {headline} (%)", xlabel="epoch")
     rate.plot([line["epoch"] for line in train], [line["lr"] for line in train], color=_GREY)
     rate.set(title="Learning rate", xlabel="epoch")
@@ -74,9 +82,10 @@ def confusion(matrix: list[list[int]], classes: Sequence[str]) -> str:
     axes = figure.subplots()
     shares = [[count / max(sum(row), 1) for count in row] for row in matrix]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    turn = 90 if max(map(len, classes)) > 3 else 0
-    axes.set_xticks(range(len(classes)), classes, rotation=turn)
-    axes.set_yticks(range(len(classes)), classes)
+    names = [shown(name) for name in classes]
+    turn = 90 if max(map(len, names)) > 3 else 0
+    axes.set_xticks(range(len(names)), names, rotation=turn, parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     for i, row in enumerate(matrix):
         for j, count in enumerate(row):
@@ -120,8 +129,22 @@ def predictions(pictures: Sequence[Image.Image], titles: Sequence[str], right: S
     colors = {True: "#1a7f37", False: "#cf222e", None: "#1d2733"}
     for axes, picture, title, good in zip(figure.axes, pictures, titles, right, strict=False):
         axes.imshow(picture, interpolation="nearest" if max(picture.size) <= 64 else "antialiased")
-        axes.set_title(title, fontsize=10, color=colors[good])
-    figure.savefig(path, dpi=110)
+        axes.set_title(shown(title), fontsize=10, color=colors[good], parse_math=False)
+    with _glyphs_missing():
+        figure.savefig(path, dpi=110)
+
+
+def shown(text: str) -> str:
+    """Text from outside as a figure takes it, with `parse_math=False`, which it needs besides: a dollar is no formula."""
+    return shortened(printable(text), _LONGEST)
+
+
+@contextmanager
+def _glyphs_missing() -> Iterator[None]:
+    """Where matplotlib's fonts lack a script, as of Chinese: a browser has its own, and a PNG shows boxes; neither is worth a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def _plain(axes: Any) -> None:
@@ -143,7 +166,7 @@ def svg(figure: Figure) -> str:
     """A figure as SVG text."""
     buffer = StringIO()
     # A fixed salt and no metadata: the same run draws the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "convnext", "svg.fonttype": "none", "font.family": "sans-serif"}):
+    with _glyphs_missing(), matplotlib.rc_context({"svg.hashsalt": "convnext", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = buffer.getvalue()
     return text[text.index("<svg") :]

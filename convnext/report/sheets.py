@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from convnext.text import printable, shortened
+
 _GAP, _FONT_SIZE, _LINE = 8, 12, 18  # pixels
+_LONGEST = 80  # characters of a title
 _INK, _SOFT = "#1d2733", "#66758a"
 
 
@@ -21,17 +24,18 @@ def sheet(rows: Sequence[Row], side: int = 112) -> Image.Image:
     """The rows under each other on white, RGB; every picture fits a square of `side` pixels, and small ones show their pixels."""
     font = ImageFont.load_default(_FONT_SIZE)
     columns = max(len(row.tiles) for row in rows)
-    title_width = max(font.getlength(row.title) for row in rows)
+    titles = [shortened(printable(row.title), _LONGEST) for row in rows]
+    title_width = max(map(font.getlength, titles))
     height = _LINE + side + _LINE + _GAP
     whole = Image.new("RGB", (round(max(columns * (side + _GAP), title_width + _GAP)) + _GAP, len(rows) * height + _GAP), "white")
     pen = ImageDraw.Draw(whole)
     for i, row in enumerate(rows):
         top = _GAP + i * height
-        pen.text((_GAP, top), row.title, _INK, font)
+        pen.text((_GAP, top), titles[i], _INK, font)
         for j, (picture, caption) in enumerate(row.tiles):
             left, tile = _GAP + j * (side + _GAP), fit(picture, side)
             whole.paste(tile, (left + (side - tile.width) // 2, top + _LINE + (side - tile.height) // 2))
-            pen.text((left, top + _LINE + side + 2), _shortened(caption, side, font), _SOFT, font)
+            pen.text((left, top + _LINE + side + 2), _fitted(printable(caption), side, font), _SOFT, font)
     return whole
 
 
@@ -42,7 +46,7 @@ def fit(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS)
 
 
-def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

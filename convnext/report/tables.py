@@ -7,6 +7,7 @@ from io import StringIO
 from typing import Any
 
 NONE = "–"
+_ALL, _WORST, _BEST = 24, 8, 4  # classes: as many are shown, or else of these
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -30,6 +31,18 @@ def plain(columns: Sequence[Column], rows: Rows) -> str:
         for line in cells
     )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def by_class(columns: Sequence[Column], rows: Rows, key: str) -> str:
+    """For a terminal: a row for each class; of many classes the worst and the best by `key`, None left out, and how many are between."""
+    if len(rows) <= _ALL:
+        return plain(columns, rows)
+    known = sorted((row for row in rows if row.get(key) is not None), key=lambda row: float(row[key]))
+    if len(known) <= _WORST + _BEST:
+        return f"{plain(columns, known)}\n{len(rows) - len(known)} other classes do not occur"
+    shown = plain(columns, [*known[:_WORST], *known[-_BEST:]]).split("\n")
+    shown.insert(1 + _WORST, f"… {len(known) - _WORST - _BEST} classes between (--json has all)")
+    return "\n".join(shown)
 
 
 def markdown(columns: Sequence[Column], rows: Rows) -> str:

@@ -1,9 +1,12 @@
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+import torch
 from helpers import picture
 
-from convnext.report import page, plots
+from convnext.report import drawing, ladder, overlay, page, plots
+from convnext.report.sheets import Row, sheet
 
 VOID = {"meta", "img", "br", "path", "use", "rect"}
 
@@ -52,3 +55,31 @@ def test_prediction_sheets_of_any_number(tmp_path, count):
     path = tmp_path / "sheet.png"
     plots.predictions([picture(i) for i in range(count)], ["ant"] * count, [True] * count, path)
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+NAMES = ["$\\frac{$", "cost_$^$", "a$b$", "中文类", "caf\udce9", "x" * 300, "two\nlines", "<b>&", "\x1b]0;title\x07", "\ud800"]
+
+
+def test_names_of_any_text_are_drawn_as_they_are_and_written(tmp_path, recwarn):
+    matrix = [[i * j % 7 for i in range(len(NAMES))] for j in range(len(NAMES))]
+    svg = plots.confusion(matrix, NAMES)
+    assert ">$\\frac{$<" in svg  # a name, no formula
+    assert "…xxxx" in svg
+    html = page.page("caf\udce9", "two\nlines", {NAMES[-1]: NAMES[-2]}, [page.Section(NAMES[4], page.figure(svg))])
+    assert r"caf\xe9" in html
+    assert "\x1b" not in html
+    parsed(html.encode("utf-8").decode())
+    plots.predictions([picture()] * len(NAMES), NAMES, [None] * len(NAMES), tmp_path / "sheet.png")
+    found = ladder.Ladder("t", "$\\frac{$", 1, 32, [NAMES[4]], [ladder.Rung("stem", "why", 79.5, 4.4, 1, 1, [50.0])], iterations=1)
+    ladder.write(found, tmp_path)
+    assert "1 step," in (tmp_path / "roadmap.svg").read_text("utf-8")
+    assert not recwarn.list
+
+
+def test_names_of_any_text_are_drawn_on_pictures():
+    whole = sheet([Row(name, [(picture(), name)]) for name in NAMES])
+    assert whole.width < 2000
+    boxes = {"boxes": torch.tensor([[0.0, 0.0, 9.0, 9.0]] * len(NAMES)), "labels": torch.arange(len(NAMES))}
+    assert drawing.draw(picture(), boxes, NAMES).size
+    mask = np.arange(48 * 40).reshape(40, 48) % len(NAMES)
+    assert overlay.overlay(picture(), mask, NAMES).width == 360
