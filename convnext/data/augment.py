@@ -16,18 +16,19 @@ from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_pil_i
 from torch import Tensor
 from torchvision.transforms import v2
 
+from convnext.data.deep import DeepImage, to_bytes
 from convnext.data.pictures import to_pixels
 from convnext.data.preprocessing import to_normalised
 from convnext.errors import UsageError
 from convnext.recipe import Augment, Data
 
 
-def train_transform(data: Data, augment: Augment, interpolation: str) -> Callable[[Image | Tensor], Tensor]:
-    """A function from an RGB picture, or its uint8 (3, H, W) tensor, to an augmented float32 (3, image_size, image_size) tensor.
+def train_transform(data: Data, augment: Augment, interpolation: str) -> Callable[[Image | DeepImage | Tensor], Tensor]:
+    """A function from an opened image, or its uint8 (3, H, W) tensor, to an augmented float32 (3, image_size, image_size) tensor.
 
     Its randomness comes from the global generators of Python, NumPy and PyTorch: call it under `seeded`.
     The order, the settings and the draws are those of timm's `create_transform` as the paper's code calls it; so is the result,
-    but for the rounding of `ResizedCrop`.
+    but for the rounding of `ResizedCrop`. An image of more than 8 bits keeps its levels, but for RandAugment and colour jitter.
     """
     steps: list[Any] = [ResizedCrop(data, augment, interpolation)]
     if augment.flip:
@@ -45,19 +46,21 @@ def train_transform(data: Data, augment: Augment, interpolation: str) -> Callabl
 class ResizedCrop:
     """timm's random crop, drawn as timm draws it, resized by PyTorch in a third of Pillow's time.
 
-    From an RGB picture, or its uint8 (3, H, W) tensor, to a uint8 (3, image_size, image_size) tensor. PyTorch's 8-bit kernel is
-    Pillow's algorithm, horizontal pass first; its weights have fewer bits, so 0.3% of the values are off by one level and one in
-    a million by two. Pillow 13 runs the vertical pass first on some upright crops; where the first pass clips an overshoot, single
-    values then differ more, as they do between Pillow 13 and the Pillow of the published runs.
+    From an opened image, or its uint8 (3, H, W) tensor, to a uint8 (3, image_size, image_size) tensor, or a float32 one from 0 to 255
+    where it has more than 8 bits. PyTorch's 8-bit kernel is Pillow's algorithm, horizontal pass first; its weights have fewer bits,
+    so 0.3% of the values are off by one level and one in a million by two. Pillow 13 runs the vertical pass first on some upright
+    crops; where the first pass clips an overshoot, single values then differ more, as they do between Pillow 13 and the Pillow of
+    the published runs.
     """
 
     def __init__(self, data: Data, augment: Augment, interpolation: str) -> None:
         self.crop = RandomResizedCropAndInterpolation(data.image_size, augment.crop_scale, augment.crop_aspect)
+        self.range = data.range
         self.size = (data.image_size, data.image_size)
         self.how: dict[str, Any] = {"mode": "nearest-exact"} if interpolation == "nearest" else {"mode": interpolation, "antialias": True}
 
-    def __call__(self, picture: Image | Tensor) -> Tensor:
-        pixels = picture if isinstance(picture, Tensor) else to_pixels(picture)
+    def __call__(self, picture: Image | DeepImage | Tensor) -> Tensor:
+        pixels = to_pixels(picture, self.range)
         top, left, height, width = self.crop.get_params(pixels, self.crop.scale, self.crop.ratio)
         # Of a picture of a few pixels the drawn crop can be empty: then it is the nearest row or column.
         top, left = min(top, pixels.shape[1] - 1), min(left, pixels.shape[2] - 1)
@@ -70,7 +73,7 @@ def _flip(pixels: Tensor, probability: float) -> Tensor:
 
 
 def _to_picture(pixels: Tensor) -> Image:
-    return PIL.Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    return PIL.Image.fromarray(to_bytes(pixels).permute(1, 2, 0).numpy())
 
 
 def batch_mixing(augment: Augment, label_smoothing: float, num_classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:

@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
+from convnext.data.deep import DeepImage, Range
 from convnext.data.objects import Objects
 from convnext.data.pictures import to_pixels
-from convnext.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, to_normalised
+from convnext.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, range_from_json, to_normalised
+from convnext.data.run_lengths import EncodedMasks
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,19 @@ class Sizes:
 
 
 def train_transform(
-    sizes: Sizes, flip: float = 0.5, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
-) -> Callable[[Image | Tensor, Objects], tuple[Tensor, Objects]]:
-    """A function from an RGB picture, or its uint8 (3, H, W) tensor, and its objects to an augmented float32 (3, H', W') and its own.
+    sizes: Sizes,
+    flip: float = 0.5,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+    scale: Range | None = None,
+) -> Callable[[Image | DeepImage | Tensor, Objects], tuple[Tensor, Objects]]:
+    """A function from an opened image, or its uint8 (3, H, W) tensor, and its objects to an augmented float32 (3, H', W') and its own.
 
     Flip, then one of two with equal chance: resize; or resize, crop and resize. Crowds and objects less than a pixel wide or high
     are left out before, as published; a crop may leave a picture without objects. Sizes differ from picture to picture, nothing is
     padded. Its randomness comes from NumPy's global generator: call it under `seeded`.
     """
-    return partial(_augment, sizes=sizes, flip=flip, normalised=to_normalised(mean, std))
+    return partial(_augment, sizes=sizes, flip=flip, normalised=to_normalised(mean, std), scale=scale)
 
 
 @dataclass(frozen=True)
@@ -50,19 +56,22 @@ class DetectionPreprocessing:
     Args:
         short, longest: pixels of the short side, or fewer where the long side would be longer than `longest`; published: 800, 1333.
         mean, std: subtracted from RGB in 0 to 1, and divided by.
+        range: of images with more than 8 bits: the number that is white, or those that are black and white.
     """
 
     short: int = 800
     longest: int = 1333
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    range: Range | None = None
 
-    def transform(self) -> Callable[[Image | Tensor], Tensor]:
-        """A function from an RGB picture, or its uint8 (3, H, W) tensor, to a float32 (3, H', W').
+    def transform(self) -> Callable[[Image | DeepImage | Tensor], Tensor]:
+        """A function from an opened image, or its uint8 (3, H, W) tensor, to a float32 (3, H', W').
 
         `Detector.predict(images, output_sizes)` gives boxes and masks in the picture as it was.
         """
-        return partial(_prepare, short=self.short, longest=self.longest, normalised=to_normalised(self.mean, self.std))
+        normalised = to_normalised(self.mean, self.std)
+        return partial(_prepare, short=self.short, longest=self.longest, normalised=normalised, scale=self.range)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, to travel in a weight file's metadata."""
@@ -71,13 +80,18 @@ class DetectionPreprocessing:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "DetectionPreprocessing":
         """The inverse of `to_json`."""
-        return cls(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        return cls(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"]), "range": range_from_json(values)})
 
 
 def _augment(
-    picture: Image | Tensor, objects: Objects, sizes: Sizes, flip: float, normalised: Callable[[Tensor], Tensor]
+    picture: Image | DeepImage | Tensor,
+    objects: Objects,
+    sizes: Sizes,
+    flip: float,
+    normalised: Callable[[Tensor], Tensor],
+    scale: Range | None,
 ) -> tuple[Tensor, Objects]:
-    pixels = picture if isinstance(picture, Tensor) else to_pixels(picture)
+    pixels = to_pixels(picture, scale)
     sides = objects.boxes[:, 2:] - objects.boxes[:, :2]
     objects = objects.take(~objects.iscrowd & (sides >= 1).all(1))
     if np.random.random() < flip:
@@ -89,8 +103,10 @@ def _augment(
     return normalised(pixels), objects
 
 
-def _prepare(picture: Image | Tensor, short: int, longest: int, normalised: Callable[[Tensor], Tensor]) -> Tensor:
-    pixels = picture if isinstance(picture, Tensor) else to_pixels(picture)
+def _prepare(
+    picture: Image | DeepImage | Tensor, short: int, longest: int, normalised: Callable[[Tensor], Tensor], scale: Range | None
+) -> Tensor:
+    pixels = to_pixels(picture, scale)
     return normalised(_interpolated(pixels, rescaled_size(pixels.shape[1], pixels.shape[2], short, longest)))
 
 
@@ -119,7 +135,9 @@ def resized(pixels: Tensor, objects: Objects, short: int, longest: int) -> tuple
     size = rescaled_size(height, width, short, longest)
     boxes = objects.boxes * torch.tensor([size[1] / width, size[0] / height] * 2)
     masks = objects.masks
-    if masks is not None:  # F.interpolate refuses none
+    if isinstance(masks, EncodedMasks):
+        masks = masks.resized(size)
+    elif masks is not None:  # F.interpolate refuses none
         masks = F.interpolate(masks[None], size, mode="nearest")[0] if len(masks) else masks.new_zeros(0, *size)
     return _interpolated(pixels, size), replace(objects, boxes=_clipped(boxes, *size), masks=masks)
 
@@ -127,9 +145,11 @@ def resized(pixels: Tensor, objects: Objects, short: int, longest: int) -> tuple
 def cropped(pixels: Tensor, objects: Objects, top: int, left: int, height: int, width: int) -> tuple[Tensor, Objects]:
     """A window of a picture (3, H, W) and the objects with some of their box within it."""
     boxes = _clipped(objects.boxes - torch.tensor([left, top] * 2), height, width)
-    masks = None if objects.masks is None else objects.masks[:, top : top + height, left : left + width]
+    masks, rows, columns = objects.masks, slice(top, top + height), slice(left, left + width)
+    if masks is not None:
+        masks = masks.cropped(rows, columns) if isinstance(masks, EncodedMasks) else masks[:, rows, columns]
     inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    return pixels[:, top : top + height, left : left + width], replace(objects, boxes=boxes, masks=masks).take(inside)
+    return pixels[:, rows, columns], replace(objects, boxes=boxes, masks=masks).take(inside)
 
 
 def flipped(pixels: Tensor, objects: Objects) -> tuple[Tensor, Objects]:
@@ -137,7 +157,10 @@ def flipped(pixels: Tensor, objects: Objects) -> tuple[Tensor, Objects]:
     left, top, right, bottom = objects.boxes.unbind(1)
     width = pixels.shape[2]
     boxes = torch.stack([width - right, top, width - left, bottom], 1)
-    return pixels.flip(-1), replace(objects, boxes=boxes, masks=None if objects.masks is None else objects.masks.flip(-1))
+    masks = objects.masks
+    if masks is not None:
+        masks = masks.flipped() if isinstance(masks, EncodedMasks) else masks.flip(-1)
+    return pixels.flip(-1), replace(objects, boxes=boxes, masks=masks)
 
 
 def _interpolated(pixels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -14,16 +14,17 @@ import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
+from convnext.data.deep import DeepImage, Range, to_bytes
 from convnext.data.mask_files import IGNORED
 from convnext.data.photometric import PhotometricDistortion
 from convnext.data.pictures import to_pixels
-from convnext.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, to_normalised
+from convnext.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, range_from_json, to_normalised
 
 _TRIES = 10  # for a crop that shows more than one class
 
 
 class TrainTransform:
-    """A function from an RGB picture, or its uint8 (3, H, W) tensor, and its mask to what a network is trained on.
+    """A function from an opened image, or its uint8 (3, H, W) tensor, and its mask to what a network is trained on.
 
     A random resize that keeps the proportions, a random crop, a mirror image, photometric distortion, normalisation, and padding
     to the crop size on the right and below, with 0 and, in the mask, with 255 (ignored). Returns a float32
@@ -38,8 +39,9 @@ class TrainTransform:
         ratio_range: of the factor on `scale`, drawn evenly.
         max_class_share: of the labelled pixels of a crop, how much one class may cover; after ten tries any crop is taken.
         flip: chance of the mirror image.
-        distort: whether colours are distorted.
+        distort: whether colours are distorted, in 8 bits.
         mean, std: subtracted from RGB in 0 to 1, and divided by.
+        value_range: of images with more than 8 bits, see `DeepImage.pixels`.
     """
 
     def __init__(
@@ -52,14 +54,16 @@ class TrainTransform:
         distort: bool = True,
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
+        value_range: Range | None = None,
     ) -> None:
         self.crop_size, self.scale, self.ratio_range = crop_size, scale, ratio_range
         self.max_class_share, self.flip = max_class_share, flip
         self.distortion = PhotometricDistortion() if distort else None
-        self.normalise: Callable[[Image | Tensor], Tensor] = to_normalised(mean, std)
+        self.normalise: Callable[[Image | DeepImage | Tensor], Tensor] = to_normalised(mean, std)
+        self.range = value_range
 
-    def __call__(self, picture: Image | Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = picture if isinstance(picture, Tensor) else to_pixels(picture)
+    def __call__(self, picture: Image | DeepImage | Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = to_pixels(picture, self.range)
         size = self._draw_size(mask.shape[0], mask.shape[1])
         mask = resize_mask(mask, size)
         rows, columns = self._draw_crop(mask)
@@ -67,7 +71,7 @@ class TrainTransform:
         if np.random.rand() < self.flip:
             mask, pixels = mask.flip(-1), pixels.flip(-1)
         if self.distortion is not None:
-            pixels = self.distortion(pixels.contiguous())
+            pixels = self.distortion(to_bytes(pixels).contiguous())
         padding = (0, self.crop_size - mask.shape[1], 0, self.crop_size - mask.shape[0])
         return F.pad(self.normalise(pixels), padding), F.pad(mask, padding, value=IGNORED)
 
@@ -103,6 +107,7 @@ class SegmentationPreprocessing:
         scales: factors on `scale`, or else on the picture's size, at all of which it is tested.
         mirror: test each mirror image, too.
         mean, std: subtracted from RGB in 0 to 1, and divided by.
+        range: of images with more than 8 bits: the number that is white, or those that are black and white.
     """
 
     scale: tuple[int, int] | None = None
@@ -112,17 +117,18 @@ class SegmentationPreprocessing:
     std: tuple[float, ...] = IMAGENET_STD
     scales: tuple[float, ...] = (1.0,)
     mirror: bool = False
+    range: Range | None = None
 
     def multi_scale(self) -> "SegmentationPreprocessing":
         """The published multi-scale test: whole pictures at six scales, each with its mirror image."""
         return replace(self, window=None, stride=None, scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), mirror=True)
 
-    def transform(self) -> Callable[[Image | Tensor], Tensor]:
-        """A function from an RGB picture, or its uint8 (3, H, W) tensor, to a normalised float32 (3, H, W) tensor of its own size.
+    def transform(self) -> Callable[[Image | DeepImage | Tensor], Tensor]:
+        """A function from an opened image, or its uint8 (3, H, W) tensor, to a normalised float32 (3, H, W) tensor of its own size.
 
         What resizes it, and brings the result back, is `convnext.segmentation.inference.predict`.
         """
-        return to_normalised(self.mean, self.std)
+        return to_normalised(self.mean, self.std, self.range)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, to travel in a weight file's metadata."""
@@ -133,7 +139,8 @@ class SegmentationPreprocessing:
         """The inverse of `to_json`."""
         scale = tuple(values["scale"]) if values["scale"] else None
         scales, mirror = tuple(values.get("scales", (1.0,))), values.get("mirror", False)  # older files have neither
-        return cls(scale, values["window"], values["stride"], tuple(values["mean"]), tuple(values["std"]), scales, mirror)
+        mean, std = tuple(values["mean"]), tuple(values["std"])
+        return cls(scale, values["window"], values["stride"], mean, std, scales, mirror, range_from_json(values))
 
 
 def scaled_size(height: int, width: int, scale: tuple[int, int]) -> tuple[int, int]:

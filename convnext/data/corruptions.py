@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from convnext.data.deep import DeepImage, shown
 from convnext.data.folder import ImageFolder
 from convnext.data.pictures import to_pixels
 from convnext.data.randomness import seeded
@@ -46,6 +47,7 @@ class CorruptedPictures:
         self.parts, self.sources = parts, sources
         self.classes = sources[0].classes
         self.skipped = list(dict.fromkeys(name for source in sources for name in source.skipped))
+        self.remarks = list(dict.fromkeys(remark for source in sources for remark in source.remarks))
         self._ends = np.cumsum([len(source) for source in sources])
 
     def part(self, index: int) -> int:
@@ -59,11 +61,11 @@ class CorruptedPictures:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> Image.Image | DeepImage:
         source, at = self._find(index)
         return source.read(at)
 
-    def pixels(self, index: int) -> Tensor:
+    def pixels(self, index: int) -> Tensor | DeepImage:
         source, at = self._find(index)
         return source.pixels(at)
 
@@ -85,7 +87,7 @@ class Generated:
 
     def __init__(self, source: Source, corruption: str, severity: int) -> None:
         self.source, self.corruption, self.severity = source, corruption, severity
-        self.classes, self.skipped = source.classes, source.skipped
+        self.classes, self.skipped, self.remarks = source.classes, source.skipped, source.remarks
 
     def __len__(self) -> int:
         return len(self.source)
@@ -96,7 +98,7 @@ class Generated:
         from torchvision.transforms import v2
 
         crop = v2.Compose([v2.Resize(256, v2.InterpolationMode.BILINEAR), v2.CenterCrop(224)])
-        pixels = np.asarray(crop(self.source.read(index)))
+        pixels = np.asarray(crop(shown(self.source.read(index))))
         place = (_SEED, CORRUPTIONS["c"].index(self.corruption), self.severity, index)
         # These two draw from generators of their own, the others from NumPy's global one.
         own = (
@@ -106,7 +108,7 @@ class Generated:
             corrupted = corrupt(pixels, self.severity, self.corruption, **own)
         saved = BytesIO()
         Image.fromarray(corrupted).save(saved, "JPEG", quality=85, optimize=True)
-        return Image.open(saved).convert("RGB")
+        return Image.open(saved, formats=("JPEG",)).convert("RGB")
 
     def pixels(self, index: int) -> Tensor:
         """The same as a uint8 (3, 224, 224) tensor."""

@@ -1,0 +1,54 @@
+"""Which way up an image is, by its EXIF or XMP: one rule for all readers, Pillow's."""
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from PIL import ExifTags, Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# By orientation: PIL's way to turn it upright, and a tensor's (whether rows and columns are exchanged, and then which axes are reversed).
+_TURNS: dict[int, tuple[Image.Transpose, bool, tuple[int, ...]]] = {
+    2: (Image.Transpose.FLIP_LEFT_RIGHT, False, (-1,)),
+    3: (Image.Transpose.ROTATE_180, False, (-2, -1)),
+    4: (Image.Transpose.FLIP_TOP_BOTTOM, False, (-2,)),
+    5: (Image.Transpose.TRANSPOSE, True, ()),
+    6: (Image.Transpose.ROTATE_270, True, (-1,)),
+    7: (Image.Transpose.TRANSVERSE, True, (-2, -1)),
+    8: (Image.Transpose.ROTATE_90, True, (-2,)),
+}
+_METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+
+
+def orientation_of(image: Image.Image) -> int:
+    """1 for upright to 8, as EXIF counts; 1 where the metadata are damaged, which are no part of the image."""
+    with suppress(Exception):  # damaged metadata raise anything
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return found if found in _TURNS else 1
+    return 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A loaded image as it is to be seen: itself, or a turned one that no longer says that it lies."""
+    if (orientation := orientation_of(image)) == 1:
+        return image
+    turned = image.transpose(_TURNS[orientation][0])
+    for key in _METADATA:
+        turned.info.pop(key, None)
+    return turned
+
+
+def turned(pixels: "Tensor", orientation: int) -> "Tensor":
+    """Pixels (…, H, W) of an image of that orientation turned upright."""
+    if orientation == 1:
+        return pixels
+    _, exchanged, reversed_axes = _TURNS[orientation]
+    return (pixels.transpose(-1, -2) if exchanged else pixels).flip(reversed_axes)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image once it is upright, by its header alone."""
+    # Pillow turns TIFF by itself, and says its upright size from the beginning.
+    lies = orientation_of(image) >= 5 and image.format != "TIFF"
+    return (image.height, image.width) if lies else (image.width, image.height)
