@@ -73,6 +73,7 @@ class Cifar:
         self.version, self.part, self.root = version, part, root
         self.classes = list(_content(version, part, root)[2])
         self.skipped: list[str] = []
+        self.remarks: list[str] = []
 
     def __len__(self) -> int:
         return len(_content(self.version, self.part, self.root)[0])
@@ -92,6 +93,12 @@ class Cifar:
     def name(self, index: int) -> str:
         """What to call that position in a report."""
         return f"{VERSIONS[self.version].title} {self.part} {index}"
+
+    key = name
+
+    def label_bytes(self, index: int) -> bytes:
+        """Its label, to be compared."""
+        return b"%d" % self.label(index)
 
 
 def is_cifar(where: str) -> bool:

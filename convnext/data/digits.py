@@ -34,6 +34,7 @@ class Digits:
         self.indices = order[:HELD_OUT] if part == "val" else order[HELD_OUT:]
         self.classes = CLASSES
         self.skipped: list[str] = []
+        self.remarks: list[str] = []
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -53,3 +54,9 @@ class Digits:
     def name(self, index: int) -> str:
         """What to call that position in a report."""
         return f"digit {self.indices[index]}"
+
+    key = name
+
+    def label_bytes(self, index: int) -> bytes:
+        """Its label, to be compared."""
+        return b"%d" % self.label(index)

@@ -38,7 +38,7 @@ class EvaluationSet(Subset):
         remarks: Sequence[str] = (),
     ) -> None:
         super().__init__(source, [i for i in range(len(source)) if answers is None or answers[i]])
-        self.classes, self.outputs, self.remarks = classes, torch.tensor(outputs), list(remarks)
+        self.classes, self.outputs, self.remarks = classes, torch.tensor(outputs), [*remarks, *source.remarks]
         self._answers = answers
         self.corrupted = source if isinstance(source, CorruptedPictures) else None
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 # Number of classes → timm's name. Google's ImageNet-22K (BiT, ViT) has two synsets more than the others'.
-SUBSETS = {1000: "imagenet-1k", 21841: "imagenet-22k", 21843: "imagenet-21k-goog"}
+SUBSETS = {1000: "imagenet-1k", 11821: "imagenet-12k", 21841: "imagenet-22k", 21843: "imagenet-21k-goog"}
 
 # What `data/evaluation_sets.py` opens as `name:folder`, and the layout it wants, as published.
 EVALUATION_SETS = {
@@ -55,7 +55,7 @@ def _english(name: str) -> str:
 
 def subset_synsets(letter: str) -> list[str]:
     """The 200 synsets of ImageNet-A ("a") or ImageNet-R ("r"), sorted."""
-    return (importlib.resources.files("timm.data") / "_info" / f"imagenet_{letter}_synsets.txt").read_text().split()
+    return (importlib.resources.files("timm.data") / "_info" / f"imagenet_{letter}_synsets.txt").read_text("utf-8").split()
 
 
 def real_labels() -> list[list[int]]:

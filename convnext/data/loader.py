@@ -10,8 +10,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from convnext.data.pictures import CorruptPictureError
 from convnext.data.randomness import seeded
-from convnext.errors import ConvnextError
+from convnext.errors import ConvnextError, first_line
+from convnext.text import printable
 
+# Those by which a system asks a process to end; Windows has no SIGHUP.
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 EVALUATION = -1  # the epoch of pictures that are not augmented
 
 
@@ -127,10 +130,32 @@ def make_loader(samples: Samples, order: EpochOrder | InOrder, collate: Callable
 
 
 def _leave_signals_to_the_parent(_: int) -> None:
-    # Ctrl-C reaches every process of a terminal, and Slurm's SIGTERM every process of a job. The parent ends its step and saves;
+    # Ctrl-C and SIGHUP reach every process of a terminal, Slurm's SIGTERM every process of a job. The parent ends its step and saves;
     # a worker that dies before would stop it. After half a minute the worker obeys, so that nothing can hang on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: signal.alarm(30))
+
+
+class LostWorkerError(ConvnextError):
+    """A process that decoded died."""
+
+
+def batches(loader: Any) -> Iterator[Any]:
+    """The batches of a loader. What goes wrong in a worker is raised as it would be without one: one line, without its traceback."""
+    try:
+        yield from loader
+    except ConvnextError as error:
+        name = f"{type(error).__module__}.{type(error).__qualname__}: "
+        raise type(error)(str(error).rpartition(name)[2].strip()) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise LostWorkerError(
+            f"a process that decodes images died, mostly for want of memory ({first_line(error)}): lower data.workers or "
+            "train.batch_size, and go on with the same command and --resume"
+        ) from error
 
 
 class CorruptPictures:
@@ -142,8 +167,9 @@ class CorruptPictures:
 
     def add(self, found: list[tuple[int, str]]) -> list[str]:
         """Note what a batch met; returns the reasons not told before. Raises ConvnextError beyond the limit."""
-        fresh = [reason for index, reason in found if index not in self.reasons]
-        self.reasons |= dict(found)
+        told = {index: printable(reason) for index, reason in found}
+        fresh = [reason for index, reason in told.items() if index not in self.reasons]
+        self.reasons |= told
         if len(self.reasons) > self.limit * self.count:
             some = "; ".join(list(self.reasons.values())[:5])
             raise ConvnextError(

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from convnext.data.pictures import CorruptPictureError
+from convnext.data.names import refuse_markup
+from convnext.data.pictures import FORMATS, CorruptPictureError
 from convnext.errors import ConvnextError, nearest
+from convnext.text import class_name, lines_of, read_text
 
 IGNORED = 255  # a pixel that counts neither in training nor in evaluation
 ENDINGS = (".png", ".tif", ".tiff", ".bmp")  # what keeps values: JPEG and most WebP files blur them, GIF files order them anew
@@ -30,6 +32,14 @@ class Coding:
     labels: tuple[tuple[int, int], ...]
     by_colour: bool = False
 
+    @property
+    def class_ids(self) -> list[int | tuple[int, int, int]] | None:
+        """What in masks means each class: a value, or a colour as (R, G, B). None if there is a class that no value means."""
+        values = {label: value for value, label in self.labels}
+        found = [values.get(label) for label in range(len(self.classes))]
+        ids = [value if not self.by_colour else (value >> 16, value >> 8 & 255, value & 255) for value in found if value is not None]
+        return ids if len(ids) == len(found) else None
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -45,12 +55,14 @@ def read_classes(path: Path) -> list[Entry]:
 
     Line n, from 0, is what the value n means. Of a line without a colour what follows a tab is left to its author.
     Raises ConvnextError, naming file and line, for an empty line or a colour that is none, a name or colour given twice, and
-    colours on some lines only.
+    colours on some lines only; and for a text that is another format's.
     """
     entries = []
-    for number, line in enumerate(path.read_text("utf-8").rstrip().splitlines(), 1):
+    text = read_text(path)
+    refuse_markup(text, path)
+    for number, line in enumerate(lines_of(text), 1):
         match = re.fullmatch(r"\s*(.+?)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\d+)\s*", line)
-        name = match[1] if match else line.split("\t")[0].strip()
+        name = class_name(match[1] if match else line.split("\t")[0].strip())
         levels = [int(level) for level in match.groups()[1:]] if match else []
         if not name or any(level > 255 for level in levels):
             raise ConvnextError(
@@ -85,7 +97,7 @@ def coding(entries: Sequence[Entry], origin: str, ignored: Iterable[int] = (), c
     by_colour = any(entry.colour is not None for entry in entries)
     is_class = [not entry.is_ignored and (by_colour or value not in ignored) for value, entry in enumerate(entries)]
     own = [entry.name for entry, kept in zip(entries, is_class, strict=True) if kept]
-    names = list(classes) if classes is not None else own
+    names = [class_name(name) for name in classes] if classes is not None else own
     if unknown := [name for name in own if name not in names]:
         raise ConvnextError(f"{unknown[0]!r} of {origin} is none of the classes trained on{nearest(unknown[0], names)}")
     if not 0 < len(names) <= _UNKNOWN or len(entries) > IGNORED:
@@ -102,7 +114,7 @@ def read_mask(path: Path, meaning: Coding) -> np.ndarray:
     if it is no mask of that coding.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             mode = picture.mode
             values = _colours(picture) if meaning.by_colour else np.asarray(picture)
     except Exception as error:  # decoders raise anything on damaged input

@@ -2,6 +2,8 @@
 
 import os
 import re
+import unicodedata
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from convnext.data import mask_files
+from convnext.data.deep import DeepImage
+from convnext.data.folder import part_kind
 from convnext.data.mask_files import Coding, Entry, coding, read_classes, read_mask
-from convnext.data.pictures import ENDINGS, read_picture, read_pixels
+from convnext.data.pictures import read_picture, read_pixels
+from convnext.data.walk import folders_in, walk
 from convnext.errors import ConvnextError, UsageError, nearest
+from convnext.text import class_name, read_lines
 
 ADE20K = "ade20k"
 _ADE20K_PARTS = {"train": "training", "val": "validation"}
@@ -22,27 +28,29 @@ _LAYOUT = "a folder needs images/ and masks/ with files of the same names, and c
 class MaskFolder:
     """The pictures under `images`, sorted by path, each with the mask of the same path, but for the ending, under `masks`.
 
-    `skipped` lists files that are no pictures, or no lossless ones for masks, by their ending; `problems` masks without a
-    picture, or more than one of a picture. That a picture has no mask is told when its mask is read.
+    `skipped` lists files that are no pictures, or no lossless ones for masks, by their ending, `remarks` what else is to be
+    told; `problems` masks without a picture, or more than one of a picture. That a picture has no mask is told when its mask is read.
 
     Raises ConvnextError, naming the folders, if they hold no pictures, or not one picture has a mask.
     """
 
     def __init__(self, images: Path, masks: Path, meaning: Coding) -> None:
         self.images, self.masks, self.meaning = images, masks, meaning
-        self.classes = list(meaning.classes)
-        self.paths, others = _files(images, tuple(ENDINGS))
-        found, more = _files(masks, mask_files.ENDINGS)
-        self.skipped = [str(images / path) for path in others] + [str(masks / path) for path in more]
-        self._masks = {os.path.splitext(path)[0]: path for path in found}
-        wanted = {os.path.splitext(path)[0] for path in self.paths}
+        self.classes, self.class_ids = list(meaning.classes), meaning.class_ids
+        self._meaning_bytes = b"%d:" % zlib.crc32(repr(meaning).encode("utf-8", "backslashreplace"))
+        pictures, values = walk(images), walk(masks, mask_files.ENDINGS)
+        self.paths, found = pictures.images, values.images
+        self.skipped = [str(images / path) for path in pictures.others] + [str(masks / path) for path in values.others]
+        self.remarks = [f"{place}: {told}" for place, one in ((images, pictures), (masks, values)) for told in one.remarks()]
+        self._masks = {_stem(path): path for path in found}
+        wanted = {_stem(path) for path in self.paths}
         self.problems = [
             f"{masks / path} is a mask without a picture in {images}" for stem, path in self._masks.items() if stem not in wanted
         ]
         self.problems += [
             f"{masks / path} is a second mask of one picture, beside {masks / used}"
             for path in found
-            if path != (used := self._masks[os.path.splitext(path)[0]])
+            if path != (used := self._masks[_stem(path)])
         ]
         if not self.paths:
             raise ConvnextError(f"{images} holds no pictures: {_LAYOUT}")
@@ -52,18 +60,18 @@ class MaskFolder:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> Image.Image | DeepImage:
         """The picture of that position. Raises CorruptPictureError if it can't be decoded."""
         return read_picture(self.images / self.paths[index])
 
-    def pixels(self, index: int) -> Tensor:
+    def pixels(self, index: int) -> Tensor | DeepImage:
         """The same as a uint8 (3, H, W) tensor. Raises CorruptPictureError likewise."""
         return read_pixels(self.images / self.paths[index])
 
     def mask(self, index: int) -> Tensor:
         """Its classes, uint8 (H, W), 255 where ignored; raises as `read_mask` does, and ConvnextError where there is no mask."""
         path = self._mask_path(index)
-        if os.path.splitext(self.paths[index])[0] not in self._masks:
+        if _stem(self.paths[index]) not in self._masks:
             raise ConvnextError(f"{self.name(index)} has no mask: add {path}, or remove the picture")
         return torch.from_numpy(read_mask(path, self.meaning))
 
@@ -71,20 +79,22 @@ class MaskFolder:
         """What to call that position in a report: its path."""
         return str(self.images / self.paths[index])
 
+    def key(self, index: int) -> str:
+        """Its path within the folder of images."""
+        return self.paths[index]
+
+    def label_bytes(self, index: int) -> bytes:
+        """What masks mean, and the size in bytes of its mask's file, to be compared."""
+        path = self._mask_path(index)
+        return self._meaning_bytes + (b"%d" % path.stat().st_size if path.exists() else b"-")
+
     def _mask_path(self, index: int) -> Path:
-        stem = os.path.splitext(self.paths[index])[0]
-        return self.masks / self._masks.get(stem, stem + ".png")
+        return self.masks / self._masks.get(_stem(self.paths[index]), os.path.splitext(self.paths[index])[0] + ".png")
 
 
-def _files(root: Path, endings: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Paths below `root`, relative to it and sorted: those with one of the endings, and the others."""
-    found: tuple[list[str], list[str]] = [], []
-    for base, below, names in os.walk(root, followlinks=True):
-        below.sort()
-        for name in sorted(names):
-            is_other = name.startswith(".") or not name.lower().endswith(endings)
-            found[is_other].append(os.path.relpath(os.path.join(base, name), root))
-    return found
+def _stem(path: str) -> str:
+    """By what a picture and its mask are matched: the path without its ending, é in one Unicode form."""
+    return unicodedata.normalize("NFC", os.path.splitext(path)[0])
 
 
 def open_folder(where: str, classes: Sequence[str] | None = None) -> MaskFolder:
@@ -102,11 +112,11 @@ def open_folder(where: str, classes: Sequence[str] | None = None) -> MaskFolder:
         raise UsageError(f"no folder {root}: {_LAYOUT}; or give {ADE20K}:train")
     if missing := [name for name in ("images", "masks") if not (root / name).is_dir()]:
         raise UsageError(f"{root} has no folder {missing[0]}: {_LAYOUT}; ADE20K is named as in {ADE20K}:{root}:train")
-    parts = sorted(item.name for item in (root / "images").iterdir() if item.is_dir() and (root / "masks" / item.name).is_dir())
+    parts = [name for name in folders_in(root / "images") if (root / "masks" / name).is_dir()]
     if part and part not in parts:
         raise UsageError(f"{root} has no part {part!r}: it needs images/{part} and masks/{part}{nearest(part, parts)}")
-    if not part and (split := {"train", "training", "val", "valid", "validation", "test"}.intersection(parts)):
-        raise UsageError(f"{root} has the parts {', '.join(parts)}: say which, as in {root}:{min(split)}")
+    if not part and (split := [name for name in parts if part_kind(name)]):
+        raise UsageError(f"{root} has the parts {', '.join(parts)}: say which, as in {root}:{split[0]}")
     values = [int(value) for value in ignored.split(",")] if ignored else []
     if beyond := [value for value in values if value > mask_files.IGNORED]:
         raise UsageError(f"{where}: {beyond[0]} is no value of a mask, which are 0 to 255")
@@ -119,7 +129,7 @@ def _folder_coding(root: Path, ignored: list[int], classes: Sequence[str] | None
     if path.is_file():
         entries = read_classes(path)
     elif classes is not None:
-        entries = [Entry(name) for name in classes]
+        entries = [Entry(class_name(name)) for name in classes]
     else:
         raise ConvnextError(
             f"no {path}: write one class name a line, the first for the value 0; with 'road 128 64 128' masks can be colours"
@@ -149,6 +159,6 @@ def open_ade20k(where: str, classes: Sequence[str] | None = None) -> MaskFolder:
         raise ConvnextError(
             f"no {absent[0]}: unpack ADEChallengeData2016.zip and name its folder, as in {ADE20K}:/some/ADEChallengeData2016:{part}"
         )
-    lines = names.read_text("utf-8").splitlines()[1:]
+    lines = read_lines(names)[1:]
     entries = [Entry("(other)", is_ignored=True), *(Entry(line.split("\t")[-1].split(",")[0].strip()) for line in lines)]
     return MaskFolder(images, masks, coding(entries, str(names), classes=classes))

@@ -6,29 +6,33 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from convnext.data.contents import Listed
+from convnext.data.deep import DeepImage, Depths
 from convnext.data.mask_files import IGNORED
 from convnext.data.mask_folder import ADE20K, open_ade20k, open_folder
 from convnext.data.pictures import CorruptPictureError
 from convnext.data.semantic import open_semantic
 from convnext.data.source import Subset
+from convnext.data.split import split
 from convnext.errors import ConvnextError
 
 
-class MaskSource(Protocol):
+class MaskSource(Listed, Protocol):
     """Pictures with masks by position: what every format offers. A new one is a file and a line in `open_segmentation`."""
 
     classes: list[str]
+    class_ids: list[int | tuple[int, int, int]] | None  # what in masks means each class, a value or a colour; None where no file says
     skipped: list[str]  # files left out, to be told
+    remarks: list[str]  # what else is to be told
     problems: list[str]  # what opening found wrong, for `check`
 
     def __len__(self) -> int: ...
-    def read(self, index: int) -> Image.Image: ...
-    def pixels(self, index: int) -> Tensor: ...  # the same as a uint8 (3, H, W) tensor
+    def read(self, index: int) -> Image.Image | DeepImage: ...
+    def pixels(self, index: int) -> Tensor | DeepImage: ...  # the same as a uint8 (3, H, W) tensor, where it has 8 bits
     def mask(self, index: int) -> Tensor: ...  # uint8 (H, W): class indices from 0, 255 = ignored
     def name(self, index: int) -> str: ...
 
@@ -38,7 +42,7 @@ class MaskSubset(Subset):
 
     def __init__(self, source: MaskSource, indices: Sequence[int]) -> None:
         super().__init__(source, indices)
-        self.problems = source.problems
+        self.class_ids, self.problems = source.class_ids, source.problems
 
     def mask(self, index: int) -> Tensor:
         return self.source.mask(self.indices[index])
@@ -63,7 +67,7 @@ def open_segmentation(where: str, classes: Sequence[str] | None = None) -> MaskS
     return open_folder(where, classes)
 
 
-def mask_of(source: MaskSource, index: int, picture: Image.Image | Tensor) -> Tensor:
+def mask_of(source: MaskSource, index: int, picture: Image.Image | DeepImage | Tensor) -> Tensor:
     """The mask of a position, whose picture is that.
 
     Raises CorruptPictureError if it can't be decoded, and ConvnextError if it is none of that picture.
@@ -78,12 +82,19 @@ def mask_of(source: MaskSource, index: int, picture: Image.Image | Tensor) -> Te
     return mask
 
 
-def check(source: MaskSource) -> list[str]:
-    """Everything that is wrong with pictures and masks, each by its path, on one line; reads them all, in a few threads."""
+def check(source: MaskSource, depths: Depths | None = None) -> list[str]:
+    """Everything that is wrong with pictures and masks, each by its path, on one line; reads them all, in a few threads.
+
+    Args:
+        depths: what notes the images of more than 8 bits.
+    """
 
     def read(index: int) -> tuple[str | None, set[int]]:
         try:
-            mask = mask_of(source, index, source.pixels(index))
+            picture = source.pixels(index)
+            if depths is not None:
+                depths.add(picture)
+            mask = mask_of(source, index, picture)
         except (ConvnextError, CorruptPictureError) as error:
             return str(error), set()
         return None, set(torch.bincount(mask.flatten()).nonzero().flatten().tolist())
@@ -102,7 +113,6 @@ def check(source: MaskSource) -> list[str]:
 
 
 def hold_out(source: MaskSource, fraction: float, seed: int) -> tuple[MaskSource, MaskSource]:
-    """Split a source in two, the second with `fraction` of the pictures, at least one."""
-    order = np.random.Generator(np.random.PCG64([seed, 0x5EED])).permutation(len(source)).tolist()
-    count = max(1, round(fraction * len(source)))
-    return MaskSubset(source, sorted(order[count:])), MaskSubset(source, sorted(order[:count]))
+    """Split a source in two, the second with about `fraction` of the images, at least one, chosen by name; see `split.split`."""
+    rest, held = split(source, fraction, seed, groups=[0] * len(source))
+    return MaskSubset(source, rest), MaskSubset(source, held)

@@ -7,7 +7,9 @@ from PIL import Image
 from torch import Tensor
 
 from convnext.data.coco import open_detection
+from convnext.data.deep import DeepImage
 from convnext.data.objects import DetectionSource
+from convnext.data.run_lengths import decode
 from convnext.errors import ConvnextError
 
 BACKGROUND = "background"
@@ -18,27 +20,34 @@ class Semantic:
 
     def __init__(self, source: DetectionSource) -> None:
         self.source, self.classes = source, [BACKGROUND, *source.classes]
-        self.skipped = [*source.skipped, *source.remarks]  # annotations that can't be used are left out, told
+        self.skipped, self.remarks = source.skipped, source.remarks
         self.problems: list[str] = []
+        self.class_ids: list[int | tuple[int, int, int]] | None = None  # there are no mask files
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> Image.Image | DeepImage:
         return self.source.read(index)
 
-    def pixels(self, index: int) -> Tensor:
+    def pixels(self, index: int) -> Tensor | DeepImage:
         return self.source.pixels(index)
 
     def mask(self, index: int) -> Tensor:
-        objects = self.source.target(index)
+        objects = self.source.encoded_target(index)
         found = torch.zeros(int(self.source.heights[index]), int(self.source.widths[index]), dtype=torch.uint8)
-        for mask, label in zip(objects.masks if objects.masks is not None else (), objects.labels, strict=True):
-            found[mask.bool()] = int(label) + 1
+        for runs, label in zip(objects.run_lengths() or (), objects.labels, strict=True):
+            found[decode(runs).bool()] = int(label) + 1
         return found
 
     def name(self, index: int) -> str:
         return self.source.name(index)
+
+    def key(self, index: int) -> str:
+        return self.source.key(index)
+
+    def label_bytes(self, index: int) -> bytes:
+        return self.source.label_bytes(index)
 
 
 def open_semantic(where: str, classes: Sequence[str] | None = None) -> Semantic:

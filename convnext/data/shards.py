@@ -20,11 +20,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from convnext.data.fetch import local, local_or_none
+from convnext.data.deep import DeepImage
+from convnext.data.fetch import REMOTE, local, local_or_none, shown, sibling
 from convnext.data.pictures import ENDINGS, CorruptPictureError, read_picture, read_pixels
+from convnext.data.walk import folders_in, is_clutter
 from convnext.errors import ConvnextError, UsageError, nearest
+from convnext.text import class_name, counted, read_lines
 
-_REMOTE = ("https://", "http://", "hf://")
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and zstd files begin
 _MOST_CLASSES = 1_000_000  # where nothing says how many: a larger number is an identifier that someone took for a label
 _OPEN_FILES = 128  # a process may have 1,024 by default, and a large data set has thousands of shards
@@ -34,15 +36,17 @@ class Shards:
     """The samples of some shards, in their order; made by `open_shards`.
 
     Holds three numbers and the key of each sample, and no open file where it is pickled for a worker. `skipped` lists the
-    files that belong to no sample.
+    files that belong to no sample, `remarks` counts what systems leave in archives (`._x.jpg`, `__MACOSX/`).
     """
 
-    def __init__(self, paths: list[Path], classes: list[str], parts: list[tuple[np.ndarray, np.ndarray, list[str]]]) -> None:
+    def __init__(self, paths: list[Path], classes: list[str], parts: list["_Part"]) -> None:
         self.paths, self.classes = paths, classes
-        self.skipped = [name for _, _, skipped in parts for name in skipped]
-        self._index = np.concatenate([index for index, _, _ in parts])  # offset, size in bytes, label
-        self._keys = np.concatenate([keys for _, keys, _ in parts])
-        self._ends = np.cumsum([len(index) for index, _, _ in parts])
+        self.skipped = [name for part in parts for name in part.skipped]
+        clutter = sum(part.clutter for part in parts)
+        self.remarks = [f"skipped {counted(clutter, 'file')} that systems leave in archives, no images"] if clutter else []
+        self._index = np.concatenate([part.samples for part in parts])  # offset, size in bytes, label
+        self._keys = np.concatenate([part.keys for part in parts])
+        self._ends = np.cumsum([len(part.samples) for part in parts])
         self._files: dict[int, FileIO] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -51,11 +55,11 @@ class Shards:
     def __len__(self) -> int:
         return len(self._index)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> Image.Image | DeepImage:
         """The picture of that position. Raises CorruptPictureError if it can't be read or decoded."""
         return read_picture(self._content(index), self.name(index))
 
-    def pixels(self, index: int) -> Tensor:
+    def pixels(self, index: int) -> Tensor | DeepImage:
         """The same as a uint8 (3, H, W) tensor. Raises CorruptPictureError likewise."""
         return read_pixels(self._content(index), self.name(index))
 
@@ -74,6 +78,14 @@ class Shards:
         """What to call that position in a report: its shard and key."""
         return f"{self.paths[self._shard(index)]}/{self._keys[index].decode(errors='replace')}"
 
+    def key(self, index: int) -> str:
+        """Its key, whatever the shard: shards are cut anew, and fetched to other places."""
+        return str(self._keys[index].decode("utf-8", "surrogateescape"))
+
+    def label_bytes(self, index: int) -> bytes:
+        """Its label, to be compared."""
+        return b"%d" % self.label(index)
+
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self._ends, index, side="right"))
 
@@ -84,6 +96,15 @@ class Shards:
                 self._files.pop(next(iter(self._files)))  # closes itself once nobody reads from it
             file = self._files[shard] = FileIO(self.paths[shard])
         return file
+
+
+class _Part(NamedTuple):
+    """What one shard holds."""
+
+    samples: np.ndarray  # offset, size in bytes and label of each
+    keys: np.ndarray
+    skipped: list[str]  # the files that belong to no sample
+    clutter: int  # how many files besides are what systems leave
 
 
 class Member(NamedTuple):
@@ -109,7 +130,7 @@ def pictures_in(shard: Path) -> Iterator[Member]:
     """The pictures of a shard. Raises ConvnextError where it is compressed, and, after those before, where it is damaged."""
     with shard.open("rb") as file:
         _refuse_compressed(file, shard)
-        for _, ending, info in _members(file, shard, []):
+        for _, ending, info in _members(file, shard, [], []):
             if f".{ending.rpartition('.')[2]}" in ENDINGS:
                 yield Member(shard, info.name, info.offset_data, info.size)
 
@@ -118,8 +139,8 @@ def is_shards(where: str) -> bool:
     """Whether `where` is for `open_shards`: an address, a name that ends in `.tar`, or a folder of such without class folders."""
     path = Path(where).expanduser()
     if path.is_dir():
-        return any(path.glob("*.tar")) and not any(item.is_dir() and not item.name.startswith(".") for item in path.iterdir())
-    return where.startswith(_REMOTE) or re.search(r"\.(tar|tgz|tar\.\w+)$", where) is not None
+        return bool(_shards_in(path)) and not folders_in(path)
+    return where.startswith(REMOTE) or re.search(r"\.(tar|tgz|tar\.\w+)$", where) is not None
 
 
 def open_shards(where: str, classes: Sequence[str] | None = None) -> Shards:
@@ -138,44 +159,48 @@ def open_shards(where: str, classes: Sequence[str] | None = None) -> Shards:
     """
     paths, beside = _find(where)
     own = _class_names(beside)
-    given = list(classes) if classes is not None else own
+    given = [class_name(name) for name in classes] if classes is not None else own
     names = own or given
     with ThreadPoolExecutor(8) as pool:  # from a cold disk or a network, scanning is waiting
         parts = list(pool.map(lambda path: _scan(path, names), paths))
     if given is None:
-        given = [str(label) for label in range(1 + max(int(index[:, 2].max()) for index, _, _ in parts))]
+        given = [str(label) for label in range(1 + max(int(part.samples[:, 2].max()) for part in parts))]
     elif own and own != given and given != [str(label) for label in range(len(given))]:
         places = {name: label for label, name in enumerate(given)}
         if unknown := [name for name in own if name not in places]:
             raise ConvnextError(f"{unknown[0]} in {beside} is none of the classes trained on{nearest(unknown[0], given)}")
         labels = np.array([places[name] for name in own])
-        for index, _, _ in parts:
-            index[:, 2] = labels[index[:, 2]]
+        for part in parts:
+            part.samples[:, 2] = labels[part.samples[:, 2]]
     return Shards(paths, given, parts)
 
 
 def _find(where: str) -> tuple[list[Path], Path | None]:
     """The shard files, fetched where they are remote, and the file of class names beside them if there is one."""
     path = Path(where).expanduser()
-    if where.startswith(_REMOTE):
-        if not where.endswith(".tar") or "*" in where:
-            raise UsageError(f"{where}: an address must name one .tar file or a range of them, as in train-{{000000..000007}}.tar")
+    if where.startswith(REMOTE):
+        if not where.partition("?")[0].endswith(".tar") or "*" in where:
+            raise UsageError(f"{shown(where)}: an address must name one .tar file or a range of them, as in train-{{000000..000007}}.tar")
         addresses = list(_expand(where))
-        return [local(address) for address in addresses], local_or_none(addresses[0].rpartition("/")[0] + "/classes.txt")
+        return [local(address) for address in addresses], local_or_none(sibling(addresses[0], "classes.txt"))
     if path.is_dir():
-        found = sorted(path.glob("*.tar"))
+        found = _shards_in(path)
         if len(kinds := sorted({re.sub(r"\d+", "*", shard.name) for shard in found})) > 1:
             raise UsageError(f"{where} holds {' and '.join(kinds[:5])}: say which, as in {path / kinds[0]}")  # train and val, say
     elif path.exists() or "{" in where:
         found = [Path(name) for name in _expand(str(path))]
     else:
-        found = [Path(name) for name in sorted(glob.glob(str(path)))]
+        found = [Path(name) for name in sorted(glob.glob(str(path))) if not is_clutter(os.path.basename(name))]
     if missing := [shard for shard in found if not shard.is_file()]:
         raise UsageError(f"no shard {missing[0]}; {where} names {len(found)}")
     if not found:
         raise UsageError(f"no shard {where}: give a folder of .tar files, one, or a pattern such as train-{{000000..000007}}.tar")
     beside = found[0].with_name("classes.txt")
     return found, beside if beside.is_file() else None
+
+
+def _shards_in(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("*.tar")) if not is_clutter(path.name)]
 
 
 def _expand(pattern: str) -> Iterator[str]:
@@ -192,22 +217,22 @@ def _expand(pattern: str) -> Iterator[str]:
 def _class_names(path: Path | None) -> list[str] | None:
     if path is None:
         return None
-    names = [line.split("\t")[0].strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    names = [class_name(line.split("\t")[0].strip()) for line in read_lines(path) if line.strip()]
     if len(set(names)) < len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise ConvnextError(f"{path} names the class {twice} twice: each needs a name of its own")
     return names or None
 
 
-def _scan(path: Path, names: list[str] | None) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """The offset, size and label of each sample of a shard; their keys; and the files that belong to none."""
+def _scan(path: Path, names: list[str] | None) -> _Part:
     rows: list[tuple[int, int, int]] = []
     keys: list[bytes] = []
     skipped: list[str] = []
+    clutter: list[str] = []
     places = {name: label for label, name in enumerate(names or [])}
     with path.open("rb") as file:
         _refuse_compressed(file, path)
-        for key, members in itertools.groupby(_members(file, path, skipped), lambda member: member[0]):
+        for key, members in itertools.groupby(_members(file, path, skipped, clutter), lambda member: member[0]):
             try:
                 rows.append(_sample(file, [(ending, info) for _, ending, info in members], places, names is not None))
             except ValueError as error:
@@ -215,7 +240,7 @@ def _scan(path: Path, names: list[str] | None) -> tuple[np.ndarray, np.ndarray, 
             keys.append(key.encode("utf-8", "surrogateescape"))
     if not rows:
         raise ConvnextError(f"{path} holds no samples: remove it, or write it again with a picture and a label for each sample")
-    return np.array(rows, np.int64), np.array(keys), skipped
+    return _Part(np.array(rows, np.int64), np.array(keys), skipped, len(clutter))
 
 
 def _refuse_compressed(file: BinaryIO, path: Path) -> None:
@@ -223,7 +248,7 @@ def _refuse_compressed(file: BinaryIO, path: Path) -> None:
         raise ConvnextError(f"{path} is compressed, and can't be read at random: decompress it (pictures hardly shrink anyway)")
 
 
-def _members(file: BinaryIO, path: Path, skipped: list[str]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+def _members(file: BinaryIO, path: Path, skipped: list[str], clutter: list[str]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
     """Key, ending and place of each file of a shard. Raises ConvnextError if the shard does not go on to its end mark."""
     size, last, reason = os.fstat(file.fileno()).st_size, "its beginning", ""
     file.seek(0)
@@ -236,7 +261,9 @@ def _members(file: BinaryIO, path: Path, skipped: list[str]) -> Iterator[tuple[s
                     break
                 folder, slash, base = info.name.rpartition("/")
                 stem, dot, ending = base.partition(".")
-                if info.isreg() and stem and dot:
+                if any(is_clutter(part) for part in info.name.split("/") if part not in ("", ".", "..")):
+                    clutter.append(info.name)
+                elif info.isreg() and stem and dot:
                     yield folder + slash + stem, ending.lower(), info
                 elif not info.isdir():
                     skipped.append(f"{path}/{info.name}")
@@ -268,6 +295,7 @@ def _sample(file: BinaryIO, members: list[tuple[str, tarfile.TarInfo]], places: 
     try:
         label = int(text)
     except ValueError:
+        text = class_name(text)
         if text not in places:
             known = f" nor one of the {len(places)} classes{nearest(text, places)}" if places else ", and there is no classes.txt"
             raise ValueError(f"has the label {text[:40]!r}, which is not a number{known}") from None
@@ -284,7 +312,7 @@ def _label_text(file: BinaryIO, members: dict[str, tarfile.TarInfo]) -> str | No
             continue
         content = os.pread(file.fileno(), info.size, info.offset_data)
         if ending != "json":
-            return content.decode(errors="replace").strip()
+            return content.decode("utf-8-sig", errors="replace").strip()
         try:
             table = json.loads(content)
         except ValueError as error:

@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from convnext.data import imagenet
 from convnext.data.cifar import VERSIONS, is_cifar, open_cifar
+from convnext.data.contents import Listed
+from convnext.data.deep import DeepImage
 from convnext.data.digits import Digits
-from convnext.data.folder import ImageFolder
+from convnext.data.folder import ImageFolder, parts_of
 from convnext.data.shards import is_shards, open_shards
+from convnext.data.split import split
 from convnext.errors import ConvnextError, UsageError, nearest
 
 
@@ -21,13 +23,18 @@ class Source(Protocol):
     """Labelled pictures by position: what every data set format offers. A new format is one file and one line in `open_source`."""
 
     classes: list[str]
-    skipped: list[str]
+    skipped: list[str]  # files that are no pictures
+    remarks: list[str]  # what else is to be told to the user
 
     def __len__(self) -> int: ...
-    def read(self, index: int) -> Image.Image: ...
-    def pixels(self, index: int) -> Tensor: ...  # the same as a uint8 (3, H, W) tensor, the fastest way there is: for training
+    def read(self, index: int) -> Image.Image | DeepImage: ...
+    def pixels(self, index: int) -> Tensor | DeepImage: ...  # the same as a uint8 (3, H, W) tensor, the fastest way there is: for training
     def label(self, index: int) -> int: ...
     def name(self, index: int) -> str: ...
+
+
+class TrainingSource(Source, Listed, Protocol):
+    """Pictures to train on: a resumed run must be able to tell whether they changed."""
 
 
 class Subset:
@@ -35,15 +42,15 @@ class Subset:
 
     def __init__(self, source: Any, indices: Sequence[int]) -> None:
         self.source, self.indices = source, indices
-        self.classes, self.skipped = source.classes, source.skipped
+        self.classes, self.skipped, self.remarks = source.classes, source.skipped, list(source.remarks)
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> Image.Image | DeepImage:
         return self.source.read(self.indices[index])
 
-    def pixels(self, index: int) -> Tensor:
+    def pixels(self, index: int) -> Tensor | DeepImage:
         return self.source.pixels(self.indices[index])
 
     def label(self, index: int) -> int:
@@ -52,8 +59,14 @@ class Subset:
     def name(self, index: int) -> str:
         return self.source.name(self.indices[index])
 
+    def key(self, index: int) -> str:
+        return self.source.key(self.indices[index])
 
-def open_source(where: str, classes: Sequence[str] | None = None) -> Source:
+    def label_bytes(self, index: int) -> bytes:
+        return self.source.label_bytes(self.indices[index])
+
+
+def open_source(where: str, classes: Sequence[str] | None = None) -> TrainingSource:
     """The labelled pictures that `where` names.
 
     Args:
@@ -63,7 +76,7 @@ def open_source(where: str, classes: Sequence[str] | None = None) -> Source:
         classes: the class names that the labels count, where a network already has some.
     """
     if where in ("digits:train", "digits:val", "digits"):
-        source: Source = Digits("train" if where == "digits:train" else "val")
+        source = Digits("train" if where == "digits:train" else "val")
         if classes is not None and list(classes) != source.classes:
             raise ConvnextError(f"the classes of {where} are {', '.join(source.classes)}, not the network's {', '.join(classes)}")
         return source
@@ -93,21 +106,15 @@ def train_and_val(where: str) -> tuple[str, str]:
     if where in ("digits", "cifar10", "cifar100"):
         return f"{where}:train", f"{where}:val"
     folder = Path(where).expanduser()
-    if (folder / "train").is_dir() and (folder / "val").is_dir():
-        return str(folder / "train"), str(folder / "val")
+    train, val = parts_of(folder) if folder.is_dir() else (None, None)
+    if train is not None and val is not None:
+        return str(train), str(val)
     if any(folder.glob("train-*.tar")) and any(folder.glob("val-*.tar")):
         return str(folder / "train-*.tar"), str(folder / "val-*.tar")
     raise UsageError(f"{where} has no train and val: neither folders of these names nor shards train-*.tar and val-*.tar")
 
 
-def hold_out(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:
-    """Split a source in two, the second with `fraction` of each class, at least one picture where a class has two or more."""
-    labels = np.array([source.label(i) for i in range(len(source))])
-    rng = np.random.Generator(np.random.PCG64([seed, 0x5EED]))
-    held: set[int] = set()
-    for label in range(len(source.classes)):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        count = max(1, round(fraction * len(members))) if len(members) > 1 else 0
-        held.update(int(i) for i in members[:count])
-    rest = [i for i in range(len(source)) if i not in held]
-    return Subset(source, rest), Subset(source, sorted(held))
+def hold_out(source: TrainingSource, fraction: float, seed: int) -> tuple[TrainingSource, TrainingSource]:
+    """Split a source in two, the second with about `fraction` of each class, chosen by name; see `split.split`."""
+    rest, held = split(source, fraction, seed, groups=[source.label(index) for index in range(len(source))])
+    return Subset(source, rest), Subset(source, held)

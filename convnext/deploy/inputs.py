@@ -1,6 +1,7 @@
 """What is to be predicted: pictures named one by one, in folders, by patterns, in a list on standard input, or in shards."""
 
 import glob
+import hashlib
 import os
 import re
 import sys
@@ -10,11 +11,14 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from convnext.data.deep import DeepImage
 from convnext.data.pictures import ENDINGS, CorruptPictureError, read_picture
 from convnext.data.shards import Member, find_shards, is_shards, pictures_in
+from convnext.data.walk import matching, walk
 from convnext.errors import ConvnextError, UsageError
 
 STANDARD_INPUT = "-"
+_LONGEST = 255  # bytes of a name on all file systems of today; in a shard it may be longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +30,8 @@ class Item:
     where: Path | Member | None  # None for a part of a shard that can't be read
     fault: str = ""  # of that part
 
-    def read(self) -> Image.Image:
-        """The picture, RGB and upright. Raises CorruptPictureError if it can't be read."""
+    def read(self) -> Image.Image | DeepImage:
+        """The image, upright. Raises CorruptPictureError if it can't be read."""
         if self.where is None:
             raise CorruptPictureError(self.fault)
         if isinstance(self.where, Path):
@@ -57,13 +61,13 @@ def find_items(sources: Sequence[str]) -> list[Item]:
 
 
 def find_pictures(sources: Sequence[str]) -> Iterator[Path]:
-    """Files as they are named, folders with all pictures below them in sorted order. Raises UsageError for what is neither."""
+    """Files as they are named, folders with all pictures below them as `walk` finds them, sorted. Raises UsageError for what is neither."""
     for source in map(Path, sources):
         if source.is_dir():
-            found = sorted(path for path in source.rglob("*") if path.suffix.lower() in ENDINGS)
+            found = walk(source).images
             if not found:
                 raise ConvnextError(f"folder {source} holds no pictures")
-            yield from found
+            yield from sorted(source / path for path in found)
         elif source.is_file():
             yield source
         else:
@@ -84,8 +88,7 @@ def _expand(source: str) -> Iterator[Item]:
 
 
 def _of_pattern(pattern: str) -> Iterator[Item]:
-    matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-    files = [path for match in matches if (path := Path(match)).is_file()]
+    files = [path for match in matching(os.path.expanduser(pattern)) if (path := Path(match)).is_file()]
     # What matches a pattern of everything may be no picture; what is named by its ending is taken at its word.
     if not re.search(r"\.\w+$", pattern):
         files = [path for path in files if path.suffix.lower() in ENDINGS]
@@ -133,7 +136,7 @@ def file_names(items: Iterable[Item], folder: Path, ending: str) -> dict[str, st
     groups: dict[str, list[Item]] = {}
     for item in items:
         groups.setdefault(os.path.splitext(item.below)[0] + ending, []).append(item)
-    chosen = {item.name: short if len(group) == 1 else item.below + ending for short, group in groups.items() for item in group}
+    chosen = {item.name: _fitting(short if len(group) == 1 else item.below + ending) for short, group in groups.items() for item in group}
     pictures = {os.path.abspath(item.name) for item in items}
     seen: dict[str, str] = {}
     for name, path in chosen.items():
@@ -142,3 +145,13 @@ def file_names(items: Iterable[Item], folder: Path, ending: str) -> dict[str, st
         if os.path.abspath(folder / path) in pictures:
             raise UsageError(f"{folder / path} is one of the pictures, and would be overwritten: choose another folder")
     return chosen
+
+
+def _fitting(path: str) -> str:
+    """The path with what is longer than a file system takes cut in each of its parts, and told apart by a digest."""
+    return "/".join(part if len(os.fsencode(part)) <= _LONGEST else _cut(part) for part in path.split("/"))
+
+
+def _cut(name: str) -> str:
+    whole, ending = os.fsencode(name), os.path.splitext(name)[1][-16:]
+    return f"{whole[: _LONGEST - 64].decode(errors='ignore')}-{hashlib.sha256(whole).hexdigest()[:16]}{ending}"

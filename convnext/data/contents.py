@@ -1,0 +1,100 @@
+"""What the data of a run contain, in few numbers: a resumed run compares them, and says what changed since it was stopped."""
+
+import hashlib
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any, Protocol
+
+from convnext.text import printable
+
+_LISTED = 20_000  # images: of larger sets every checkpoint would be large with names, so only counts and digests are kept
+_NAMED = 5  # in a message
+
+
+class Listed(Protocol):
+    """What every source offers of an image without opening it."""
+
+    def __len__(self) -> int: ...
+    def key(self, index: int) -> str: ...  # its path within the data set, the same wherever the data set lies
+    def label_bytes(self, index: int) -> bytes: ...  # other bytes where its label is another
+
+
+def contents(classes: Sequence[str], train: Listed, val: Listed) -> dict[str, Any]:
+    """Classes, and of both parts the number of images and digests of names and labels, as plain values to be saved."""
+    return {"classes": [_plain(name) for name in classes], "train": _part(train), "val": _part(val)}
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What changed between two `contents`, a phrase each. Where classes differ, all labels do, and only the classes are named."""
+    if before["classes"] != now["classes"]:
+        return _class_differences(before["classes"], now["classes"])
+    return [f"{part}: {text}" for part in ("train", "val") for text in _part_differences(before[part], now[part])]
+
+
+def _part(source: Listed) -> dict[str, Any]:
+    names, labels, folders = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16), Counter[str]()
+    keys: list[str] = []
+    checks: list[int] = []
+    for index in range(len(source)):
+        key, label = _plain(source.key(index)), source.label_bytes(index)
+        names.update(key.encode() + b"\0")
+        labels.update(b"%d:" % len(label) + label)
+        folders[key.partition("/")[0] if "/" in key else ""] += 1
+        if len(source) <= _LISTED:
+            keys.append(key)
+            checks.append(zlib.crc32(label))
+    found = {"count": len(source), "names": names.hexdigest(), "labels": labels.hexdigest(), "folders": dict(folders)}
+    return found | {"keys": keys, "checks": checks}
+
+
+def _plain(name: str) -> str:
+    # The same in every locale: names that are not UTF-8, or that Python takes for ASCII, hold surrogates, which no file takes.
+    return printable(name)
+
+
+def _class_differences(before: list[str], now: list[str]) -> list[str]:
+    gone, fresh = [name for name in before if name not in now], [name for name in now if name not in before]
+    texts = [f"{_classes(gone)} no longer there"] if gone else []
+    texts += [f"{_classes(fresh)} new"] if fresh else []
+    return texts or [f"the classes are in another order ({_some(before)} before, {_some(now)} now)"]
+
+
+def _classes(names: list[str]) -> str:
+    return f"{'class' if len(names) == 1 else 'classes'} {_some(names)} {'is' if len(names) == 1 else 'are'}"
+
+
+def _part_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    if before["names"] == now["names"] and before["labels"] == now["labels"]:
+        return []
+    if not before["keys"] or not now["keys"]:
+        return _counted_differences(before, now)
+    old, new = Counter(before["keys"]), Counter(now["keys"])
+    added, removed = list((new - old).elements()), list((old - new).elements())
+    texts = [f"{_images(added)} added" for _ in added[:1]] + [f"{_images(removed)} removed" for _ in removed[:1]]
+    checks = dict(zip(before["keys"], before["checks"], strict=True))
+    found = [(key, check) for key, check in zip(now["keys"], now["checks"], strict=True) if old[key] == new[key] == 1]
+    if other := [key for key, check in found if checks[key] != check]:
+        texts.append(f"{_images(other)} labelled otherwise")
+    return texts or ["labels changed" if before["names"] == now["names"] else "the images are in another order"]
+
+
+def _counted_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    if before["names"] == now["names"]:
+        return ["labels changed"]
+    if before["count"] == now["count"]:
+        texts = [f"{now['count']} images as before, but not the same, or in another order"]
+    else:
+        texts = [f"{before['count']} images before, {now['count']} now"]
+    old, new = before["folders"], now["folders"]
+    changed = [name for name in {**old, **new} if name and old.get(name, 0) != new.get(name, 0)]
+    return texts + [f"{name}: {old.get(name, 0)} before, {new.get(name, 0)} now" for name in islice(changed, _NAMED)]
+
+
+def _images(keys: list[str]) -> str:
+    return f"{len(keys)} {'image' if len(keys) == 1 else 'images'} ({_some(keys)})"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (" …" if len(names) > _NAMED else "")

@@ -1,0 +1,148 @@
+"""The one walk through folders of images, for training, evaluation and prediction: what systems leave in them is skipped and counted."""
+
+import fnmatch
+import glob
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from convnext.data.pictures import ENDINGS
+from convnext.errors import ConvnextError
+from convnext.text import counted, printable
+
+# Made by systems, never by who collected the images: lower case, beside all names that begin with a dot.
+_CLUTTER = {
+    "__macosx": "macOS", "icon\r": "macOS", "network trash folder": "macOS", "temporary items": "macOS",
+    "@eadir": "Synology", "@tmp": "Synology", "#recycle": "Synology", "#snapshot": "Synology", "@sharebin": "Synology",
+    "@recycle": "QNAP", "@recently-snapshot": "QNAP", "@__thumb": "QNAP",
+    "$recycle.bin": "Windows", "system volume information": "Windows", "thumbs.db": "Windows", "ehthumbs.db": "Windows",
+    "ehthumbs_vista.db": "Windows", "desktop.ini": "Windows", "found.000": "Windows",
+    "lost+found": "Linux", "lost.dir": "Android", "picasa.ini": "Picasa", "__pycache__": "Python",
+}  # fmt: skip
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a file or folder of that name is hidden, or left by a system: never a class, never an image."""
+    return name.startswith(".") or name.casefold() in _CLUTTER
+
+
+@dataclass
+class Walk:
+    """What a folder holds. Paths are relative to it, as the file system spells them."""
+
+    images: list[str] = field(default_factory=list)  # by their ending; a folder's own files, sorted, before those of its folders
+    others: list[str] = field(default_factory=list)  # files of other endings
+    skipped: Counter[str] = field(default_factory=Counter)  # how many of which clutter
+    loops: list[str] = field(default_factory=list)  # links that lead back up, not followed
+    twice: list[str] = field(default_factory=list)  # folders that links reach a second time
+
+    def remarks(self) -> list[str]:
+        """What is to be told to the user: counts, and a path each."""
+        told = []
+        if self.skipped:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.skipped.items()))
+            told.append(f"skipped what systems leave behind, no images: {kinds}")
+        if self.loops:
+            told.append(f"{counted(len(self.loops), 'link')} to a folder above not followed, the first {printable(self.loops[0])}")
+        if self.twice:
+            folders = f"{counted(len(self.twice), 'folder')} reached a second time through links"
+            told.append(f"{folders}, the first {printable(self.twice[0])}: the images there count twice")
+        return told
+
+
+def walk(root: str | Path, endings: Collection[str] = ENDINGS) -> Walk:
+    """Every image below a folder, through links too, but never in a circle and never among what systems leave behind.
+
+    Args:
+        root: the folder.
+        endings: of an image's name, in lower case, with the dot.
+
+    Raises ConvnextError if a folder can't be listed.
+    """
+    found = Walk()
+    for folder, files in _folders(os.fspath(root), "", (os.path.realpath(root),), found, set()):
+        for entry in files:
+            is_image = os.path.splitext(entry.name)[1].lower() in endings and (entry.is_file() or entry.is_symlink())
+            (found.images if is_image else found.others).append(os.path.join(folder, entry.name))  # others: pipes too, which would hang
+    return found
+
+
+_Files = list[os.DirEntry[str]]
+
+
+def _folders(root: str, below: str, chain: tuple[str, ...], found: Walk, seen: set[str]) -> Iterator[tuple[str, _Files]]:
+    """`below` and all folders in it, each by its path below `root` and with its files. `chain`: the real paths of those passed through."""
+    if chain[-1] in seen:
+        found.twice.append(below)
+    seen.add(chain[-1])
+    files: _Files = []
+    folders: _Files = []
+    for entry in entries(os.path.join(root, below) if below else root):
+        if is_clutter(entry.name):
+            found.skipped[_kind(entry.name)] += 1
+        else:
+            (folders if entry.is_dir() else files).append(entry)
+    yield below, files
+    for entry in folders:
+        path, is_link = os.path.join(below, entry.name), entry.is_symlink()
+        real = os.path.realpath(entry.path) if is_link else os.path.join(chain[-1], entry.name)
+        if is_link and any(_contains(real, folder) for folder in chain):
+            found.loops.append(path)
+        else:
+            yield from _folders(root, path, (*chain, real), found, seen)
+
+
+def folders_in(root: str | Path) -> list[str]:
+    """The names of the folders in a folder, sorted, links among them, without clutter. Raises ConvnextError if it can't be listed."""
+    return [entry.name for entry in entries(root) if entry.is_dir() and not is_clutter(entry.name)]
+
+
+def matching(pattern: str) -> list[str]:
+    """The paths that a shell pattern matches, sorted, `**` any folders among them; as `walk` does, through links but not in circles.
+
+    Clutter is matched only where the pattern names it, or a name that begins with a dot is asked for by one.
+    """
+    anchor = os.path.splitdrive(pattern)[0] + (os.sep if pattern.startswith(os.sep) else "")
+    return sorted(set(_matching(anchor, [part for part in pattern[len(anchor) :].split(os.sep) if part])))
+
+
+def _matching(folder: str, parts: list[str]) -> Iterator[str]:
+    if not parts:
+        yield folder
+        return
+    part, *rest = parts
+    if part == "**":
+        if os.path.isdir(folder or "."):
+            for below, _ in _folders(folder, "", (os.path.realpath(folder),), Walk(), set()):
+                yield from _matching(os.path.join(folder, below) if below else folder, rest or ["*"])
+    elif not glob.has_magic(part):
+        if os.path.lexists(path := os.path.join(folder, part)):
+            yield from _matching(path, rest)
+    elif os.path.isdir(folder or "."):
+        for entry in entries(folder):
+            is_wanted = not is_clutter(entry.name) or (part.startswith(".") and entry.name.startswith("."))
+            if is_wanted and fnmatch.fnmatchcase(entry.name, part):
+                yield from _matching(os.path.join(folder, entry.name), rest)
+
+
+def entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder, sorted by name. Raises ConvnextError, naming it, if it can't be listed."""
+    try:
+        with os.scandir(folder or ".") as listed:
+            return sorted(listed, key=lambda entry: entry.name)
+    except OSError as error:
+        raise ConvnextError(f"folder {folder} can't be read: {error.strerror}") from error
+
+
+def _contains(folder: str, path: str) -> bool:
+    return path == folder or path.startswith(os.path.join(folder, ""))
+
+
+def _kind(name: str) -> str:
+    if (maker := _CLUTTER.get(name.casefold())) is not None:
+        return f"{printable(name)} ({maker})"
+    if name.startswith("._"):
+        return "._* (macOS)"
+    return f"{name} (Jupyter)" if name == ".ipynb_checkpoints" else "hidden (.*)"
