@@ -18,8 +18,9 @@ from convnext.data.corruptions import CORRUPTIONS
 from convnext.data.evaluation_sets import EvaluationSet
 from convnext.data.loader import EVALUATION, InOrder, make_loader
 from convnext.errors import ConvnextError, UsageError
-from convnext.evaluate import evaluate_loaded
+from convnext.evaluate import disjoint, evaluate_loaded, without_nan
 from convnext.metrics.robustness import ALEXNET_ERRORS
+from convnext.report import tables
 from convnext.tasks import classify
 
 CPU = torch.device("cpu")
@@ -283,6 +284,45 @@ def test_the_page_and_the_json_of_an_evaluation_are_complete(tmp_path):
     assert parsed(html).outside == []
     for part in ("66.67 % right (4 of 6)", "Most confused", "Calibration", "Accuracy by class", "Worst mistakes", "broken.png", "goldfish"):
         assert part in html
+
+
+def test_the_json_of_a_network_that_gives_no_numbers_has_none_either(tmp_path):
+    for label in range(2):
+        coded(tmp_path / ONE_K[label] / "a.png", label)
+    network = loaded()
+    network.model.forward = lambda images: torch.full((len(images), 1000), torch.nan)
+    told = json.loads(json.dumps(measure(f"imagenet:{tmp_path}", network).to_json(), allow_nan=False))
+    assert told["loss"] is None
+    assert without_nan({"a": [math.inf, (1.5, -math.inf)], "b": {1: math.nan, 2: "nan", 3: 4}}) == {
+        "a": [None, [1.5, None]],
+        "b": {1: None, 2: "nan", 3: 4},
+    }
+
+
+def test_no_part_of_an_evaluation_replaces_another():
+    assert disjoint({"a": 1}, {}, {"b": 2}) == {"a": 1, "b": 2}
+    with pytest.raises(ValueError, match="'classes' is given twice"):
+        disjoint({"classes": 1}, {"b": 1}, {"classes": 2})
+
+
+def test_a_terminal_shows_accuracy_by_class_of_many_the_worst_and_the_best(tmp_path):
+    for label in range(3):
+        coded(tmp_path / ONE_K[label] / "a.png", label)
+        coded(tmp_path / ONE_K[label] / "b.png", 0, label)
+    lines = [line.split() for line in measure(f"imagenet:{tmp_path}").to_text().splitlines()]
+    assert lines[2:6] == [
+        ["class", "images", "accuracy", "%"],
+        ["tench", "2", "100.0"],
+        ["goldfish", "2", "50.0"],
+        ["great", "white", "shark", "2", "50.0"],
+    ]
+    rows = [{"class": str(i), "ap": None if i == 7 else (i * 37 % 60) / 2} for i in range(60)]
+    text = tables.by_class([tables.Column("class", "class"), tables.Column("ap", "AP %", 1)], rows, "ap").splitlines()
+    values = [float(line.split()[1]) for line in [*text[1:9], *text[10:]]]
+    assert values == sorted(values)
+    assert len(values) == 12
+    assert (values[0], values[-1]) == (0, 29.5)
+    assert text[9] == "… 47 classes between (--json has all)"
 
 
 def test_a_set_to_evaluate_on_is_not_trained_on(tmp_path):

@@ -3,6 +3,7 @@
 import marshal
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from PIL.Image import Image
 from torch import Tensor
 
 from convnext.data.coco_file import read_coco
+from convnext.data.deep import DeepImage, Depths
 from convnext.data.objects import DetectionSource, Objects
 from convnext.data.pictures import CorruptPictureError, read_picture, read_pixels
+from convnext.data.run_lengths import EncodedMasks, RunLengths, decode, of_outline
 from convnext.errors import ConvnextError, UsageError, nearest
 
 
@@ -40,6 +43,7 @@ class Coco:
         if not folder.is_dir():
             raise UsageError(f"no folder {folder} for the pictures of {annotations}")
         self.file, self.folder, self.classes = annotations, folder, content.classes
+        self.category_ids = {content.classes[label]: key for key, label in content.labels.items()}
         self.skipped: list[str] = []
         self.problems, self.remarks = content.problems, []
         if content.problems:
@@ -97,13 +101,13 @@ class Coco:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, index: int) -> Image:
+    def read(self, index: int) -> Image | DeepImage:
         """The picture of that position. Raises CorruptPictureError if it can't be decoded, or has not the size that the file says."""
         picture = read_picture(self.folder / self.paths[index])
         self._check_size(index, picture.height, picture.width)
         return picture
 
-    def pixels(self, index: int) -> Tensor:
+    def pixels(self, index: int) -> Tensor | DeepImage:
         """The same as a uint8 (3, H, W) tensor. Raises CorruptPictureError likewise."""
         pixels = read_pixels(self.folder / self.paths[index])
         self._check_size(index, *pixels.shape[1:])
@@ -116,34 +120,52 @@ class Coco:
 
     def target(self, index: int) -> Objects:
         """The objects of that position, as annotated, crowds too. Raises CorruptPictureError if a mask can't be decoded."""
+        objects = self.encoded_target(index)
+        return replace(objects, masks=objects.masks.to_tensor() if isinstance(objects.masks, EncodedMasks) else None)
+
+    def encoded_target(self, index: int) -> Objects:
+        """The same, masks as run lengths. Raises CorruptPictureError likewise."""
         rows = slice(self._first[index], self._first[index + 1])
         return Objects(
             boxes=torch.tensor(self._boxes[rows]),
             labels=torch.tensor(self._labels[rows]),
-            masks=self._masks(index) if self.has_masks else None,
+            masks=EncodedMasks.whole(self._runs(index), *self._size(index)) if self.has_masks else None,
             iscrowd=torch.tensor(self._crowd[rows]),
             area=torch.tensor(self._areas[rows]),
             image_id=self.ids[index],
         )
 
-    def _masks(self, index: int) -> Tensor:
-        from faster_coco_eval import mask
+    def _size(self, index: int) -> tuple[int, int]:
+        return int(self.heights[index]), int(self.widths[index])
 
-        height, width = int(self.heights[index]), int(self.widths[index])
-        rows = range(self._first[index], self._first[index + 1])
-        masks = np.empty((len(rows), height, width), dtype=np.uint8)
-        for at, row in enumerate(rows):
+    def _runs(self, index: int) -> list[RunLengths]:
+        runs = []
+        for row in range(self._first[index], self._first[index + 1]):
             outline = marshal.loads(self._outlines[self._ends[row] : self._ends[row + 1]])  # noqa: S302 - our own bytes
             try:
-                masks[at] = mask.decode(mask.segmToRle(outline, width, height))
+                runs.append(of_outline(outline, *self._size(index)))
             except (RuntimeError, ValueError) as error:
                 reason = str(error).split("\n")[0]
                 raise CorruptPictureError(f"{self.file}: annotation {self._annotation_ids[row]} has a damaged mask: {reason}") from error
-        return torch.from_numpy(masks)
+        return runs
 
     def name(self, index: int) -> str:
         """What to call that position in a report: the picture's path."""
         return str(self.folder / self.paths[index])
+
+    def objects_by_class(self) -> list[int] | None:
+        """How many objects of each class there are, crowds counted as one."""
+        counts: list[int] = np.bincount(self._labels, minlength=len(self.classes)).tolist()
+        return counts
+
+    def key(self, index: int) -> str:
+        """Its path within the folder."""
+        return str(self.paths[index])
+
+    def label_bytes(self, index: int) -> bytes:
+        """Boxes, classes and areas of its objects, to be compared."""
+        rows = slice(self._first[index], self._first[index + 1])
+        return b"".join(array[rows].tobytes() for array in (self._boxes, self._labels, self._crowd, self._areas))
 
     def annotation_ids(self, index: int) -> list[int]:
         """What the file calls the objects of that position, in the order of `target`."""
@@ -153,22 +175,22 @@ class Coco:
 
 def check(source: Coco) -> list[str]:
     """Everything wrong with a data set, a line each: what `Coco` left out, and what only reading every picture and mask shows."""
-    problems = list(source.problems)
+    problems, depths = list(source.problems), Depths()
     for index in range(len(source)):
         if (source.folder / source.paths[index]).exists():  # else it was told
             try:
-                source.pixels(index)
+                depths.add(source.pixels(index))
             except CorruptPictureError as error:
                 problems.append(str(error))
         try:
-            objects = source.target(index)
+            objects = source.encoded_target(index)
         except CorruptPictureError as error:
             problems.append(str(error))
             continue
         for at, key in enumerate(source.annotation_ids(index)):
-            if fault := _misfit(objects, at, int(source.heights[index]), int(source.widths[index])):
+            if fault := _misfit(objects, at, *source._size(index)):
                 problems.append(f"{source.file}: annotation {key} {fault}")
-    return problems
+    return problems + depths.problems()
 
 
 def _misfit(objects: Objects, at: int, height: int, width: int) -> str | None:
@@ -176,9 +198,10 @@ def _misfit(objects: Objects, at: int, height: int, width: int) -> str | None:
     left, top, right, bottom = box = objects.boxes[at].tolist()
     if min(left, top) < -1 or right > width + 1 or bottom > height + 1:
         return f"has a box that reaches over the border of its picture of {width} x {height}: {box}"
-    if objects.masks is None:
+    if not isinstance(objects.masks, EncodedMasks):
         return None
-    rows, columns = objects.masks[at].any(1).nonzero(), objects.masks[at].any(0).nonzero()
+    mask = decode(objects.masks.runs[at])
+    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
     if not len(rows):
         return "has a mask without a pixel"
     found = [columns[0].item(), rows[0].item(), columns[-1].item() + 1, rows[-1].item() + 1]

@@ -5,14 +5,15 @@ Source: Lin et al., *Microsoft COCO: Common Objects in Context* (2014), https://
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from convnext.errors import ConvnextError, UsageError, nearest
+from convnext.text import class_name
 
-_KEYS = {"images": ("id", "file_name", "height", "width"), "categories": ("id", "name")}
+_KEYS: dict[str, tuple[str, ...]] = {"images": ("id", "file_name", "height", "width"), "annotations": (), "categories": ("id", "name")}
 
 
 @dataclass
@@ -35,11 +36,11 @@ def read_coco(file: Path, classes: Sequence[str] | None = None) -> CocoFile:
 
     Raises UsageError if there is no such file, ConvnextError if it is no COCO file or has a category that is none of `classes`.
     """
-    content = _load(file)
+    content = _load(file, _KEYS)
     pictures = {picture["id"]: picture for picture in content["images"]}
     categories = sorted(content["categories"], key=lambda category: category["id"])
     names = [category["name"] for category in categories]
-    known = list(classes) if classes is not None else names
+    known = [class_name(name) for name in classes] if classes is not None else names
     if unknown := [name for name in names if name not in known]:
         raise ConvnextError(f"{file}: category {unknown[0]!r} is none of the classes trained on{nearest(unknown[0], known)}")
     found = CocoFile(pictures, [], known, {category["id"]: known.index(category["name"]) for category in categories})
@@ -55,7 +56,23 @@ def read_coco(file: Path, classes: Sequence[str] | None = None) -> CocoFile:
     return found
 
 
-def _load(file: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class CocoIds:
+    """How a file calls its images and categories: all that results need of it."""
+
+    file: Path
+    images: list[tuple[str, int]]  # file name and id
+    categories: dict[str, int]  # ids by name
+
+
+def read_ids(file: Path) -> CocoIds:
+    """The ids of an annotation file, or of one that lists images to test on, without annotations. Raises as `read_coco` does."""
+    content = _load(file, {"images": ("id", "file_name"), "categories": ("id", "name")})
+    images = [(image["file_name"], image["id"]) for image in content["images"]]
+    return CocoIds(file, images, {category["name"]: category["id"] for category in content["categories"]})
+
+
+def _load(file: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
     try:
         with open(file, "rb") as stream:
             content = json.load(stream)
@@ -63,11 +80,12 @@ def _load(file: Path) -> dict[str, Any]:
         raise UsageError(f"no annotation file {file}: {error.strerror}") from error
     except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
         raise ConvnextError(f"{file} is no JSON: {error}") from error
-    lists = ("images", "annotations", "categories")
-    if lacking := [key for key in lists if not (isinstance(content, dict) and isinstance(content.get(key), list))]:
-        raise ConvnextError(f"{file} is no COCO annotation file: it lacks the list {lacking[0]!r}; needed are {', '.join(lists)}")
-    for kind, keys in _KEYS.items():
+    if lacking := [key for key in wanted if not (isinstance(content, dict) and isinstance(content.get(key), list))]:
+        raise ConvnextError(f"{file} is no COCO annotation file: it lacks the list {lacking[0]!r}; needed are {', '.join(wanted)}")
+    for kind, keys in wanted.items():
         _check_entries(file, kind, content[kind], keys)
+    for category in content["categories"]:
+        category["name"] = class_name(category["name"])
     names = [category["name"] for category in content["categories"]]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConvnextError(f"{file}: two categories are called {twice[0]!r}: rename one, or give their annotations one id")
@@ -77,7 +95,7 @@ def _load(file: Path) -> dict[str, Any]:
 def _check_entries(file: Path, kind: str, entries: list[Any], keys: tuple[str, ...]) -> None:
     # Whatever refers to a picture or category that is not sound would be guessed: no training on that.
     seen: set[int] = set()
-    for place, entry in enumerate(entries):
+    for place, entry in enumerate(entries if keys else ()):
         where = f"{file}: entry {place} of {kind!r}"
         for key in keys:
             wanted = str if key in ("file_name", "name") else int
@@ -85,7 +103,7 @@ def _check_entries(file: Path, kind: str, entries: list[Any], keys: tuple[str, .
                 raise ConvnextError(f"{where} has no {key!r} that is {'a text' if wanted is str else 'a whole number'}")
         if entry["id"] in seen:
             raise ConvnextError(f"{where} has the id {entry['id']} of an earlier one: give each its own")
-        if kind == "images" and min(entry["height"], entry["width"]) < 1:
+        if "height" in keys and min(entry["height"], entry["width"]) < 1:
             raise ConvnextError(f"{where}, id {entry['id']}, is {entry['width']} x {entry['height']} pixels")
         seen.add(entry["id"])
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
-from PIL import ExifTags, Image
-
-from convnext.data.pictures import ENDINGS
+from convnext.data.pictures import size_of
+from convnext.data.walk import is_clutter, walk
 from convnext.errors import ConvnextError, UsageError, nearest
 
 _TOLD = 5  # mistakes in an error's message, of all there are
@@ -37,7 +36,7 @@ def voc_to_coco(folder: Path) -> dict[str, Any]:
 
     Raises UsageError if there are no annotations, ConvnextError for mistakes in them, each by file and line.
     """
-    files = sorted((folder / "Annotations").glob("*.xml"))
+    files = [path for path in sorted((folder / "Annotations").glob("*.xml")) if not is_clutter(path.name)]
     if not files:
         raise UsageError(f"no annotations {folder / 'Annotations'}/*.xml: the layout is Annotations/NAME.xml and JPEGImages/NAME.jpg")
     found = _all_of(files, _read_voc)
@@ -45,7 +44,7 @@ def voc_to_coco(folder: Path) -> dict[str, Any]:
     return _to_coco(found, names)
 
 
-def yolo_to_coco(images: Path, labels: Path, names: Sequence[str]) -> dict[str, Any]:
+def yolo_to_coco(images: Path, labels: Path, names: Sequence[str | None]) -> dict[str, Any]:
     """The data set of YOLO's text files as COCO's JSON: `labels/…/NAME.txt` for `images/…/NAME.jpg`, in nested folders too.
 
     A line is a class, counted from 0, and a box's centre, width and height, or else a polygon's corners, in parts of the picture's
@@ -54,21 +53,22 @@ def yolo_to_coco(images: Path, labels: Path, names: Sequence[str]) -> dict[str, 
     Args:
         images: the folder of pictures; their sizes are read.
         labels: the folder of text files.
-        names: the classes' names.
+        names: the classes' names; None for a number that has none, which no line may use.
 
     Raises UsageError if a folder is missing or has none, ConvnextError for mistakes, each by file and line.
     """
     for place in (images, labels):
         if not place.is_dir():
             raise UsageError(f"no folder {place}")
-    paths = [path for path in sorted(images.rglob("*")) if path.suffix.lower() in ENDINGS]
+    paths = sorted(images / path for path in walk(images).images)
     pictures = {path.relative_to(images).with_suffix(""): path for path in paths}
     if not pictures:
         raise UsageError(f"no pictures in {images}")
     if len(pictures) < len(paths):
         twice = next(path for path in paths if pictures[path.relative_to(images).with_suffix("")] != path)
         raise ConvnextError(f"{twice} and another picture differ in their ending alone: one label file can't be for both")
-    lists = {path.relative_to(labels).with_suffix(""): path for path in sorted(labels.rglob("*.txt")) if path.name != "classes.txt"}
+    texts = sorted(labels / path for path in walk(labels, (".txt",)).images)
+    lists = {path.relative_to(labels).with_suffix(""): path for path in texts if path.name != "classes.txt"}
     if lonely := [path for stem, path in lists.items() if stem not in pictures]:
         known = [stem.name for stem in pictures]
         raise ConvnextError(f"{len(lonely)} label files have no picture in {images}, the first {lonely[0]}{nearest(lonely[0].stem, known)}")
@@ -96,12 +96,12 @@ def _all_of(files: Iterable[Path], read: Any) -> list[_Found]:
     return found
 
 
-def _to_coco(found: list[_Found], names: Sequence[str]) -> dict[str, Any]:
+def _to_coco(found: list[_Found], names: Sequence[str | None]) -> dict[str, Any]:
     images = [
         {"id": i, "file_name": picture.file_name, "width": picture.width, "height": picture.height} for i, picture in enumerate(found, 1)
     ]
     objects = [(i, entry) for i, picture in enumerate(found, 1) for entry in picture.objects]
-    number = {name: i for i, name in enumerate(names, 1)}
+    number = {name: i for i, name in enumerate(names, 1) if name is not None}
     annotations = [
         {"id": i, "image_id": image, "category_id": number[entry["class"]]} | {key: entry[key] for key in entry if key != "class"}
         for i, (image, entry) in enumerate(objects, 1)
@@ -181,15 +181,13 @@ def _read_voc(file: Path) -> _Found:
 def _upright_size(path: Path) -> tuple[int, int]:
     """Width and height of a picture as `read_picture` gives it, by its header alone."""
     try:
-        with Image.open(path) as picture:
-            lies = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return (picture.height, picture.width) if lies else (picture.width, picture.height)
+        return size_of(path)
     except Exception as error:  # as in `read_picture`: damaged headers raise anything
         raise _MistakeError(f"{path}: not a picture that can be read") from error
 
 
-def _read_yolo(file: Path, names: Sequence[str], width: int, height: int) -> Iterator[dict[str, Any]]:
-    for line, content in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+def _read_yolo(file: Path, names: Sequence[str | None], width: int, height: int) -> Iterator[dict[str, Any]]:
+    for line, content in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         if not content.strip():
             continue
         where = f"{file}, line {line}"
@@ -199,6 +197,8 @@ def _read_yolo(file: Path, names: Sequence[str], width: int, height: int) -> Ite
             raise _MistakeError(f"{where}: not numbers alone: {content.strip()!r}") from error
         if label not in range(len(names)):
             raise _MistakeError(f"{where}: class {content.split()[0]}, there are {len(names)}, counted from 0")
+        if names[int(label)] is None:
+            raise _MistakeError(f"{where}: class {content.split()[0]}, which has no name")
         if len(values) != 4 and (len(values) < 6 or len(values) % 2):
             raise _MistakeError(f"{where}: {len(values)} numbers after the class: a box has 4, a polygon 6, 8, …")
         if not all(-0.01 <= value <= 1.01 for value in values):  # rounding goes a little beyond the border

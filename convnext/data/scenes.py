@@ -49,6 +49,7 @@ class Scenes:
         self.part, self.size, self.seed = part, size, seed
         self.count = PARTS[part] if count is None else count
         self.classes, self.has_masks = CLASSES, True
+        self.category_ids: dict[str, int] = {}
         self.skipped: list[str] = []
         self.remarks: list[str] = []
         self.heights = self.widths = np.full(self.count, size)
@@ -82,6 +83,14 @@ class Scenes:
             image_id=index,
         )
 
+    def encoded_target(self, index: int) -> Objects:
+        """The same: scenes are small."""
+        return self.target(index)
+
+    def objects_by_class(self) -> list[int] | None:
+        """None: the scenes are made as they are read."""
+        return None
+
     def semantic(self, index: int) -> Tensor:
         """The class of each pixel, uint8 (H, W): 0 is background, 1 to 10 are the digits 0 to 9."""
         scene = self._scene(index)
@@ -90,6 +99,12 @@ class Scenes:
     def name(self, index: int) -> str:
         """What to call that position in a report."""
         return f"scene {index}"
+
+    key = name
+
+    def label_bytes(self, index: int) -> bytes:
+        """Nothing to compare: a scene's objects are a function of its number."""
+        return b""
 
 
 @functools.lru_cache(maxsize=8)  # a picture and its objects are asked for one after the other

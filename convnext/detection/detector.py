@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from convnext.backbones.convnext import LayerNorm2d
 from convnext.detection.boxes import Size
-from convnext.detection.postprocess import SCORE
+from convnext.detection.postprocess import SCORE, Masks
 from convnext.detection.pyramid import FeaturePyramid
 from convnext.detection.roi_head import RoIHead
 from convnext.detection.rpn import Limits, Proposals, RPNHead
@@ -74,7 +74,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def predict(
-        self, images: Sequence[Tensor], output_sizes: Sequence[Size] | None = None, threshold: float = SCORE
+        self, images: Sequence[Tensor], output_sizes: Sequence[Size] | None = None, threshold: float = SCORE, masks: Masks = "pasted"
     ) -> list[dict[str, Tensor]]:
         """At most 100 detections in each picture, best first.
 
@@ -83,13 +83,15 @@ class Detector(nn.Module):
             output_sizes: (height, width) of each picture before it was resized, in whose pixels boxes and masks are then given;
                 by default those of `images`.
             threshold: the score that a detection exceeds.
+            masks: "pasted" gives them as pixels of the whole image, up to a hundred times its size; "small" as the mask head draws
+                them, for `postprocess.encode_masks`; "none" leaves them out, and does not compute them.
 
         Returns: of each picture a dict of `boxes` (n, 4) float32, x1, y1, x2, y2 in pixels, `labels` (n,) int64, `scores` (n,)
-        and, with a mask head, `masks` (n, 1, H, W) bool.
+        and, with a mask head, `masks`: pasted (n, 1, H, W) bool, or small (n, 28, 28) float32, 0 to 1.
         """
         sizes, levels = _sizes(images), self.pyramid(images)
         boxes = [proposal.boxes for proposal in self.propose(levels, sizes)]
-        return self.roi_head.detect(levels[:-1], boxes, sizes, output_sizes or sizes, threshold)
+        return self.roi_head.detect(levels[:-1], boxes, sizes, output_sizes or sizes, threshold, masks)
 
     def maps(self, images: Sequence[Tensor]) -> list[Tensor]:
         """The backbone's maps (N, channels[i], H / stride, W / stride) of the pictures, which are padded to one size."""

@@ -12,7 +12,7 @@ from convnext.detection.box_heads import BoxHead, BoxLoss
 from convnext.detection.boxes import DeltaCoder, Size
 from convnext.detection.mask_head import REGION as MASK_REGION
 from convnext.detection.mask_head import MaskHead, mask_loss, mask_targets
-from convnext.detection.postprocess import SCORE, paste_masks, select
+from convnext.detection.postprocess import SCORE, Masks, paste_masks, select
 from convnext.detection.roi_align import pool, to_rois
 from convnext.detection.targets import Matcher, Objects, Sampler
 
@@ -159,8 +159,9 @@ class RoIHead(nn.Module):
         sizes: Sequence[Size],
         output_sizes: Sequence[Size],
         threshold: float = SCORE,
+        masks: Masks = "pasted",
     ) -> list[dict[str, Tensor]]:
-        """The objects found in each picture, best first; see `Detector.predict`. Arguments as for `losses`."""
+        """The objects found in each picture, best first; see `Detector.predict`. Other arguments as for `losses`."""
         levels = [level.float() for level in levels]
         counts = [len(boxes) for boxes in proposals]
         of_stages = []
@@ -174,12 +175,14 @@ class RoIHead(nn.Module):
         scores = torch.stack(of_stages).mean(0).softmax(1)
         pictures = zip(proposals, torch.split(deltas, counts), torch.split(scores, counts), sizes, strict=True)
         found = [select(self.stages[-1].coder, *picture, threshold) for picture in pictures]
-        masks = torch.split(self._masks(levels, found), [len(picture["labels"]) for picture in found]) if self.has_masks else []
+        drawn: Sequence[Tensor] = []
+        if self.has_masks and masks != "none":
+            drawn = torch.split(self._masks(levels, found), [len(picture["labels"]) for picture in found])
         for picture, size, output in zip(found, sizes, output_sizes, strict=True):
             factor = (output[1] / size[1], output[0] / size[0])
             picture["boxes"] = picture["boxes"] * picture["boxes"].new_tensor(factor * 2)
-        for picture, mask, output in zip(found, masks, output_sizes, strict=False):
-            picture["masks"] = paste_masks(mask, picture["boxes"], output)[:, None]
+        for picture, mask, output in zip(found, drawn, output_sizes, strict=False):
+            picture["masks"] = paste_masks(mask, picture["boxes"], output)[:, None] if masks == "pasted" else mask
         return found
 
     def _masks(self, levels: list[Tensor], found: list[dict[str, Tensor]]) -> Tensor:

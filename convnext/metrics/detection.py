@@ -41,8 +41,8 @@ class DetectionMetric:
 
         Args:
             predictions: `boxes` float (n, 4) as left, top, right, bottom; `labels` int (n,); `scores` float (n,); and, with masks,
-                `masks` bool (n, 1, H, W) or (n, H, W).
-            targets: `Objects.to_dict()`.
+                `masks` bool (n, 1, H, W) or (n, H, W), or n of COCO's run lengths.
+            targets: `Objects.to_dict()` or `Objects.to_encoded()`.
         """
         for prediction, target in zip(predictions, targets, strict=True):
             found: dict[str, Any] = {key: _array(prediction[key]) for key in ("boxes", "labels", "scores")}
@@ -70,6 +70,20 @@ class DetectionMetric:
             parts |= {f"_{area}": precision[..., i] for i, area in enumerate(_AREAS) if i}
             metrics |= {f"{kind}_ap{suffix}": ap for suffix, part in parts.items() if (ap := _mean(part)) is not None}
         return metrics
+
+    def results(self, category_ids: Sequence[int | None]) -> list[dict[str, Any]]:
+        """What was found as COCO's results (https://cocodataset.org/#format-results), numbers unrounded: they give the same AP again.
+
+        Args:
+            category_ids: of each class; what is of a class without one is left out.
+        """
+        rows = []
+        for image_id in sorted(self.pictures):
+            for one in _entries(image_id, self.pictures[image_id].found, "segm" if self.with_masks else "bbox"):
+                if (category := category_ids[one["category_id"]]) is not None:
+                    kept = {key: one[key] for key in ("image_id", "bbox", "score", "segmentation") if key in one}
+                    rows.append(kept | {"category_id": category})
+        return rows
 
     def details(self) -> dict[str, Any]:
         """For each class in the order of the labels: `class`, its `objects` (crowds not counted), `box_ap` and `mask_ap` in percent.
@@ -113,9 +127,11 @@ def _array(values: Tensor) -> np.ndarray:
     return values.double().numpy() if values.is_floating_point() else values.numpy()  # NumPy has no bfloat16
 
 
-def _run_lengths(masks: Tensor) -> list[dict[str, Any]]:
+def _run_lengths(masks: Tensor | Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     from faster_coco_eval import mask
 
+    if not isinstance(masks, Tensor):
+        return list(masks)
     pixels = masks.detach().cpu().view(torch.uint8) if masks.dtype == torch.bool else masks.detach().cpu()
     return [mask.encode(np.asfortranarray(one)) for one in pixels.reshape(-1, *masks.shape[-2:]).numpy()]
 

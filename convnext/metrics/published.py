@@ -57,7 +57,7 @@ def read(table: str) -> list[Row]:
     if table not in TABLES:
         raise UsageError(f"there is no table called {table!r}{nearest(table, TABLES)}")
     file, rows_of = TABLES[table]
-    text = files("convnext").joinpath("metrics", "tables", file).read_text()
+    text = files("convnext").joinpath("metrics", "tables", file).read_text("utf-8")
     rows = rows_of(list(csv.DictReader(text.splitlines())))
     return [_corrected(row, _MISPRINTS.get((table, row.label, row.group, row.image_size))) for row in rows]
 

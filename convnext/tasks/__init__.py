@@ -1,9 +1,9 @@
 """The tasks, one file each: all that differs between them. Everything above this floor is the same for all.
 
-A task is a module that offers `open_data`, `check`, `open_labelled`, `remarks_on`, `preprocessing`, `evaluation_samples`, `collate`,
-`Trainer`, `predict`, `Metric`, `HEADLINE`, `headline`, `summary` and `report_sections`, and from its file in
-`convnext.tasks.predictions`, to use what was trained, `infer`, `embed`, `Prediction`, `COLUMNS`, `BATCH_SIZE` and `class_names`;
-`convnext.tasks.classify` is the pattern.
+A task is a module that offers `open_data`, `check`, `overview`, `counts`, `open_labelled`, `remarks_on`, `preprocessing`,
+`evaluation_samples`, `collate`, `Trainer`, `predict`, `Metric`, `HEADLINE`, `headline`, `summary` and `report_sections`, and from its
+file in `convnext.tasks.predictions`, to use what was trained, `infer`, `embed`, `Prediction`, `COLUMNS`, `BATCH_SIZE`, `class_names` and
+`class_ids`; `convnext.tasks.classify` is the pattern.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from typing import Any
 from convnext.data.loader import Samples
 from convnext.errors import ConvnextError
 from convnext.recipe import Recipe
+from convnext.tasks.predictions import ClassIds
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Data:
     classes: list[str]
     remarks: list[str]  # to be told to the user
     groups: Sequence[int] | None = None  # of the training samples, where a batch shall hold one group only
+    class_ids: ClassIds | None = None  # the data's own number of each class, to travel with the weights
 
 
 def check_class_count(recipe: Recipe, classes: Sequence[str]) -> None:

@@ -3,13 +3,16 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnext.data import imagenet
+from convnext.data import deep, imagenet
 from convnext.data.corruptions import SEVERITIES
+from convnext.data.counts import described
 from convnext.data.evaluation_sets import EvaluationSet, is_evaluation_set, open_evaluation_set
+from convnext.data.folder import one_class
 from convnext.data.loader import Sample, Samples
 from convnext.data.pictures import CorruptPictureError
 from convnext.data.preprocessing import Preprocessing
@@ -18,14 +21,16 @@ from convnext.errors import ConvnextError
 from convnext.metrics.classification import ClassificationMetric
 from convnext.metrics.robustness import CorruptionMetric
 from convnext.recipe import Recipe
-from convnext.report import page, plots
+from convnext.report import page, plots, tables
 from convnext.tasks import Data, check_class_count
 from convnext.tasks.predictions.classify import BATCH_SIZE as BATCH_SIZE
 from convnext.tasks.predictions.classify import COLUMNS as COLUMNS
 from convnext.tasks.predictions.classify import Prediction as Prediction
+from convnext.tasks.predictions.classify import class_ids as class_ids
 from convnext.tasks.predictions.classify import class_names as class_names
 from convnext.tasks.predictions.classify import embed as embed
 from convnext.tasks.predictions.classify import infer as infer
+from convnext.text import printable
 
 HEADLINE = "top1"  # the metric by which the best weights are chosen; higher is better
 
@@ -54,7 +59,7 @@ class Batch:
 def preprocessing(recipe: Recipe) -> Preprocessing:
     """How the trained network will want its pictures."""
     data, test = recipe.data, recipe.eval
-    return Preprocessing(data.image_size, test.crop_ratio, test.warp, test.interpolation, data.mean, data.std)
+    return Preprocessing(data.image_size, test.crop_ratio, test.warp, test.interpolation, data.mean, data.std, data.range)
 
 
 def open_data(recipe: Recipe) -> Data:
@@ -63,16 +68,21 @@ def open_data(recipe: Recipe) -> Data:
 
     train = open_source(recipe.data.train)
     check_class_count(recipe, train.classes)
-    remarks = []
+    if len(train.classes) < 2:
+        raise ConvnextError(f"data.train={one_class(recipe.data.train, train.classes)}")
+    opened = [("train", train)]
+    held = []
     if recipe.data.val is not None:
         val = open_source(recipe.data.val, train.classes)
+        opened.append(("val", val))
     else:
         train, val = hold_out(train, recipe.data.val_fraction, recipe.seed)
-        remarks.append(f"no data.val given: {len(val)} of the {len(train) + len(val)} pictures are held out for validation")
+        held.append(f"no data.val given: {len(val)} of the {len(train) + len(val)} pictures are held out for validation")
+    remarks = [f"{where}: {told}" for where, source in opened for told in (counts(source), *remarks_on(source))] + held
     for where, source in (("train", train), ("val", val)):
-        remarks += [f"{where}: {told}" for told in remarks_on(source)]
         if not len(source):
             raise ConvnextError(f"no pictures in data.{where}")
+    remarks += deep.remarks(train, recipe.data.range)
     transform = train_transform(recipe.data, recipe.augment, recipe.eval.interpolation)
     samples = Samples(train, transform, recipe.seed)
     return Data(samples, evaluation_samples(val, preprocessing(recipe)), train.classes, remarks)
@@ -81,13 +91,25 @@ def open_data(recipe: Recipe) -> Data:
 def check(where: str) -> list[str]:
     """Everything wrong with the pictures that `where` names, a line each; reads them all."""
     source = open_source(where)
-    problems = [f"{path}: no picture of any known ending" for path in source.skipped]
+    problems, depths = [f"{printable(path)}: no picture of any known ending" for path in source.skipped], deep.Depths()
     for index in range(len(source)):
         try:
-            source.pixels(index)
+            depths.add(source.pixels(index))
         except CorruptPictureError as error:
             problems.append(str(error))
-    return problems
+    return problems + depths.problems() + ([one_class(where, source.classes)] if len(source.classes) < 2 else [])
+
+
+def overview(where: str) -> list[str]:
+    """What the pictures that `where` names are, a line each: their number, and what is to be told of them."""
+    source = open_source(where)
+    return [counts(source), *source.remarks]
+
+
+def counts(source: Source) -> str:
+    """How many pictures of which classes a source holds, as `described` says it."""
+    labels = np.array([source.label(index) for index in range(len(source))], dtype=int)
+    return described(len(source), source.classes, np.bincount(labels, minlength=len(source.classes)).tolist())
 
 
 def open_labelled(where: str, classes: list[str] | None, num_classes: int) -> Source:
@@ -115,9 +137,9 @@ def open_labelled(where: str, classes: list[str] | None, num_classes: int) -> So
 
 def remarks_on(source: Source) -> list[str]:
     """What is to be told to the user of what a source holds."""
-    told = list(source.remarks) if isinstance(source, EvaluationSet) else []
+    told = list(source.remarks)
     if source.skipped:
-        told.append(f"{len(source.skipped)} files are no pictures and left out, the first {source.skipped[0]}")
+        told.append(f"{len(source.skipped)} files are no pictures and left out, the first {printable(source.skipped[0])}")
     return told
 
 
@@ -220,8 +242,10 @@ class Metric:
 
     def details(self) -> dict[str, Any]:
         """Everything that `report_sections` draws, as plain values."""
-        mistakes = [mistake | {"picture": self.source.name(mistake["index"])} for mistake in self.mistakes] if self.source else []
-        found = self.counts.details() | {"mistakes": mistakes}
+        found = self.counts.details() | {"mistakes": []}
+        if self.source is not None:
+            name = self.source.name
+            found["mistakes"] = [mistake | {"picture": printable(name(mistake["index"]))} for mistake in self.mistakes]
         if self.corruptions is not None:
             found["corruptions"] = self.corruptions.details()
         return found
@@ -233,14 +257,21 @@ def headline(metrics: dict[str, float]) -> str:
     return f"{metrics['top1']:.2f} % right ({right} of {metrics['count']})"
 
 
-def summary(metrics: dict[str, float], details: dict[str, Any]) -> str:
-    """An evaluation as lines of text, its headline first."""
+def summary(metrics: dict[str, float], details: dict[str, Any], classes: list[str]) -> str:
+    """An evaluation as lines of text, its headline first, accuracy by class last."""
     numbers = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items())
     lines = [headline(metrics), "  ".join(numbers)]
     for row in _corruption_rows(details):
         if len(lines) == 2:
             lines.append(f"{'error in %':24}" + "".join(f"{key:>8}" for key in list(row)[1:]))
         lines.append(f"{row['corruption']:24}" + "".join(f"{value:>8}" for value in list(row.values())[1:]))
+    rows = [
+        {"class": name, "pictures": total, "accuracy": 100 * hits / total}
+        for name, total, hits in zip(imagenet.readable(classes), details["totals"], details["hits"], strict=True)
+        if total
+    ]
+    columns = [tables.Column("class", "class"), tables.Column("pictures", "images"), tables.Column("accuracy", "accuracy %", 1)]
+    lines.append(tables.by_class(columns, rows, "accuracy"))
     return "\n".join(lines)
 
 
@@ -258,7 +289,7 @@ def report_sections(details: dict[str, Any], classes: list[str], source: Source)
     sections.append(page.Section("Accuracy by class", _by_class(details, classes)))
     tiles = [
         page.tile(
-            source.read(mistake["index"]),
+            deep.shown(source.read(mistake["index"])),
             f"{classes[mistake['predicted']]} {mistake['confidence']:.0%}",
             f"is {classes[mistake['true']]} · {mistake['picture']}",
         )

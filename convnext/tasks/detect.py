@@ -8,34 +8,45 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from convnext.data import deep
 from convnext.data.augment_detection import DetectionPreprocessing, Sizes, train_transform
 from convnext.data.coco import Coco, open_detection
 from convnext.data.coco import check as check_coco
+from convnext.data.counts import described
 from convnext.data.loader import Sample, Samples
 from convnext.data.objects import DetectionSource
+from convnext.data.run_lengths import decode
+from convnext.detection.postprocess import encode_masks
 from convnext.errors import ConvnextError
 from convnext.metrics.detection import DetectionMetric
 from convnext.recipe import Recipe
-from convnext.report import drawing, page
+from convnext.report import drawing, page, tables
 from convnext.tasks import Data, check_class_count
 from convnext.tasks.predictions.detect import BATCH_SIZE as BATCH_SIZE
 from convnext.tasks.predictions.detect import COLUMNS as COLUMNS
-from convnext.tasks.predictions.detect import SHOWN_SCORE, decode, encode
+from convnext.tasks.predictions.detect import SHOWN_SCORE
 from convnext.tasks.predictions.detect import Prediction as Prediction
+from convnext.tasks.predictions.detect import class_ids as class_ids
 from convnext.tasks.predictions.detect import class_names as class_names
 from convnext.tasks.predictions.detect import embed as embed
 from convnext.tasks.predictions.detect import infer as infer
+from convnext.text import printable
 
 HEADLINE = "box_ap"  # the metric by which the best weights are chosen; higher is better
 Target = dict[str, Any]
+Found = dict[str, Any]  # `boxes`, `labels`, `scores` as tensors, and `masks` as run lengths
 
 
 @dataclass
 class Batch:
-    """Pictures (3, H, W) float32 of any sizes with their objects, and their positions in the source."""
+    """Pictures (3, H, W) float32 of any sizes with their objects, and their positions in the source.
+
+    In training objects are `Objects.to_dict()`; in evaluation `Objects.to_encoded()` of the picture as annotated, with its `size`
+    (height, width).
+    """
 
     images: list[Tensor]
-    targets: list[Target]  # `Objects.to_dict()`; in evaluation of the picture as annotated, with its `size` (height, width)
+    targets: list[Target]
     indices: list[int]
     corrupt: list[tuple[int, str]]  # positions that could not be read, with the reason
 
@@ -61,21 +72,22 @@ class ObjectSamples(Samples):
 
     def prepare(self, picture: Any, index: int) -> tuple[Tensor, Target]:
         """Picture (3, H, W) and its objects."""
-        image, objects = self.transform(picture, self.source.target(index))
+        image, objects = self.transform(picture, self.source.encoded_target(index))
         return image, objects.to_dict()
 
 
 class WholeSamples(Samples):
     """Samples to evaluate: pictures resized, objects as they are annotated."""
 
-    def prepare(self, picture: Image.Image, index: int) -> tuple[Tensor, Target]:
+    def prepare(self, picture: Image.Image | deep.DeepImage, index: int) -> tuple[Tensor, Target]:
         """Picture (3, H', W'), and its objects in the picture (H, W) as it was."""
-        return self.transform(picture), self.source.target(index).to_dict() | {"size": (picture.height, picture.width)}
+        return self.transform(picture), self.source.encoded_target(index).to_encoded() | {"size": (picture.height, picture.width)}
 
 
 def preprocessing(recipe: Recipe) -> DetectionPreprocessing:
     """How the trained network will want its pictures."""
-    return DetectionPreprocessing(recipe.detect.test_short, recipe.detect.test_longest, recipe.data.mean, recipe.data.std)
+    data, sizes = recipe.data, recipe.detect
+    return DetectionPreprocessing(sizes.test_short, sizes.test_longest, data.mean, data.std, data.range)
 
 
 def open_data(recipe: Recipe) -> Data:
@@ -88,22 +100,36 @@ def open_data(recipe: Recipe) -> Data:
     val = open_detection(data.val, train.classes)
     remarks = []
     for where, source in (("train", train), ("val", val)):
-        remarks += [f"{where}: {told}" for told in remarks_on(source)]
+        remarks += [f"{where}: {told}" for told in (counts(source), *remarks_on(source))]
         if not len(source):
             raise ConvnextError(f"no pictures in data.{where}")
         if not source.has_masks and recipe.model.masks is not False:
             raise ConvnextError(f"data.{where} has boxes but no masks: annotate outlines, or find boxes alone with model.masks=false")
-    transform = train_transform(Sizes(sizes.short, sizes.longest, sizes.crop_short, sizes.crop), recipe.augment.flip, data.mean, data.std)
+    remarks += deep.remarks(train, data.range)
+    chosen = Sizes(sizes.short, sizes.longest, sizes.crop_short, sizes.crop)
+    transform = train_transform(chosen, recipe.augment.flip, data.mean, data.std, data.range)
     upright = (train.heights > train.widths).astype(int)
     samples = ObjectSamples(train, transform, recipe.seed)
     groups = _worth_grouping(upright.tolist(), recipe.train.batch_size)
-    return Data(samples, evaluation_samples(val, preprocessing(recipe)), train.classes, remarks, groups)
+    ids = [train.category_ids[name] for name in train.classes] if train.category_ids else None
+    return Data(samples, evaluation_samples(val, preprocessing(recipe)), train.classes, remarks, groups, ids)
 
 
 def check(where: str) -> list[str]:
     """Everything wrong with pictures and annotations that `where` names, a line each, by file and annotation id; reads them all."""
     source = open_detection(where)
     return check_coco(source) if isinstance(source, Coco) else []
+
+
+def overview(where: str) -> list[str]:
+    """What the pictures that `where` names are, a line each: how many, with how many objects of which classes, and what is to be told."""
+    source = open_detection(where)
+    return [counts(source), *remarks_on(source)]
+
+
+def counts(source: DetectionSource) -> str:
+    """How many pictures and objects of which classes a source holds, as `described` says it."""
+    return described(len(source), source.classes, source.objects_by_class(), objects=True)
 
 
 def _worth_grouping(groups: list[int], batch_size: int) -> list[int] | None:
@@ -122,8 +148,10 @@ def open_labelled(where: str, classes: list[str] | None, num_classes: int) -> De
 
 def remarks_on(source: DetectionSource) -> list[str]:
     """What is to be told to the user of what a source holds."""
-    left_out = [f"{len(source.skipped)} files are left out, the first {source.skipped[0]}"] if source.skipped else []
-    return [*source.remarks, *left_out]
+    left_out = [f"{len(source.skipped)} files are left out, the first {printable(source.skipped[0])}"] if source.skipped else []
+    absent = [name for name in source.classes if name not in source.category_ids] if source.category_ids else []
+    unmeasured = [f"{len(absent)} of {len(source.classes)} classes are no category there, the first {absent[0]!r}"] if absent else []
+    return [*source.remarks, *left_out, *unmeasured]
 
 
 def evaluation_samples(source: DetectionSource, how: DetectionPreprocessing) -> Samples:
@@ -150,9 +178,14 @@ class Trainer:
         return torch.stack([loss.float() for name, loss in losses.items() if "loss" in name]).sum()
 
 
-def predict(model: Any, batch: Batch, samples: Samples) -> list[dict[str, Tensor]]:
-    """What `Metric.update` takes: the detections in each picture, in its own pixels."""
-    return model.predict(batch.images, [target["size"] for target in batch.targets])
+def predict(model: Any, batch: Batch, samples: Samples) -> list[Found]:
+    """What `Metric.update` takes: the detections in each picture, in its own pixels, masks as run lengths."""
+    sizes = [target["size"] for target in batch.targets]
+    found: list[Found] = model.predict(batch.images, sizes, masks="small")
+    for one, size in zip(found, sizes, strict=True):
+        if "masks" in one:
+            one["masks"] = encode_masks(one["masks"], one["boxes"], size)
+    return found
 
 
 class Metric:
@@ -168,8 +201,9 @@ class Metric:
     def __init__(self, num_classes: int, source: DetectionSource) -> None:
         self.precision = DetectionMetric(source.classes, source.has_masks)
         self.shown: dict[int, dict[str, Any]] = {}
+        self.category_ids = source.category_ids
 
-    def update(self, predictions: Sequence[dict[str, Tensor]], batch: Batch) -> None:
+    def update(self, predictions: Sequence[Found], batch: Batch) -> None:
         """Add what `predict` gave for a batch."""
         if self.precision.with_masks and any("masks" not in found for found in predictions):
             self.precision = DetectionMetric(self.precision.classes, with_masks=False)  # so it is from the first batch on
@@ -190,6 +224,11 @@ class Metric:
             raise ConvnextError(f"the {metrics['count']} pictures to test on hold no object: average precision is not defined")
         return metrics
 
+    def results(self) -> list[dict[str, Any]]:
+        """All that was found as COCO's results, with the data's ids. What is of a class that the data do not have has no id there."""
+        ids = self.category_ids or {name: i for i, name in enumerate(self.precision.classes, 1)}
+        return self.precision.results([ids.get(name) for name in self.precision.classes])
+
     def details(self) -> dict[str, Any]:
         """Everything that `report_sections` draws, as plain values."""
         return self.precision.details() | {"shown": [{"index": index} | self.shown[index] for index in sorted(self.shown)]}
@@ -201,17 +240,22 @@ def headline(metrics: dict[str, float]) -> str:
     return f"box AP {metrics['box_ap']:.2f} %{masks} ({metrics['count']} pictures)"
 
 
-def summary(metrics: dict[str, float], details: dict[str, Any]) -> str:
-    """An evaluation as lines of text, its headline first."""
-    return "\n".join([headline(metrics), "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())])
+def summary(metrics: dict[str, float], details: dict[str, Any], classes: list[str]) -> str:
+    """An evaluation as lines of text, its headline first, average precision by class last."""
+    columns = [tables.Column("class", "class"), tables.Column("objects", "objects"), tables.Column("box_ap", "box AP %", 2)]
+    if "mask_ap" in metrics:
+        columns.append(tables.Column("mask_ap", "mask AP %", 2))
+    numbers = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    return "\n".join([headline(metrics), numbers, tables.by_class(columns, details["classes"], "box_ap")])
 
 
 def examples(details: dict[str, Any], classes: list[str], source: DetectionSource) -> list[tuple[Image.Image, str]]:
     """The first pictures with what is annotated beside what was found, and captions."""
     sheets = []
     for one in details["shown"]:
-        picture = source.read(one["index"])
-        objects = (source.target(one["index"]).to_dict(), _from_plain(one))
+        picture = deep.shown(source.read(one["index"]))
+        annotated = source.encoded_target(one["index"]).to_encoded()
+        objects = (annotated | ({"masks": map(decode, annotated["masks"])} if "masks" in annotated else {}), _from_plain(one))
         sheet = _side_by_side([drawing.draw(picture, found, classes) for found in objects])
         sheets.append((sheet, f"{source.name(one['index'])}: annotated, and found with a score of at least {SHOWN_SCORE:g}"))
     return sheets
@@ -238,15 +282,16 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f} %"
 
 
-def _plain(found: dict[str, Tensor]) -> dict[str, Any]:
-    """The detections that are drawn, masks as run lengths."""
+def _plain(found: Found) -> dict[str, Any]:
+    """The detections that are drawn."""
     sure = found["scores"] >= SHOWN_SCORE
     values: dict[str, Any] = {key: found[key][sure].tolist() for key in ("boxes", "labels", "scores")}
-    return values | ({"masks": [encode(mask[0]) for mask in found["masks"][sure]]} if "masks" in found else {})
+    if "masks" in found:
+        values["masks"] = [mask for mask, shown in zip(found["masks"], sure.tolist(), strict=True) if shown]
+    return values
 
 
-def _from_plain(values: dict[str, Any]) -> dict[str, Tensor]:
-    masks = [decode(mask) for mask in values.get("masks", ())]
-    found = {"boxes": torch.tensor(values["boxes"]).reshape(-1, 4), "labels": torch.tensor(values["labels"], dtype=torch.long)}
+def _from_plain(values: dict[str, Any]) -> Found:
+    found: Found = {"boxes": torch.tensor(values["boxes"]).reshape(-1, 4), "labels": torch.tensor(values["labels"], dtype=torch.long)}
     found["scores"] = torch.tensor(values["scores"])
-    return found | ({"masks": torch.stack(masks)} if masks else {})
+    return found | ({"masks": map(decode, values["masks"])} if "masks" in values else {})

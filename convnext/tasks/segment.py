@@ -10,22 +10,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convnext.data import masks
+from convnext.data import deep, masks
 from convnext.data.augment_segmentation import SegmentationPreprocessing, TrainTransform
+from convnext.data.counts import described
 from convnext.data.loader import Sample, Samples
 from convnext.data.masks import MaskSource, hold_out, mask_of, open_segmentation
 from convnext.errors import ConvnextError
 from convnext.metrics.segmentation import SegmentationMetric
 from convnext.recipe import Recipe
-from convnext.report import overlay, page
+from convnext.report import overlay, page, tables
 from convnext.segmentation import inference, upernet
 from convnext.tasks import Data, check_class_count
 from convnext.tasks.predictions.segment import BATCH_SIZE as BATCH_SIZE
 from convnext.tasks.predictions.segment import COLUMNS as COLUMNS
 from convnext.tasks.predictions.segment import Prediction as Prediction
+from convnext.tasks.predictions.segment import class_ids as class_ids
 from convnext.tasks.predictions.segment import class_names as class_names
 from convnext.tasks.predictions.segment import embed as embed
 from convnext.tasks.predictions.segment import infer as infer
+from convnext.text import counted, printable
 
 HEADLINE = "miou"  # the metric by which the best weights are chosen; higher is better
 _CHECKED = 2000  # pictures: more are not all read before a run; `convnext data check` reads them
@@ -78,7 +81,7 @@ class WholeSamples(Samples):
 def preprocessing(recipe: Recipe) -> SegmentationPreprocessing:
     """How the trained network will want its pictures."""
     data, segment = recipe.data, recipe.segment
-    return SegmentationPreprocessing(segment.scale, segment.window, segment.stride, data.mean, data.std)
+    return SegmentationPreprocessing(segment.scale, segment.window, segment.stride, data.mean, data.std, range=data.range)
 
 
 def open_data(recipe: Recipe) -> Data:
@@ -93,10 +96,11 @@ def open_data(recipe: Recipe) -> Data:
         train, val = hold_out(train, data.val_fraction, recipe.seed)
         remarks.append(f"no data.val given: {len(val)} of the {len(train) + len(val)} pictures are held out for validation")
     for where, source in (("train", train), ("val", val)):
-        remarks += [f"{where}: {told}" for told in remarks_on(source)]
+        remarks += [f"{where}: {told}" for told in (counts(source), *remarks_on(source))]
         if not len(source):
             raise ConvnextError(f"no pictures in data.{where}")
         _refuse_problems(where, source, remarks)
+    remarks += deep.remarks(train, data.range)
     transform = TrainTransform(
         data.image_size,
         segment.scale,
@@ -106,13 +110,27 @@ def open_data(recipe: Recipe) -> Data:
         segment.distort,
         data.mean,
         data.std,
+        data.range,
     )
-    return Data(MaskedSamples(train, transform, recipe.seed), evaluation_samples(val, preprocessing(recipe)), train.classes, remarks)
+    samples = MaskedSamples(train, transform, recipe.seed)
+    return Data(samples, evaluation_samples(val, preprocessing(recipe)), train.classes, remarks, class_ids=train.class_ids)
 
 
 def check(where: str) -> list[str]:
     """Everything wrong with the pictures and masks that `where` names, a line each, by path and value; reads them all."""
-    return masks.check(open_segmentation(where))
+    depths = deep.Depths()
+    return masks.check(open_segmentation(where), depths) + depths.problems()
+
+
+def overview(where: str) -> list[str]:
+    """What the pictures that `where` names are, a line each: how many, of which classes, and what is to be told of them."""
+    source = open_segmentation(where)
+    return [counts(source), *remarks_on(source)]
+
+
+def counts(source: MaskSource) -> str:
+    """How many pictures a source holds, and its classes: which are in a mask only reading it tells."""
+    return described(len(source), source.classes)
 
 
 def _refuse_problems(where: str, source: MaskSource, remarks: list[str]) -> None:
@@ -134,7 +152,8 @@ def open_labelled(where: str, classes: list[str] | None, num_classes: int) -> Ma
 
 def remarks_on(source: MaskSource) -> list[str]:
     """What is to be told to the user of what a source holds."""
-    return [f"{len(source.skipped)} files or annotations are left out, the first: {source.skipped[0]}"] if source.skipped else []
+    left_out = [f"{counted(len(source.skipped), 'file')} left out, the first {printable(source.skipped[0])}"] if source.skipped else []
+    return [*source.remarks, *left_out]
 
 
 def evaluation_samples(source: MaskSource, how: SegmentationPreprocessing) -> Samples:
@@ -215,9 +234,15 @@ def headline(metrics: dict[str, float]) -> str:
     return f"mIoU {metrics['miou']:.2f} %, {metrics['overall_accuracy']:.2f} % of the pixels right ({metrics['count']} pictures)"
 
 
-def summary(metrics: dict[str, float], details: dict[str, Any]) -> str:
-    """An evaluation as lines of text, its headline first."""
-    return "\n".join([headline(metrics), "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())])
+def summary(metrics: dict[str, float], details: dict[str, Any], classes: list[str]) -> str:
+    """An evaluation as lines of text, its headline first, IoU by class last."""
+    rows = [
+        {"class": name, "iou": iou, "accuracy": accuracy}
+        for name, iou, accuracy in zip(classes, details["iou"], details["accuracy"], strict=True)
+    ]
+    columns = [tables.Column("class", "class"), tables.Column("iou", "IoU %", 2), tables.Column("accuracy", "accuracy %", 2)]
+    numbers = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    return "\n".join([headline(metrics), numbers, tables.by_class(columns, rows, "iou")])
 
 
 def examples(details: dict[str, Any], classes: list[str], source: MaskSource) -> list[tuple[Image.Image, str]]:
@@ -225,7 +250,7 @@ def examples(details: dict[str, Any], classes: list[str], source: MaskSource) ->
     sheets = []
     for one in details["shown"]:
         at = one["index"]
-        sheet = overlay.side_by_side(source.read(at), source.mask(at), _from_text(one["prediction"]), classes)
+        sheet = overlay.side_by_side(deep.shown(source.read(at)), source.mask(at), _from_text(one["prediction"]), classes)
         sheets.append((sheet, source.name(at)))
     return sheets
 
@@ -251,5 +276,5 @@ def _to_text(classes: Tensor) -> str:
 
 
 def _from_text(text: str) -> np.ndarray:
-    with Image.open(BytesIO(base64.b64decode(text))) as picture:
+    with Image.open(BytesIO(base64.b64decode(text)), formats=("PNG",)) as picture:
         return np.asarray(picture)

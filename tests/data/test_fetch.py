@@ -1,62 +1,18 @@
 import hashlib
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 
+import filelock
 import pytest
+from file_server import Server
 from shard_files import NUMBERS, decoded, pixels, three_shards
 
 from convnext.data import fetch as fetch_module
 from convnext.data.fetch import fetch
 from convnext.data.shards import open_shards
-from convnext.errors import ConvnextError
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Files over HTTP with entity tags and ranges, as the stores do; cuts the next `cuts` answers off after `most` bytes."""
-
-    def __init__(self, files):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.cuts, self.most, self.log = files, 0, 0, []
-        self.address = f"http://127.0.0.1:{self.server_port}"
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        path, wanted = self.path.lstrip("/"), self.headers.get("Range")
-        self.server.log.append((path, wanted))
-        content = self.server.files.get(path)
-        if not isinstance(content, bytes):
-            self.send_response(content or 404)
-            self.send_header("Content-Length", "0")
-            self.send_header("X-Repo-Commit", "c0ffee")
-            self.send_header("X-Error-Code", "EntryNotFound")
-            return self.end_headers()
-        tag = f'"{hashlib.md5(content).hexdigest()}"'
-        start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
-        if self.headers.get("If-Range", tag) != tag:
-            start = 0
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        self.send_header("ETag", tag)
-        self.send_header("X-Repo-Commit", "c0ffee")
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.end_headers()
-        if self.command == "GET" and self.server.cuts:
-            self.server.cuts -= 1
-            return self.wfile.write(content[start : start + self.server.most])  # and the connection is closed
-        return self.command == "GET" and self.wfile.write(content[start:])
-
-    def log_message(self, *_):
-        pass
+from convnext.errors import ConvnextError, UsageError
 
 
 @pytest.fixture
@@ -166,3 +122,48 @@ def test_shards_on_the_hub_are_fetched_by_its_own_client(server, tmp_path):
         assert first == f"7 {json.dumps(['0', '1', '2'])}".replace('"', "'")
         assert second.startswith("ConvnextError could not fetch hf://datasets/some/body/data/train-007.tar (")
         assert "hf download some/body --repo-type dataset" in second
+
+
+def test_queries_of_shards_are_kept_for_what_lies_beside_them(server):
+    for name in ("train-000.tar", "train-001.tar"):
+        server.files[f"set/{name}?download=true"] = server.files[f"set/{name}"]
+    server.files["set/classes.txt?download=true"] = server.files["set/classes.txt"]
+    source = open_shards(server.address + "/set/train-{000..001}.tar?download=true")
+    assert len(source) == 7
+    assert source.classes == ["ant", "bee", "wasp"]
+
+
+def test_caches_of_shards_stay_valid_and_names_stay_within_the_cache():
+    address = "https://host.example/set/train-000.tar"
+    assert fetch_module.cached(address).parts[-3:] == (
+        "shards",
+        hashlib.sha256(b"https://host.example/set").hexdigest()[:16],
+        "train-000.tar",
+    )
+    for odd in ("..", "%2E%2E", "a%2Fb", "", "x" * 400 + ".tar", "a?b=../../c"):
+        path = fetch_module.cached(f"https://host.example/set/{odd}")
+        assert path.parents[2] == fetch_module.cache_folder()
+        assert "/" not in path.name
+        assert path.name not in ("", "..")
+        assert len(path.name) < 200
+
+
+def test_who_has_no_home_is_told_where_to_name_one(monkeypatch):
+    monkeypatch.delenv("CONVNEXT_CACHE", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
+    with pytest.raises(UsageError, match="CONVNEXT_CACHE"):
+        fetch_module.cached("https://host.example/a.tar")
+
+
+def test_a_lock_whose_holder_does_nothing_is_not_waited_for_for_ever(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch_module, "_PATIENCE", 0)
+    with filelock.FileLock(tmp_path / ".a.tar.lock"), pytest.raises(ConvnextError, match="another process holds .*a.tar.lock"):
+        fetch(server.address + "/set/train-000.tar", tmp_path / "a.tar")
+
+
+def test_a_redirect_does_not_leave_encryption():
+    request = fetch_module._request("https://host.example/a.tar", 0, "")
+    for target in ("http://host.example/a.tar", "ftp://host.example/a.tar", "file:///etc/passwd"):
+        with pytest.raises(OSError, match="not encrypted"):
+            fetch_module._Redirects().redirect_request(request, None, 302, "", {}, target)

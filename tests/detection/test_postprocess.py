@@ -1,11 +1,15 @@
+import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from convnext.data.run_lengths import decode
 from convnext.detection import postprocess
 from convnext.detection.boxes import DeltaCoder
-from convnext.detection.postprocess import paste_masks, select
+from convnext.detection.postprocess import encode_masks, paste_masks, select
 
 
 def slow_paste(mask, box, height, width):
@@ -55,6 +59,52 @@ def test_a_box_without_area_has_no_pixel():
 
 def test_no_masks_make_none():
     assert paste_masks(torch.empty(0, 28, 28), torch.empty(0, 4), (23, 31)).shape == (0, 23, 31)
+
+
+def drawn(count, cells, kind):
+    """Masks of several kinds: clear ones, noise, ones that are everywhere as good as undecided, and plateaus."""
+    noise = torch.rand(count, 1, cells, cells, generator=torch.Generator().manual_seed(cells))
+    smooth = torch.nn.functional.interpolate(noise, (28, 28), mode="bilinear")[:, 0]
+    return {
+        "smooth": smooth,
+        "undecided": 0.4999 + 0.0002 * smooth,
+        "binary": (smooth > 0.5).float(),
+        "flat": torch.full_like(smooth, 0.5),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["smooth", "undecided", "binary", "flat"])
+@pytest.mark.parametrize("small", [0, 2**14])
+def test_encoded_masks_are_the_pasted_ones_bit_for_bit(kind, small, monkeypatch):
+    monkeypatch.setattr(postprocess, "_SMALL", small)  # 0: as in large boxes
+    generator = torch.Generator().manual_seed(7)
+    for cells, size in ((3, (23, 31)), (9, (150, 90)), (28, (300, 410)), (28, (1, 1))):
+        corner = torch.rand(12, 2, generator=generator) * torch.tensor(size[::-1]) * 1.1 - 5
+        boxes = torch.cat([corner, corner + torch.rand(12, 2, generator=generator) * torch.tensor(size[::-1])], 1)
+        boxes = torch.cat([boxes, boxes.round(), torch.tensor([[0.0, 0, size[1], size[0]], [5, 3, 5, 9], [-9, -9, 2e4, 2e4]])])
+        masks = drawn(len(boxes), cells, kind)
+        encoded = encode_masks(masks, boxes, size)
+        assert all(torch.equal(decode(runs).bool(), pasted) for runs, pasted in zip(encoded, paste_masks(masks, boxes, size), strict=True))
+    assert encode_masks(torch.empty(0, 28, 28), torch.empty(0, 4), (23, 31)) == []
+
+
+# Objects as large as an image of 25 megapixels: each mask was kept, 25 MB, and 400 MB were needed to sample it.
+LARGE = """
+import json, resource, torch
+from convnext.detection.postprocess import encode_masks
+masks = torch.nn.functional.interpolate(torch.rand(8, 1, 5, 5), (28, 28), mode="bilinear")[:, 0]
+encode_masks(masks[:1], torch.tensor([[0.0, 0, 50, 50]]), (50, 50))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+encoded = encode_masks(masks, torch.tensor([[0.0, 0, 5000, 5000]] * 8), (5000, 5000))
+print(json.dumps([len(encoded), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before]))
+"""
+
+
+def test_memory_is_that_of_one_mask():
+    told = subprocess.run([sys.executable, "-c", LARGE], check=True, capture_output=True, text=True).stdout
+    count, grown = json.loads(told)
+    assert count == 8
+    assert grown < 250 * 1024  # KiB
 
 
 def slow_select(coder, boxes, deltas, scores, size):

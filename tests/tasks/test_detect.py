@@ -1,14 +1,18 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_models import CLASSES, detector
 
 import convnext
+from convnext.data.loader import EVALUATION
+from convnext.data.run_lengths import decode
 from convnext.data.scenes import Scenes
-from convnext.errors import ConvnextError
+from convnext.errors import ConvnextError, TooLargeError
 from convnext.evaluate import evaluate_loaded
 from convnext.models import load
 
@@ -78,6 +82,67 @@ def test_a_run_leaves_weights_that_evaluate_to_the_same(coco, tmp_path, kind):
     loaded = load(run)
     assert (loaded.task, loaded.classes) == ("detect", [str(digit) for digit in range(10)])
     assert (loaded.preprocessing.short, loaded.preprocessing.longest) == (64, 96)
+
+
+def test_average_precision_by_class_is_in_the_json_and_on_the_terminal(coco, tmp_path):
+    run, weights = tmp_path / "run", detector(tmp_path, [7, 4, 1])[0]
+    truth = json.loads((Path(coco["data.val"]).parent / "annotations" / "instances_val.json").read_text())
+    truth["categories"] = [{"id": 3 * i + 1, "name": name} for i, name in enumerate(reversed(CLASSES))]
+    for annotation in truth["annotations"]:
+        annotation["category_id"] = 3 * (annotation["id"] % 3) + 1
+    run.with_suffix(".json").write_text(json.dumps(truth))
+    found = evaluate_loaded(load(weights), f"coco:{run.with_suffix('.json')}:{coco['data.val']}", None, 0, 0.0, torch.device("cpu"))
+    told = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert [(row["class"], row.keys()) for row in told["classes"]] == [
+        (name, {"class", "objects", "box_ap", "mask_ap"}) for name in CLASSES
+    ]
+    assert sum(row["objects"] for row in told["classes"]) == len(truth["annotations"])
+    known = [row["box_ap"] for row in told["classes"] if row["box_ap"] is not None]
+    assert sum(known) / len(known) == pytest.approx(told["box_ap"])
+    assert told.keys() >= {"remarks", "corrupt", "shown", "mask_ap", "count"}
+    lines = [" ".join(line.split()) for line in found.to_text().splitlines()]
+    assert lines[2] == "class objects box AP % mask AP %"
+    assert [line.split()[:2] for line in lines[3:6]] == [[row["class"], str(row["objects"])] for row in told["classes"]]
+
+
+def test_category_ids_travel_with_the_weights(coco, tmp_path):
+    convnext.train("detect_digits", TINY | coco | {"train.epochs": 1}, output=tmp_path / "run")
+    assert load(tmp_path / "run").class_ids == convnext.load(tmp_path / "run").class_ids == [3 * digit + 1 for digit in range(10)]
+    assert convnext.load(detector(tmp_path)[0]).class_ids is None
+
+
+def test_masks_and_objects_of_low_score_are_left_out_by_wish(tmp_path):
+    path, model, how = detector(tmp_path)
+    image = Scenes("val", size=64).read(0)
+    found = convnext.load(path, device="cpu").infer([image])[0]
+    assert len(found.masks) == len(found.scores) > 3
+    predictor = convnext.load(path, device="cpu")
+    (bare,) = predictor.infer([image], masks=False)
+    assert bare.masks is None
+    assert torch.equal(bare.boxes, found.boxes)
+    limit = float(found.scores[2])
+    (sure,) = predictor.infer([image], threshold=limit)
+    assert 0 < len(sure.scores) < len(found.scores)
+    assert sure.scores.min() > limit
+    with pytest.raises(TooLargeError, match=r"the masks of \d+ objects hold .* million pixels, more than 0 million: .*no masks"):
+        predictor.infer([image], most_pixels=10)
+    (wanted,) = model.predict([how.transform()(image)], [(64, 64)])
+    assert [torch.equal(decode(runs).bool(), mask[0]) for runs, mask in zip(found.masks, wanted["masks"], strict=True)] == [True] * len(
+        found.masks
+    )
+
+
+def test_evaluation_keeps_neither_masks_nor_annotations_as_pixels(coco, tmp_path):
+    task, loaded = convnext.tasks.get("detect"), load(detector(tmp_path)[0])
+    source = task.open_labelled(coco["data.val"], None, 10)
+    samples = task.evaluation_samples(source, loaded.preprocessing)
+    batch = task.collate([samples[EVALUATION, 0]])
+    found = task.predict(loaded.model, batch, samples)
+    for masks in (batch.targets[0]["masks"], found[0]["masks"]):
+        assert masks
+        assert all(set(runs) == {"size", "counts"} for runs in masks)
+    wanted = source.target(0).masks
+    assert torch.equal(torch.stack([decode(runs) for runs in batch.targets[0]["masks"]]), wanted)
 
 
 def test_a_run_goes_on_to_the_same_bits(coco, tmp_path):

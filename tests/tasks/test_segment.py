@@ -1,4 +1,8 @@
+import base64
+import io
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,8 +10,13 @@ import torch
 from helpers import picture, relative_error
 from PIL import Image
 from safetensors.torch import load_file
+from service import encoded, running
+from tiny_models import CLASSES, segmenter
 
 import convnext
+from convnext.deploy.bulk import predict_all
+from convnext.deploy.inputs import find_items
+from convnext.deploy.outputs import open_output
 from convnext.errors import ConvnextError
 from convnext.evaluate import evaluate_loaded
 from convnext.models import load
@@ -96,7 +105,7 @@ def test_what_is_wrong_with_a_mask_is_told_before_the_run(photos, tmp_path):
         Image.fromarray(np.full((40, 40), i % 2, np.uint8)).save(broken / "masks" / f"{i}.png")
     Image.fromarray(np.full((40, 40), 7, np.uint8)).save(broken / "masks" / "3.png")
     (broken / "classes.txt").write_text("ground\nleaf\n")
-    with pytest.raises(ConvnextError, match=r"data.train can't be trained.*masks/3\.png has the value 7 in 1600 pixels"):
+    with pytest.raises(ConvnextError, match=r"data\.(train|val) can't be trained.*masks/3\.png has the value 7 in 1600 pixels"):
         convnext.train("segment_digits", TINY | {"data.train": str(broken), "data.val": None}, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -119,6 +128,75 @@ def test_backbone_weights_of_any_format_go_under_a_segmenter():
             assert relative_error(one, other) < 1e-6
     with pytest.raises(ConvnextError, match="do not fit upernet_convnext_atto"):
         convnext.create_model("upernet_convnext_atto", weights=convnext.create_model("convnext_nano").state_dict())
+
+
+def used_as_truth(photos, output, folder):
+    """The evaluation of a run on its own predictions, which are copied to be the masks of a data set coded like the one trained on."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    items = find_items([str(photos / "images" / "val")])
+    predictor = convnext.load(output, device="cpu")
+    predict_all(predictor, items, [open_output(folder / "masks", None, predictor, items, None, False)])
+    for item in items:
+        Image.open(item.name).save(folder / "images" / Path(item.name).name)
+    shutil.copy(photos / "classes.txt", folder)
+    assert Image.open(folder / "masks" / "0.png").tobytes() == Image.open(io.BytesIO(predictor(items[0].name).png())).tobytes()
+    return evaluate_loaded(load(output), str(folder), None, 0, 0.0, torch.device("cpu"))
+
+
+def recoded(photos, root, classes, table):
+    """The same images with masks of other values or colours, 0, 1 and 2 by `table` and 255, as it is or by a fourth entry."""
+    shutil.copytree(photos, root)
+    (root / "classes.txt").write_text(classes, encoding="utf-8-sig")
+    for path in (root / "masks").rglob("*.png"):
+        mask = np.asarray(Image.open(path))
+        Image.fromarray(np.array(table, np.uint8)[np.minimum(mask, 3)]).save(path)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("classes", "table", "ids"),
+    [
+        ("(other)\nground\nleaf\nstone\n", [1, 2, 3, 0], [1, 2, 3]),
+        ("leaf\n(other)\nstone\n(void)\nground\n", [4, 0, 2, 255], [0, 2, 4]),
+        ("(void) 0 0 0\nground 9 9 9\nleaf 0 250 0\nstone 1 2 3\n", [[9, 9, 9], [0, 250, 0], [1, 2, 3], [0, 0, 0]],
+         [[9, 9, 9], [0, 250, 0], [1, 2, 3]]),
+    ],
+)  # fmt: skip
+def test_predicted_masks_are_coded_as_the_data(photos, tmp_path, classes, table, ids):
+    data = recoded(photos, tmp_path / "data", classes, table)
+    train(data, tmp_path / "run", **{"train.epochs": 1})
+    loaded = load(tmp_path / "run")
+    assert loaded.class_ids == ids
+    found = used_as_truth(data, tmp_path / "run", tmp_path / "again")
+    assert found.result.metrics["miou"] == 100
+    assert found.result.metrics["overall_accuracy"] == 100
+
+
+def test_values_of_weights_that_do_not_say_them():
+    ade = convnext.tasks.get("segment")
+    assert ade.class_ids(None, 150) == list(range(1, 151))
+    assert ade.class_ids(["a", "b"], 2) is None
+    mask, classes = torch.tensor([[0, 1]], dtype=torch.uint8), ["a", "b"]
+    for ids, wanted in ((None, [[0, 1]]), ([3, 9], [[3, 9]]), ([1, 300], [[1, 300]])):
+        found = Image.open(io.BytesIO(ade.Prediction(mask, classes, ids).png()))
+        assert np.asarray(found).tolist() == wanted
+        assert found.mode == ("I;16" if ids == [1, 300] else "L")
+
+
+def test_a_service_and_the_exported_file_know_the_coding_too(tmp_path):
+    from convnext.deploy.export import describe
+
+    path = segmenter(tmp_path, class_ids=[5, 0, 7])[0]
+    assert describe(load(path))["class_ids"] == [5, 0, 7]
+    with running(path) as service:
+        client = service.wait().client
+        (listed,) = client.get("/models").json()
+        answer = client.post("/predict", content=encoded(picture())).json()
+    assert listed["class_ids"] == [5, 0, 7]
+    mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["mask"]))))
+    shares = {CLASSES[[5, 0, 7].index(value)]: count / mask.size for value, count in zip(*np.unique(mask, return_counts=True), strict=True)}
+    assert shares == pytest.approx(answer["classes"])
 
 
 def test_evaluation_json_is_plain(photos, tmp_path):

@@ -11,7 +11,10 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor
 
+from convnext.data.deep import DeepImage
 from convnext.errors import UsageError
+
+ClassIds = Sequence[int | Sequence[int]]  # the data's own number of each class: COCO's category ids; values of masks, or R, G, B
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
@@ -22,12 +25,12 @@ class Prepared:
     size: tuple[int, int]  # height and width of the picture as it was
 
 
-def prepare(picture: Image, transform: Callable[[Image], Tensor]) -> Prepared:
-    """An RGB picture through the `transform()` of a preprocessing."""
+def prepare(picture: Image | DeepImage, transform: Callable[[Image | DeepImage], Tensor]) -> Prepared:
+    """An opened image through the `transform()` of a preprocessing."""
     return Prepared(transform(picture), (picture.height, picture.width))
 
 
-def prepared(pictures: Sequence[Image | Prepared], preprocessing: Any) -> list[Prepared]:
+def prepared(pictures: Sequence[Image | DeepImage | Prepared], preprocessing: Any) -> list[Prepared]:
     """The pictures, all prepared."""
     transform = preprocessing.transform()
     return [one if isinstance(one, Prepared) else prepare(one, transform) for one in pictures]

@@ -9,7 +9,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from convnext.data import imagenet
-from convnext.tasks.predictions import Prepared, prepared, require
+from convnext.data.deep import DeepImage
+from convnext.tasks.predictions import ClassIds, Prepared, prepared, require
+from convnext.tasks.predictions.finite import require_finite
 
 BATCH_SIZE = 32  # pictures at a time, where nobody says
 COLUMNS = ("class", "probability")
@@ -58,18 +60,28 @@ class Prediction:
 
 @torch.inference_mode()
 def infer(
-    model: Any, pictures: Sequence[Image.Image | Prepared], preprocessing: Any, classes: Sequence[str], device: torch.device
+    model: Any,
+    pictures: Sequence[Image.Image | DeepImage | Prepared],
+    preprocessing: Any,
+    classes: Sequence[str],
+    device: torch.device,
+    *,
+    class_ids: ClassIds | None = None,
 ) -> list[Prediction]:
-    """The classes of RGB pictures, of any sizes; `model` is in evaluation mode and on `device`."""
+    """The classes of opened images, of any sizes; `model` is in evaluation mode and on `device`. Raises NotFiniteError.
+
+    Classes bear names, not `class_ids`.
+    """
     logits = model(_batch(pictures, preprocessing, device))
-    return [Prediction(row, classes) for row in logits.float().softmax(1).cpu()]
+    return [Prediction(row, classes) for row in require_finite(logits.float().softmax(1).cpu())]
 
 
 @torch.no_grad()  # not in inference mode: embeddings may be trained on
-def embed(model: Any, pictures: Sequence[Image.Image | Prepared], preprocessing: Any, device: torch.device) -> Tensor:
+def embed(model: Any, pictures: Sequence[Image.Image | DeepImage | Prepared], preprocessing: Any, device: torch.device) -> Tensor:
     """What the network's head sees of RGB pictures: pooled, and normalised where the network does; (N, C) float32 on the CPU."""
     require(model, "forward_head")
-    return model.forward_head(model.forward_features(_batch(pictures, preprocessing, device)), pre_logits=True).float().cpu()
+    features = model.forward_head(model.forward_features(_batch(pictures, preprocessing, device)), pre_logits=True)
+    return require_finite(features.float().cpu())
 
 
 def class_names(count: int) -> list[str]:
@@ -77,6 +89,11 @@ def class_names(count: int) -> list[str]:
     return imagenet.descriptions(count) if count in imagenet.SUBSETS else [f"class {i}" for i in range(count)]
 
 
-def _batch(pictures: Sequence[Image.Image | Prepared], preprocessing: Any, device: torch.device) -> Tensor:
+def class_ids(classes: Sequence[str] | None, count: int) -> ClassIds | None:
+    """The numbers of the classes of weights that do not say them: classes to put images in have none."""
+    return None
+
+
+def _batch(pictures: Sequence[Image.Image | DeepImage | Prepared], preprocessing: Any, device: torch.device) -> Tensor:
     images = torch.stack([one.image for one in prepared(pictures, preprocessing)])
     return images.to(device, memory_format=torch.channels_last)

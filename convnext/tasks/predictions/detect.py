@@ -1,22 +1,24 @@
 """The objects in a picture: boxes, classes, scores and masks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from convnext.data.deep import DeepImage
+from convnext.data.run_lengths import RunLengths, decode
+from convnext.detection.postprocess import SCORE, encode_masks
+from convnext.errors import TooLargeError
 from convnext.report import drawing
-from convnext.tasks.predictions import Prepared, prepared, require, same_size
+from convnext.tasks.predictions import ClassIds, Prepared, prepared, require, same_size
+from convnext.tasks.predictions.finite import finite_outputs, require_finite
 
-BATCH_SIZE = 2  # pictures at a time, where nobody says: the masks found in one take up to a hundred times its pixels
+BATCH_SIZE = 2  # pictures at a time, where nobody says: they go through the network at some 800 x 1333 pixels
 COLUMNS = ("class", "score", "left", "top", "right", "bottom")
 SHOWN_SCORE = 0.5  # from which on a detection is drawn and told on a terminal
-
-RunLengths = dict[str, Any]  # COCO's: {"size": [height, width], "counts": text}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +60,9 @@ class Prediction:
     def draw(self, picture: Image.Image) -> Image.Image:
         """The RGB picture with the objects of a score of at least 0.5; small pictures come back enlarged by a whole factor."""
         sure = self.scores >= SHOWN_SCORE
-        found = {"boxes": self.boxes[sure], "labels": self.labels[sure], "scores": self.scores[sure]}
-        if self.masks is not None and sure.any():
-            found["masks"] = torch.stack([decode(mask) for mask, shown in zip(self.masks, sure.tolist(), strict=True) if shown])
+        found: dict[str, Any] = {"boxes": self.boxes[sure], "labels": self.labels[sure], "scores": self.scores[sure]}
+        if self.masks is not None:
+            found["masks"] = (decode(mask) for mask, shown in zip(self.masks, sure.tolist(), strict=True) if shown)
         return drawing.draw(picture, found, self.classes)
 
     # Rounded as in COCO's results: a hundredth of a pixel, and more digits of a score than it is worth.
@@ -73,29 +75,68 @@ class Prediction:
 
 @torch.inference_mode()
 def infer(
-    model: Any, pictures: Sequence[Image.Image | Prepared], preprocessing: Any, classes: Sequence[str], device: torch.device
+    model: Any,
+    pictures: Sequence[Image.Image | DeepImage | Prepared],
+    preprocessing: Any,
+    classes: Sequence[str],
+    device: torch.device,
+    *,
+    class_ids: ClassIds | None = None,
+    threshold: float = SCORE,
+    masks: bool = True,
+    most_pixels: int | None = None,
+    check: Callable[[], object] = lambda: None,
 ) -> list[Prediction]:
-    """The objects in RGB pictures, of any sizes; `model` is in evaluation mode and on `device`."""
+    """The objects in opened images, of any sizes; `model` is in evaluation mode and on `device`.
+
+    Masks are made one by one, each within its object's box, so that memory does not grow with their number. Their time does: with
+    their pixels, which `most_pixels` bounds.
+
+    Args:
+        class_ids: the data's own numbers of the classes; objects bear names, so that they do not need them.
+        threshold: the score that an object exceeds.
+        masks: whether a detector that has masks gives them.
+        most_pixels: that the boxes of an image's objects may hold together for their masks to be made.
+        check: called before each mask is made; it may raise, to end the work.
+
+    Raises TooLargeError where the boxes hold more, NotFiniteError for an output that says nothing.
+    """
     ready = prepared(pictures, preprocessing)
     found: dict[int, Prediction] = {}
     for places in same_size(ready):
         images = [ready[place].image.to(device) for place in places]
-        detections = model.predict(images, [ready[place].size for place in places])
-        found |= {place: _prediction(one, classes) for place, one in zip(places, detections, strict=True)}
+        with finite_outputs(model):
+            detections = model.predict(images, [ready[place].size for place in places], threshold, "small" if masks else "none")
+        for place, one in zip(places, detections, strict=True):
+            if "masks" in one and most_pixels is not None:
+                _refuse_large(one["boxes"], most_pixels)
+            found[place] = Prediction(
+                one["boxes"].float().cpu(),
+                one["labels"].cpu(),
+                one["scores"].float().cpu(),
+                _encoded(one, ready[place].size, check) if "masks" in one else None,
+                classes,
+            )
     return [found[place] for place in range(len(ready))]
 
 
 @torch.no_grad()  # not in inference mode: embeddings may be trained on
-def embed(model: Any, pictures: Sequence[Image.Image | Prepared], preprocessing: Any, device: torch.device) -> Tensor:
+def embed(model: Any, pictures: Sequence[Image.Image | DeepImage | Prepared], preprocessing: Any, device: torch.device) -> Tensor:
     """The mean of the backbone's last map of each RGB picture: (N, C) float32 on the CPU."""
     require(model, "maps")
     maps = [model.maps([one.image.to(device)])[-1] for one in prepared(pictures, preprocessing)]
-    return torch.cat([one.mean((2, 3)) for one in maps]).float().cpu()
+    return require_finite(torch.cat([one.mean((2, 3)) for one in maps]).float().cpu())
 
 
 def class_names(count: int) -> list[str]:
     """The names of the classes of weights that do not say them: known for COCO's."""
     return list(coco_categories()) if count == len(coco_categories()) else [f"class {i}" for i in range(count)]
+
+
+def class_ids(classes: Sequence[str] | None, count: int) -> ClassIds | None:
+    """The numbers of the classes of weights that do not say them: known for COCO's, which `classes` or their number tell."""
+    known = coco_categories()
+    return list(known.values()) if list(classes or class_names(count)) == list(known) else None
 
 
 def coco_categories() -> dict[str, int]:
@@ -106,21 +147,18 @@ def coco_categories() -> dict[str, int]:
     return {name: i for i, name in enumerate(names) if name not in ("__background__", "N/A")}
 
 
-def encode(mask: Tensor) -> RunLengths:
-    """A mask (H, W), bool or of zeros and ones, as COCO's compressed run lengths."""
-    from faster_coco_eval import mask as run_lengths
-
-    found = run_lengths.encode(np.asfortranarray(mask.cpu().to(torch.uint8).numpy()))
-    return {"size": [int(side) for side in found["size"]], "counts": found["counts"].decode()}
-
-
-def decode(mask: RunLengths) -> Tensor:
-    """The inverse of `encode`: uint8 (H, W)."""
-    from faster_coco_eval import mask as run_lengths
-
-    return torch.from_numpy(run_lengths.decode({"size": mask["size"], "counts": mask["counts"].encode()}))
+def _refuse_large(boxes: Tensor, most: int) -> None:
+    pixels = int((boxes[:, 2:] - boxes[:, :2]).clamp(min=0).double().prod(1).sum())
+    if pixels > most:
+        raise TooLargeError(
+            f"the masks of {len(boxes)} objects hold {pixels / 1e6:.0f} million pixels, more than {most / 1e6:.0f} million: "
+            "send a smaller image, ask for a higher score (threshold), or for no masks"
+        )
 
 
-def _prediction(found: Mapping[str, Tensor], classes: Sequence[str]) -> Prediction:
-    runs = [encode(mask[0]) for mask in found["masks"]] if "masks" in found else None
-    return Prediction(found["boxes"].float().cpu(), found["labels"].cpu(), found["scores"].float().cpu(), runs, classes)
+def _encoded(found: dict[str, Tensor], size: tuple[int, int], check: Callable[[], object]) -> list[RunLengths]:
+    runs: list[RunLengths] = []
+    for mask, box in zip(found["masks"].cpu(), found["boxes"].cpu(), strict=True):
+        check()
+        runs += encode_masks(mask[None], box[None], size)
+    return runs

@@ -6,19 +6,23 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from convnext.data.augment_segmentation import scaled_size
+from convnext.data.deep import DeepImage
 from convnext.report import overlay
 from convnext.segmentation import inference
-from convnext.tasks.predictions import Prepared, prepared, require, same_size
+from convnext.tasks.predictions import ClassIds, Prepared, prepared, require, same_size
+from convnext.tasks.predictions.finite import finite_outputs, require_finite
 
 BATCH_SIZE = 4  # pictures at a time, where nobody says: they are prepared in their own size, and may be large
 COLUMNS = ("class", "share")
 _IN_TEXT = 3  # classes, where nobody says
+_ADE20K = 150  # classes
 _TOGETHER = 2**25  # logits of pictures that go through the network at once: 128 MB
 
 
@@ -28,9 +32,10 @@ class Prediction:
 
     mask: Tensor
     classes: Sequence[str]
+    class_ids: ClassIds | None = None  # the value or colour of each class in the masks trained on
 
     def to_json(self, top: int | None = None) -> dict[str, Any]:
-        """`{"size": [height, width], "classes": {name: share of the pixels}, "mask": PNG of the classes in base 64}`.
+        """`{"size": [height, width], "classes": {name: share of the pixels}, "mask": PNG of the data's values in base 64}`.
 
         The largest class is first; all are listed, or the `top` largest.
         """
@@ -51,9 +56,14 @@ class Prediction:
         return [{"class": self.classes[label], "share": counts[label].item() / self.mask.numel()} for label in order.tolist()]
 
     def png(self) -> bytes:
-        """The mask as a lossless picture whose values are the classes."""
+        """The mask as a lossless image in the coding of the masks trained on: their values, of 8 bits or if need be 16, or colours.
+
+        Where the weights do not know it, the values are the classes' places, from 0.
+        """
+        ids = np.array(range(len(self.classes)) if self.class_ids is None else self.class_ids)
+        table = ids.astype(np.uint8 if ids.max() <= 255 else np.uint16)
         buffer = BytesIO()
-        Image.fromarray(self.mask.numpy()).save(buffer, "PNG")
+        Image.fromarray(table[self.mask.numpy()]).save(buffer, "PNG")
         return buffer.getvalue()
 
     def draw(self, picture: Image.Image) -> Image.Image:
@@ -63,23 +73,32 @@ class Prediction:
 
 @torch.inference_mode()
 def infer(
-    model: Any, pictures: Sequence[Image.Image | Prepared], preprocessing: Any, classes: Sequence[str], device: torch.device
+    model: Any,
+    pictures: Sequence[Image.Image | DeepImage | Prepared],
+    preprocessing: Any,
+    classes: Sequence[str],
+    device: torch.device,
+    *,
+    class_ids: ClassIds | None = None,
 ) -> list[Prediction]:
     """The classes of all pixels of RGB pictures, of any sizes, by the test that `preprocessing` says: resized, in windows, or whole.
 
-    `model` is in evaluation mode and on `device`. Raises UsageError if a picture is too small for it.
+    `model` is in evaluation mode and on `device`; `class_ids` are the data's own values or colours of the classes. Raises
+    UsageError if a picture is too small for it, NotFiniteError.
     """
     ready = prepared(pictures, preprocessing)
     found: dict[int, Prediction] = {}
     mode = inference.mode_of(preprocessing)
     for places in same_size(ready):
         images = [ready[place].image.to(device) for place in places]
-        found |= {place: Prediction(mask, classes) for place, mask in zip(places, _masks(model, images, mode), strict=True)}
+        with finite_outputs(model):
+            masks = _masks(model, images, mode)
+        found |= {place: Prediction(mask, classes, class_ids) for place, mask in zip(places, masks, strict=True)}
     return [found[place] for place in range(len(ready))]
 
 
 @torch.no_grad()  # not in inference mode: embeddings may be trained on
-def embed(model: Any, pictures: Sequence[Image.Image | Prepared], preprocessing: Any, device: torch.device) -> Tensor:
+def embed(model: Any, pictures: Sequence[Image.Image | DeepImage | Prepared], preprocessing: Any, device: torch.device) -> Tensor:
     """The mean of the backbone's last map of each RGB picture, resized as for its test: (N, C) float32 on the CPU."""
     require(model, "features")
     means = []
@@ -88,12 +107,21 @@ def embed(model: Any, pictures: Sequence[Image.Image | Prepared], preprocessing:
         if preprocessing.scale is not None:
             image = F.interpolate(image, scaled_size(*one.size, preprocessing.scale), mode="bilinear", align_corners=False)
         means.append(model.features(image)[-1].mean((2, 3)))
-    return torch.cat(means).float().cpu()
+    return require_finite(torch.cat(means).float().cpu())
 
 
 def class_names(count: int) -> list[str]:
     """The names of the classes of weights that do not say them: none are known."""
     return [f"class {i}" for i in range(count)]
+
+
+def class_ids(classes: Sequence[str] | None, count: int) -> ClassIds | None:
+    """The values of the classes of weights that do not say them: 150 classes without names are ADE20K's, whose masks hold 1 to 150.
+
+    0 is "other" there, and no class of the network. mmsegmentation writes its results for ADE20K's server in the same way
+    (`ADE20KDataset` with `reduce_zero_label`, `format_results`: "the index range of official requirement is from 0 to 150").
+    """
+    return list(range(1, _ADE20K + 1)) if classes is None and count == _ADE20K else None
 
 
 def _masks(model: Any, images: list[Tensor], mode: inference.Mode) -> list[Tensor]:

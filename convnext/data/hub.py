@@ -1,0 +1,110 @@
+"""Files on the Hugging Face hub: `hf://owner/name/file` of models, `hf://datasets/owner/name/file`, with `@revision` after the name.
+
+Its cache, resumed downloads and HF_HUB_OFFLINE are huggingface-hub's own.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+import huggingface_hub
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.errors import HTTPError as NetworkError  # type: ignore[attr-defined]  # httpx's, or its successor's
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from convnext.errors import UsageError, first_line
+
+ERRORS = (EntryNotFoundError, HfHubHTTPError, NetworkError, OSError, ValueError)  # what `download` raises
+_FORM = "the form is hf://owner/name, hf://owner/name@revision or hf://owner/name/file"
+_ADDRESS = re.compile(
+    r"hf://(?P<kind>datasets/|models/)?(?P<owner>[^/@]+)/(?P<name>[^/@]+)(@(?P<revision>refs/(pr|convert)/[^/@]+|[^/@]+))?(/(?P<file>[^@]*))?"
+)
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository, or the repository where `file` is empty."""
+
+    kind: str  # "model" or "dataset"
+    repository: str  # owner/name
+    revision: str | None  # a branch, tag or commit; None for the main branch
+    file: str = ""
+
+    def __str__(self) -> str:
+        kind = "datasets/" if self.kind == "dataset" else ""
+        return f"hf://{kind}{self.repository}" + (f"@{self.revision}" if self.revision else "") + (f"/{self.file}" if self.file else "")
+
+    def named(self, file: str) -> "HubFile":
+        """Another file of the same revision."""
+        return replace(self, file=file)
+
+
+def parse(address: str) -> HubFile:
+    """The parts of an address. Raises UsageError, with the form, if it is none."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise UsageError(f"{address} is no address on the hub: {_FORM}")
+    repository, file = f"{match['owner']}/{match['name']}", (match["file"] or "").rstrip("/")
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise UsageError(f"{address} is no address on the hub ({first_line(error)}): {_FORM}") from error
+    if any(part in ("", ".", "..") for part in file.split("/")) and file:
+        raise UsageError(f"{address}: {file!r} is no file of a repository")
+    revision = unquote(match["revision"]) if match["revision"] else None
+    if revision is not None and not re.fullmatch(r"[\w./+-]+", revision):
+        raise UsageError(f"{address}: {revision!r} is no revision, which is a branch, a tag or a commit")
+    if revision is not None and ".." in revision.split("/"):
+        raise UsageError(f"{address}: {revision!r} is no revision, which is a branch, a tag or a commit")
+    return HubFile("dataset" if match["kind"] == "datasets/" else "model", repository, revision, file)
+
+
+def of_page(address: str) -> HubFile | None:
+    """The file that an `https://` address of the hub names, None for other addresses."""
+    match = re.fullmatch(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/resolve/([\w.%-]+)/([^?#]+)(\?.*)?", address)
+    return None if match is None else parse(f"hf://{match[1]}@{match[2]}/{unquote(match[3])}")
+
+
+def download(where: HubFile) -> Path:
+    """The file on this machine. Raises one of `ERRORS`."""
+    return Path(hf_hub_download(where.repository, where.file, repo_type=where.kind, revision=where.revision))
+
+
+def in_cache(where: HubFile) -> Path | None:
+    """The file, if it was downloaded before."""
+    found = _look(where)
+    return Path(found) if isinstance(found, str) else None
+
+
+def is_known_missing(where: HubFile) -> bool:
+    """Whether the hub was asked for the file before and had none."""
+    return _look(where) is _CACHED_NO_EXIST
+
+
+def _look(where: HubFile) -> object:
+    return try_to_load_from_cache(where.repository, where.file, repo_type=where.kind, revision=where.revision)
+
+
+def at_commit(where: HubFile, path: Path) -> HubFile:
+    """The same file by the commit that it was downloaded of, which is the folder that huggingface-hub keeps it in."""
+    commit = path.parents[len(PurePosixPath(where.file).parts) - 1].name
+    return replace(where, revision=commit) if re.fullmatch(r"[0-9a-f]{40}", commit) else where
+
+
+def reason(error: BaseException | None, where: HubFile) -> str:
+    """Why a file can't be had, in one line."""
+    if isinstance(error, huggingface_hub.errors.GatedRepoError):
+        return f"{where.repository} asks for consent first: give it on its page, then log in with `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"the hub has no repository {where.repository}, or it is private and this machine not logged in"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{where.repository} has no revision {where.revision!r}"
+    return first_line(error)
