@@ -11,19 +11,16 @@ import torch
 from torch import Tensor
 
 from convnext import runtimes
-from convnext.backbones.zoo import BACKBONES
-from convnext.checkpoints import files, formats, hub
-from convnext.data.augment_detection import DetectionPreprocessing
-from convnext.data.augment_segmentation import SegmentationPreprocessing
-from convnext.data.preprocessing import Preprocessing
-from convnext.errors import ConvnextError, UsageError, nearest
+from convnext.checkpoints import hub
+from convnext.errors import ConvnextError, UsageError, first_line, nearest
 from convnext.metrics.cost import Cost
 from convnext.names import NAMES, find
+from convnext.weights import FUNCTION, PREPROCESSINGS, Opened, open_weights
+from convnext.weights import identify as identify
 
 log = logging.getLogger("convnext")
 
-Weights = str | Path | Mapping[str, Tensor]
-PREPROCESSINGS: dict[str, Any] = {"classify": Preprocessing, "detect": DetectionPreprocessing, "segment": SegmentationPreprocessing}
+Weights = str | Path | Mapping[str, Tensor] | Opened
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -62,18 +59,18 @@ def create_model(
     Raises UsageError for an unknown name, argument or tag, ConvnextError for weights that do not fit or can't be had.
     """
     entry = find(name)
+    opened = None if weights is None else weights if isinstance(weights, Opened) else open_weights(weights, name)
     given = {"num_classes": entry.num_classes if num_classes is None else num_classes, "in_channels": in_channels} | architecture
     if layer_scale is not None:
         given["layer_scale"] = layer_scale
+    if opened is not None:  # a network with the weights of another function would be neither
+        given = {key: value for key, value in opened.function().items() if key in entry.known} | given
     if unknown := sorted(given.keys() - entry.known):
         raise UsageError(f"{name} has no argument {unknown[0]!r}{nearest(unknown[0], entry.known)}")
     model: Any = entry.make(**given, drop_path=drop_path)
     model.spec = {"name": name} | given  # all that rebuilds it around its weights
-    if weights is not None:
-        source = entry.weights.get(weights, weights) if isinstance(weights, str) else weights
-        if isinstance(source, str) and _is_tag(source):
-            raise UsageError(f"{name} has no weights called {source!r}, nor is there such a file{nearest(source, entry.weights)}")
-        load_weights(model, source, new_head=new_head)
+    if opened is not None:
+        load_weights(model, opened, new_head=new_head)
     return model
 
 
@@ -84,18 +81,27 @@ def load_weights(model: Any, weights: Weights, *, new_head: bool = False) -> Non
 
     Raises ConvnextError that names the missing, unexpected and misshapen keys, and the format the weights were taken for.
     """
-    state, _ = read_source(weights)
+    _fill(model, weights if isinstance(weights, Opened) else open_weights(weights, model.spec["name"]), new_head)
+
+
+def _fill(model: Any, opened: Opened, new_head: bool = False, whole: bool = False) -> None:
+    """See `load_weights`; with `whole` all of the network must be among the weights, its head too."""
     entry = find(model.spec["name"])
-    native, known = entry.to_native(model, state)
+    _check_function(model, opened)
+    native, known = entry.to_native(model, opened.state)
     own = model.state_dict()
 
     theirs = entry.count_classes(model, native)
     if new_head or theirs != model.num_classes:
         if not new_head:
+            if whole:
+                raise ConvnextError(f"{opened.file} has a head of {theirs} classes, and was to have one of {model.num_classes}")
             log.warning("the weights' head has %d classes, the model %d: its head starts afresh", theirs, model.num_classes)
         native = {key: tensor for key, tensor in native.items() if not entry.is_of_classes(model, key)}
         native |= {key: tensor for key, tensor in own.items() if entry.is_of_classes(model, key)}
 
+    if whole:
+        native = {key: tensor for key, tensor in native.items() if not tensor.is_meta}  # what a head's weights lack is no part of them
     problems = {
         "missing": sorted(own.keys() - native.keys()),
         "unexpected": sorted(native.keys() - own.keys()),
@@ -111,12 +117,15 @@ def load_weights(model: Any, weights: Weights, *, new_head: bool = False) -> Non
     model.load_state_dict(native, assign=next(model.parameters()).is_meta)
 
 
-def read_source(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a state dict, file, hub name or address, and our own description of them if they have one."""
-    if isinstance(weights, Mapping):
-        return files.strip_prefixes(weights), {}
-    path, entry = hub.fetch(str(weights))
-    return files.read_weights(path, entry)
+def _check_function(model: Any, opened: Opened) -> None:
+    for key, value in opened.function().items():
+        if key == "head_norm_eps" and not hasattr(model, "norm"):  # under a head
+            continue
+        ours = model.spec.get(key) or (model.spec.get("norm_eps") if key == "head_norm_eps" else None) or FUNCTION["norm_eps"]
+        if ours != value:
+            name = model.spec["name"]
+            how = f"create_model({name!r}, {key}={value})" if key in find(name).known else "a ConvNeXt by its own name"
+            raise ConvnextError(f"{opened.file} is of a network with {key} {value}, this {name} has {ours}: another function; build {how}")
 
 
 @dataclass
@@ -128,6 +137,8 @@ class Loaded:
     task: str = "classify"
     classes: list[str] | None = None  # None where the weights do not say
     run: Path | None = None  # the run folder it came from
+    source: str | None = None  # the address its weights come from, by the hub's commit; None where that is not known
+    class_ids: list[Any] | None = None  # the data's own number of each class; None where the weights do not say
 
 
 def load(source: str | Path, weights: str | None = None) -> Loaded:
@@ -135,88 +146,56 @@ def load(source: str | Path, weights: str | None = None) -> Loaded:
 
     Args:
         source: a run folder (its best weights), a weight file of any known format, a file that `convnext export` wrote,
-            `hf://owner/name`, an `https://` address, or, with `weights`, a model's name.
+            `hf://owner/name` (with `@revision` for one of its versions), an `https://` address, or, with `weights`, a model's name.
         weights: a tag, file or address, as for `create_model`; only with a name.
 
     Raises UsageError or ConvnextError as `create_model` does.
     """
-    if weights is None:
-        if str(source) in NAMES:
-            tags = ", ".join(find(str(source)).weights) or "no tags, so a file"
-            raise UsageError(f"{source} alone has no weights: add --weights with one of {tags}")
-        return _load_file(source)
-    name = str(source)
-    entry = find(name)
-    if weights in entry.weights:
-        preprocessing, classes = entry.published(weights)
-        model = _empty_model({"name": name, "num_classes": classes})
-        load_weights(model, entry.weights[weights])
-        return Loaded(model.eval(), preprocessing, entry.task)
-    if _is_tag(weights):
-        create_model(name, weights=weights)  # raises with the nearest tag
-    return _load_file(weights, name)
+    if weights is not None:
+        return _load_file(weights, str(source))
+    if str(source) in NAMES:
+        tags = ", ".join(find(str(source)).weights) or "no tags, so a file"
+        raise UsageError(f"{source} alone has no weights: add --weights with one of {tags}")
+    return _load_file(source)
 
 
 def _load_file(source: str | Path, name: str | None = None) -> Loaded:
     # Without a name, weights that others wrote are a ConvNeXt's; with one, weights of any other network are refused.
-    path = Path(source).expanduser()
-    if path.suffix in runtimes.ENDINGS:
+    if Path(str(source).partition("?")[0]).suffix in runtimes.ENDINGS:
         return _load_exported(str(source), name)
-    run = path if path.is_dir() else None
-    state, description = read_source(weights_of_run(run) if run is not None else source)
-    if description:
-        spec, task = description["model"], description["task"]
-        preprocessing = PREPROCESSINGS[task].from_json(description["preprocessing"])
+    folder = hub.expanded(source)
+    run = folder if folder.is_dir() else None
+    opened = open_weights(weights_of_run(run) if run is not None else source, name)
+    if name not in (None, opened.spec["name"]):
+        raise UsageError(f"{source} holds a {opened.spec['name']}, not a {name}")
+    model = _filled(opened)
+    if opened.assumed:
+        log.warning("%s does not say how it wants its images; assumed: %s", opened.file, opened.preprocessing)
+    return Loaded(model.eval(), opened.preprocessing, opened.task, opened.classes, run, opened.source, opened.class_ids)
+
+
+def _filled(opened: Opened) -> Any:
+    if not opened.described:
+        model = _empty_model(opened.spec)
     else:
-        spec = _identify_foreign(state, name)
-        task = find(spec["name"]).task
-        preprocessing, _ = find(spec["name"]).published(str(source))
-    if name not in (None, spec["name"]):
-        raise UsageError(f"{source} holds a {spec['name']}, not a {name}")
-    model = _empty_model(spec)
-    load_weights(model, state)
-    return Loaded(model.eval(), preprocessing, task, description.get("classes"), run)
+        try:
+            model = _empty_model(opened.spec)
+        except UsageError as error:
+            raise ConvnextError(f"{opened.file} describes a network that is not known here: {error}") from error
+        except Exception as error:  # whatever a stranger's numbers do in a constructor
+            raise ConvnextError(f"{opened.file} describes a network that can't be built: {first_line(error)}") from error
+    _fill(model, opened, whole=True)
+    return model
 
 
 def _load_exported(source: str, name: str | None) -> Loaded:
-    network, description = runtimes.open_exported(hub.fetch(source)[0])
+    fetched = hub.fetch(source)
+    network, about = runtimes.open_exported(fetched.path)
     if name not in (None, network.spec["name"]):
         raise UsageError(f"{source} holds a {network.spec['name']}, not a {name}")
-    task = description["task"]
-    return Loaded(network, PREPROCESSINGS[task].from_json(description["preprocessing"]), task, description["classes"])
-
-
-def _identify_foreign(state: Mapping[str, Tensor], name: str | None) -> dict[str, Any]:
-    if name is None or (name in BACKBONES and BACKBONES[name].format is None):
-        return identify(formats.to_native(state, formats.recognise(state)))
-    entry, model = find(name), _empty_model({"name": name})
-    return {"name": name, "num_classes": entry.count_classes(model, entry.to_native(model, state)[0])}
-
-
-def identify(native: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The `create_model` arguments of the network that a state in our own names belongs to: its name, if it has one, and sizes."""
-    stem = native.get("downsample_layers.0.0.weight", native.get("stem.weight"))
-    if stem is None:
-        raise ConvnextError("no stem among these weights: neither 'downsample_layers.0.0.weight' nor 'stem.weight'")
-    block = "blocks.0" if "stem.weight" in native else "stages.0.0"
-    spec: dict[str, Any] = {
-        "num_classes": native["head.weight"].shape[0] if "head.weight" in native else 0,
-        "in_channels": stem.shape[1],
-        "patch_size": stem.shape[-1],
-        "kernel_size": native[f"{block}.dwconv.weight"].shape[-1],
-        "layer_scale": 1e-6 if f"{block}.gamma" in native else 0.0,
-    }
-    if "stem.weight" in native:
-        shape: dict[str, Any] = {"depth": len({key.split(".")[1] for key in native if key.startswith("blocks.")}), "width": stem.shape[0]}
-        family = "convnext_isotropic_small"
-    else:
-        stages = [[key for key in native if key.startswith(f"stages.{i}.") and key.endswith(".norm.weight")] for i in range(4)]
-        shape = {"depths": tuple(map(len, stages)), "widths": tuple(native[keys[0]].shape[0] for keys in stages if keys)}
-        family = "convnext_tiny"
-    for name, entry in BACKBONES.items():
-        if all(entry.arguments.get(key) == value for key, value in shape.items()):
-            return {"name": name} | spec
-    return {"name": family} | spec | shape
+    how = PREPROCESSINGS[about["task"]].from_json(about["preprocessing"])
+    came = fetched.address or about.get("source")
+    return Loaded(network, how, about["task"], about.get("classes"), source=came, class_ids=about.get("class_ids"))
 
 
 def cost_of(name: str, image_size: int | tuple[int, int] | None = None, **arguments: Any) -> Cost:
@@ -241,10 +220,6 @@ def weights_of_run(run: Path) -> Path:
         if (run / name).is_file():
             return run / name
     raise ConvnextError(f"{run} is no run folder: it holds neither best.safetensors nor last.safetensors")
-
-
-def _is_tag(weights: str) -> bool:
-    return "/" not in weights and not Path(weights.partition("#")[0]).expanduser().exists() and "." not in weights
 
 
 def _some(keys: list[str], most: int = 8) -> str:

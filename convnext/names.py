@@ -89,7 +89,7 @@ class Assembled:
     def __init__(self, head: Head, backbone: Backbone, backbone_name: str) -> None:
         self.head, self.backbone, self.task, self.num_classes = head, backbone, head.task, head.num_classes
         self.weights = {**head.weights.get(backbone_name, {}), **backbone.weights}  # of the whole, and of the backbone alone
-        self.under = Alone(backbone)
+        self.under, self.under_name = Alone(backbone), backbone_name
         self.own = set(inspect.signature(head.build).parameters) - {"backbone", "output_norm"}
         self.known = (self.own | self.under.known) - {"head_init_scale"}
         self.image_size, self.cost = head.image_size, head.cost
@@ -123,8 +123,8 @@ class Assembled:
 
 
 def _of_ade20k(source: str) -> SegmentationPreprocessing:
-    # The single-scale test: windows of the crop, two thirds of it apart.
-    crop = 640 if "640" in source else 512
+    # By tag, or by the name of the published file. The single-scale test: windows of the crop, two thirds of it apart.
+    crop = 640 if re.search(r"22k_640(x640)?$", source.rpartition("/")[2].partition(".")[0]) else 512
     return SegmentationPreprocessing((4 * crop, crop), crop, 2 * crop // 3)
 
 

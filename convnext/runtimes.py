@@ -4,7 +4,6 @@ ONNX and OpenVINO files are data, and opened like weights. A `.pt2` is not: an a
 expressions that are evaluated, a package of AOTInductor is native code. Such a file is opened only where `TRUST` is set.
 """
 
-import json
 import os
 import zipfile
 from collections.abc import Callable, Sequence
@@ -15,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convnext.checkpoints.description import parse
 from convnext.checkpoints.files import OWN_METADATA
 from convnext.detection import fixed, postprocess  # fixed: the operator in archives of detectors
 from convnext.detection.boxes import Size
-from convnext.errors import ConvnextError, UsageError, first_line, need
+from convnext.errors import ConvnextError, NotFiniteError, UsageError, first_line, need
 
 ENDINGS = (".onnx", ".xml", ".pt2")
 TRUST = "CONVNEXT_TRUST_PT2"  # the environment variable that allows opening .pt2 files
@@ -63,6 +63,8 @@ class Network(nn.Module):
             outputs = self.run(x.contiguous(), *others)
         except RuntimeError as error:
             raise ConvnextError(f"{self.path} could not be run on pictures of {height} x {width} pixels: {first_line(error)}") from error
+        if not all(bool(output.isfinite().all()) for output in outputs):
+            raise NotFiniteError
         return [output.to(pictures.device) for output in outputs]
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -98,21 +100,26 @@ class DetectorNetwork(Network):
         return self.predict(images)
 
     def predict(
-        self, images: Sequence[Tensor], output_sizes: Sequence[Size] | None = None, threshold: float = postprocess.SCORE
+        self,
+        images: Sequence[Tensor],
+        output_sizes: Sequence[Size] | None = None,
+        threshold: float = postprocess.SCORE,
+        masks: postprocess.Masks = "pasted",
     ) -> list[dict[str, Tensor]]:
         """See `Detector.predict`."""
         sizes = output_sizes or [(image.shape[1], image.shape[2]) for image in images]
-        return [self._predict(image, size, threshold) for image, size in zip(images, sizes, strict=True)]
+        return [self._predict(image, size, threshold, masks) for image, size in zip(images, sizes, strict=True)]
 
-    def _predict(self, image: Tensor, size: Size, threshold: float) -> dict[str, Tensor]:
+    def _predict(self, image: Tensor, size: Size, threshold: float, kind: postprocess.Masks) -> dict[str, Tensor]:
         height, width = image.shape[1:]
         padded = F.pad(image, (0, -width % 32, 0, -height % 32))[None]
         boxes, labels, scores, *masks = self.call(padded, torch.tensor([height, width]), torch.tensor(threshold))
         found = scores > 0
         boxes = boxes[found] * boxes.new_tensor((size[1] / width, size[0] / height) * 2)
         result = {"boxes": boxes, "labels": labels[found], "scores": scores[found]}
-        if masks:
-            result["masks"] = postprocess.paste_masks(masks[0][found], boxes, size)[:, None]
+        if masks and kind != "none":
+            small = masks[0][found]
+            result["masks"] = postprocess.paste_masks(small, boxes, size)[:, None] if kind == "pasted" else small
         return result
 
 
@@ -139,7 +146,7 @@ def open_exported(path: Path, trusted: bool = False) -> tuple[Any, Description]:
     run, text = {".onnx": _open_onnx, ".xml": _open_openvino, ".pt2": _open_pt2}[path.suffix](path)
     if not text:
         raise ConvnextError(f"{path} does not describe itself: only files that `convnext export` wrote can be opened")
-    description: Description = json.loads(text)
+    description: Description = parse(text, path, exported=True)
     network = NETWORKS[description["task"]](run, description, path)
     if description["graph"]["pixels"]:
         channels = len(description["preprocessing"]["mean"])

@@ -18,9 +18,10 @@ def create(name, **more):
     return randomise(convnext.create_model(name, num_classes=len(CLASSES), **{"layer_scale": 1.0} | SMALL | more)).eval()
 
 
-def write(path, task, how, model):
+def write(path, task, how, model, class_ids=None):
     """A weight file; returns it with its network in evaluation mode and how that wants its pictures."""
-    write_weights(path, model.state_dict(), {"task": task, "model": model.spec, "classes": CLASSES, "preprocessing": how.to_json()})
+    about = {"task": task, "model": model.spec, "classes": CLASSES, "preprocessing": how.to_json()}
+    write_weights(path, model.state_dict(), about | ({"class_ids": class_ids} if class_ids else {}))
     return path, model, how
 
 
@@ -28,13 +29,14 @@ def classifier(folder):
     return write(folder / "classify.safetensors", "classify", Preprocessing(image_size=32), create("convnext_tiny"))
 
 
-def detector(folder):
+def detector(folder, class_ids=None, **more):
     how = DetectionPreprocessing(short=64, longest=96)
-    return write(folder / "detect.safetensors", "detect", how, create("mask_rcnn_convnext_tiny", channels=16, fc_channels=32))
+    model = create("mask_rcnn_convnext_tiny", channels=16, fc_channels=32, **more)
+    return write(folder / "detect.safetensors", "detect", how, model, class_ids)
 
 
-def segmenter(folder, **test):
+def segmenter(folder, class_ids=None, **test):
     how, model = SegmentationPreprocessing(**test), create("upernet_convnext_tiny", channels=16, auxiliary_channels=8)
     with torch.no_grad():  # or else one class would be everywhere
         model.decode_head.conv_seg.bias -= model(how.transform()(picture())[None]).mean((0, 2, 3))
-    return write(folder / "segment.safetensors", "segment", how, model)
+    return write(folder / "segment.safetensors", "segment", how, model, class_ids)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from convnext import ops
+from convnext.backbones.untouched import remember, untouched, watched
 from convnext.errors import UsageError
 
 
@@ -35,8 +36,14 @@ class DepthwiseConv(nn.Conv2d):
     def __init__(self, width: int, kernel_size: int) -> None:
         super().__init__(width, width, kernel_size, padding=kernel_size // 2, groups=width)
 
+    def keeps_size(self) -> bool:
+        """Whether it still is what it was made as: some set another stride, dilation or padding afterwards."""
+        side, other = self.kernel_size
+        usual = self.stride == self.dilation == (1, 1) and self.padding == (side // 2, other // 2) and self.padding_mode == "zeros"
+        return usual and side == other and self.groups == self.in_channels == self.out_channels
+
     def forward(self, x: Tensor) -> Tensor:
-        return ops.depthwise_conv(x, self.weight, self.bias)
+        return ops.depthwise_conv(x, self.weight, self.bias) if self.keeps_size() else super().forward(x)
 
 
 class Patchify(nn.Conv2d):
@@ -90,17 +97,17 @@ class DropPath(Dropper):
 class Block(nn.Module):
     """Depthwise convolution, LayerNorm, a linear layer to four times the width, GELU, a linear layer back, layer scale."""
 
-    def __init__(self, width: int, kernel_size: int, drop_path: float, layer_scale: float) -> None:
+    def __init__(self, width: int, kernel_size: int, drop_path: float, layer_scale: float, norm_eps: float = 1e-6) -> None:
         super().__init__()
         self.dwconv = DepthwiseConv(width, kernel_size)
-        self.norm = LayerNorm(width, eps=1e-6)
+        self.norm = LayerNorm(width, eps=norm_eps)
         self.pwconv1 = nn.Linear(width, 4 * width)
         self.pwconv2 = nn.Linear(4 * width, width)
         self.gamma = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale else None
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        if (parameters := self._whole()) is not None and ops.takes_block(x, parameters) and ops.block_pays(x):
+        if not watched() and (parameters := self.whole()) is not None and ops.takes_block(x, parameters) and ops.block_pays(x):
             return ops.block(x, parameters, self.norm.eps, self.drop_path.keep(x))
         y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))  # NHWC: a view, nothing moves
         y = self.pwconv2(F.gelu(self.pwconv1(y)))
@@ -108,10 +115,11 @@ class Block(nn.Module):
             y = self.gamma * y
         return x + self.drop_path(y.permute(0, 3, 1, 2))
 
-    def _whole(self) -> ops.Parameters | None:
+    def whole(self) -> ops.Parameters | None:
         """The parameters, where nothing asks for the parts to be called: no hook on one, and no adapter in the place of one."""
         conv, norm, first, second = parts = self.dwconv, self.norm, self.pwconv1, self.pwconv2
-        if tuple(map(type, parts)) != (DepthwiseConv, LayerNorm, nn.Linear, nn.Linear) or any(map(_hooked, parts)):
+        kinds = DepthwiseConv, LayerNorm, nn.Linear, nn.Linear, DropPath
+        if not all(map(untouched, (*parts, self.drop_path), kinds)) or any(part.bias is None for part in parts) or not conv.keeps_size():
             return None
         assert conv.bias is not None
         of_mlp = first.weight, first.bias, second.weight, second.bias, self.gamma
@@ -127,9 +135,9 @@ class Classifier(nn.Module):
     min_size: int  # pixels: the smallest picture of which one position is left at the end
     head_name = "head"  # of the module that gives the logits
 
-    def _build_head(self, width: int, num_classes: int, head_init_scale: float) -> None:
+    def _build_head(self, width: int, num_classes: int, head_init_scale: float, norm_eps: float = 1e-6) -> None:
         self.num_features, self.num_classes = width, num_classes
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
         self.apply(_init_weights)
         if isinstance(self.head, nn.Linear):
@@ -137,8 +145,10 @@ class Classifier(nn.Module):
                 self.head.weight.mul_(head_init_scale)
 
     def _run(self, blocks: nn.Module, x: Tensor) -> Tensor:
+        recompute = self.grad_checkpointing and self.training
+        if isinstance(blocks, nn.Sequential) and not recompute:
+            return blocks(x)  # as a whole, so that hooks on a stage see it
         for block in blocks.children():
-            recompute = self.grad_checkpointing and self.training
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return x
 
@@ -207,6 +217,8 @@ class ConvNeXt(Classifier):
         drop_path: stochastic depth of the last block; the others rise to it linearly from 0.
         layer_scale: initial value of the residual branches' scale; 0 for none.
         head_init_scale: factor on the head's initial weights (the paper fine-tunes with 0.001).
+        norm_eps: epsilon of the norms; other libraries' weights may have another than the published code's.
+        head_norm_eps: of the norm before the head, where not the same.
         grad_checkpointing: recompute blocks in the backward pass to save memory.
     """
 
@@ -222,6 +234,8 @@ class ConvNeXt(Classifier):
         drop_path: float = 0.0,
         layer_scale: float = 1e-6,
         head_init_scale: float = 1.0,
+        norm_eps: float = 1e-6,
+        head_norm_eps: float | None = None,
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -233,18 +247,18 @@ class ConvNeXt(Classifier):
         self.min_size = patch_size * 8
         self.grad_checkpointing = grad_checkpointing
 
-        stem = nn.Sequential(nn.Conv2d(in_channels, widths[0], patch_size, patch_size), LayerNorm2d(widths[0], eps=1e-6))
+        stem = nn.Sequential(nn.Conv2d(in_channels, widths[0], patch_size, patch_size), LayerNorm2d(widths[0], eps=norm_eps))
         self.downsample_layers = nn.ModuleList([stem])
         for i in range(3):
-            norm, conv = LayerNorm2d(widths[i], eps=1e-6), Patchify(widths[i], widths[i + 1], 2)
+            norm, conv = LayerNorm2d(widths[i], eps=norm_eps), Patchify(widths[i], widths[i + 1], 2)
             self.downsample_layers.append(nn.Sequential(norm, conv))
 
         rates = iter(drop_path_rates(drop_path, sum(depths)))
         self.stages = nn.ModuleList(
-            nn.Sequential(*[Block(width, kernel_size, next(rates), layer_scale) for _ in range(depth)])
+            nn.Sequential(*[Block(width, kernel_size, next(rates), layer_scale, norm_eps) for _ in range(depth)])
             for depth, width in zip(depths, widths, strict=True)
         )
-        self._build_head(widths[-1], num_classes, head_init_scale)
+        self._build_head(widths[-1], num_classes, head_init_scale, norm_eps if head_norm_eps is None else head_norm_eps)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Pictures (N, in_channels, H, W) to the four stages' maps, (N, channels[i], H // strides[i], W // strides[i])."""
@@ -310,8 +324,7 @@ class ConvNeXtIsotropic(Classifier):
         return 0 if part == "stem" else len(self.blocks) + 1
 
 
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+remember(DepthwiseConv, LayerNorm, LayerNorm2d, Patchify, nn.Conv2d, nn.Linear, DropPath, nn.Sequential, Block, ConvNeXt)
 
 
 def _init_weights(module: nn.Module) -> None:

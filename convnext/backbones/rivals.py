@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from convnext.backbones.convnext import DropPath, check_drop_path
 from convnext.data.preprocessing import Preprocessing
+from convnext.data.published import from_timm, timm_config
 
 # All that only the logits need, by its name in one family or another; what is left has no parameters.
 _ONLY_FOR_LOGITS = ("norm", "conv_head", "bn2", "head", "fc", "classifier")
@@ -215,17 +216,13 @@ def published(network: str, tags: Sequence[str], image_size: int, source: str) -
         image_size: of the paper's table; where weights were tested at this size and another, it is taken.
         source: a tag, or a file or address that has one in its name; where it has none, the first tag's answer is given.
     """
-    from timm.models import get_pretrained_cfg
-
     if not tags:
         return Preprocessing(image_size=image_size), 1000
-    tag = max((tag for tag in tags if tag in source), key=len, default=tags[0])
-    noted = get_pretrained_cfg(f"{network}.{tag}")
-    size, ratio = noted.input_size[-1], noted.crop_pct
-    if size != image_size and noted.test_input_size:
-        size, ratio = noted.test_input_size[-1], noted.test_crop_pct or ratio
-    warp = noted.crop_mode == "squash"
-    return Preprocessing(size, ratio, warp, noted.interpolation, tuple(noted.mean), tuple(noted.std)), noted.num_classes
+    name = source.rpartition("/")[2]
+    tag = max((tag for tag in tags if tag in name), key=len, default=tags[0])
+    noted = timm_config(f"{network}.{tag}")
+    assert noted is not None, f"{network}.{tag} is not in timm's table"
+    return from_timm(noted, f"timm's table of {network}.{tag}", image_size), noted["num_classes"]
 
 
 def _mix(contract: type, module: Any) -> None:

@@ -3,10 +3,9 @@
 Adding a backbone is one entry in `BACKBONES`. It must offer `forward(x) -> logits`, `features(x) -> maps`, `.channels`, `.strides`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -14,15 +13,14 @@ from torch import nn
 from convnext.backbones import classics, rivals
 from convnext.backbones.convnext import ConvNeXt, ConvNeXtIsotropic
 from convnext.backbones.roadmap import STEPS, roadmap, step_names
+from convnext.data import published
 from convnext.data.preprocessing import Preprocessing
 
 Published = tuple[Preprocessing, int]
 
 
-def _published_convnext(source: str) -> Published:
-    # 384 pixels warped, or 224 cropped, as in the paper; timm notes other test sizes for some.
-    preprocessing = Preprocessing(image_size=384, warp=True) if "384" in Path(source).stem else Preprocessing()
-    return preprocessing, 21841 if source.endswith("in22k") else 1000
+def _by_tag(weights: Mapping[str, str], source: str) -> Published:
+    return published.of_convnext(weights.get(source, source))
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,10 @@ class Backbone:
     weights: dict[str, str] = field(default_factory=dict)  # tag → hf://owner/name or https://…
     image_size: int = 224  # pixels a side at which the paper's tables give its cost
     format: str | None = None  # the one format of its weights, which its `to_native` reads; None for those of checkpoints.formats
-    published: Callable[[str], Published] = _published_convnext  # tag or file name → how it was tested, and its number of classes
+    published: Callable[[str], Published] = published.of_convnext  # tag or file name → how it was tested, and its number of classes
     output_norm: bool = False  # whether detectors and segmenters put another LayerNorm on each of its maps, as published
     has_pyramid: bool = True  # maps of strides 4, 8, 16, 32
+    timm_name: str | None = None  # of a network that timm builds
 
 
 _OFFICIAL = "https://dl.fbaipublicfiles.com/convnext"
@@ -46,20 +45,21 @@ _IN22K = ("fb_in22k", "fb_in22k_ft_in1k", "fb_in22k_ft_in1k_384")
 
 def _convnext(size: str, depths: tuple[int, ...], widths: tuple[int, ...], *tags: str, **more: str) -> Backbone:
     on_hub = {tag: f"hf://timm/convnext_{size}.{tag}" for tag in tags}
-    return Backbone(ConvNeXt, {"depths": depths, "widths": widths}, on_hub | more, output_norm=True)
+    weights, arguments = on_hub | more, {"depths": depths, "widths": widths}
+    return Backbone(ConvNeXt, arguments, weights, published=partial(_by_tag, weights), output_norm=True)
 
 
 def _isotropic(size: str, depth: int, width: int, layer_scale: float) -> Backbone:
     # Layer scale is off in the published small and base (recipes.md), so off in their weights too.
     arguments = {"depth": depth, "width": width, "layer_scale": layer_scale}
     weights = {"fb_in1k": f"{_OFFICIAL}/convnext_iso_{size}_1k_224_ema.pth"}
-    return Backbone(ConvNeXtIsotropic, arguments, weights, has_pyramid=False)
+    return Backbone(ConvNeXtIsotropic, arguments, weights, published=partial(_by_tag, weights), has_pyramid=False)
 
 
 def _rival(network: str, *tags: str, image_size: int = 224, build: Callable[..., nn.Module] = rivals.build, **more: Any) -> Backbone:
     on_hub = {tag: f"hf://timm/{network}.{tag}" for tag in tags}
-    published = partial(rivals.published, network, tags, image_size)
-    return Backbone(partial(build, network), {}, on_hub, image_size, "timm", published, **more)
+    how = partial(rivals.published, network, tags, image_size)
+    return Backbone(partial(build, network), {}, on_hub, image_size, "timm", how, timm_name=network, **more)
 
 
 def _efficientnet(number: int, image_size: int) -> Backbone:

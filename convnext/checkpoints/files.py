@@ -4,10 +4,14 @@
 """
 
 import argparse
+import errno
 import json
 import os
 import pickle
+import re
+import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from convnext.errors import ConvnextError, UsageError
+from convnext.checkpoints import description
+from convnext.errors import ConvnextError, UsageError, first_line
 
 OWN_METADATA = "convnext"  # the metadata key under which our own files describe themselves, as JSON
 _WRAPPERS = ("model", "state_dict", "model_ema")  # in the order in which the published code takes them
@@ -52,17 +57,21 @@ def read_restricted(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
-        raise ConvnextError(f"{path} holds more than tensors, or is damaged, and was not loaded: {reason}") from error
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        holds = f"holds more than tensors ({named[1]})" if named else "holds more than tensors, or is damaged,"
+        raise ConvnextError(
+            f"{path} {holds} and was not loaded, because reading it could run any code: "
+            "whoever made it can save the tensors alone, with torch.save(model.state_dict(), FILE)"
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ConvnextError(f"{path} is truncated or damaged: {error}") from error
+        raise ConvnextError(f"{path} is truncated or damaged: {first_line(error)}") from error
 
 
-def write_weights(path: Path, state: Mapping[str, Tensor], description: Mapping[str, Any] | None = None) -> None:
+def write_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
     """Write tensors to `path`, at once or not at all: safetensors with our description, or `{"model": state}` as `.pth`."""
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
     if path.suffix == ".safetensors":
-        metadata = {"format": "pt"} | ({OWN_METADATA: json.dumps(description)} if description else {})
+        metadata = {"format": "pt"} | ({OWN_METADATA: json.dumps(about)} if about else {})
         write_atomically(path, lambda file: save_file(tensors, file, metadata))
     elif path.suffix in (".pth", ".pt", ".bin"):
         write_atomically(path, lambda file: torch.save({"model": tensors}, file))
@@ -87,9 +96,33 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ConvnextError(f"could not write {path}: {error}; what was there before is untouched") from error
+        raise unwritable(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path, pattern: str) -> None:
+    """Remove what `write_atomically` left of files of that pattern in a folder when it was killed; nobody may be writing them."""
+    for path in folder.glob(f".{pattern}.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: Exception) -> ConvnextError:
+    """The error to raise where a file can't be written: what it is, why, and what to do."""
+    code = getattr(error, "errno", None)
+    reason = str(error).split("\n")[0]
+    try:
+        room = shutil.disk_usage(path.parent).free
+    except OSError:
+        room = None
+    if code in (errno.ENOSPC, errno.EDQUOT) or (room is not None and room < 2**20):
+        reason = f"no space left on its disk: free some and run the same command again ({reason})"
+    elif code == errno.EROFS or not os.access(path.parent, os.W_OK):
+        reason = f"its folder can't be written: check its permissions and how its disk is mounted ({reason})"
+    elif isinstance(error, RuntimeError | SafetensorError):  # PyTorch and safetensors do not say why
+        reason = f"the disk may be full, or a limit on files reached: see df and ulimit -f ({reason})"
+    return ConvnextError(f"could not write {path}: {reason}; what was there before is untouched")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -103,10 +136,19 @@ def _sync_folder(folder: Path) -> None:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
-            description = json.loads((file.metadata() or {}).get(OWN_METADATA, "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
+            text = (file.metadata() or {}).get(OWN_METADATA)
+            about = description.parse(text, path) if text is not None else {}
+            state = {name: _aligned(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, OSError) as error:
         raise ConvnextError(f"{path} is truncated or damaged: {error}") from error
+    if about:
+        description.check_size(about["model"], state, path)
+    return state, about
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    # Products of matrices round otherwise where memory begins within a cache line: the same weights shall give the same bits.
+    return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
 
 
 def _unwrap(content: Any, path: Path, entry: str | None) -> dict[str, Tensor]:
@@ -116,7 +158,7 @@ def _unwrap(content: Any, path: Path, entry: str | None) -> dict[str, Tensor]:
         content = content[entry]
     elif isinstance(content, Mapping):
         content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
         raise ConvnextError(f"{path} holds no plain table of tensors; name the entry that does, as in {path.name}#model_ema")
     return strip_prefixes(content)
 

@@ -1,74 +1,100 @@
 """Finding weights: from a source's name to a file on this machine."""
 
-import urllib.error
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from convnext.errors import ConvnextError, first_line
+from convnext.data import fetch as files
+from convnext.data import hub
+from convnext.data.hub import HubFile
+from convnext.errors import ConvnextError, UsageError
 
 # In the order in which they are looked for: what others write, then what `convnext push` does. Under a name of its own, for
 # libraries that look for the first would not know what is in it.
 OWN_FILE = "best.safetensors"
-_FILES = ("model.safetensors", "pytorch_model.bin", OWN_FILE)
+FILES = ("model.safetensors", "pytorch_model.bin", OWN_FILE)
 
 
-def fetch(source: str) -> tuple[Path, str | None]:
-    """The local file of a source, fetched if it is not here yet, and the entry named behind `#` if any.
+@dataclass(frozen=True)
+class Fetched:
+    """A weight file on this machine."""
+
+    path: Path
+    entry: str | None = None  # of a wrapped checkpoint, as named behind `#`
+    address: str | None = None  # where it was downloaded from, without secrets, by the hub's commit; None for a local file
+    on_hub: HubFile | None = None  # at its commit; what an `https://` address of the hub names
+
+    def beside(self, name: str) -> Path | None:
+        """A file in the same folder, or of the same commit of the repository; None if there is none, or none can be had offline.
+
+        Raises ConvnextError if the hub does not answer.
+        """
+        if self.on_hub is None:
+            path = self.path.with_name(name)
+            return path if self.address is None and path.is_file() else None
+        folder = self.on_hub.file.rpartition("/")[0]
+        where = self.on_hub.named(f"{folder}/{name}" if folder else name)
+        try:
+            return hub.in_cache(where) or hub.download(where)
+        except EntryNotFoundError:  # with LocalEntryNotFoundError, which means: no network
+            return None
+        except hub.ERRORS as error:
+            raise ConvnextError(f"could not fetch {where}, which says how these weights are used ({hub.reason(error, where)})") from error
+
+
+def fetch(source: str) -> Fetched:
+    """The local file of a source, downloaded if it is not here yet.
 
     Args:
-        source: a path; `hf://owner/name` or `hf://owner/name/file` on the Hugging Face hub (its cache, resumed downloads
-            and HF_HUB_OFFLINE are huggingface-hub's own); or an `https://` address (kept in PyTorch's hub folder).
+        source: a path; `hf://owner/name`, `hf://owner/name@revision` or `hf://owner/name/file` on the Hugging Face hub; or an
+            `https://` or `http://` address. Behind `#` the entry of a wrapped checkpoint.
 
-    Raises ConvnextError if it can't be had; the message says which file to put where.
+    Raises UsageError for what is no address, and ConvnextError if it can't be had; the message says which file to put where.
     """
+    if not source.startswith(files.REMOTE) and (path := expanded(source)).exists():
+        return Fetched(path)
     address, _, entry = source.partition("#")
     if address.startswith("hf://"):
-        path = _from_hub(address)
-    elif address.startswith("https://"):
-        path = _from_url(address)
-    else:
-        path = Path(address).expanduser()
-    return path, entry or None
+        path, on_hub = _from_hub(hub.parse(address))
+        return Fetched(path, entry or None, str(on_hub), on_hub)
+    if address.startswith(files.REMOTE):
+        return Fetched(files.local(address, "weights"), entry or None, files.shown(address), hub.of_page(address))
+    return Fetched(expanded(address), entry or None)
 
 
-def _from_hub(address: str) -> Path:
-    owner, name, *rest = address.removeprefix("hf://").split("/")
-    repository, files = f"{owner}/{name}", ("/".join(rest),) if rest else _FILES
-    reason: Exception | None = None
-    for file in files:
+def expanded(path: str | Path) -> Path:
+    """A local path, `~` replaced. Raises UsageError for a home directory that is not there."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{path}: there is no such home directory") from error
+
+
+def _from_hub(where: HubFile) -> tuple[Path, HubFile]:
+    if where.kind != "model":
+        raise UsageError(f"{where} is a dataset's address: weights are at hf://owner/name")
+    names = (where.file,) if where.file else FILES
+    reason: BaseException | None = None
+    for named in map(where.named, names):
         try:
-            return Path(hf_hub_download(repository, file))
-        except RepositoryNotFoundError as error:
-            raise ConvnextError(f"the hub has no repository {repository}, or it is private and this machine not logged in") from error
+            path = hub.download(named)
+            return path, hub.at_commit(named, path)
         except LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError that means: no network
             # Every file would be asked for over the network anew, so the rest are looked for in the cache alone.
-            cached = [path for other in files if isinstance(path := try_to_load_from_cache(repository, other), str)]
-            if cached:
-                return Path(cached[0])
+            for other in map(where.named, names):
+                if (cached := hub.in_cache(other)) is not None:
+                    return cached, hub.at_commit(other, cached)
             reason = error
             break
         except EntryNotFoundError as error:
             reason = error
-        except (HfHubHTTPError, OSError) as error:
+        except hub.ERRORS as error:
             reason = error
             break
+    repository = where.named("")
     raise ConvnextError(
-        f"could not fetch {' or '.join(files)} of hf://{repository} ({first_line(reason)}). Where there is a network, "
-        f"download https://huggingface.co/{repository}/resolve/main/{files[0]}, copy it to this machine and give its path as weights"
+        f"could not fetch {' or '.join(names)} of {repository} ({hub.reason(reason, where)}). Where there is a network, download "
+        f"https://huggingface.co/{where.repository}/resolve/{where.revision or 'main'}/{names[0]}, copy it to this machine "
+        "and give its path as weights"
     ) from reason
-
-
-def _from_url(address: str) -> Path:
-    path = Path(torch.hub.get_dir()) / "checkpoints" / address.rsplit("/", 1)[-1]
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(address, str(path))
-        except (urllib.error.URLError, OSError) as error:
-            raise ConvnextError(
-                f"could not fetch {address} ({first_line(error)}). Where there is a network, download it and put it at {path}"
-            ) from error
-    return path

@@ -1,14 +1,22 @@
 """`convnext convert`: weights from any known format to any other."""
 
 import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from convnext.backbones.zoo import BACKBONES
 from convnext.checkpoints import files, formats
-from convnext.errors import UsageError, nearest
-from convnext.models import identify, read_source, weights_of_run
+from convnext.data.preprocessing import Preprocessing
+from convnext.data.published import to_transformers
+from convnext.errors import ConvnextError, UsageError, nearest
+from convnext.models import identify, weights_of_run
+from convnext.weights import XXLARGE, open_weights
+
+log = logging.getLogger("convnext")
 
 TARGETS = ("official", "timm", "torchvision", "transformers")
 _CONV_MLP = ("convnext_atto", "convnext_femto", "convnext_pico", "convnext_nano")  # timm's own sizes have 1 x 1 convolutions
@@ -27,19 +35,38 @@ def convert(source: str, output: Path, to: str) -> str:
     path = Path(source).expanduser()
     if path.is_dir():
         source = str(weights_of_run(path))
-    state, description = read_source(source)
-    entry = BACKBONES.get(description["model"]["name"]) if description else None
+    opened = open_weights(source)
+    spec = opened.spec
+    entry = BACKBONES.get(spec["name"])
     if entry is not None and entry.format is not None:
-        return _write_as_it_is(state, description["model"]["name"], entry.format, output, to)
-    known = formats.recognise(state)
-    native = formats.to_native(state, known)
-    spec = identify(native)
+        return _write_as_it_is(opened.state, spec["name"], entry.format, output, to)
+    known = formats.recognise(opened.state)
+    native = formats.to_native(opened.state, known)
+    spec = identify(native) | opened.function()
+    _refuse_other_function(spec, to)
     foreign = formats.from_native(native, to, conv_mlp=to == "timm" and spec["name"] in _CONV_MLP)
     if to == "transformers" and not output.suffix:
-        files.write_atomically(output / "config.json", lambda file: file.write_text(_config(spec, description.get("classes"))))
+        _write_json(output / "config.json", _config(spec, opened.classes))
+        if isinstance(opened.preprocessing, Preprocessing) and (how := to_transformers(opened.preprocessing)) is not None:
+            _write_json(output / "preprocessor_config.json", how)
+        else:
+            log.warning("transformers' image processor can't prepare images as this network wants them: %s", opened.preprocessing)
         output = output / "model.safetensors"
     files.write_weights(output, foreign)
     return f"{spec['name']}: {len(foreign)} tensors from the {known} format to {to}, written to {output}"
+
+
+def _refuse_other_function(spec: Mapping[str, Any], to: str) -> None:
+    # What no tensor shows would be lost: the other library would build a network of another function around the weights.
+    eps, of_head = spec.get("norm_eps", 1e-6), spec.get("head_norm_eps")
+    theirs = 1e-5 if (spec.get("depths"), spec.get("widths")) == XXLARGE and to == "timm" else 1e-6
+    if eps != theirs:
+        raise ConvnextError(f"this network has norms with epsilon {eps}, which {to} can't be told: it has {theirs}")
+    if of_head in (None, theirs) or to == "transformers":
+        return
+    if of_head > 1e-5:
+        raise ConvnextError(f"this network's last norm has epsilon {of_head}, which {to} can't be told: it has {theirs}")
+    log.warning("the last norm's epsilon is %s here and will be %s in %s: outputs differ by parts in a million", of_head, theirs, to)
 
 
 def _write_as_it_is(state: dict[str, Tensor], name: str, own: str, output: Path, to: str) -> str:
@@ -52,9 +79,9 @@ def _write_as_it_is(state: dict[str, Tensor], name: str, own: str, output: Path,
     return f"{name}: {len(state)} tensors in timm's names, written to {output}"
 
 
-def _config(spec: dict, classes: list[str] | None) -> str:  # type: ignore[type-arg]
-    sizes = BACKBONES[spec["name"]].arguments | spec
-    config = {
+def _config(spec: Mapping[str, Any], classes: list[str] | None) -> dict[str, Any]:
+    sizes = BACKBONES[spec["name"]].arguments | dict(spec)
+    config: dict[str, Any] = {
         "architectures": ["ConvNextForImageClassification"],
         "model_type": "convnext",
         "num_channels": sizes["in_channels"],
@@ -64,11 +91,16 @@ def _config(spec: dict, classes: list[str] | None) -> str:  # type: ignore[type-
         "hidden_sizes": sizes["widths"],
         "layer_scale_init_value": sizes["layer_scale"],
         "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,  # of the last norm; transformers' default, 1e-12, is another function
+        # Of the last norm; transformers' default, 1e-12, is another function than most have.
+        "layer_norm_eps": spec.get("head_norm_eps") or spec.get("norm_eps", 1e-6),
     }
     if classes is None:
         config["num_labels"] = sizes["num_classes"]
     else:
         config["id2label"] = dict(enumerate(classes))
         config["label2id"] = {name: i for i, name in enumerate(classes)}
-    return json.dumps(config, indent=2) + "\n"
+    return config
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    files.write_atomically(path, lambda file: file.write_text(json.dumps(values, indent=2) + "\n", "utf-8"))

@@ -113,7 +113,7 @@ def describe(loaded: Loaded) -> dict[str, Any]:
         "model": loaded.model.spec,
         "classes": loaded.classes,
         "preprocessing": loaded.preprocessing.to_json(),
-    }
+    } | {key: value for key in ("class_ids", "source") if (value := getattr(loaded, key)) is not None}
 
 
 def _describe_graph(loaded: Loaded, form: Form) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from convnext import tasks
 from convnext.backbones.zoo import BACKBONES
 from convnext.checkpoints.files import read_weights
 from convnext.checkpoints.hub import OWN_FILE
+from convnext.data import hub
+from convnext.data.fetch import without_secrets
 from convnext.deploy.journal import told
 from convnext.errors import ConvnextError, UsageError
 from convnext.models import weights_of_run
@@ -56,9 +58,9 @@ def push(run: Path, repository: str, license_name: str, private: bool = False, d
     with tempfile.TemporaryDirectory() as folder:
         _fill(Path(folder), run, repository, license_name)
         try:
-            hub = huggingface_hub.HfApi(library_name="convnext")
-            address = hub.create_repo(repository, private=private, exist_ok=True)
-            hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Weights, recipe and results by convnext push")
+            api = huggingface_hub.HfApi(library_name="convnext")
+            address = api.create_repo(repository, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Weights, recipe and results by convnext push")
         except (HfHubHTTPError, NetworkError, OSError, ValueError) as error:  # the last: a card that it refuses
             reason = " ".join(str(error).split())
             raise ConvnextError(f"the hub did not take {repository}: {reason}; `hf auth login` logs this machine in") from error
@@ -76,8 +78,8 @@ def _fill(folder: Path, run: Path, repository: str, license_name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(weights, folder / OWN_FILE)
         for name in _COPIED:
-            shutil.copyfile(run / name, folder / name)
-        (folder / "README.md").write_text(card(about, recipe, repository, license_name))
+            (folder / name).write_text(without_secrets((run / name).read_text(encoding="utf-8")), encoding="utf-8")
+        (folder / "README.md").write_text(card(about, recipe, repository, license_name), encoding="utf-8")
 
 
 def card(about: dict[str, Any], recipe: Recipe, repository: str, license_name: str) -> str:
@@ -91,13 +93,13 @@ def card(about: dict[str, Any], recipe: Recipe, repository: str, license_name: s
     """
     task, name = tasks.get(recipe.task), about["model"]["name"]
     metrics, data = about["metrics"], recipe.data.val or f"{recipe.data.val_fraction:.0%} of {recipe.data.train}"
-    start = _started_from(recipe)
+    start = about.get("source") or _started_from(recipe)
     header = ModelCardData(
         license=license_name,
         library_name="convnext",
         pipeline_tag=_PIPELINES[recipe.task],
         tags=["convnext", "pytorch", name],
-        base_model=start.removeprefix("hf://") if start and start.startswith("hf://") else None,
+        base_model=hub.parse(start).repository if start and start.startswith("hf://") else None,
         model_name=repository.split("/")[1],
         eval_results=[
             EvalResult(_PIPELINES[recipe.task], data, data, key, round(value, 4)) for key, value in metrics.items() if key != "count"
@@ -124,7 +126,7 @@ def card(about: dict[str, Any], recipe: Recipe, repository: str, license_name: s
 
 def _started_from(recipe: Recipe) -> str | None:
     weights = recipe.model.weights
-    return find(recipe.model.name).weights.get(weights, weights) if weights is not None else None
+    return without_secrets(find(recipe.model.name).weights.get(weights, weights)) if weights is not None else None
 
 
 def _use(repository: str, name: str) -> str:

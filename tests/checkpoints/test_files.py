@@ -22,10 +22,12 @@ def same(found):
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.bin"])
 def test_what_is_written_is_read(tmp_path, name):
-    write_weights(tmp_path / name, STATE, {"model": {"name": "x"}})
+    how = {"image_size": 32, "crop_ratio": 1.0, "warp": False, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
+    about = {"model": {"name": "x", "num_classes": 2}, "task": "classify", "preprocessing": how}
+    write_weights(tmp_path / name, STATE, about)
     state, description = read_weights(tmp_path / name)
     assert same(state)
-    assert description == ({"model": {"name": "x"}} if name.endswith("safetensors") else {})
+    assert description == (about if name.endswith("safetensors") else {})
     assert [path.name for path in tmp_path.iterdir()] == [name]  # nothing temporary stays
     (tmp_path / "plain").touch()
     assert (tmp_path / name).stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -10,6 +10,7 @@ import transformers
 from helpers import random_model, relative_error, shared
 
 import convnext
+from convnext import models
 from convnext.checkpoints.formats import from_native, recognise, to_native
 from convnext.errors import ConvnextError
 
@@ -133,6 +134,9 @@ def test_transformers_itself_reads_and_means_the_same(tmp_path):
     convert(str(tmp_path / "atto.pth"), tmp_path / "hf", "transformers")
     theirs = transformers.ConvNextForImageClassification.from_pretrained(tmp_path / "hf").eval()
     assert theirs.config.layer_norm_eps == ours.norm.eps
+    again = models.load(tmp_path / "hf" / "model.safetensors")
+    assert again.preprocessing == models.load(tmp_path / "atto.pth").preprocessing
+    assert transformers.ConvNextImageProcessor.from_pretrained(tmp_path / "hf").crop_pct == again.preprocessing.crop_ratio
     with torch.no_grad():
         assert relative_error(theirs(x).logits, ours(x)) < 1e-5
 
