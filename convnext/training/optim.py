@@ -26,6 +26,22 @@ def build_optimizer(model: Any, settings: Optim) -> torch.optim.AdamW:
     return torch.optim.AdamW(list(groups.values()), lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 
+def parameter_names(model: Any, optimizer: torch.optim.Optimizer) -> list[str]:
+    """The names of the parameters in the optimizer's order, by which it numbers its moments."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any], before: list[str], now: list[str]) -> None:
+    """Load the moments of a saved optimizer, whose parameters were called `before`, into one whose are called `now`.
+
+    Hyperparameters stay those of the optimizer: a recipe that was changed on purpose is obeyed, other groups included.
+    """
+    places = {name: place for place, name in enumerate(before)}
+    moments = {place: saved["state"][places[name]] for place, name in enumerate(now) if places.get(name) in saved["state"]}
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 def learning_rate(step: int, warmup_steps: int, total_steps: int, peak: float, final: float) -> float:
     """The rate at a step (from 0): linear from 0 to `peak` over the warm-up, both ends included, then half a cosine to `final`.
 

@@ -1,11 +1,14 @@
 """What a run shows while it goes on: a live bar on a terminal, plain lines elsewhere. All of it on standard error."""
 
 import time
+from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from convnext.text import printable
 
 
 class Display:
@@ -51,14 +54,35 @@ class Display:
         self.values |= {key: _FORMATS[key].format(value) for key, value in values.items() if key in _FORMATS}
         self.tell(f"epoch {epoch} · validation: {told}")
 
-    def tell(self, message: Any) -> None:
+    def tell(self, message: str) -> None:
         """Print a line above the bar."""
-        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(message), markup=False, highlight=False, soft_wrap=True)
 
     def _left(self, step: int) -> str:
         seconds = round((time.monotonic() - self.begun) / max(step - self.begun_at, 1) * (self.total - step))
         hours, minutes = divmod(seconds // 60, 60)
         return f"{hours}:{minutes:02d}:{seconds % 60:02d} left"
+
+
+class Unbreakable:
+    """A text stream that may go away, as a terminal does when it is closed: what is written from then on is lost, no error."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, if there is still somewhere to."""
+        with suppress(OSError, ValueError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Likewise."""
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 _FORMATS = {

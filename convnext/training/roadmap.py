@@ -18,12 +18,12 @@ import torch
 
 from convnext.backbones.roadmap import STEPS, Regime, step_names
 from convnext.distributed import pick_device
-from convnext.errors import ConvnextError, UsageError
+from convnext.errors import ConvnextError, UsageError, first_line
 from convnext.metrics import published
 from convnext.models import cost_of
 from convnext.recipe import Recipe, load_recipe
 from convnext.report import ladder
-from convnext.training.run_folder import RunFolder
+from convnext.training.run_folder import RunFolder, refuse_within_data
 
 UNTRAINED = 0  # 'original ResNet' is the network of the next step under the recipe of 2015, which is not this one
 
@@ -56,25 +56,48 @@ def walk(
     chosen = list(range(UNTRAINED + 1, len(STEPS))) if steps is None else sorted(set(steps))
     if unknown := [step for step in chosen if not UNTRAINED < step < len(STEPS)]:
         raise UsageError(f"no step {unknown[0]} to train: they are 1 ({STEPS[1].name}) to {len(STEPS) - 1} ({STEPS[-1].name})")
+    _refuse_own(overrides)
     name = "roadmap/small" if small else f"roadmap/regime_{regime}"
     recipes = {
         (step, seed): load_recipe(name, [*overrides, f"model.name={step_names(regime)[step]}", f"seed={seed}"])
         for seed in range(seeds)  # seed by seed, so that there is early one of every step
         for step in chosen
     }
+    refuse_within_data(output, next(iter(recipes.values())))
     folders = {key: output / step_names(regime)[key[0]] / f"seed{key[1]}" for key in recipes}
-    todo = [key for key, recipe in recipes.items() if _top1(folders[key], recipe) is None]
+    todo = [key for key, recipe in recipes.items() if _top1(folders[key], recipe) is None or not RunFolder(folders[key]).report.exists()]
     tell(f"{len(recipes)} runs of {len(chosen)} steps, {len(recipes) - len(todo)} of them finished")
 
     def ended(key: tuple[int, int]) -> None:
-        found = _collect(recipes, folders, regime)
-        ladder.write(found, output)
-        tell(f"{folders[key].relative_to(output)}: {_top1(folders[key], recipes[key]):.2f} %")
+        top1 = _top1(folders[key], recipes[key])
+        if top1 is None:
+            raise ConvnextError(f"the run {folders[key]} ended without its last evaluation: see {folders[key].with_suffix('.log')}")
+        _write(_collect(recipes, folders, regime), output, tell)
+        tell(f"{folders[key].relative_to(output)}: {top1:.2f} %")
 
     _run_all([(key, recipes[key], folders[key]) for key in todo], list(devices) or _devices(), ended)
     found = _collect(recipes, folders, regime)
-    ladder.write(found, output)
+    _write(found, output, tell)
     return found
+
+
+def _write(found: ladder.Ladder, output: Path, tell: Callable[[str], None]) -> None:
+    try:
+        ladder.write(found, output)
+    except Exception as error:  # as `write_page`: a figure must not stop the runs
+        tell(f"the report in {output} could not be written ({type(error).__name__}: {first_line(error)}); the runs are there")
+
+
+def _refuse_own(overrides: Sequence[str]) -> None:
+    """Raise UsageError for a key that is not the user's to set here."""
+    own = {
+        "model.name": "each step has its own network (--steps)",
+        "seed": "each run has its own (--seeds)",
+        "task": "each step classifies",
+    }
+    for override in overrides:
+        if (key := override.partition("=")[0].strip()) in own:
+            raise UsageError(f"{override}: {own[key]}, so that {key} can't be set")
 
 
 def parse_steps(text: str) -> list[int]:
@@ -117,27 +140,31 @@ def _run_all(jobs: list[tuple[Any, Recipe, Path]], devices: list[str], ended: Ca
 def _train(recipe: Recipe, folder: Path, device: str, threads: int) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     settings, log = folder.with_suffix(".yaml"), folder.with_suffix(".log")
-    settings.write_text(recipe.to_yaml())
+    settings.write_text(recipe.to_yaml(), encoding="utf-8")
     command = [sys.executable, "-m", "convnext", "train", str(settings), "--output", str(folder), "--resume", "--device", device]
-    with log.open("a") as file:
+    with log.open("ab") as file:
         done = subprocess.run(
             command, stdout=file, stderr=file, env=os.environ | {"OMP_NUM_THREADS": str(threads), "COLUMNS": "140"}, check=False
         )
     if done.returncode:
-        last = (log.read_text().strip().splitlines() or ["no message"])[-1]
+        last = (log.read_text("utf-8", "replace").strip().splitlines() or ["no message"])[-1]
         raise ConvnextError(
             f"the run {folder} ended with exit code {done.returncode}: {last} (all of it in {log}); the same command goes on"
         )
 
 
 def _top1(folder: Path, recipe: Recipe) -> float | None:
-    """Top-1 at the end of a finished run, None if it is not finished. Raises UsageError if it was made by another recipe."""
+    """Top-1 at the end of a run, None if it has not come to its last evaluation. Raises UsageError if it was made by another recipe."""
     run = RunFolder(folder)
     if not run.holds_a_run():
         return None
     run.check_same(recipe, change=False)
-    last = [line for line in run.lines() if line["kind"] == "eval"][-1:]
-    return last[0]["top1"] if last and last[0]["epoch"] == recipe.train.epochs and run.report.exists() else None
+    evals = [line for line in run.lines() if line["kind"] == "eval"]
+    if not evals:
+        return None
+    epochs, iterations = recipe.train.epochs, recipe.train.iterations
+    is_over = evals[-1]["epoch"] == epochs if iterations is None else evals[-1]["step"] >= iterations
+    return evals[-1]["top1"] if is_over else None
 
 
 def _collect(recipes: dict[tuple[int, int], Recipe], folders: dict[tuple[int, int], Path], regime: Regime) -> ladder.Ladder:
@@ -160,7 +187,13 @@ def _collect(recipes: dict[tuple[int, int], Recipe], folders: dict[tuple[int, in
             )
         )
     return ladder.Ladder(
-        regime, _data_name(first.data.train), first.train.epochs, first.data.image_size, _hardware(folders.values()), rungs
+        regime,
+        _data_name(first.data.train),
+        first.train.epochs,
+        first.data.image_size,
+        _hardware(folders.values()),
+        rungs,
+        first.train.iterations,
     )
 
 
@@ -170,7 +203,7 @@ def _hardware(folders: Iterable[Path]) -> list[str]:
     for folder in folders:
         path = RunFolder(folder).environment
         if path.exists():
-            ran_on = json.loads(path.read_text())
+            ran_on = json.loads(path.read_text("utf-8"))
             hardware = ran_on["hardware"]
             place = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
             found[f"{place}; torch {ran_on['versions']['torch']}, convnext {ran_on['versions']['convnext']}"] = None

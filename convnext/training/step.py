@@ -11,6 +11,7 @@ from convnext import distributed
 from convnext.data.randomness import seed_everything, seed_numpy
 from convnext.errors import ConvnextError, UsageError
 from convnext.evaluate import autocast
+from convnext.ops.memory import is_out_of_memory
 from convnext.recipe import Recipe
 from convnext.training.optim import set_learning_rate
 from convnext.training.state import State
@@ -26,6 +27,8 @@ def batch_size_for(recipe: Recipe, count: int) -> int:
     if recipe.train.batch_size % unit:
         pairs = " of pairs, because mixup and CutMix pair pictures" if mixes else ""
         raise UsageError(f"train.batch_size={recipe.train.batch_size} can't be shared by {distributed.world()} processes{pairs}")
+    if mixes and (recipe.train.device_batch_size or 2) % 2:
+        raise UsageError(f"train.device_batch_size={recipe.train.device_batch_size} must be even: mixup and CutMix pair pictures")
     size = min(recipe.train.batch_size, count)
     if size < unit:
         raise ConvnextError(f"{count} pictures are too few to train on with {distributed.world()} processes")
@@ -46,6 +49,8 @@ class Stepper:
         # On the CPU nothing tells that memory runs out, so there all goes through at once unless the recipe says otherwise.
         self.part = min(recipe.train.device_batch_size or self.share, self.share)
         self.fitted = recipe.train.device_batch_size is not None or device.type != "cuda"
+        buffers = list(state.model.buffers()) if recipe.train.nonfinite == "skip" else []
+        self.buffers = buffers if any(buffer.is_floating_point() for buffer in buffers) else []  # what a skipped step must not move
         self.droppers = [module for module in state.model.modules() if hasattr(module, "places")]
         self.network = state.model
         if distributed.world() > 1:
@@ -54,33 +59,51 @@ class Stepper:
             # Shape by shape: of sizes that may vary Inductor (2.14) can't always order the strides, and a run has few.
             self.network = torch.compile(self.network, dynamic=False)
 
-    def step(self, batch: Any, rate: float, *flags: bool) -> tuple[float, list[bool]]:
+    def step(self, batch: Any, rate: float, *flags: bool) -> tuple[float, list[bool], str | None]:
         """One step on this process's share of the batch.
 
-        Returns the mean loss over the whole batch, and for each flag whether any process raised it (one exchange for all).
-        A loss that is not finite leaves the weights as they were. Raises ConvnextError, saying what to lower, when the
-        device's memory does not suffice.
+        Returns the mean loss over the whole batch, for each flag whether any process raised it (one exchange for all), and what
+        was not finite, if anything: the loss or the gradient. Then the weights stay as they were, with `train.nonfinite=skip` the
+        buffers too. Raises ConvnextError, saying what to lower, when the device's memory does not suffice.
         """
-        if not self.fitted:
-            self.part, self.fitted = self._what_fits(batch), True
-        state, settings = self.state, self.recipe.optim
-        set_learning_rate(state.optimizer, rate)
-        state.optimizer.zero_grad(set_to_none=True)
         try:
+            if not self.fitted:
+                self.part, self.fitted = self._what_fits(batch), True
+            set_learning_rate(self.state.optimizer, rate)
+            self.state.optimizer.zero_grad(set_to_none=True)
+            before = [buffer.clone() for buffer in self.buffers]
             loss = sum(self._backward(batch, first) for first in range(0, self.share, self.part))
-        except torch.OutOfMemoryError as error:
-            raise ConvnextError(self._out_of_memory()) from error
-        loss, *raised = distributed.mean(torch.tensor([loss, *flags], dtype=torch.float64, device=self._exchange())).tolist()
-        if math.isfinite(loss):
-            state.scaler.unscale_(state.optimizer)
-            if settings.clip is not None:
-                torch.nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip)
-            state.scaler.step(state.optimizer)
-            state.scaler.update()
-            if state.ema is not None:
-                state.ema.update_parameters(state.model)
-        state.step += 1
-        return loss, [flag > 0 for flag in raised]
+            loss, *raised = distributed.mean(torch.tensor([loss, *flags], dtype=torch.float64, device=self._exchange())).tolist()
+            fault = self._update(loss)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise ConvnextError(self._out_of_memory()) from error
+            raise
+        if fault:
+            for buffer, value in zip(self.buffers, before, strict=True):
+                buffer.copy_(value)
+        self.state.step += 1
+        return loss, [flag > 0 for flag in raised], fault
+
+    def _update(self, loss: float) -> str | None:
+        """Move the weights by the gradient, or say why not."""
+        state, clip = self.state, self.recipe.optim.clip
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        state.scaler.unscale_(state.optimizer)
+        if clip is not None:
+            norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip)
+        else:
+            gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+        # In fp16 the scaler itself leaves such a step out, and lowers the scale of the loss.
+        if not state.scaler.is_enabled() and not math.isfinite(norm):
+            return f"the norm of the gradient is {float(norm)}"
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if state.ema is not None:
+            state.ema.update_parameters(state.model)
+        return None
 
     def _what_fits(self, batch: Any) -> int:
         """How many pictures at a time every device can take: the share of a batch, halved until its gradients fit."""
@@ -102,7 +125,9 @@ class Stepper:
             with autocast(self.device, self.recipe.train.precision):
                 loss = self.trainer.loss(self.state.model, batch[:part].to(self.device))
             loss.backward()
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             return False
         finally:
             self.state.optimizer.zero_grad(set_to_none=True)

@@ -18,6 +18,7 @@ from uuid import uuid4
 import yaml
 
 from convnext.errors import ConvnextError, UsageError, nearest
+from convnext.text import printable
 
 PROJECT = "convnext"  # the name under which Weights & Biases and trackio group runs
 ID_FILE = "watch-id"  # in the run folder: what its runs there are known by
@@ -63,6 +64,7 @@ def open_watchers(names: Sequence[str], folder: Path, recipe: dict[str, Any], st
     check_watchers(names)
     if not names:
         return []
+    recipe = _shown(recipe)
     opened: list[Watcher] = []
     run_id = _run_id(folder, step)
     for name in dict.fromkeys(names):
@@ -127,7 +129,7 @@ class _WeightsAndBiases:
 
     def __init__(self, folder: Path, recipe: dict[str, Any], step: int, run_id: str) -> None:
         init = import_module(self.MODULE).init
-        self.run = init(project=PROJECT, name=folder.name, dir=str(folder), config=recipe, id=run_id, resume="allow")
+        self.run = init(project=PROJECT, name=printable(folder.name), dir=str(folder), config=recipe, id=run_id, resume="allow")
 
     def log(self, line: dict[str, Any]) -> None:
         self.run.log(_scalars(line), step=line["step"])
@@ -144,7 +146,7 @@ class _Trackio:
     def __init__(self, folder: Path, recipe: dict[str, Any], step: int, run_id: str) -> None:
         self.trackio = import_module(self.MODULE)
         # trackio resumes by name alone, and folders of the same name may lie in different places.
-        name = f"{folder.name}-{run_id}"
+        name = f"{printable(folder.name)}-{run_id}"
         with redirect_stdout(sys.stderr):  # standard output is for results
             self.run = self.trackio.init(project=PROJECT, name=name, config=recipe, resume="allow", embed=False)
 
@@ -163,6 +165,13 @@ _KNOWN: dict[str, type[_TensorBoard | _Trackio | _WeightsAndBiases]] = {
 }
 
 
+def _shown(value: Any) -> Any:
+    """Plain values whose texts, paths among them, are such as a network protocol takes."""
+    if isinstance(value, Mapping):
+        return {key: _shown(one) for key, one in value.items()}
+    return [_shown(one) for one in value] if isinstance(value, list) else printable(value) if isinstance(value, str) else value
+
+
 def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
     """A line's numbers, named like "train/loss" and "eval/top1"."""
     numbers = {key: value for key, value in line.items() if isinstance(value, int | float) and key != "step"}
@@ -173,7 +182,7 @@ def _run_id(folder: Path, step: int) -> str:
     """The folder's own id: new for a run from the start, the same when it is taken up again, wherever the folder lies by then."""
     path = folder / ID_FILE
     if step and path.exists():
-        return path.read_text().strip()
+        return path.read_text("utf-8").strip()
     run_id = uuid4().hex[:8]
-    path.write_text(run_id + "\n")
+    path.write_text(run_id + "\n", encoding="utf-8")
     return run_id

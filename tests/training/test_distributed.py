@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,9 +17,15 @@ from safetensors.torch import load_file
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def torchrun(processes, *arguments, restarts=0):
+def torchrun(processes, *arguments, restarts=0, script=("-m", "convnext")):
     run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
-    return [*run, "--standalone", "-m", "convnext", *map(str, arguments)]
+    return [*run, "--standalone", *map(str, script), *map(str, arguments)]
+
+
+def program(path, begin):
+    """The command line as a script that does something first, where `rank` is known."""
+    path.write_text(f"import os, time\nrank = int(os.environ['RANK'])\n{begin}\nfrom convnext.cli import main\nmain()\n")
+    return path
 
 
 def finish(command):
@@ -57,20 +64,26 @@ def test_accumulation_equals_the_whole_batch(tmp_path):
 def test_a_killed_worker_under_torchrun_leaves_no_trace(tmp_path):
     more = ("train.epochs=6", "train.ema=0.99", "augment.mixup=0.8", "train.checkpoint_every=5", "--resume")
     finish(torchrun(2, *train(tmp_path / "calm", *more)))
-    process = subprocess.Popen(torchrun(2, *train(tmp_path / "cut", *more), restarts=2), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "cut" / "metrics.jsonl").exists() or (tmp_path / "cut" / "metrics.jsonl").read_text().count("train") < 33:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True, check=True)
-    os.kill(int(children.stdout.split()[1]), signal.SIGKILL)
-    message = process.communicate(timeout=300)[1]
-    assert process.returncode == 0, message
-    assert "resumed after step" in message
+    killed_and_restarted(tmp_path, *more)
     calm, cut = (load_file(tmp_path / name / "last.safetensors") for name in ("calm", "cut"))
     assert all(torch.equal(calm[key], cut[key]) for key in calm)
     assert lines(tmp_path / "cut", "train") == lines(tmp_path / "calm", "train")
     assert lines(tmp_path / "cut", "eval") == lines(tmp_path / "calm", "eval")
+
+
+def killed_and_restarted(tmp_path, *more, after=33):
+    """A run of two processes, one of which is killed; the second is late both times."""
+    command = torchrun(2, *train(tmp_path / "cut", *more), restarts=2, script=[program(tmp_path / "late.py", "time.sleep(2 * rank)")])
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    deadline = time.monotonic() + 600
+    while not (tmp_path / "cut" / "metrics.jsonl").exists() or (tmp_path / "cut" / "metrics.jsonl").read_text().count("train") < after:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True, check=True)
+    os.kill(int(children.stdout.split()[1]), signal.SIGKILL)
+    message = process.communicate(timeout=600)[1]
+    assert process.returncode == 0, message
+    assert "resumed after step" in message
 
 
 def test_evaluation_is_shared_and_counts_each_sample_once(tmp_path):
@@ -85,6 +98,71 @@ def test_evaluation_is_shared_and_counts_each_sample_once(tmp_path):
     assert shared["ece"] == pytest.approx(alone["ece"])
     assert shared["top1"] == alone["top1"]
     assert shared["mistakes"] == alone["mistakes"]
+
+
+@pytest.mark.slow
+def test_batch_norm_is_evaluated_with_the_statistics_that_are_saved(tmp_path):
+    """Each process has running statistics of its own; the main process's are saved."""
+    network = ["model.name=roadmap_t_01_modern_training", "model.width=8", "model.depths=[1,1,1,1]", "model.widths=null"]
+    more = ["model.drop_path=0", "train.epochs=1", "train.warmup_epochs=0", "train.nonfinite=skip", "data.workers=0"]
+    finish(torchrun(2, *train(tmp_path / "run", *network, *more)))
+    within = lines(tmp_path / "run", "eval")[-1]
+    alone = finish([sys.executable, "-m", "convnext", "eval", str(tmp_path / "run" / "last.safetensors"), "--data", "digits:val", "--json"])
+    assert json.loads(alone.stdout)["loss"] == pytest.approx(within["loss"], rel=2e-6)
+
+
+TINY = ["model.depths=[1,1,1,1]", "model.widths=[4,4,4,4]", "train.iterations=2", "train.warmup_epochs=0", "data.workers=0"]
+
+
+def pair(tmp_path, begin, *arguments):
+    """Two processes without torchrun, which would end one when the other fails; what each says, with its exit code."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script = program(tmp_path / "program.py", begin)
+    processes = []
+    for rank in range(2):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        command = [sys.executable, str(script), *map(str, arguments)]
+        processes.append(subprocess.Popen(command, env=ENVIRONMENT | own, stderr=subprocess.PIPE, text=True))
+    try:
+        return [(process.communicate(timeout=600)[1], process.returncode) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_a_process_that_looks_late_does_not_take_the_run_just_begun_for_one_to_resume(tmp_path):
+    late = (
+        "if rank:\n"
+        "    from convnext.training.run_folder import RunFolder\n"
+        "    make = RunFolder.__init__\n"
+        "    RunFolder.__init__ = lambda self, path: (make(self, path), time.sleep(4))[0]\n"
+    )
+    (_, main), (_, other) = pair(tmp_path, late, *train(tmp_path / "run", *TINY, "--resume"))
+    assert (main, other) == (0, 0)
+    assert lines(tmp_path / "run", "eval")[-1]["count"] == 360
+
+
+def test_what_one_process_is_refused_ends_all_with_one_line(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").touch()
+    (main, main_code), (other, other_code) = pair(tmp_path, "", *train(tmp_path / "run"))
+    assert (main_code, other_code) == (2, 2)
+    assert main == f"error: {tmp_path / 'run'} is not empty and holds no run: choose another folder for --output\n"
+    assert other == ""
+
+
+def test_processes_that_see_other_data_do_not_train(tmp_path):
+    for rank, each in enumerate((8, 7)):
+        picture_folder(tmp_path / str(rank) / "photos", each=each)
+    here = f"os.chdir({str(tmp_path)!r} + f'/{{rank}}')"
+    (main, main_code), (other, other_code) = pair(tmp_path, here, *train(tmp_path / "run", "data.train=photos", "data.val=photos"))
+    assert (main_code, other_code) == (1, 1)
+    assert "numbers of classes, training images and validation images: rank 1 finds [3, 21, 21], rank 0 [3, 24, 24]" in main
+    assert "Gloo" not in main + other
+    assert "error" not in other
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_that_cannot_be_shared_is_told(tmp_path):

@@ -2,6 +2,7 @@ import json
 import re
 
 import pytest
+from helpers import picture_folder
 
 from convnext.errors import ConvnextError, UsageError
 from convnext.training.roadmap import parse_steps, walk
@@ -10,9 +11,9 @@ FEW = ["data.train=digits:train", "data.val=digits:val", "data.image_size=32", "
 FEW += ["train.warmup_epochs=0.1", "train.batch_size=256"]
 
 
-def go(output, *more, **how):
+def go(output, *more, steps=(3, 16)):
     told = []
-    found = walk([*FEW, *more], output=output, small=True, steps=[3, 16], seeds=1, devices=["cpu", "cpu"], tell=told.append, **how)
+    found = walk([*FEW, *more], output=output, small=True, steps=steps, seeds=1, devices=["cpu", "cpu"], tell=told.append)
     return found, told
 
 
@@ -52,3 +53,34 @@ def test_steps_are_read_as_people_write_them(tmp_path):
         parse_steps("1,x")
     with pytest.raises(UsageError, match="no step 17"):
         walk(FEW, output=tmp_path, small=True, steps=[17])
+
+
+def test_runs_counted_in_steps_are_finished_at_their_last_one_and_a_figure_that_fails_stops_none(tmp_path):
+    short = ("train.iterations=2", "train.eval_every=3")
+    (tmp_path / "roadmap.png").mkdir()  # where the figure should be
+    found, told = go(tmp_path, *short, steps=[3])
+    assert (len(found.rungs[0].top1), found.iterations) == (1, 2)
+    assert sum("could not be written (IsADirectoryError" in line for line in told) == 2  # after the run, and at the end
+    (tmp_path / "roadmap.png").rmdir()
+
+    # A line that a kill cut short, behind the last evaluation, is no evaluation, and no reason to fail.
+    with (tmp_path / "roadmap_t_03_patchify_stem" / "seed0" / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"kind": "eval", "st')
+    again, told = go(tmp_path, *short, steps=[3])
+    assert told[0] == "1 runs of 1 steps, 1 of them finished"
+    assert again == found
+    assert "2 steps" in (tmp_path / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("override", ["model.name=convnext_tiny", "seed=3", "task=detect"])
+def test_what_the_roadmap_sets_itself_is_refused(tmp_path, override):
+    with pytest.raises(UsageError, match="can't be set"):
+        go(tmp_path, override)
+
+
+def test_runs_within_the_data_are_refused_before_anything_is_written(tmp_path):
+    data = picture_folder(tmp_path / "photos", each=2)
+    before = sorted(data.rglob("*"))
+    with pytest.raises(UsageError, match=r"lies inside the data \(data.train="):
+        walk([*FEW, f"data.train={data}", f"data.val={data}"], output=data / "roadmap", small=True, steps=[3], seeds=1, devices=["cpu"])
+    assert sorted(data.rglob("*")) == before

@@ -1,0 +1,115 @@
+"""One process at a time trains in a run folder."""
+
+import errno
+import json
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from convnext.checkpoints.files import unwritable, write_atomically
+from convnext.errors import ConvnextError, UsageError
+
+LOCK, HOLDER = ".lock", ".lock-holder"
+_DYING = 15.0  # seconds in which the decoding workers of a killed process, which share its lock, have gone
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+@contextmanager
+def locked(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """Within, no other process has this folder; it is made if it is not there, and removed again if nothing was put into it.
+
+    The system ends the lock with the process, however that ends. Readers don't ask for it. Where the file system has no locks,
+    that is reported through `tell`.
+
+    Raises UsageError, naming the holder, if another process has the folder, ConvnextError if it can't be written.
+    """
+    made = _make(folder)
+    lock = FileLock(folder / LOCK)
+    try:
+        _acquire(lock, folder)
+    except (OSError, NotImplementedError) as error:  # older versions of filelock raise the second where there are no locks
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            _remove(folder, made)
+            raise unwritable(folder / LOCK, error) from error
+        tell(f"the file system of {folder} has no locks: make sure that no other process trains there")
+    try:
+        write_atomically(folder / HOLDER, lambda file: file.write_text(json.dumps(_holder()) + "\n", encoding="utf-8"))
+        yield
+    finally:
+        for name in (HOLDER, LOCK):
+            with suppress(OSError):
+                (folder / name).unlink(missing_ok=True)
+        lock.release()
+        _remove(folder, made)
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder; returns those that were not there, the deepest first."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"{folder} can't be a run folder, there is a file in its way: choose another for --output") from error
+    except OSError as error:
+        raise ConvnextError(f"could not write the run folder {folder}: {error}") from error
+    return made
+
+
+def _remove(folder: Path, made: list[Path]) -> None:
+    with suppress(OSError):  # as soon as one is not empty
+        for path in made:
+            path.rmdir()
+
+
+def _acquire(lock: FileLock, folder: Path) -> None:
+    try:
+        lock.acquire(timeout=1)  # one that was just killed may take a moment
+    except Timeout as error:
+        holder = _read_holder(folder)
+        if not _is_alive(holder):
+            with suppress(Timeout):
+                lock.acquire(timeout=_DYING)
+                return
+        raise UsageError(f"{folder} is in use by {_told(holder)}: wait for it, stop it, or choose another folder") from error
+
+
+def _holder() -> dict[str, str | int]:
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "command": command}
+
+
+def _read_holder(folder: Path) -> dict[str, str | int]:
+    try:
+        found = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):  # it is about to write it
+        return {}
+
+
+def _is_alive(holder: dict[str, str | int]) -> bool:
+    """Whether the holder is surely alive; one of another machine may be."""
+    if holder.get("host") != socket.gethostname():
+        return False
+    try:
+        os.kill(int(holder["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, KeyError, ValueError):
+        return True
+    with suppress(OSError):  # a zombie, whose parent has not asked after it, is dead
+        return Path(f"/proc/{holder['pid']}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    return True
+
+
+def _told(holder: dict[str, str | int]) -> str:
+    if not {"host", "pid", "since"} <= holder.keys():
+        return "another process"
+    return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
