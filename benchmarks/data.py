@@ -72,7 +72,7 @@ def differences(paths: list[Path]) -> torch.Tensor:
 def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
-    processor = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "unknown")
+    processor = next((line for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if line.startswith("model name")), "unknown")
     print(f"{processor.split(': ')[-1]}, {os.cpu_count()} cores, one used")
     print(f"Pillow {PIL.__version__}, torch {torch.__version__}, torchvision {torchvision.__version__}")
     with tempfile.TemporaryDirectory() as folder:

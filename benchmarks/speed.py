@@ -9,6 +9,7 @@ and the median of each round's ratio with the least and the most beside it. Outp
 On a virtual machine, whatever else its host does can take half of a core for seconds, and not by the same share from all. So a fixed
 product of matrices is timed before and after each turn: a round is quiet if none of its products took more than 1.25 times the fastest
 ever seen. `--rounds` are quiet ones; after six times as many, quiet or not, a row is over. The ratio over all rounds is printed too.
+The bars ("wanted") of rows on a CPU are for one with AMX: where it has none, they are printed with "(AMX)" behind them.
 Rows that need a GPU are printed as not measured where there is none; on one, ours are the Triton operators under torch.compile, and
 memory is the peak that PyTorch's allocator saw.
 """
@@ -338,7 +339,14 @@ def show(found: dict[str, Any]) -> str:
         rounds = f"{found['quiet']} of {found['rounds']}"
     speeds = "; ".join(f"{name} {one['median']:.1f}{_details(one)}" for name, one in found["speeds"].items())
     remarks = "".join(f"; {remark}" for remark in found["remarks"])
-    return f"| {found['title']} | {what} | {found['wanted']} | {rounds} | {speeds}{remarks} |"
+    return f"| {found['title']} | {what} | {bar(found)} | {rounds} | {speeds}{remarks} |"
+
+
+def bar(found: dict[str, Any]) -> str:
+    """What the row is to reach, and whether that is for other CPUs than this."""
+    from convnext.ops import choice
+
+    return f"{found['wanted']}{'' if found['kind'] == 'gpu' or choice.has_amx() else ' (AMX)'}"
 
 
 def _details(one: dict[str, Any]) -> str:
@@ -358,11 +366,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.answer:
         return answer(arguments.answer, arguments.device)
+    from convnext.ops import choice
     from convnext.training.run_folder import environment
 
     has_gpu, probe = torch.cuda.is_available(), Probe()
     place, results = environment(torch.device("cuda" if has_gpu else "cpu")), []
-    print(f"{place['hardware']['cpu']}, {place['hardware']['threads']} threads, GPU {place['hardware']['gpu']}, {place['versions']}\n")
+    features = f"{torch.backends.cpu.get_cpu_capability()}, {'with' if choice.has_amx() else 'without'} AMX"
+    print(f"{place['hardware']['cpu']} ({features})")
+    print(f"{place['hardware']['threads']} threads, GPU {place['hardware']['gpu']}, {place['versions']}\n")
     print("| work | ratio to the fastest peer (least to most; of all rounds) | wanted | quiet rounds | pictures a second |")
     print("| --- | --- | --- | --- | --- |")
     for row in ROWS:
@@ -372,7 +383,7 @@ def main() -> None:
         results.append(asdict(row) | {"speeds": {}, "remarks": ["needs a GPU"]} if missing else measure(row, arguments.rounds, probe))
         print(show(results[-1]), flush=True)
         if arguments.json:
-            with open(arguments.json, "w") as file:
+            with open(arguments.json, "w", encoding="utf-8") as file:
                 json.dump({"environment": place, "rows": results}, file, indent=1)
     if "gpu" in arguments.rows and not arguments.only:
         print("\nGPU depthwise convolution beside a copy of the same bytes:", "" if has_gpu else "not measured, needs a GPU\n", flush=True)

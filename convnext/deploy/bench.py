@@ -273,10 +273,13 @@ def _open_libraries(device: torch.device) -> None:
 @contextmanager
 def _float32_products(tf32: bool) -> Iterator[None]:
     # PyTorch's own default is half of each: convolutions rounded, matrix products not.
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = products.allow_tf32, convolutions.allow_tf32
-    products.allow_tf32 = convolutions.allow_tf32 = tf32
+    # By the newer switches: once a program has used one of them, PyTorch refuses to read the older.
+    kinds = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = [kind.fp32_precision for kind in kinds]
+    for kind in kinds:
+        kind.fp32_precision = "tf32" if tf32 else "ieee"
     try:
         yield
     finally:
-        products.allow_tf32, convolutions.allow_tf32 = before
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision

@@ -1,4 +1,4 @@
-"""`convnext.optimize`: the same network for inference on a CPU, several times as fast.
+"""`convnext.optimize`: the same network for inference on a CPU, as fast as that CPU can have it.
 
 What is done, each of it exact but for rounding: a norm's affine is folded into the layer behind it, the layer scale into the linear
 layer before it; each block becomes one compiled operator that takes slabs of the map through all its layers while they lie in a
@@ -7,6 +7,7 @@ where a CPU multiplies bf16 in tiles, each number is the sum of two bf16 and 16 
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
@@ -15,13 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext.backbones.convnext import Block, ConvNeXt, LayerNorm, LayerNorm2d
+from convnext.backbones.convnext import Patchify as PatchifyConv
+from convnext.backbones.untouched import untouched
 from convnext.deploy.quantize import Int8Block, Ranges, calibrate
 from convnext.errors import UsageError, nearest
 from convnext.ops import choice, inference, native
 from convnext.ops.folded import folded_block, folded_patchify, folded_stage
 from convnext.ops.memory import keep_memory
 
-PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32, "int8": torch.bfloat16}  # int8: of what is not quantized
+_DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32, "int8": torch.bfloat16}  # int8: of what is not quantized
+PRECISIONS = ("auto", *_DTYPES)
 _MAP_BYTES = 64 << 20  # of a picture's map, of which each thread keeps one
 _SLICE_BYTES = 4 << 20  # of hidden values at a time where PyTorch computes them: what a cache holds
 
@@ -30,38 +34,52 @@ def why_not(model: nn.Module) -> str | None:
     """Why `optimize` would not take this network; None if it would."""
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
-            return f"optimize takes a float32 network on the CPU; {name} is {parameter.dtype} on {parameter.device}"
+            there = f"{name} is {parameter.dtype} on {parameter.device}"
+            return f"optimize takes a float32 network on the CPU; {there}: load it with device='cpu' (--device cpu), or leave optimize out"
     if not any(isinstance(module, Block) for module in model.modules()):
         return "this network has no block of ConvNeXt, which is what optimize knows to make faster; see torch.compile"
     return None
 
 
+def fastest() -> str | None:
+    """The precision that is fastest on this CPU without a change that would have to be measured; None for the network as it is."""
+    if choice.has_amx():
+        return "bf16"
+    return "float32" if choice.compiled(torch.float32) else None
+
+
 def optimize(
-    model: nn.Module, precision: str = "bf16", *, calibration: Callable[[nn.Module], object] | None = None, compile: bool = False
+    model: nn.Module, precision: str = "auto", *, calibration: Callable[[nn.Module], object] | None = None, compile: bool = False
 ) -> nn.Module:
     """A copy of a network of any task for inference on the CPU; it is called as the original is, and gives float32.
 
-    ConvNeXt's blocks and patchifying layers become fast ones, alone or under a detector or segmenter; what else there is stays.
+    ConvNeXt's blocks and patchifying layers become fast ones, alone or under a detector or segmenter; what else there is stays, and so
+    does a block with a hook, an adapter or another change in it.
 
     Args:
         model: on the CPU, in float32.
-        precision: "bf16", "float32" or "int8", of the products. int8 changes what the network says: measure it. For float32 to the last
-            bit take the network as it is.
+        precision: of the products. "auto" takes what is fastest here: bf16 on a CPU with AMX, float32 on one with AVX-512, and elsewhere,
+            where there is nothing to gain, the network as it is. "bf16", "float32" and "int8" are taken on any CPU, int8 on one with
+            AMX only; it changes what the network says: measure it. For float32 to the last bit take the network as it is.
         calibration: for int8, a function that takes some hundred pictures, like those to come, through the network it is given:
             `lambda network: network(pictures)`.
         compile: pass what is left through torch.compile. The first call takes half a minute, later processes find the result on disk.
 
-    Raises UsageError for an unknown precision, a network elsewhere or of another dtype, one without ConvNeXt's blocks, and for int8
-    without pictures or on a CPU without AMX.
+    Warns of bf16 where it is slower than float32. Raises UsageError for an unknown precision, a network elsewhere or of another dtype, one
+    without ConvNeXt's blocks, and for int8 without pictures or on a CPU without AMX.
     """
     if precision not in PRECISIONS:
-        raise UsageError(f"precision={precision!r} is none{nearest(precision, PRECISIONS)}")
+        raise UsageError(f"unknown precision {precision!r}{nearest(precision, PRECISIONS)}")
     if reason := why_not(model):
         raise UsageError(reason)
+    if reason := choice.slow_on_cpu(precision):
+        warnings.warn(f"{reason}: take float32, or no precision, which takes the fastest", stacklevel=2)
     ranges: Ranges = {}
     if precision == "int8":
         if not choice.compiled(torch.bfloat16):
-            raise UsageError("int8 needs a CPU with AMX and the compiled operators (`convnext info` says what is missing): take bf16")
+            other = fastest()
+            instead = "leave optimize out, which gains nothing here" if other is None else f"take {other}, which is the fastest here"
+            raise UsageError(f"int8 needs a CPU with AMX and the compiled operators (`convnext info` says what is missing): {instead}")
         if calibration is None:
             raise UsageError(
                 "int8 needs pictures to calibrate with: give a function as calibration that takes some hundred through the network"
@@ -69,16 +87,27 @@ def optimize(
         ranges = calibrate(model, calibration)
     keep_memory()
     fast = copy.deepcopy(model).eval().requires_grad_(False)
+    chosen = fastest() if precision == "auto" else precision
+    if chosen is not None:
+        _make_fast(fast, _DTYPES[chosen], ranges)
+    return torch.compile(fast) if compile else fast  # type: ignore[return-value]
+
+
+def _make_fast(fast: nn.Module, dtype: torch.dtype, ranges: Ranges) -> None:
     for name, (scale, zero) in ranges.items():
         block = fast.get_submodule(name)
         assert isinstance(block, Block)
-        if block.dwconv.kernel_size[0] in native.KERNELS:
+        if _is_whole(block) and block.dwconv.kernel_size[0] in native.KERNELS:
             fast.set_submodule(name, Int8Block(block, scale, zero))
-    _replace(fast, PRECISIONS[precision])
+    _replace(fast, dtype)
     for module in fast.modules():
-        if isinstance(module, ConvNeXt):
+        if isinstance(module, ConvNeXt) and type(module).features is ConvNeXt.features:
             _join_stages(module)
-    return torch.compile(fast) if compile else fast  # type: ignore[return-value]
+
+
+def _is_whole(block: nn.Module) -> TypeGuard[Block]:
+    """Whether nobody looks into the block or has changed what is in it, so that another module can stand for it."""
+    return untouched(block, Block) and block.whole() is not None
 
 
 def _products(dtype: torch.dtype) -> torch.dtype:
@@ -97,14 +126,14 @@ def _replace(module: nn.Module, dtype: torch.dtype) -> None:
 
 def _fast(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
     compiled = choice.compiled(dtype)
-    if isinstance(module, Block):
+    if _is_whole(module):
         return FoldedBlock(module, dtype) if compiled and module.dwconv.kernel_size[0] in native.KERNELS else SlicedBlock(module, dtype)
-    if not compiled or not isinstance(module, nn.Sequential) or len(module) != 2:
+    if not compiled or not untouched(module, nn.Sequential) or len(module) != 2:
         return None
     first, second = module
-    if isinstance(first, LayerNorm2d) and _is_patchifying(second) and second.in_channels % 16 == 0:
+    if untouched(first, LayerNorm2d) and _is_patchifying(second) and second.in_channels % 16 == 0:
         return Patchify(second, dtype, before=first)
-    if _is_patchifying(first) and isinstance(second, LayerNorm2d):
+    if _is_patchifying(first) and untouched(second, LayerNorm2d):
         return Patchify(first, dtype, behind=second)
     return None
 
@@ -113,12 +142,16 @@ def _join_stages(network: ConvNeXt) -> None:
     """Make each patchifying layer and the blocks behind it one module, where all of them are compiled."""
     for i, (before, stage) in enumerate(zip(network.downsample_layers, network.stages, strict=True)):
         blocks = list(stage.children())
-        if isinstance(before, Patchify) and {type(block) for block in blocks} in ({FoldedBlock}, {Int8Block}):
+        if (
+            isinstance(before, Patchify)
+            and untouched(stage, nn.Sequential)
+            and {type(block) for block in blocks} in ({FoldedBlock}, {Int8Block})
+        ):
             network.downsample_layers[i], network.stages[i] = nn.Identity(), nn.Sequential(FoldedStage(before, blocks))
 
 
 def _is_patchifying(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    if not isinstance(module, nn.Conv2d) or module.bias is None:
+    if not (untouched(module, nn.Conv2d) or untouched(module, PatchifyConv)) or module.bias is None:
         return False
     square = module.kernel_size == module.stride and module.kernel_size[0] == module.kernel_size[1]
     return square and module.padding == (0, 0) and module.dilation == (1, 1) and module.groups == 1
@@ -166,7 +199,8 @@ class SlicedBlock(nn.Module):
         rows = y.reshape(-1, width)
         step = max(1, _SLICE_BYTES // (weight.shape[0] * weight.element_size()))
         parts = [self.second(F.gelu(self.first(part))) for part in torch.split(rows, step)]
-        return x + torch.cat(parts).view(y.shape).permute(0, 3, 1, 2)
+        branch = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return x + branch.view(y.shape).permute(0, 3, 1, 2)
 
 
 class Patchify(nn.Module):

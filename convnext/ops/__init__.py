@@ -1,9 +1,10 @@
-"""Fast operators, each beside its plain PyTorch reference, chosen automatically; `using(False)` or CONVNEXT_OPS=off turns all off."""
+"""Fast operators, each beside its plain PyTorch reference, chosen automatically (`choice.py`); CONVNEXT_OPS=off turns all off."""
 
+from convnext.ops import flops as flops
 from convnext.ops.block import Parameters, block
 from convnext.ops.block import pays as block_pays
 from convnext.ops.block import takes as takes_block
-from convnext.ops.choice import status, using
+from convnext.ops.choice import slow_on_cpu, status, using
 from convnext.ops.depthwise import depthwise_conv
 from convnext.ops.memory import keep_memory
 from convnext.ops.mlp import mlp
@@ -19,6 +20,7 @@ __all__ = [
     "layer_norm",
     "mlp",
     "patchify",
+    "slow_on_cpu",
     "status",
     "takes_block",
     "using",

@@ -246,4 +246,4 @@ def _precision(x: Tensor) -> str:
     """How the products of float32 are taken; the other types have one way only."""
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise UsageError(f"this linear layer takes float32, bfloat16 or float16, not {x.dtype}")
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

@@ -85,10 +85,17 @@ def test_inference_is_in_the_dtype_itself(dtype, wanted):
 
 
 def test_how_float32_multiplies_is_put_back():
-    flags = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [flag.allow_tf32 for flag in flags]
-    measure(sleepers(0, 0), Setting(32, seconds=0), CPU, batch_size=1)
-    assert [flag.allow_tf32 for flag in flags] == before
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [flag.fp32_precision for flag in flags]
+    try:
+        for wanted in (before, ["tf32", "ieee"]):  # the latter by the newer switches, after which PyTorch refuses to read the older
+            for flag, precision in zip(flags, wanted, strict=True):
+                flag.fp32_precision = precision
+            measure(sleepers(0, 0), Setting(32, seconds=0), CPU, batch_size=1)
+            assert [flag.fp32_precision for flag in flags] == wanted
+    finally:
+        for flag, precision in zip(flags, before, strict=True):
+            flag.fp32_precision = precision
 
 
 def test_two_functions_of_the_same_weights_are_told():

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from convnext.errors import ConvnextError
 from convnext.ops import Parameters, block, build, mlp, native, using
 from convnext.ops.block import reference, takes
 from convnext.ops.mlp import reference as mlp_reference
@@ -14,6 +15,13 @@ needs_tiles = pytest.mark.skipif(not build.has_tiles(), reason="this CPU has no 
 # Relative to the largest value. bf16's gradients are sums of rounded products over the whole map.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 GRADIENT = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def operators():
+    """The compiled operators wherever they can be, also where PyTorch's are faster."""
+    with using(True):
+        yield
 
 
 def relative(found, wanted):
@@ -116,6 +124,22 @@ def test_a_second_derivative_is_refused_and_not_wrong():
     with using(False):
         (gradient,) = torch.autograd.grad(block(x, held, 1e-6, None).square().sum(), x, create_graph=True)
         assert torch.autograd.grad(gradient.sum(), x)[0].isfinite().all()
+
+
+@needs_compiler
+def test_a_kernel_size_that_there_is_none_of_is_told():
+    x = torch.randn(1, 8, 5, 5)
+    with pytest.raises(ConvnextError, match="block_forward has no kernel of this size"):
+        native.block_forward(x, torch.randn(13, 13, 8), None, 1e-6, native.packed(*parameters(8, 3, 0)[4:], x.dtype), None, False)
+    with pytest.raises(ConvnextError, match="depthwise_forward has no kernel of this size"):
+        native.depthwise_forward(x, torch.randn(8, 1, 4, 4), None)
+
+
+def test_codes_of_failed_operators_are_told_apart():
+    build.check("block_forward", 0)
+    for code, told in ((1, "ran out of memory"), (2, "kernel"), (7, "code 7")):
+        with pytest.raises(ConvnextError, match=f"block_forward .*{told}"):
+            build.check("block_forward", code)
 
 
 @needs_compiler

@@ -13,6 +13,13 @@ needs_compiler = pytest.mark.skipif(build.library() is None, reason=f"no compile
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # relative to the largest value of the float32 result
 
 
+@pytest.fixture(autouse=True, scope="module")
+def operators():
+    """The compiled operators wherever they can be, also where PyTorch's are faster."""
+    with using(True):
+        yield
+
+
 def relative(found, wanted):
     return ((found.float() - wanted.float()).abs().max() / wanted.abs().max().clamp_min(1e-6)).item()
 

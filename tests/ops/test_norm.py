@@ -6,10 +6,17 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convnext.ops import build, layer_norm
+from convnext.ops import build, layer_norm, using
 
 needs_compiler = pytest.mark.skipif(build.library() is None, reason=f"no compiled operators here: {build.reason()}")
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def operators():
+    """The compiled operators wherever they can be, also where PyTorch's are faster."""
+    with using(True):
+        yield
 
 
 def relative(found, wanted):

@@ -11,6 +11,13 @@ from convnext.ops import build, patchify, using
 pytestmark = pytest.mark.skipif(build.library() is None, reason=f"no compiled operators here: {build.reason()}")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def operators():
+    """The compiled operators wherever they can be, also where PyTorch's are faster."""
+    with using(True):
+        yield
+
+
 def _inputs(seed, batch, channels, outputs, patch, height, width):
     generator = torch.Generator().manual_seed(seed)
     shapes = (batch, channels, height, width), (outputs, channels, patch, patch), (outputs,)

@@ -17,9 +17,9 @@ MULTIPLIED = (
 @pytest.fixture
 def product_settings():
     """Puts torch's setting back after a test that changes it."""
-    before = torch.backends.cuda.matmul.allow_tf32
+    before = torch.backends.cuda.matmul.fp32_precision
     yield
-    torch.backends.cuda.matmul.allow_tf32 = before
+    torch.backends.cuda.matmul.fp32_precision = before
 
 
 def block(images, positions, width, dtype, device="cpu"):
@@ -125,7 +125,7 @@ def test_other_types_are_refused():
 )
 @pytest.mark.usefixtures("product_settings")
 def test_compiles_without_spilling(dtype, tf32, capability):
-    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
     y, w1, b1, w2, b2, gamma, keep = block(2, 64, 96, dtype)
     with compiling(capability) as used:
         hidden, z = triton_mlp.gelu_linear(y, w1, b1, save=True)

@@ -161,10 +161,11 @@ static int backward(const Source &y, const void *dout, const Packed &w, const fl
                                                 y.scales[first + row], at(dy, place, Y_DTYPE), sums.dweight, sums.dbias, channels);
             }
         }
+        failed |= scratch.failed;
         if (begin) memset(sums.dw1_transposed, 0, 2 * width * hidden * sizeof(float));
         P::end();
     }
-    return failed;
+    return failed ? NO_MEMORY : WELL;
 }
 
 // Where the parameters' gradients go; the last two are null without a norm. gamma: of a scale of 1 where there is none.
@@ -229,7 +230,7 @@ extern "C" int64_t mlp_backward_sums(int64_t rows, int64_t channels, int64_t hid
     return threads_for(rows, width, columns, tiles ? 2 : 4) * Sums::size(width, columns);
 }
 
-// Return 0, or 1 where memory ran out. dy has y's dtype. means to bias: of the norm before y, or null. first to first_transposed: packed;
+// Returns WELL or NO_MEMORY. dy has y's dtype. means to bias: of the norm before y, or null. first to first_transposed: packed;
 // w2, b2 and gamma (or null) as they are, float32. The last seven: as Found.
 extern "C" int mlp_backward(const void *y, const float *means, const float *scales, const float *weight, const float *bias,
                             const void *dout, const void *first, const float *first_bias, const void *second, const void *first_transposed,

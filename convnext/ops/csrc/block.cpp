@@ -66,6 +66,12 @@ extern "C" int has_tiles() {
 #endif
 }
 
+// Among how many threads the calling one shares its work from now on.
+extern "C" int use_threads(int64_t threads) {
+    omp_set_num_threads((int)threads);
+    return WELL;
+}
+
 // weight (n, k), float32 with any steps, times a factor for each row and column, in the order that the products read.
 extern "C" int mlp_pack(const float *weight, int64_t row_step, int64_t column_step, const float *row_scale, const float *column_scale,
                         void *packed, int64_t n, int64_t k, int products) {
@@ -75,7 +81,8 @@ extern "C" int mlp_pack(const float *weight, int64_t row_step, int64_t column_st
     return 0;
 }
 
-// Both return 0, or 1 where memory ran out. keep (one factor for every `positions` rows) may be null. y is bf16 with tiles, else float32.
+// Both return WELL or NO_MEMORY, and the block NO_KERNEL. keep (one factor for every `positions` rows) may be null. y is bf16 with tiles,
+// else float32.
 extern "C" int mlp_forward(const void *y, const void *shortcut, void *out, const void *first, const float *first_bias, const void *second,
                            const float *second_bias, const float *keep, int dtype, int64_t rows, int64_t positions,
                            int64_t width, int64_t hidden, int tiles) {
@@ -90,6 +97,7 @@ extern "C" int block_forward(const void *x, const float *taps, const float *bias
                              const void *second, const float *second_bias, const float *keep, void *convolved, float *means, float *scales,
                              void *out, int dtype, int64_t n, int64_t height, int64_t width, int64_t channels, int64_t hidden,
                              int64_t kernel, int products) {
+    if (!is_kernel(kernel)) return NO_KERNEL;
     const Weights w = {first, second, first_bias, second_bias, channels, hidden};
     auto run = products == OF_FLOAT32 ? block<Float32, FLOAT32>
                : products == OF_SPLIT ? block<SplitTiles, FLOAT32>

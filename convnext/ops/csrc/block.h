@@ -89,12 +89,12 @@ template <class P, int DTYPE> struct Block {
     int64_t bytes() const { return 2 * weights.padded_width() * weights.padded_hidden() * sizeof(typename P::Value); }  // of weights
     int64_t rows_at_once(int64_t width) const { return most(1, slab_rows(weights, sizeof(typename P::Value)) / width); }
 
-    // Rows first to last - 1 of maps x (height rows each) to the same ones of out. False if memory ran out or there is no such kernel.
+    // Rows first to last - 1 of maps x (height rows each) to the same ones of out. The kernel is one of ours. False if memory ran out.
     bool rows(const void *x, void *out, int64_t height, int64_t width, int64_t first, int64_t last, typename P::Scratch &scratch) const {
         const int64_t channels = weights.width, count = (last - first) * width, begin = first * width * channels;
         DepthwiseRows *convolve = depthwise_rows_of<DTYPE, FLOAT32>(kernel);
         Slab<P> slab;
-        if (!convolve || !slab.take(weights, count)) return false;
+        if (!slab.take(weights, count)) return false;
         convolve({x, height, width, channels}, taps, bias, nullptr, slab.convolved, first, last);
         for (int64_t row = 0; row < count; row++)
             normalise<P>(slab.convolved + row * channels, slab, row, channels, eps, kept, first * width + row);

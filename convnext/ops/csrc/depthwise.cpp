@@ -62,7 +62,7 @@ static int weight_gradient(const void *x, const void *dy, float *dweight, float 
         const int64_t c = first_of(block * LANES, channels), again = block * LANES - c;
         const int count = (int)least(LANES, channels);
         float *in = (float *)aligned_alloc(64, ((band + K - 1) * padded + band * width) * LANES * sizeof(float));
-        if (!in) { failed = 1; continue; }
+        if (!in) { failed = NO_MEMORY; continue; }
         float *out = in + (band + K - 1) * padded * LANES;
         alignas(64) float sums[K * K * LANES] = {};
         f32x16 bias_sum = broadcast(0);
@@ -108,14 +108,14 @@ template <int DTYPE, int DY_DTYPE> static WeightGradient *weight_gradient_of(int
     return nullptr;
 }
 
-// y = convolution + bias, or convolution + add; both may be null. x float32 gives y float32, x bf16 either. Return 0, or 1 for a kernel
-// size that there is none of, or where memory ran out.
+// y = convolution + bias, or convolution + add; both may be null. x float32 gives y float32, x bf16 either. Both return WELL, NO_MEMORY or
+// NO_KERNEL.
 extern "C" int depthwise_forward(const void *x, const float *weight, const float *bias, const void *add, void *y, int dtype, int y_dtype,
                                  int64_t n, int64_t height, int64_t width, int64_t channels, int64_t kernel) {
     DepthwiseRows *run = dtype == FLOAT32     ? depthwise_rows_of<FLOAT32, FLOAT32>(kernel)
                          : y_dtype == FLOAT32 ? depthwise_rows_of<BFLOAT16, FLOAT32>(kernel)
                                               : depthwise_rows_of<BFLOAT16, BFLOAT16>(kernel);
-    if (!run) return 1;
+    if (!run) return NO_KERNEL;
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < n * height; row += BAND) {
         const int64_t place = row * width * channels;
@@ -131,5 +131,5 @@ extern "C" int depthwise_weight_gradient(const void *x, const void *dy, float *d
     WeightGradient *run = dtype == BFLOAT16    ? weight_gradient_of<BFLOAT16, BFLOAT16>(kernel)
                           : dy_dtype == FLOAT32 ? weight_gradient_of<FLOAT32, FLOAT32>(kernel)
                                                 : weight_gradient_of<FLOAT32, BFLOAT16>(kernel);
-    return run ? run(x, dy, dweight, dbias, n, height, width, channels) : 1;
+    return run ? run(x, dy, dweight, dbias, n, height, width, channels) : NO_KERNEL;
 }

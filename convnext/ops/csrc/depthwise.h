@@ -65,6 +65,9 @@ static void depthwise_rows(Image maps, const float *weight, const float *bias, c
     }
 }
 
+// A kernel size that there is a function for.
+INLINE bool is_kernel(int64_t kernel) { return kernel >= 3 && kernel <= 11 && kernel % 2; }
+
 typedef void DepthwiseRows(Image, const float *, const float *, const void *, void *, int64_t, int64_t);
 
 // The function for a kernel size, or null where there is none.

@@ -12,13 +12,13 @@ extern "C" int int8_pack(const int8_t *weight, int8_t *packed, int64_t n, int64_
     return 0;
 }
 
-// x and out float32 maps. table, multiplier, step and fraction: of Gelu8. Return 0, or 1 where memory ran out or the kernel size is none of
-// ours.
+// x and out float32 maps. table, multiplier, step and fraction: of Gelu8. Returns WELL, NO_MEMORY or NO_KERNEL.
 extern "C" int int8_block_forward(const float *x, const float *taps, const float *bias, float eps, const void *first,
                                   const float *first_bias, const void *second, const float *second_bias, const float *first_scale,
                                   const float *second_scale, const uint8_t *table, float *out, int64_t multiplier, int64_t step,
                                   int64_t fraction, int64_t n, int64_t height, int64_t width, int64_t channels, int64_t hidden,
                                   int64_t kernel) {
+    if (!is_kernel(kernel)) return NO_KERNEL;
     const Gelu8 gelu = {table, (int16_t)multiplier, (int)step, (int)fraction};
     const Block8 block = {taps, bias, eps, first, second, first_scale, first_bias, second_scale, second_bias, gelu, channels, hidden, kernel};
     return each_slab<Int8>(n * height, block.rows_at_once(width), [&](int64_t begin, int64_t end, TileScratch &scratch) {

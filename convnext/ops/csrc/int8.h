@@ -86,7 +86,8 @@ struct Block8 {
     int64_t bytes() const { return 2 * padded64(channels) * padded64(hidden); }  // of weights
     int64_t rows_at_once(int64_t width) const { return most(1, most(224, 430080 / ((channels + hidden) * 2)) / width); }
 
-    // Rows first_row to last_row - 1 of maps x (height rows each) to the same ones of out. False if memory ran out or there is no such kernel.
+    // Rows first_row to last_row - 1 of maps x (height rows each) to the same ones of out. The kernel is one of ours. False if memory ran
+    // out.
     bool rows(const void *map, void *result, int64_t height, int64_t width, int64_t first_row, int64_t last_row, TileScratch &scratch) const {
         const float *x = (const float *)map;
         float *out = (float *)result;
@@ -94,7 +95,7 @@ struct Block8 {
         const int64_t depth = padded64(channels), hidden_depth = padded64(hidden), count = (last_row - first_row) * width;
         const int64_t padded = (count + 31) / 32 * 32, begin = first_row * width * channels;
         char *memory = (char *)workspace(padded * (depth + sizeof(float) + most(hidden_depth, channels * sizeof(float))));
-        if (!convolve || !memory) return false;
+        if (!memory) return false;
         float *scales = (float *)memory, *convolved = scales + padded;  // hidden values lie where the convolution's result was
         uint8_t *h = (uint8_t *)convolved, *y = h + padded * most(hidden_depth, channels * sizeof(float));
         convolve({x, height, width, channels}, taps, bias, nullptr, convolved, first_row, last_row);

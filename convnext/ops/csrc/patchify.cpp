@@ -7,7 +7,7 @@ template <class P, int DTYPE> static int patchify(const void *x, const Patches &
     });
 }
 
-// x float32 or bf16, out float32. norm_weight and norm_bias of the norm behind, or null. Return 0, or 1 where memory ran out.
+// x float32 or bf16, out float32. norm_weight and norm_bias of the norm behind, or null. Returns WELL or NO_MEMORY.
 extern "C" int patchify_forward(const void *x, int normed, float eps, const void *packed, const float *bias, const float *norm_weight,
                                 const float *norm_bias, float *out, int dtype, int64_t n, int64_t height, int64_t width, int64_t channels,
                                 int64_t patch, int64_t out_channels, int products) {

@@ -7,7 +7,9 @@ struct Float32 {
     typedef float Value;
     static constexpr int DTYPE = FLOAT32;
     static constexpr int64_t PAD = 1;  // rows, of which there may be any number
-    struct Scratch {};
+    struct Scratch {
+        bool failed = false;  // memory ran out; products need none here
+    };
 
     static void begin() {}
     static void end() {}

@@ -1,10 +1,10 @@
 // What the forward and the backward pass share: weights, the memory of a thread, how rows are shared out, and which products there are.
 #pragma once
+#include "memory.h"
 #include "products_amx.h"
 #include "products_f32.h"
 
 #include <omp.h>
-#include <sys/mman.h>
 
 struct Weights {  // packed; widths and biases padded by zeros to multiples of 32
     const void *first, *second;
@@ -13,20 +13,6 @@ struct Weights {  // packed; widths and biases padded by zeros to multiples of 3
     int64_t padded_width() const { return (width + 31) / 32 * 32; }
     int64_t padded_hidden() const { return (hidden + 31) / 32 * 32; }
 };
-
-// Memory of a thread that stays from call to call, one piece for each number: fresh memory costs a page fault every 4 KB.
-template <int NUMBER = 0> inline void *workspace(size_t bytes) {
-    static thread_local void *memory = nullptr;
-    static thread_local size_t size = 0;
-    if (bytes > size) {
-        free(memory);
-        size = (bytes + (2 << 20) - 1) / (2 << 20) * (2 << 20);
-        memory = aligned_alloc(2 << 20, size);
-        if (!memory) { size = 0; return nullptr; }
-        madvise(memory, size, MADV_HUGEPAGE);
-    }
-    return memory;
-}
 
 // How many of about equal size, as many for each thread.
 static int64_t slabs_of(int64_t rows, int64_t each) {
@@ -43,8 +29,8 @@ typedef Float32 Tiles, SplitTiles;  // never asked for: has_tiles() is 0
 
 enum { OF_FLOAT32, OF_BF16, OF_SPLIT };  // the kinds of products
 
-// `rows` in slabs of about `each`; work(first, last, scratch) says whether it had the memory that it needs. Returns 0, or 1 where one had
-// not. A thread takes its next slab when it is done with the last: whatever else a processor has to do delays nobody else.
+// `rows` in slabs of about `each`; work(first, last, scratch) says whether it had the memory that it needs. Returns WELL or NO_MEMORY.
+// A thread takes its next slab when it is done with the last: whatever else a processor has to do delays nobody else.
 template <class P, class Work> static int each_slab(int64_t rows, int64_t each, Work work) {
     const int64_t slabs = slabs_of(rows, each);
     int failed = 0;
@@ -54,7 +40,8 @@ template <class P, class Work> static int each_slab(int64_t rows, int64_t each, 
         P::begin();
 #pragma omp for schedule(dynamic)
         for (int64_t s = 0; s < slabs; s++) failed |= !work(rows * s / slabs, rows * (s + 1) / slabs, scratch);
+        failed |= scratch.failed;
         P::end();
     }
-    return failed;
+    return failed ? NO_MEMORY : WELL;
 }

@@ -5,6 +5,7 @@
 #include "int8.h"
 #include "patchify.h"
 
+#include <new>
 #include <vector>
 
 #define MAP 1  // the workspace of the maps; 0 is that of the slabs
@@ -81,15 +82,20 @@ static int stage_of(const void *x, const Patches &p, const void *const *pointers
     return stage<Block<P, FLOAT32>, DTYPE>(x, p, blocks.data(), count, kernel, out, n);
 }
 
-// x (n, height, width, channels) float32 or bf16, out (n, height / patch, width / patch, out_channels) float32. Return 0, or 1 where memory
-// ran out or the kernel size is none of ours.
+// x (n, height, width, channels) float32 or bf16, out (n, height / patch, width / patch, out_channels) float32. Returns
+// WELL, NO_MEMORY or NO_KERNEL.
 extern "C" int stage_forward(const void *x, int normed, float patch_eps, const void *packed, const float *bias, const float *norm_weight,
                              const float *norm_bias, const void *const *pointers, const int64_t *rest, float eps, float *out, int dtype,
                              int64_t n, int64_t height, int64_t width, int64_t channels, int64_t patch, int64_t out_channels,
                              int64_t count, int64_t hidden, int64_t kernel, int products) {
+    if (!is_kernel(kernel)) return NO_KERNEL;
     const Patches p = {height, width, channels, patch, out_channels, normed != 0, patch_eps, packed, bias, norm_weight, norm_bias};
     auto run = products == OF_SPLIT  ? (dtype == FLOAT32 ? stage_of<SplitTiles, FLOAT32> : stage_of<SplitTiles, BFLOAT16>)
                : products == OF_BF16 ? (dtype == FLOAT32 ? stage_of<Tiles, FLOAT32> : stage_of<Tiles, BFLOAT16>)
                                      : (dtype == FLOAT32 ? stage_of<Float32, FLOAT32> : stage_of<Float32, BFLOAT16>);
-    return run(x, p, pointers, rest, count, eps, hidden, kernel, out, n);
+    try {
+        return run(x, p, pointers, rest, count, eps, hidden, kernel, out, n);
+    } catch (const std::bad_alloc &) {  // of a vector; one that left a C function would end the process
+        return NO_MEMORY;
+    }
 }

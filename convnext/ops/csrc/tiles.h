@@ -15,6 +15,7 @@ struct TileScratch {
     alignas(64) float sums[2][32 * 32];
     float *kept = nullptr;  // sums of all rows of 32 columns, where the depth is cut into chunks
     int64_t rows = 0;
+    bool failed = false;  // memory ran out, and what was to be multiplied was not
     ~TileScratch() { free(kept); }
 };
 
@@ -66,6 +67,10 @@ static void multiply_tiles(const void *a, int64_t rows, const void *b, int64_t d
         free(scratch.kept);
         scratch.rows = (rows + 31) / 32 * 32;
         scratch.kept = (float *)aligned_alloc(64, scratch.rows * 32 * sizeof(float));
+        if (!scratch.kept) {
+            scratch.rows = 0, scratch.failed = true;
+            return;
+        }
     }
     alignas(64) static const float zeros[32] = {};
     Waiting<Take> waiting;

@@ -15,7 +15,8 @@ typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 typedef uint16_t bf16;
-enum { FLOAT32 = 0, BFLOAT16 = 1 };  // the dtypes, as ops/cpu.py numbers them
+enum { FLOAT32 = 0, BFLOAT16 = 1 };  // the dtypes, as ops/build.py numbers them
+enum { WELL = 0, NO_MEMORY = 1, NO_KERNEL = 2 };  // what operators return, as ops/build.py explains it
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -1,0 +1,71 @@
+"""The scratch memory of the compiled operators: each thread's own, and freed when it ends."""
+
+import ctypes
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import torch
+from helpers import random_model
+
+import convnext
+from convnext import ops
+from convnext.ops import build
+
+PROGRAM = """
+#include "memory.h"
+#include <string.h>
+extern "C" int touch(size_t bytes) {
+    void *memory = workspace(bytes);
+    if (!memory) return 1;
+    memset(memory, 1, bytes);
+    return workspace(bytes / 2) == memory && workspace<1>(64) != memory ? 0 : 2;
+}
+"""
+
+
+def resident():
+    """Bytes of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def grown(run, threads):
+    """By how many bytes so many threads, one after the other, have grown the process."""
+    before = resident()
+    for _ in range(threads):
+        thread = Thread(target=run)
+        thread.start()
+        thread.join()
+    return resident() - before
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("c++") is None, reason="needs Linux and a C++ compiler")
+def test_a_thread_leaves_nothing_behind(tmp_path):
+    (tmp_path / "one.cpp").write_text(PROGRAM)
+    command = ["c++", "-std=gnu++17", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-I", str(build.SOURCES)]
+    subprocess.run([*command, str(tmp_path / "one.cpp"), "-o", str(tmp_path / "one.so")], check=True)
+    touch = ctypes.CDLL(str(tmp_path / "one.so")).touch
+    touch.argtypes = [ctypes.c_size_t]
+    found = []
+    assert grown(lambda: found.append(touch(8 << 20)), 40) < 64 << 20  # of 320
+    assert set(found) == {0}
+    assert touch(1 << 60) == 1  # there is not so much
+    assert touch(100) == 0  # and the next call is none the worse
+
+
+@pytest.mark.skipif(build.library() is None, reason=f"no compiled operators here: {build.reason()}")
+def test_a_thread_that_ran_operators_leaves_nothing_behind():
+    x, networks, found = torch.randn(2, 3, 64, 64), [random_model("convnext_atto", depths=(1, 1, 1, 1))], []
+
+    def run():
+        with torch.inference_mode():
+            found.append([network(x).isfinite().all() for network in networks])
+
+    with ops.using(True):
+        networks.append(convnext.optimize(networks[0], "float32"))
+        grown(run, 5)
+        assert grown(run, 40) < 32 << 20
+    assert len(found) == 45
