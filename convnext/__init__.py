@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from convnext.models import create_model, list_models
     from convnext.training.run import train
 
+    __version__: str
+
 _HOME = {
     "ConvnextError": "convnext.errors",
     "create_model": "convnext.models",

@@ -1,5 +1,6 @@
 """`convnext serve` in a process of its own."""
 
+import asyncio
 import os
 import re
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -17,8 +18,10 @@ import httpx
 class Service:
     """A running service. `client` talks to it; `stop()` is SIGTERM and gives the exit code."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, code=None):
         command = [sys.executable, "-m", "convnext", "serve", *map(str, arguments), "--port", "0", "--device", "cpu"]
+        if code is not None:
+            command = [sys.executable, "-c", code, *map(str, arguments)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         self.said = ""
 
@@ -53,10 +56,22 @@ class Service:
         return self.process.wait(30)
 
 
+@asynccontextmanager
+async def started(app, **options):
+    """A client of a service in this process, whose models are warmed up."""
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x", timeout=30, **options)
+    async with app.router.lifespan_context(app), client:
+        until = time.monotonic() + 60
+        while (await client.get("/ready")).status_code != 200:
+            assert time.monotonic() < until, "it does not become ready"
+            await asyncio.sleep(0.01)
+        yield client
+
+
 @contextmanager
-def running(*arguments):
-    """A service, ended in any case."""
-    service = Service(*arguments)
+def running(*arguments, code=None):
+    """A service, ended in any case; of a program of its own where `code` has one."""
+    service = Service(*arguments, code=code)
     try:
         yield service
     finally:

@@ -1,6 +1,7 @@
 """The command line as a user meets it: in a process of its own."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -94,7 +95,8 @@ def test_recipes_are_listed_shown_and_explained():
 def test_a_trained_run_evaluates_on_its_own_validation_pictures_and_on_others(trained):
     folder, photos = trained
     own = json.loads(run("eval", folder, "--json").stdout)
-    assert own["count"] == 12
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert own["count"] == [line for line in lines if line["kind"] == "eval"][-1]["count"]  # the images held out in the run
     best = json.loads((folder / "evaluation.json").read_text())["metrics"]
     assert own["top1"] >= best["top1"]
     other = json.loads(run("eval", folder, "--data", photos, "--json", "--workers", 0).stdout)
@@ -167,3 +169,47 @@ def test_convert_there_and_back_is_bit_equal(tmp_path, to, ending):
     found = load_file(back)
     assert found.keys() == state.keys()
     assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii:strict"}  # no name fits in
+SHORT = ["train.epochs=1", "train.warmup_epochs=0", "train.batch_size=4", "data.workers=0", "model.widths=[8,16,24,32]"]
+
+
+@pytest.mark.slow
+def test_names_of_any_bytes_end_no_run_whatever_the_encoding(tmp_path):
+    photos = picture_folder(tmp_path / "photos", ("$\\frac{$", "<b>中", "esc\x1b]0;title\x07", "caf\udce9", "fourmi e\u0301"), each=2)
+    (photos / "caf\udce9" / "two\nlines\udce9.jpg").write_bytes(b"no picture")
+    (photos / "caf\udce9" / "000.jpg").rename(photos / "caf\udce9" / "$\udce9$.jpg")
+    strange, folder = os.environ | ASCII, tmp_path / "run"
+    data = [f"data.train={photos}", f"data.val={photos}", "data.max_corrupt=0.5"]
+    done = run("train", "digits", *data, *SHORT, "--output", folder, env=strange)
+    counts = r"11 images, 5 classes: $\frac{$ 2, <b>\u4e2d 2, caf\xe9 3, esc\x1b]0;title\x07 2, fourmi \xe9 2"
+    assert f"train: {counts}" in done.stderr
+    assert rf"left out: {photos}/caf\xe9/two\nlines\xe9.jpg: " in done.stderr
+    assert "could not be written" not in done.stderr
+    page = (folder / "report.html").read_text("utf-8")
+    assert page.endswith("</html>\n")
+    assert all(name in page for name in ("fourmi é", "&lt;b&gt;中", r"caf\xe9"))
+    (folder / "evaluation.json").read_text("utf-8").encode("utf-8")
+
+    again = run("eval", folder, "--report", tmp_path / "page.html", "--max-corrupt", "0.5", "--workers", 0, "--json", env=strange)
+    assert json.loads(again.stdout)["classes"] == [r"$\frac{$", "<b>中", r"caf\xe9", r"esc\x1b]0;title\x07", "fourmi é"]
+    assert (tmp_path / "page.html").read_text("utf-8").endswith("</html>\n")
+    checked = run("data", "check", photos, code=1, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"})
+    assert checked.stdout.splitlines()[0] == counts.replace(r"\u4e2d", "中").replace(r"\xe9 2", "é 2")
+    assert rf"{photos}/caf\xe9/two\nlines\xe9.jpg: not a picture" in checked.stdout
+    assert "1 problem in" in checked.stderr
+    told = run("predict", folder, photos, env=strange)
+    assert len(told.stdout.splitlines()) == 10
+    assert "\x1b" not in told.stdout + told.stderr
+    assert "\\u2013" in run("table", "roadmap", "--model", "*_01_*", "--device", "cpu", env=strange).stdout  # a dash, which ASCII lacks
+
+    # A page that can't be written is told of, and fails nothing.
+    (folder / "report.html").unlink()
+    (folder / "report.html").mkdir()
+    done = run("train", "digits", *data, *SHORT, "--output", folder, "--resume")
+    assert f"the report {folder}/report.html could not be written" in done.stderr
+    assert "; report:" not in done.stderr
+    done = run("eval", folder, "--report", folder / "checkpoints", "--max-corrupt", "0.5", "--workers", 0)
+    assert "could not be written" in done.stderr
+    assert "% right" in done.stdout

@@ -1,5 +1,7 @@
 """What the commands share: the application, options, a counter."""
 
+import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +26,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by def
 Weights = Annotated[str | None, typer.Option(help="Published weights of a model's name: a tag, a file or an address.")]
 
 
-Optimize = Annotated[str | None, typer.Option(help="Faster on CPUs, through convnext.optimize: bf16, float32 or int8.")]
+Optimize = Annotated[str | None, typer.Option(help="On CPUs, through convnext.optimize: auto (the fastest here), bf16, float32, int8.")]
 Calibration = Annotated[list[str] | None, typer.Option(help="For --optimize int8: pictures or folders of them, like those to come.")]
 
 
@@ -37,6 +39,19 @@ def optimized(predictor: Any, precision: str | None, calibration: list[str] | No
     from convnext.deploy.inputs import find_pictures
 
     return predictor.optimize(precision, list(find_pictures(calibration or [])))
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON, which has no NaN and no infinity: null stands for them."""
+    print(json.dumps(_finite(value), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def recipe_keys(incomplete: str) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """Commands on files: data check, data convert, and convert for weights."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,13 +19,17 @@ def check_data(
     where: Annotated[str, typer.Argument(help="What data.train would say: a folder, shards, coco:FILE:FOLDER, FOLDER:train …")],
     task: Annotated[Literal["classify", "detect", "segment"], typer.Option(help="What it is to be used for.")] = "classify",
 ) -> None:
-    """Read all of a data set and tell everything wrong with it, a line each."""
+    """Read all of a data set; print what it holds and everything wrong with it, a line each."""
     from convnext import tasks
+    from convnext.text import counted, printable
 
+    for line in tasks.get(task).overview(where):
+        print(printable(line), flush=True)
     problems = tasks.get(task).check(where)
-    print("\n".join(problems) or f"nothing wrong with {where}")
+    for line in problems or [f"nothing wrong with {where}"]:
+        print(printable(line))
     if problems:
-        raise ConvnextError(f"{len(problems)} problems in {where}")
+        raise ConvnextError(f"{counted(len(problems), 'problem')} in {where}")
 
 
 @data_app.command("convert")
@@ -33,18 +38,23 @@ def convert_data(
     folder: Annotated[Path, typer.Argument(help="voc: the folder of Annotations/ and JPEGImages/; yolo: the folder of pictures.")],
     output: Annotated[Path, typer.Argument(help="The JSON file to write.")],
     labels: Annotated[Path | None, typer.Option(help="yolo: the folder of text files; by default labels/ beside images/.")] = None,
-    names: Annotated[Path | None, typer.Option(help="yolo: a text file of the classes' names, a line each.")] = None,
+    names: Annotated[Path | None, typer.Option(help="yolo: data.yaml, or a text file of the classes' names, a line each.")] = None,
 ) -> None:
     """Write the annotations of Pascal VOC or YOLO as a COCO file."""
     from convnext.data.convert import voc_to_coco, yolo_to_coco
+    from convnext.data.names import YAML, read_names
+    from convnext.text import printable
 
     if kind == "voc":
         found = voc_to_coco(folder)
-    elif names is None:
-        raise UsageError("YOLO's files do not name the classes: give a text file of their names with --names")
     else:
-        found = yolo_to_coco(folder, labels or folder.parent / "labels", names.read_text().splitlines())
-    output.write_text(json.dumps(found) + "\n")
+        beside = [root / f"data{ending}" for root in (folder.parent, folder.parent.parent) for ending in YAML]
+        names = names or next((path for path in beside if path.is_file()), None)
+        if names is None:
+            raise UsageError("YOLO's files do not name the classes: give data.yaml, or a text file of their names, with --names")
+        found = yolo_to_coco(folder, labels or folder.parent / "labels", read_names(names))
+        print(printable(f"classes of {names}: {', '.join(category['name'] for category in found['categories'])}"), file=sys.stderr)
+    output.write_text(json.dumps(found) + "\n", encoding="utf-8")
     counts = f"{len(found['images'])} pictures, {len(found['annotations'])} objects of {len(found['categories'])} classes"
     print(f"{output}: {counts}; data.train=coco:{output}:{folder if kind == 'yolo' else folder / 'JPEGImages'}")
 

@@ -1,14 +1,14 @@
 """The command that shows why a network says what it says: explain."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from convnext.cli.common import MODEL, Device, Json, Weights, app, bar
+from convnext.cli.common import MODEL, Device, Json, Weights, app, bar, print_json
 from convnext.errors import ConvnextError, UsageError
+from convnext.text import printable
 
 
 @app.command()
@@ -43,11 +43,11 @@ def explain(
         found = explainer.run(progress)
     errors = [one.error for one in found if one.error is not None]
     for error in [*errors, *explainer.left_out.values()]:
-        print(f"left out: {error}", file=sys.stderr)
+        print(f"left out: {printable(error)}", file=sys.stderr)
     if len(errors) == len(items):
         raise ConvnextError(f"none of {len(items)} pictures could be explained")
     page = explainer.write_page(found, model)
     if as_json:
-        print(json.dumps({"page": str(page), "pictures": [one.to_json() for one in found]}))
+        print_json({"page": str(page), "pictures": [one.to_json() for one in found]})
     else:
         print(page)

@@ -1,13 +1,12 @@
 """The command that makes files for other runtimes: export."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from convnext.cli.common import MODEL, Json, Weights, app
+from convnext.cli.common import MODEL, Json, Weights, app, print_json
 
 
 @app.command()
@@ -41,7 +40,7 @@ def export(
     for remark in found.remarks:
         print(remark, file=sys.stderr)
     if as_json:
-        print(json.dumps(asdict(found)))
+        print_json(asdict(found))
         return
     takes = "any size" if found.size is None else f"{found.size[0]} x {found.size[1]} pixels"
     what = f"{found.file}: {found.bytes / 1e6:.1f} MB, {found.precision}"

@@ -1,8 +1,6 @@
 """The command that tells what this installation runs on: info."""
 
-import json
-
-from convnext.cli.common import Device, Json, app
+from convnext.cli.common import Device, Json, app, print_json
 
 
 @app.command()
@@ -15,7 +13,7 @@ def info(device: Device = None, as_json: Json = False) -> None:
     place = environment(pick_device(device))
     found = {key: place[key] for key in ("versions", "hardware", "system", "commit")} | {"operators": ops.status()}
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
         return
     for part in ("versions", "hardware"):
         for name, value in found[part].items():

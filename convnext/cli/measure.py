@@ -1,14 +1,14 @@
 """Commands that count and measure: eval, models, cost, bench, table."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from convnext.cli.common import MODEL, Calibration, Device, Json, Optimize, Weights, app, counter, optimized
+from convnext.cli.common import MODEL, Calibration, Device, Json, Optimize, Weights, app, counter, optimized, print_json
 from convnext.errors import UsageError, nearest
+from convnext.text import printable, printable_lines
 
 
 @app.command("eval")
@@ -22,10 +22,13 @@ def evaluate(
         ),
     ] = None,
     weights: Weights = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 64,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at a time; by default as suits the task.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 2,
     multi_scale: Annotated[bool, typer.Option("--multi-scale", help="Segmenters: at six scales, with mirror images.")] = False,
     max_corrupt: Annotated[float, typer.Option(min=0, max=1, help="Part of the pictures that may be unreadable.")] = 0.01,
+    output: Annotated[
+        Path | None, typer.Option(help="Detectors: also write all that was found as COCO results, with the data's ids, to a .json file.")
+    ] = None,
     report_page: Annotated[Path | None, typer.Option("--report", help="Also write a page that opens offline.")] = None,
     optimize: Optimize = None,
     calibration: Calibration = None,
@@ -33,32 +36,46 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a network on labelled pictures."""
+    from convnext.deploy.coco_results import write_results
     from convnext.deploy.predict import Predictor
-    from convnext.distributed import is_main, process_group
+    from convnext.distributed import is_main, on_all, process_group
     from convnext.evaluate import evaluate_loaded
     from convnext.models import load
+    from convnext.training.pages import write_page
 
     if report_page is not None and not report_page.absolute().parent.is_dir():
         raise UsageError(f"--report {report_page}: there is no folder {report_page.parent}")
-    loaded = load(model, weights)
-    if multi_scale:
-        if loaded.task != "segment":
-            raise UsageError(f"--multi-scale is a test of segmenters, and {model} is none")
-        loaded.preprocessing = loaded.preprocessing.multi_scale()
+    if output is not None and (output.suffix != ".json" or not output.absolute().parent.is_dir()):
+        raise UsageError(f"--output {output}: name a .json file in a folder that is there")
     with process_group(device) as place:
-        found = evaluate_loaded(loaded, data, batch_size, workers, max_corrupt, place, counter("evaluated"))
+        loaded = on_all(lambda: load(model, weights))
+        if output is not None and loaded.task != "detect":
+            raise UsageError(f"--output writes COCO results, which are of detectors, and {model} is none")
+        if multi_scale:
+            if loaded.task != "segment":
+                raise UsageError(f"--multi-scale is a test of segmenters, and {model} is none")
+            loaded.preprocessing = loaded.preprocessing.multi_scale()
+        with_results = output is not None and optimize is None
+        found = evaluate_loaded(loaded, data, batch_size, workers, max_corrupt, place, counter("evaluated"), with_results)
         if optimize is not None:
             print(f"as it is: {found.headline()}", file=sys.stderr)
             loaded.model = optimized(Predictor(loaded, place), optimize, calibration).model
-            found = evaluate_loaded(loaded, data, batch_size, workers, max_corrupt, place, counter("evaluated"))
-            print(f"{optimize}: {found.headline()}", file=sys.stderr)
+            found = evaluate_loaded(loaded, data, batch_size, workers, max_corrupt, place, counter("evaluated"), output is not None)
+            print(f"{_named(optimize)}: {found.headline()}", file=sys.stderr)
         if not is_main():
             return
+    print(printable(found.data()), file=sys.stderr)
     for reason in found.result.corrupt:
-        print(f"left out: {reason}", file=sys.stderr)
+        print(f"left out: {printable(reason)}", file=sys.stderr)
+    if output is not None:
+        write_results(output, found.result.results or ())
     if report_page is not None:
-        report_page.write_text(found.to_page(f"{model} on {data or 'its own validation pictures'}"))
-    print(json.dumps(found.to_json()) if as_json else found.to_text())
+        title = f"{model} on {data or 'its own validation pictures'}"
+        write_page(report_page, lambda: found.to_page(title), lambda line: print(printable(line), file=sys.stderr))
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print(printable_lines(found.to_text()))
 
 
 @app.command()
@@ -89,7 +106,7 @@ def models(
             numbers = f"{cost.parameters / 1e6:8.1f} M {cost.macs / 1e9:12.2f} G {_size(cost.image_size):>8}"
             print(f"{name:34} {numbers}  {' '.join(weights)}", flush=True)
     if as_json:
-        print(json.dumps(rows))
+        print_json(rows)
 
 
 @app.command()
@@ -105,7 +122,7 @@ def cost(
 
     found = cost_of(name, size)
     if as_json:
-        print(json.dumps({"name": name} | asdict(found)))
+        print_json({"name": name} | asdict(found))
     else:
         print(f"{name} at {_size(found.image_size)}: {found.parameters / 1e6:.2f} M parameters, {found.macs / 1e9:.2f} G multiply-adds")
 
@@ -133,7 +150,10 @@ def bench(
 
     setting, place, batch_sizes = Setting(size, dtype, channels_last, compiled, rounds, seconds), pick_device(device), batch_size or [1, 32]
     report = measured(names, setting, place, batch_sizes=batch_sizes, train=train, against=against, progress=counter("timed"))
-    print(json.dumps(report.to_json()) if as_json else speed.plain(report.to_json()))
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print(speed.plain(report.to_json()))
 
 
 @app.command()
@@ -165,7 +185,7 @@ def table(
         published.plot(name, found.rows, plot)
         print(plot, file=sys.stderr)
     if as_json:
-        print(json.dumps(found.to_json()))
+        print_json(found.to_json())
     elif as_csv:
         for line in found.place():
             print(line, file=sys.stderr)
@@ -174,6 +194,12 @@ def table(
         print(published.markdown(name, found.rows, found.place()))
     else:
         print(published.plain(name, found.rows, found.place()))
+
+
+def _named(precision: str) -> str:
+    from convnext.deploy.optimize import fastest
+
+    return f"auto ({fastest() or 'the network as it is'})" if precision == "auto" else precision
 
 
 def _size(pixels: int | tuple[int, int]) -> str:

@@ -8,7 +8,10 @@ import typer
 
 from convnext.cli.common import Calibration, Device, app, optimized
 
-_OPTIMIZE = "On CPUs, through convnext.optimize: bf16, float32 or int8; by default float32 where that can be. off: the network as it is."
+_OPTIMIZE = (
+    "On CPUs, through convnext.optimize: auto, bf16, float32 or int8; by default float32 where that can be. off: the network as it is."
+)
+_BEARER = "Clients must send it as Authorization: Bearer TOKEN. Refused if it is empty."
 _MODELS = "Run folders, weight files or hf://owner/name; as NAME=MODEL to choose its name. The first is the default."
 
 
@@ -17,7 +20,7 @@ def serve(
     models: Annotated[list[str], typer.Argument(help=_MODELS)],
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all of the machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one and says which.")] = 8000,
-    token: Annotated[str | None, typer.Option(envvar="CONVNEXT_TOKEN", help="Clients must send it as Authorization: Bearer TOKEN.")] = None,
+    token: Annotated[str | None, typer.Option(envvar="CONVNEXT_TOKEN", help=_BEARER)] = None,
     max_bytes: Annotated[int, typer.Option(min=1, help="Of a picture as it is sent.")] = 20 * 2**20,
     # Above some 89 million Pillow itself refuses.
     max_pixels: Annotated[int, typer.Option(min=1, max=89_000_000, help="Of a picture, width x height.")] = 25_000_000,
@@ -34,15 +37,16 @@ def serve(
 
     # Threads of the network that wait for another should leave their processor to those that decode. OpenMP reads it once, with PyTorch.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    for module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+    for module in ("fastapi", "uvicorn", "prometheus_client"):
         need(module, "serve")
     from convnext.deploy.serve import serve as run
     from convnext.deploy.serve.limits import Limits
+    from convnext.deploy.serve.token import given_token
 
     limits = Limits(max_bytes, max_pixels, queue, timeout)
     quick = partial(faster, precision=optimize, calibration=calibration)
     options: dict[str, Any] = {"batch_size": batch_size, "max_wait": max_wait_ms / 1000, "device": device, "optimize": quick}
-    run(models, limits, host=host, port=port, token=token, **options)
+    run(models, limits, host=host, port=port, token=given_token(token, os.environ), **options)
 
 
 def faster(predictor: Any, precision: str | None, calibration: list[str] | None) -> Any:

@@ -1,13 +1,12 @@
 """Commands that train: demo, train, roadmap, recipes; and report, which compares what they left."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from convnext.cli.common import Device, Json, app, recipe_keys
+from convnext.cli.common import Device, Json, app, print_json, recipe_keys
 from convnext.errors import UsageError
 
 recipes_app = typer.Typer(help="List recipes, show one as it resolves, list all keys.", invoke_without_command=True)
@@ -44,7 +43,7 @@ def train(
     ] = None,
     output: Annotated[Path, typer.Option(help="The run folder to make.")] = ...,  # type: ignore[assignment]
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds, if it holds one.")] = False,
-    change: Annotated[bool, typer.Option("--change", help="Resume although the recipe was changed.")] = False,
+    change: Annotated[bool, typer.Option("--change", help="Resume although the recipe or the data changed.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds.")] = False,
     watch: Annotated[list[str] | None, typer.Option(help="Also send the course of the run to tensorboard, trackio or wandb.")] = None,
     device: Device = None,
@@ -89,7 +88,7 @@ def roadmap(
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
     if as_json:
-        print(json.dumps(asdict(found)))
+        print_json(asdict(found))
     else:
         print(ladder.markdown(found))
         print(f"report: {output / 'report.html'}    figure: {output / 'roadmap.png'}")
@@ -102,13 +101,15 @@ def report(
 ) -> None:
     """Compare runs on one page that opens offline."""
     from convnext import tasks
+    from convnext.checkpoints.files import write_atomically
     from convnext.report.compare import compare, read_runs
 
     found = read_runs(runs)
     kinds = {run.recipe.get("task", "classify") for run in found}
     if len(kinds) > 1:
         raise UsageError(f"runs of different tasks have no metric in common: {', '.join(sorted(kinds))}")
-    output.write_text(compare(found, tasks.get(kinds.pop()).HEADLINE))
+    page = compare(found, tasks.get(kinds.pop()).HEADLINE)
+    write_atomically(output, lambda file: file.write_text(page, encoding="utf-8"))
     print(output)
 
 

@@ -1,6 +1,5 @@
 """Commands that use a trained network: predict."""
 
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -9,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from convnext.cli.common import MODEL, Calibration, Device, Json, Optimize, Weights, app, bar, optimized
+from convnext.cli.common import MODEL, Calibration, Device, Json, Optimize, Weights, app, bar, optimized, print_json
 from convnext.errors import ConvnextError, UsageError
+from convnext.text import printable, printable_lines
 
 if TYPE_CHECKING:
     from convnext.deploy.outputs import Answer
@@ -26,6 +26,7 @@ def predict(
     weights: Weights = None,
     output: Annotated[Path | None, typer.Option(help=_OUTPUT)] = None,
     kind: Annotated[str | None, typer.Option("--format", help="jsonl, csv, coco or masks; by default as the output's name ends.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="For COCO results: the file with the ids of images and categories.")] = None,
     draw: Annotated[Path | None, typer.Option(help="A folder for the pictures with what was found drawn over them.")] = None,
     features: Annotated[Path | None, typer.Option(help="Write embeddings to a .npy or .parquet file.")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="How many classes or objects of a picture to name.")] = None,
@@ -41,6 +42,7 @@ def predict(
     """Say what is in pictures."""
     from convnext.deploy.bulk import Engine, predict_all
     from convnext.deploy.embeddings import Features
+    from convnext.deploy.fingerprint import fingerprint_of
     from convnext.deploy.inputs import find_items
     from convnext.deploy.outputs import Drawings, Output, open_output
     from convnext.deploy.predict import load
@@ -49,19 +51,26 @@ def predict(
         raise UsageError("--json prints what --output writes: choose one of them")
     if kind is not None and output is None:
         raise UsageError(f"--format {kind} is of a file: name it with --output")
+    if annotations is not None and output is None:
+        raise UsageError("--annotations is for COCO results: name their file with --output found.json")
     if engine is not None and output is None and features is None:
         raise UsageError(f"--engine {engine} is for files: name one with --output or --features")
     if engine is not None and optimize is not None:
         raise UsageError(f"--optimize is not for --engine {engine}: leave one of them out")
     items = find_items(pictures)
-    predictor = optimized(load(model, weights, device=device), optimize, calibration)
+    original = load(model, weights, device=device)
+    predictor = optimized(original, optimize, calibration)
+    if predictor.source is not None and not Path(weights or model).exists():
+        print(f"weights: {predictor.source}", file=sys.stderr)
     outputs: list[Output] = []
-    if draw is not None:
-        outputs.append(Drawings(draw, items))
-    if output is not None:
-        outputs.append(open_output(output, kind, predictor, items, top, overwrite))
-    if features is not None:
-        outputs.append(Features(features, overwrite))
+    if draw is not None or output is not None or features is not None:
+        network = fingerprint_of(original, {"optimize": optimize, "calibration": " ".join(calibration or []) or None})
+        if output is not None:
+            outputs.append(open_output(output, kind, predictor, items, top, overwrite, network.under(top=top), annotations))
+        if features is not None:
+            outputs.append(Features(features, overwrite, network))
+        if draw is not None:  # opened last, lest it note a network that another output refuses; drawn before a line says that it is done
+            outputs.insert(0, Drawings(draw, items, overwrite, network))
     accounts = [one.done for one in outputs if one.done is not None]
     if accounts and (count := sum(all(item.name in done for done in accounts) for item in items)):
         print(f"{count} of {len(items)} pictures are done already; --overwrite begins anew", file=sys.stderr)
@@ -78,7 +87,7 @@ def predict(
     with told, bar("predicting", shown=not (prints and sys.stdout.isatty())) as progress:
         errors = predict_all(predictor, items, outputs, batch_size=batch_size, threads=threads, progress=progress, engine=runs)
     for error in errors.values():
-        print(f"left out: {error}", file=sys.stderr)
+        print(f"left out: {printable(error)}", file=sys.stderr)
     if len(errors) == len(items):
         raise ConvnextError(f"none of {len(items)} pictures could be predicted")
     if errors or not prints:
@@ -94,11 +103,9 @@ class _Text:
         self.top = top
 
     def write(self, answers: "Sequence[Answer]") -> None:
-        from convnext.deploy.outputs import printable
-
         for one in answers:
             if one.error is None:
-                print(f"{printable(one.item.name)}  {one.prediction.to_text(self.top)}", flush=True)
+                print(f"{printable(one.item.name)}  {printable_lines(one.prediction.to_text(self.top))}", flush=True)
 
     def finish(self) -> None:
         pass
@@ -119,4 +126,4 @@ class _Value:
             self.rows.append({"picture": one.item.name} | told)
 
     def finish(self) -> None:
-        print(json.dumps(self.rows))
+        print_json(self.rows)

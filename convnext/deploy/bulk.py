@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from convnext import tasks
+from convnext.data.deep import shown
 from convnext.data.pictures import CorruptPictureError
 from convnext.deploy.inputs import Item
-from convnext.deploy.outputs import Answer, Output
+from convnext.deploy.outputs import Answer, Output, refuse_changed
 from convnext.deploy.predict import Predictor
 from convnext.errors import ConvnextError
 from convnext.tasks.predictions import Prepared, prepare
@@ -54,8 +55,10 @@ def predict_all(
 
     Returns: why pictures could not be predicted, by their names, those of earlier calls included. None of them stops the others.
 
-    Raises ConvnextError if an output can't be written.
+    Raises ConvnextError if an output can't be written, UsageError if it holds answers of images that were changed since.
     """
+    for output in outputs:
+        refuse_changed(output, items)
     size = batch_size or tasks.get(predictor.task).BATCH_SIZE
     accounts = [output.done for output in outputs if output.done is not None]
     left = [item for item in items if not accounts or any(item.name not in done for done in accounts)]
@@ -108,7 +111,7 @@ def _opened(items: Sequence[Item], transform: Callable[[Any], Any], with_picture
 def _open(item: Item, transform: Callable[[Any], Any], with_picture: bool) -> _Opened:
     try:
         picture = item.read()
-        return _Opened(item, prepare(picture, transform), picture if with_picture else None)
+        return _Opened(item, prepare(picture, transform), shown(picture) if with_picture else None)
     except CorruptPictureError as error:
         return _Opened(item, str(error))
     except Exception as error:  # a picture so long and narrow, say, that it can't be resized
@@ -128,7 +131,7 @@ def _run(predictor: Predictor, task: Any, good: Sequence[_Opened], needs: frozen
     predictions, features = [None] * len(good), [None] * len(good)
     try:
         if "prediction" in needs:
-            predictions = task.infer(predictor.model, pictures, how, predictor.classes, device)
+            predictions = predictor.infer(pictures)
         if "features" in needs:
             features = list(task.embed(predictor.model, pictures, how, device).numpy())
     except (ConvnextError, MemoryError, torch.OutOfMemoryError) as error:  # too small for the network, or too large for the memory

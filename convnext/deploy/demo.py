@@ -8,6 +8,7 @@ from PIL import Image
 from rich.console import Console
 
 from convnext import tasks
+from convnext.data.deep import shown
 from convnext.data.source import open_source
 from convnext.deploy.predict import load
 from convnext.report import plots
@@ -39,7 +40,7 @@ def demo(task: str = "classify", output: Path | None = None, device: str | None 
 def _predict_digits(output: Path, device: str | None, console: Console) -> None:
     source, predictor = open_source("digits:val"), load(output, device=device)
     chosen = np.random.RandomState(0).choice(len(source), _SHOWN, replace=False)
-    pictures, labels = [source.read(i) for i in chosen], [source.classes[source.label(i)] for i in chosen]
+    pictures, labels = [shown(source.read(i)) for i in chosen], [source.classes[source.label(i)] for i in chosen]
     tops = [prediction.top()[0] for prediction in predictor(pictures)]
     right = [top[0] == label for top, label in zip(tops, labels, strict=True)]
     plots.predictions(pictures, [f"{name} ({p:.0%})" for name, p in tops], right, output / "predictions.png")
@@ -47,7 +48,7 @@ def _predict_digits(output: Path, device: str | None, console: Console) -> None:
 
 
 def _draw_scenes(name: str, output: Path) -> None:
-    task, details = tasks.get(name), json.loads((output / "evaluation.json").read_text())
+    task, details = tasks.get(name), json.loads((output / "evaluation.json").read_text("utf-8"))
     data = task.open_labelled("scenes:val", None, len(details["classes"]) if name == "detect" else len(details["iou"]))
     sheets = [sheet for sheet, _ in task.examples(details, data.classes, data)][:_SCENES]
     whole = Image.new("RGB", (max(sheet.width for sheet in sheets), sum(sheet.height + 8 for sheet in sheets)), "white")

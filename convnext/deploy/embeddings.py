@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from convnext.checkpoints.files import write_atomically
+from convnext.deploy.fingerprint import Fingerprint
 from convnext.deploy.journal import Journal, refuse_foreign
-from convnext.deploy.outputs import Answer, Lines, printable
+from convnext.deploy.outputs import Answer, Lines
 from convnext.errors import UsageError, need
+from convnext.text import printable
 
 
 class Features(Lines):
@@ -21,14 +23,14 @@ class Features(Lines):
 
     needs = frozenset({"features"})
 
-    def __init__(self, path: Path, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, overwrite: bool = False, of: Fingerprint | None = None) -> None:
         if path.suffix not in (".npy", ".parquet"):
             raise UsageError(f"--features {path}: embeddings go to a .npy or .parquet file")
         self.table = path if path.suffix == ".parquet" else None
         self.arrow = [need(module, "features") for module in ("pyarrow", "pyarrow.parquet")] if self.table else []
         for made in (path, path.with_suffix(".npy")):
             refuse_foreign(made, path.with_suffix(".rows.jsonl"), overwrite)
-        super().__init__(path.with_suffix(".rows.jsonl"), overwrite=overwrite)
+        super().__init__(path.with_suffix(".rows.jsonl"), overwrite=overwrite, of=of)
         self.names = [name for name, error in self.done.items() if error is None]
         self.array = Journal(path.with_suffix(".npy"), overwrite)
         self.width = self._width() if self.names else 0

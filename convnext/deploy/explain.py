@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from convnext.data.deep import DeepImage, shown
 from convnext.errors import UsageError, nearest
+from convnext.tasks.predictions.finite import require_finite
 
 # Dark blue, through red, to yellow: rising in lightness, so that it reads in grey and without red-green vision (matplotlib's "plasma").
 _COLOURS = ((13, 8, 135), (126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33))
@@ -22,10 +24,13 @@ _SHOWN = 320  # pixels of the long side from which a picture need not be enlarge
 def can_explain(predictor: Any) -> bool:
     """Whether `activation_map` works for it: classifiers in PyTorch that pool a map; a class token has gathered it by then."""
     model = predictor.model
-    return predictor.task == "classify" and hasattr(model, "forward_features") and not hasattr(model, "cls_token")
+    has_map = all(hasattr(model, name) for name in ("features", "forward_head", "strides"))  # exported networks have no head of its own
+    return predictor.task == "classify" and has_map and not hasattr(model, "cls_token")
 
 
-def activation_map(predictor: Any, picture: Image.Image, name: str | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
+def activation_map(
+    predictor: Any, picture: Image.Image | DeepImage, name: str | None = None, size: tuple[int, int] | None = None
+) -> np.ndarray:
     """What speaks for a class where, by Grad-CAM, float32 (height, width) in [0, 1].
 
     It is of the last map before pooling or, where that has fewer than 4 x 4 positions (small pictures), of the last that has them.
@@ -34,7 +39,7 @@ def activation_map(predictor: Any, picture: Image.Image, name: str | None = None
 
     Args:
         predictor: of a classifier.
-        picture: RGB.
+        picture: of `read_picture`.
         name: of the class; by default the likeliest.
         size: width and height of the result, in the proportions of the picture; by default the picture's own.
 
@@ -60,23 +65,23 @@ def coloured(strength: np.ndarray) -> Image.Image:
     return Image.fromarray(np.stack([*channels, 255 * _STRONGEST * strength], -1).round().astype(np.uint8), "RGBA")
 
 
-def draw(predictor: Any, picture: Image.Image, name: str | None = None) -> Image.Image:
+def draw(predictor: Any, picture: Image.Image | DeepImage, name: str | None = None) -> Image.Image:
     """`activation_map`, coloured, in the proportions of the picture, at most 512 pixels a side."""
     factor = min(1, _LONGEST / max(picture.size))
     size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
     return coloured(activation_map(predictor, picture, name, size))
 
 
-def laid_over(predictor: Any, picture: Image.Image, name: str | None = None) -> Image.Image:
-    """The RGB picture with its `activation_map` over it, from 320 to some 512 pixels a side: small ones are enlarged by a whole factor."""
+def laid_over(predictor: Any, picture: Image.Image | DeepImage, name: str | None = None) -> Image.Image:
+    """The picture with its `activation_map` over it, from 320 to some 512 pixels a side: small ones are enlarged by a whole factor."""
     longest = max(picture.size)
     factor = -(-_SHOWN // longest) if longest < _SHOWN else min(1, _LONGEST / longest)
     size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
-    below = picture.convert("RGBA").resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS)
+    below = shown(picture).convert("RGBA").resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS)
     return Image.alpha_composite(below, coloured(activation_map(predictor, picture, name, size))).convert("RGB")
 
 
-def _grad_cam(predictor: Any, picture: Image.Image, label: int | None) -> np.ndarray:
+def _grad_cam(predictor: Any, picture: Image.Image | DeepImage, label: int | None) -> np.ndarray:
     model = predictor.model
     image = predictor.preprocessing.transform()(picture)[None].to(predictor.device)
     # Where the last map suffices, the gradient goes through the head alone.
@@ -88,7 +93,7 @@ def _grad_cam(predictor: Any, picture: Image.Image, label: int | None) -> np.nda
         maps = found[0] if len(found) == 1 else next((one for one in reversed(found) if min(one.shape[-2:]) >= _FEWEST), found[0])
         if not is_coarse:
             maps.requires_grad_()
-        logits = model.forward_head(found[-1])[0]
+        logits = require_finite(model.forward_head(found[-1])[0])
         score = logits.max() if label is None else logits[label]
         (gradient,) = torch.autograd.grad(score, maps)
     if is_timms and maps.shape[1] != model.channels[-1]:  # Swin's maps are (N, H, W, C)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convnext.data.pictures import CorruptPictureError
+from convnext.data.pictures import FORMATS, CorruptPictureError
 from convnext.data.source import Source
 from convnext.deploy.explain import can_explain, laid_over
 from convnext.deploy.feature_maps import feature_sheet
@@ -113,7 +113,7 @@ class Explainer:
             sections.append(page.Section("Left out", page.preformatted("\n".join(errors))))
         path = self.folder / "index.html"
         with told(path):
-            path.write_text(page.page("What the network sees", model, {}, sections), errors="backslashreplace")
+            path.write_text(page.page("What the network sees", model, {}, sections), encoding="utf-8")
         return path
 
 
@@ -125,6 +125,6 @@ def _body(one: Explained) -> str:
     }
     parts = [page.preformatted(one.said)]
     for what, path in one.files.items():
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             parts.append(page.picture(image, captions[what]))
     return page.spaced(parts)

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from convnext.data.deep import DeepImage
 from convnext.deploy.explain import coloured
 from convnext.errors import UsageError
 from convnext.report.sheets import Row, sheet
@@ -14,8 +15,8 @@ from convnext.report.sheets import Row, sheet
 STRONGEST = 7  # channels of a stage that are shown, behind the mean of all
 
 
-def stage_maps(predictor: Any, picture: Image.Image) -> list[Tensor]:
-    """The maps (channels, H', W') float32 of the backbone's stages, on the CPU; of an RGB picture.
+def stage_maps(predictor: Any, picture: Image.Image | DeepImage) -> list[Tensor]:
+    """The maps (channels, H', W') float32 of the backbone's stages, on the CPU; of an opened image.
 
     Raises UsageError for networks that have none: exported ones, LeNet-5 and AlexNet.
     """
@@ -32,7 +33,7 @@ def strongest(maps: Tensor, count: int = STRONGEST) -> list[int]:
     return maps.abs().mean((1, 2)).topk(min(count, len(maps))).indices.tolist()
 
 
-def feature_sheet(predictor: Any, picture: Image.Image) -> Image.Image:
+def feature_sheet(predictor: Any, picture: Image.Image | DeepImage) -> Image.Image:
     """A row a stage: the mean of all channels' absolute values, then the strongest channels, each from its lowest value to its highest.
 
     Raises UsageError as `stage_maps` does.

@@ -27,6 +27,7 @@ class Journal:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UsageError(f"{path} is being written by another process: wait for it, or choose another file") from error
+            self.written = os.fstat(self._file.fileno()).st_mtime_ns  # when the last answer was, before this process
             if overwrite:
                 self._file.truncate(0)
 
@@ -49,6 +50,8 @@ class Journal:
             raise self.foreign(f"does not go on as what `convnext predict` writes at byte {size}")
         with told(self.path):
             self._file.truncate(size)
+            self._file.flush()
+            os.utime(self.path, ns=(self.written, self.written))  # nothing was written
 
     def append(self, content: bytes) -> None:
         """Add to the end; on the disk when this returns. Raises ConvnextError if it can't be written."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from convnext.data.deep import DeepImage, shown
 from convnext.data.source import Source
 from convnext.deploy.bulk import predict_all
 from convnext.deploy.inputs import Item
@@ -35,7 +36,7 @@ class _Member(Item):
     source: Any = None
     index: int = 0
 
-    def read(self) -> Image.Image:
+    def read(self) -> Image.Image | DeepImage:
         return self.source.read(self.index)
 
 
@@ -96,7 +97,7 @@ def _neighbour(source: Source, cosine: float, index: int) -> Neighbour:
     return Neighbour(index, source.name(index), source.classes[source.label(index)], cosine)
 
 
-def neighbour_sheet(picture: Image.Image, neighbours: Sequence[Neighbour], source: Source) -> Image.Image:
+def neighbour_sheet(picture: Image.Image | DeepImage, neighbours: Sequence[Neighbour], source: Source) -> Image.Image:
     """The picture asked for and then its neighbours, each with its class and cosine."""
-    tiles = [(source.read(one.index), f"{one.label}  {one.cosine:.3f}") for one in neighbours]
-    return sheet([Row("the picture, then the nearest, with their class and cosine", [(picture, ""), *tiles])])
+    tiles = [(shown(source.read(one.index)), f"{one.label}  {one.cosine:.3f}") for one in neighbours]
+    return sheet([Row("the picture, then the nearest, with their class and cosine", [(shown(picture), ""), *tiles])])

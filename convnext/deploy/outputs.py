@@ -16,11 +16,13 @@ import numpy as np
 from PIL import Image
 
 from convnext import tasks
-from convnext.checkpoints.files import write_atomically
+from convnext.data.coco_file import read_ids
+from convnext.data.shards import Member
+from convnext.deploy import coco_results, fingerprint
+from convnext.deploy.fingerprint import Fingerprint
 from convnext.deploy.inputs import Item, file_names
 from convnext.deploy.journal import Journal, refuse_foreign, told
 from convnext.errors import UsageError, nearest
-from convnext.tasks.predictions.detect import coco_categories
 
 Done = dict[str, str | None]  # picture → why it could not be predicted, or None
 
@@ -52,12 +54,13 @@ class Lines:
 
     needs = frozenset({"prediction"})
 
-    def __init__(self, path: Path, top: int | None = None, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, top: int | None = None, overwrite: bool = False, of: Fingerprint | None = None) -> None:
         self.top, self.journal, self.done = top, Journal(path, overwrite), Done()
         end = 0
         for line, end in self.journal.records():  # noqa: B007
             row = self._parsed(line)
             self.done[row["picture"]] = row.get("error")
+        fingerprint.check(path, of, bool(self.done))
         self.journal.keep(end, b'{"picture": ')
 
     def _parsed(self, line: bytes) -> dict[str, Any]:
@@ -71,7 +74,7 @@ class Lines:
 
     def write(self, answers: Sequence[Answer]) -> None:
         rows = [{"picture": one.item.name} | ({"error": one.error} if one.error is not None else self.row(one)) for one in answers]
-        self.journal.append("".join(json.dumps(row) + "\n" for row in rows).encode())
+        self.journal.append("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
 
     def row(self, answer: Answer) -> dict[str, Any]:
         """What a line says of a picture beside its name."""
@@ -86,7 +89,9 @@ class Table:
 
     needs = frozenset({"prediction"})
 
-    def __init__(self, path: Path, columns: Sequence[str], top: int | None = None, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: Path, columns: Sequence[str], top: int | None = None, overwrite: bool = False, of: Fingerprint | None = None
+    ) -> None:
         self.columns = ["picture", "row", "rows", *columns, "error"]
         self.top, self.journal, self.done = top, Journal(path, overwrite), Done()
         header, whole = self._text([dict(zip(self.columns, self.columns, strict=True))]), 0
@@ -100,6 +105,7 @@ class Table:
                 whole = end
             elif fields[1] == fields[2]:  # all rows of a picture are there
                 whole, self.done[fields[0]] = end, fields[-1] or None
+        fingerprint.check(path, of, bool(self.done))
         self.journal.keep(whole, b"" if whole else header)
         if not whole:
             self.journal.append(header)
@@ -122,52 +128,59 @@ class Table:
 
 
 class Coco(Lines):
-    """COCO's results, a JSON list of objects, made of the JSON Lines beside it.
+    """COCO's results, a JSON list of objects, made of the JSON Lines beside it; without masks where the detector has none.
 
-    `image_id` is the picture's file name without ending, as a number if it is one (000000000139.jpg is 139); `category_id` is
-    COCO's own for its 80 classes, else the class's place, from 1. See https://cocodataset.org/#format-results.
+    Ids are those of an annotation file, or else as `coco_results` says.
     """
 
-    def __init__(self, path: Path, classes: Sequence[str], top: int | None = None, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        predictor: Any,
+        items: Sequence[Item],
+        top: int | None = None,
+        overwrite: bool = False,
+        of: Fingerprint | None = None,
+        annotations: Path | None = None,
+    ) -> None:
         if path.suffix != ".json":
             raise UsageError(f"{path}: COCO's results go to a .json file")
         refuse_foreign(path, path.with_suffix(".jsonl"), overwrite)
-        super().__init__(path.with_suffix(".jsonl"), top, overwrite)
-        self.results = path
-        known = coco_categories()
-        self.ids = known if list(known) == list(classes) else {name: i for i, name in enumerate(classes, 1)}
+        self.results, self.listed = path, read_ids(annotations) if annotations is not None else None
+        self.ids = coco_results.category_ids(predictor.classes, predictor.class_ids, self.listed)
+        names = [item.name for item in items]
+        found = coco_results.image_ids(names, self.listed)  # raises before anything is written
+        super().__init__(path.with_suffix(".jsonl"), top, overwrite, of)
+        coco_results.image_ids({**dict.fromkeys(names), **self.done}, self.listed)
+        coco_results.remark(path, found, self.listed)
 
     def finish(self) -> None:
         """Write the list of all lines' objects, at once or not at all."""
-
-        def write(path: Path) -> None:
-            with path.open("w") as file:
-                file.write("[")
-                file.writelines(("," if i else "") + "\n" + json.dumps(one) for i, one in enumerate(self._objects()))
-                file.write("\n]\n")
-
-        write_atomically(self.results, write)
+        coco_results.write_results(self.results, self._objects())
 
     def _objects(self) -> Iterator[dict[str, Any]]:
+        names = [json.loads(line)["picture"] for line, _ in self.journal.records()]
+        image_ids = coco_results.image_ids(names, self.listed)
         for line, _ in self.journal.records():
             row = json.loads(line)
-            stem = Path(row["picture"]).stem
             for one in row.get("objects", ()):
                 if one["class"] not in self.ids:
                     raise self.journal.foreign(f"has the class {one['class']!r}, which this network does not know")
                 left, top, right, bottom = one["box"]
                 box = [left, top, round(right - left, 2), round(bottom - top, 2)]
-                found = {"image_id": int(stem) if stem.isdecimal() else stem, "category_id": self.ids[one["class"]], "bbox": box}
-                yield found | {"score": one["score"], "segmentation": one["mask"]}
+                found = {"image_id": image_ids[row["picture"]], "category_id": self.ids[one["class"]], "bbox": box, "score": one["score"]}
+                yield found | ({"segmentation": one["mask"]} if "mask" in one else {})
 
 
 class Masks(Lines):
-    """A folder of PNGs whose values are classes, one a picture, with predictions.jsonl that says which is of which picture."""
+    """A folder of PNGs in the coding of the masks trained on, one a picture, with predictions.jsonl that says which is of which picture."""
 
-    def __init__(self, folder: Path, items: Sequence[Item], top: int | None = None, overwrite: bool = False) -> None:
+    def __init__(
+        self, folder: Path, items: Sequence[Item], top: int | None = None, overwrite: bool = False, of: Fingerprint | None = None
+    ) -> None:
         self.folder, self.names = folder, file_names(items, folder, ".png")
         self.taken: dict[str, str] = {}  # by whose mask
-        super().__init__(folder / "predictions.jsonl", top, overwrite)
+        super().__init__(folder / "predictions.jsonl", top, overwrite, of)
         for name, path in self.names.items():
             if (other := self.taken.get(path, name)) != name:
                 raise UsageError(f"{folder / path} is the mask of {other}, so none of {name} can be there: choose another folder")
@@ -197,8 +210,12 @@ class Drawings:
     needs = frozenset({"prediction", "picture"})
     done = None
 
-    def __init__(self, folder: Path, items: Sequence[Item]) -> None:
+    def __init__(self, folder: Path, items: Sequence[Item], overwrite: bool = False, of: Fingerprint | None = None) -> None:
         self.folder, self.names = folder, file_names(items, folder, ".jpg")
+        with told(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        is_ours = fingerprint.path_beside(folder).exists() and any(folder.rglob("*.jpg"))
+        fingerprint.check(folder, of, is_ours and not overwrite)
 
     def write(self, answers: Sequence[Answer]) -> None:
         for answer in answers:
@@ -212,12 +229,16 @@ class Drawings:
         """Nothing is left to do."""
 
 
-def printable(name: str) -> str:
-    """A path as it can be printed, whatever bytes are in it."""
-    return name.encode(errors="backslashreplace").decode()
-
-
-def open_output(path: Path, kind: str | None, predictor: Any, items: Sequence[Item], top: int | None, overwrite: bool) -> Output:
+def open_output(
+    path: Path,
+    kind: str | None,
+    predictor: Any,
+    items: Sequence[Item],
+    top: int | None,
+    overwrite: bool,
+    of: Fingerprint | None = None,
+    annotations: Path | None = None,
+) -> Output:
     """The output of that file or folder.
 
     Args:
@@ -227,8 +248,11 @@ def open_output(path: Path, kind: str | None, predictor: Any, items: Sequence[It
         items: all that are to be predicted.
         top: how many findings of a picture to write.
         overwrite: begin anew, whatever there is.
+        of: which network and options the answers are of; None notes and checks nothing.
+        annotations: the COCO file whose ids of images and categories COCO's results bear.
 
-    Raises UsageError if the ending or kind is unknown, is not for the network's task, or there is a file that is none of ours.
+    Raises UsageError if the ending or kind is unknown, is not for the network's task, or there is a file that is none of ours, or has
+    answers of another network, of other options, or of images that were changed since.
     """
     kind = kind or _KINDS.get(path.suffix.lower())
     if kind is None or kind not in _KINDS.values():
@@ -236,11 +260,21 @@ def open_output(path: Path, kind: str | None, predictor: Any, items: Sequence[It
         raise UsageError(f"{told_kind}: name a .jsonl, .csv, .json (COCO results) or a folder (masks), or add --format")
     if (task := _ONLY_FOR.get(kind, predictor.task)) != predictor.task:
         raise UsageError(f"{path}: {kind} is for networks that {task}, and this one does {predictor.task}: take .jsonl or .csv")
+    if annotations is not None and kind != "coco":
+        raise UsageError(f"--annotations is for COCO's results, and {path} is {kind}: name a .json file")
     if kind == "csv":
-        return Table(path, tasks.get(predictor.task).COLUMNS, top, overwrite)
+        return Table(path, tasks.get(predictor.task).COLUMNS, top, overwrite, of)
     if kind == "coco":
-        return Coco(path, predictor.classes, top, overwrite)
-    return Masks(path, items, top, overwrite) if kind == "masks" else Lines(path, top, overwrite)
+        return Coco(path, predictor, items, top, overwrite, of, annotations)
+    return Masks(path, items, top, overwrite, of) if kind == "masks" else Lines(path, top, overwrite, of)
+
+
+def refuse_changed(output: Output, items: Iterable[Item]) -> None:
+    """Raise UsageError if images of which an output holds answers already were changed since: those would be stale."""
+    if isinstance(output, (Lines, Table)) and output.done:
+        done = [item.where for item in items if item.name in output.done]
+        images = [where.shard if isinstance(where, Member) else where for where in done if where is not None]
+        fingerprint.refuse_changed(output.journal.path, output.journal.written, images)
 
 
 _KINDS = {".jsonl": "jsonl", ".csv": "csv", ".json": "coco", "": "masks"}

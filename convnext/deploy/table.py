@@ -190,7 +190,7 @@ def _evaluated(row: published.Row, name: str, wanted: _Wanted, remarks: list[str
         return {}
     if loaded.preprocessing.image_size != row.image_size:
         remarks.append(f"evaluated at {loaded.preprocessing.image_size} pixels, as these weights want")
-    result = evaluate_loaded(loaded, wanted.data, batch_size=64, workers=2, max_corrupt=0.01, device=wanted.device).result
+    result = evaluate_loaded(loaded, wanted.data, batch_size=None, workers=2, max_corrupt=0.01, device=wanted.device).result
     if result.corrupt:
         remarks.append(f"{len(result.corrupt)} unreadable pictures left out")
     kind = str(wanted.data).partition(":")[0]

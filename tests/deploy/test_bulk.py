@@ -217,4 +217,4 @@ def test_a_list_from_standard_input_goes_through_the_command_line(photos, tmp_pa
     assert done.stdout == ""
     assert "1 of 2 pictures are predicted, 1 left out" in done.stderr
     assert [sorted(json.loads(line)) for line in found.read_text().splitlines()] == [["picture", "top"], ["error", "picture"]]
-    assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["7.jpg"]
+    assert [path.name for path in (tmp_path / "drawn").glob("*.jpg")] == ["7.jpg"]

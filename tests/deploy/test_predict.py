@@ -4,14 +4,16 @@ import io
 import numpy as np
 import pytest
 import torch
+from deep_files import png16, tiff
 from helpers import picture
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as coco
-from tiny_models import CLASSES, classifier, detector, segmenter
+from tiny_models import CLASSES, classifier, create, detector, segmenter, write
 
 import convnext
 from convnext import tasks
 from convnext.data.pictures import CorruptPictureError
+from convnext.data.preprocessing import Preprocessing
 from convnext.errors import UsageError
 from convnext.segmentation import inference
 
@@ -35,6 +37,121 @@ def test_predictor_takes_files_bytes_and_pictures_alone_or_in_lists(tmp_path):
     assert [name for name, _ in top] == [predictor.classes[i] for i in wanted.argsort(descending=True)]
     assert sum(p for _, p in top) == pytest.approx(1, abs=1e-5)
     assert predictor(image).to_json(2) == {"top": [{"class": name, "probability": p} for name, p in top[:2]]}
+
+
+def _files():
+    """Files that a decoder alone does not make right, by name, as bytes."""
+    image, exif, wide = picture(size=(90, 70)), Image.Exif(), np.linspace(0, 4095, 90 * 70).reshape(70, 90)
+    exif[0x0112] = 6
+    cut = image.convert("RGBA")
+    cut.putalpha(picture(3, (90, 70)).convert("L"))
+    grey = Image.fromarray(wide.astype(np.uint16))
+    made = {
+        "turned.jpg": (image, "JPEG", {"exif": exif}),
+        "turned.png": (image, "PNG", {"exif": exif}),
+        "turned.tif": (image, "TIFF", {"exif": exif}),
+        "turned.webp": (image, "WEBP", {"exif": exif}),
+        "turned16.png": (grey, "PNG", {"exif": exif}),
+        "progressive.jpg": (image, "JPEG", {"progressive": True}),
+        "cmyk.jpg": (image.convert("CMYK"), "JPEG", {}),
+        "grey.png": (image.convert("L"), "PNG", {}),
+        "black.png": (image.convert("1"), "PNG", {}),
+        "clear.png": (cut, "PNG", {}),
+        "clear_grey.png": (cut.convert("LA"), "PNG", {}),
+        "palette.gif": (image.quantize(9), "GIF", {}),
+        "clear_palette.png": (image.quantize(9), "PNG", {"transparency": 3}),
+        "sixteen.tif": (grey, "TIFF", {}),
+        "float.tif": (Image.fromarray((wide / 4095).astype(np.float32)), "TIFF", {}),
+        "integers.tif": (Image.fromarray(wide.astype(np.int32)), "TIFF", {}),
+    }
+    for name, (one, kind, options) in made.items():
+        buffer = io.BytesIO()
+        one.save(buffer, kind, **options)
+        yield name, buffer.getvalue()
+    yield "colour16.png", png16(np.stack([wide] * 3, -1).astype(np.uint16))
+    yield "colour16.tif", tiff(np.stack([wide] * 3, -1).astype(np.uint16))
+
+
+def _loaded(content):
+    image = Image.open(io.BytesIO(content))
+    image.load()
+    return image
+
+
+WAYS = {
+    "str": lambda path, content: str(path),
+    "bytes": lambda path, content: content,
+    "bytearray": lambda path, content: bytearray(content),
+    "memoryview": lambda path, content: memoryview(content),
+    "PIL": lambda path, content: Image.open(path),
+    "PIL from memory": lambda path, content: Image.open(io.BytesIO(content)),
+    "PIL, loaded": lambda path, content: _loaded(content),
+    "PIL, a copy": lambda path, content: Image.open(path).copy(),
+    "PIL, turned by its EXIF": lambda path, content: ImageOps.exif_transpose(Image.open(path)),
+    "PIL, turned twice": lambda path, content: ImageOps.exif_transpose(ImageOps.exif_transpose(Image.open(path))),
+    "array": lambda path, content: np.asarray(ImageOps.exif_transpose(Image.open(path))),
+}
+
+
+@pytest.mark.parametrize("scale", [None, 4095.0])
+def test_an_image_is_the_same_whatever_it_comes_as(tmp_path, scale):
+    how = Preprocessing(image_size=32, range=scale)
+    path, _, _ = write(tmp_path / "w.safetensors", "classify", how, create("convnext_tiny"))
+    predictor, everything, wanted = convnext.load(path, device="cpu"), [], []
+    for name, content in _files():
+        file = tmp_path / name
+        file.write_bytes(content)
+        expected = predictor(file).probabilities
+        for way, make in WAYS.items():
+            if way == "array" and name.startswith(("clear", "palette", "cmyk")):
+                continue  # the array holds what its mode says: indices of a palette, ink
+            if name.startswith("colour16") and way not in ("str", "bytes", "bytearray", "memoryview", "PIL", "PIL from memory"):
+                continue  # Pillow keeps 8 bits of these once they are loaded
+            given = make(file, content)
+            found = predictor(given).probabilities
+            assert torch.equal(found, expected), (name, way)
+            if way == "PIL":
+                assert torch.equal(predictor(given).probabilities, expected), (name, way, "a second time")
+                assert torch.equal(predictor.features(given), predictor.features(file)), (name, way)
+            everything.append(given)
+            wanted.append(expected)
+    assert all(torch.allclose(one.probabilities, other, atol=1e-6) for one, other in zip(predictor(everything), wanted, strict=True))
+    assert len({tuple(probabilities.tolist()) for probabilities in wanted}) > 10  # the files are told apart
+
+
+def test_the_callers_image_is_not_changed(tmp_path):
+    predictor = convnext.load(classifier(tmp_path)[0], device="cpu")
+    for name, content in _files():
+        image = Image.open(io.BytesIO(content))
+        image.load()
+        before = image.size, image.mode, image.tobytes(), dict(image.info), dict(image.getexif())
+        predictor(image)
+        assert (image.size, image.mode, image.tobytes(), dict(image.info), dict(image.getexif())) == before, name
+
+
+@pytest.mark.parametrize("make", [detector, segmenter])
+def test_detectors_and_segmenters_take_the_same(tmp_path, make):
+    predictor, files = convnext.load(make(tmp_path)[0], device="cpu"), dict(_files())
+    for name in ("turned.jpg", "clear.png", "turned16.png", "float.tif"):
+        expected, *others = [predictor(one) for one in (files[name], Image.open(io.BytesIO(files[name])))]
+        other = others[0]
+        assert expected.to_json() == other.to_json()
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(files[name])))
+        if make is segmenter:
+            assert expected.mask.shape == upright.size[::-1]
+
+
+def test_an_array_is_one_image_and_a_tensor_is_refused(tmp_path):
+    predictor = convnext.load(classifier(tmp_path)[0], device="cpu")
+    array = np.asarray(picture())
+    assert len(predictor([array, array])) == 2
+    with pytest.raises(UsageError, match=r"several images are given as a list, list\(array\)"):
+        predictor(np.stack([array, array]))
+    for call in (predictor, predictor.features):
+        with pytest.raises(UsageError, match="Tensor is no image: give it as"):
+            call(torch.zeros(3, 40, 48))
+    with pytest.raises(UsageError, match="dict is no image"):
+        predictor([{}])
 
 
 def test_what_cannot_be_read_raises_with_its_name(tmp_path):

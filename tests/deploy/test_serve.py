@@ -9,6 +9,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
+from itertools import pairwise
 from types import SimpleNamespace
 
 import httpx
@@ -62,6 +63,7 @@ def test_a_picture_gets_the_predictors_answer_however_it_is_sent(service, weight
         {"content": content, "headers": {"Content-Type": "application/x-www-form-urlencoded"}},  # what curl --data-binary says
         {"files": {"file": ("p.png", content)}},
         {"json": {"image": base64.b64encode(content).decode()}},
+        {"json": {"image": f"data:image/png;base64,{base64.encodebytes(content).decode()}"}},
     ]
     for way in ways:
         answer = service.client.post("/predict", **way).json()
@@ -80,6 +82,38 @@ def test_all_tasks_are_served(service, others):
         assert (answer.pop("model"), answer.pop("task")) == (task, task)
         assert answer == wanted
         assert answer.get("objects") or len(answer.get("classes")) > 1
+
+
+def test_an_image_of_more_than_eight_bits_is_scaled_as_in_training_or_refused(service, weights):
+    grey = np.linspace(0, 1, 90 * 70, dtype=np.float32).reshape(70, 90)
+    wanted = convnext.load(weights, device="cpu")(grey).to_json()["top"]
+    found = service.client.post("/predict", content=encoded(Image.fromarray(grey), "TIFF")).json()["top"]
+    assert [one["probability"] for one in found] == pytest.approx([one["probability"] for one in wanted], abs=1e-5)
+    for path in ("/predict", "/explain"):
+        answer = service.client.post(path, content=encoded(Image.fromarray(1.5 * grey), "TIFF"))
+        assert answer.status_code == 422
+        assert "values up to 1.5, beyond 1: set data.range=1.5" in answer.text
+
+
+def test_a_detector_leaves_out_masks_and_objects_that_are_not_wished_for(service):
+    content = encoded(picture(size=(80, 60)))
+
+    def objects(wish=""):
+        return service.client.post(f"/predict?model=detect{wish}", content=content).json()["objects"]
+
+    whole = objects()
+    boxes = objects("&masks=0")
+    assert [one | {"mask": same["mask"]} for one, same in zip(boxes, whole, strict=True)] == whole
+    assert not any("mask" in one for one in boxes)
+    scores = [one["score"] for one in whole]
+    middle = next((high + low) / 2 for high, low in pairwise(scores[5:]) if high - low > 1e-4)  # they are rounded
+    sure = objects(f"&threshold={middle}")
+    assert 0 < len(sure) < len(whole)
+    assert sure == [one for one in whole if one["score"] > middle]
+    assert objects("&threshold=1") == []
+    with ThreadPoolExecutor() as threads:  # in one batch or two, each its own
+        wishes = ["", "&masks=0", f"&threshold={middle}", "&threshold=1"]
+        assert list(threads.map(objects, wishes)) == [whole, boxes, sure, []]
 
 
 def _png(width, height):
@@ -123,6 +157,8 @@ HOSTILE = {
     "JSON that is none": (422, {"content": b"[" * 50_000, "headers": {"Content-Type": "application/json"}}),
     "form without end": (422, {"content": PART + GOOD, "headers": FORM}),
     "form with two files": (422, {"content": 2 * (PART + GOOD + b"\r\n") + b"--x--\r\n", "headers": FORM}),
+    "JSON of brackets": (422, {"content": b"[" + b"{}," * 30_000 + b"{}]", "headers": {"Content-Type": "application/json"}}),
+    "form of fields": (422, {"content": PART.replace(b'; filename="p"', b"\r\n\r\n") * 1500, "headers": FORM}),
     "form without boundary": (422, {"content": PART, "headers": {"Content-Type": "multipart/form-data"}}),
 }
 
@@ -141,6 +177,13 @@ def test_models_and_options_that_do_not_exist_are_refused(service):
     assert answer.status_code == 404
     assert "'insects'" in answer.json()["detail"]
     assert service.client.post("/predict?top=0", content=GOOD).status_code == 422
+    for wish in ("masks=2", "threshold=nan", "threshold=inf", "threshold=-0.1", "threshold=1.1", "threshold=high", "threshold="):
+        assert service.client.post(f"/predict?model=detect&{wish}", content=GOOD).status_code == 422, wish
+    for wish in ("masks=0", "masks=1", "threshold=0.5"):
+        for model, task in (("insects", "classify"), ("segment", "segment")):
+            answer = service.client.post(f"/predict?model={model}&{wish}", content=GOOD)
+            assert answer.status_code == 422
+            assert f"{wish.partition('=')[0]} is for models that detect, and {model} does {task}" in answer.json()["detail"]
     assert service.client.post("/explain?class=be", content=GOOD).status_code == 422
     assert service.client.get("/predict").status_code == 405
 
@@ -223,6 +266,10 @@ def test_the_service_describes_itself_without_anything_from_elsewhere(service):
     assert [(one["name"], one["task"], one["classes"], one["explains"]) for one in get("/models").json()] == wanted
     assert service.client.post("/explain?model=detect", content=GOOD).status_code == 422
     assert get("/health").json() == {"status": "alive"}
+    assert "whoever reaches" not in service.said  # nobody can from elsewhere
+    for path in ("/", "/health", "/ready"):
+        assert service.client.head(path).status_code == 200
+        assert service.client.head(path).content == b""
     assert set(get("/openapi.json").json()["paths"]) == {"/predict", "/explain", "/models", "/health", "/ready", "/metrics"}
     for path in ("/", "/docs", "/page.css", "/page.js"):
         answer = get(path)
@@ -279,7 +326,7 @@ def test_a_cpu_decodes_between_its_batches_and_a_gpu_has_the_next_one_ready(weig
     predictor = convnext.load(weights, device="cpu")
     elsewhere = SimpleNamespace(device=torch.device("cuda"))
     service = Service({"here": predictor, "there": predictor}, {"there": elsewhere}, Limits(), batch_size=8, max_wait=0)
-    assert {name: service.decoded[model.predictions]._value for name, model in service.models.items()} == {"here": 8, "there": 16}
+    assert {name: service.in_work[model.predictions].images._value for name, model in service.models.items()} == {"here": 8, "there": 16}
 
 
 @pytest.mark.parametrize("precision", ["off", "bf16"])

@@ -1,9 +1,12 @@
 """`convnext serve`: networks behind an address, with a page to try them on."""
 
+import math
+import os
 import re
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import PurePath
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from convnext.deploy.serve.limits import Limits
 
 _IDLE = 75  # seconds that a connection may rest between requests; proxies and clients close theirs before, mostly after 5 to 60
+_MARGIN = 4.0  # seconds to end in, after all that was taken in had its time
 _CONNECTIONS = 512  # at once, below the thousand files that a process may usually open
 
 
@@ -44,10 +48,16 @@ def serve(
     uvicorn = need("uvicorn", "serve")
     from convnext.deploy.serve.app import create_app
     from convnext.deploy.serve.protocol import ImpatientProtocol
+    from convnext.deploy.serve.token import VARIABLE, is_open_to_others
 
+    if not 0 <= max_wait < math.inf:
+        raise UsageError(f"--max-wait-ms {1000 * max_wait:g}: give a number of milliseconds, such as 100")
+    if not host.strip():  # which the system takes for all of the machine's addresses
+        raise UsageError("--host is empty: give it 127.0.0.1 for this machine alone, 0.0.0.0 for all of its addresses")
     predictors = {name: load(source, device=device) for name, source in named(sources).items()}
     fast = {} if optimize is None else {name: optimize(predictor) for name, predictor in predictors.items()}
     app = create_app(predictors, limits, fast=fast, token=token, batch_size=batch_size, max_wait=max_wait)
+    grace = int(2 * limits.timeout) + 1
     config = uvicorn.Config(
         app,
         http=partial(ImpatientProtocol, patience=limits.timeout),
@@ -57,15 +67,42 @@ def serve(
         server_header=False,
         limit_concurrency=_CONNECTIONS,
         timeout_keep_alive=_IDLE,
-        timeout_graceful_shutdown=int(2 * limits.timeout) + 1,
+        timeout_graceful_shutdown=grace,
     )
     listening = _listen(host, port)
     server = uvicorn.Server(config)
+    server.handle_exit = _with_a_limit(server.handle_exit, grace + _MARGIN)
     # uvicorn stops in peace at SIGTERM, then sends it again to end the process by it: the work is done, and that is no failure.
     signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
     shown = f"[{host}]" if ":" in host else host
-    print(f"serving {', '.join(predictors)} on http://{shown}:{listening.getsockname()[1]}", file=sys.stderr, flush=True)
+    address, number = listening.getsockname()[:2]
+    if app.state.is_open and is_open_to_others(address):
+        remedy = f"set --token or {VARIABLE}, or listen on --host 127.0.0.1"
+        print(f"warning: whoever reaches {shown}, port {number}, can use this service: {remedy}", file=sys.stderr)
+    print(f"serving {', '.join(predictors)} on http://{shown}:{number}", file=sys.stderr, flush=True)
     server.run(sockets=[listening])
+    if not app.state.has_ended:
+        _end("work that nobody waits for any more was given up", 0)
+
+
+def _with_a_limit(handle: Callable[..., None], seconds: float) -> Callable[..., None]:
+    """The handler of a signal that ends the service, after which the process ends in so many seconds whatever it is at."""
+    limits: list[threading.Timer] = []
+
+    def handler(number: int, frame: Any) -> None:
+        if not limits:
+            limits.append(threading.Timer(seconds, _end, (f"the service did not end within {seconds:g} seconds", 1)))
+            limits[0].daemon = True
+            limits[0].start()
+        handle(number, frame)
+
+    return handler
+
+
+def _end(reason: str, code: int) -> None:
+    """End the process now: the interpreter would wait for threads that are at work."""
+    print(reason, file=sys.stderr, flush=True)
+    os._exit(code)
 
 
 def named(sources: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """The service's addresses. What they do is in `service`; this says how they are called and what they answer."""
 
-import hmac
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -14,10 +13,12 @@ from PIL.Image import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from convnext import __version__
+from convnext.data.deep import DeepImage
 from convnext.deploy.serve.limits import Limits
 from convnext.deploy.serve.listing import listing
 from convnext.deploy.serve.metrics import CountRequests
-from convnext.deploy.serve.service import Service
+from convnext.deploy.serve.service import Asked, Service, Wish
+from convnext.deploy.serve.token import clean, is_right
 
 _ONLY_OURS = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; base-uri 'none'"
 _PICTURE: dict[str, Any] = {
@@ -35,9 +36,10 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"description": "the token is missing or wrong"},
     404: {"description": "no such model"},
     408: {"description": "the request came too slowly"},
-    413: {"description": "too many bytes or pixels"},
+    413: {"description": "too many bytes, or pixels of the image or of its masks"},
     415: {"description": "not a picture"},
-    422: {"description": "a damaged picture, or one that the network can't take"},
+    422: {"description": "a damaged picture, one that the network can't take, or parameters that the model does not have"},
+    500: {"description": "the network failed, as one whose output is not finite"},
     503: {"description": "too many requests are waiting; try again after Retry-After seconds"},
     504: {"description": "no answer in time"},
 }
@@ -62,16 +64,21 @@ def create_app(
         token: what a client must send as `Authorization: Bearer …` to all but the page, /health and /ready.
         batch_size: the most pictures that go through a network at once.
         max_wait: seconds that a free network waits for pictures that are on the way, to share a batch.
+
+    Raises UsageError for a token that is empty or that no client can send.
     """
+    token = clean(token)
     service = Service(predictors, fast or {}, limits or Limits(), batch_size, max_wait)
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
+        app.state.has_ended = False
         service.start()
         yield
-        service.close()
+        app.state.has_ended = service.close()
 
     app = FastAPI(title="convnext", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
+    app.state.is_open, app.state.has_ended = token is None, True
     known: set[str] = set()
     app.add_middleware(CountRequests, metrics=service.metrics, paths=lambda: known)
     _add_page(app)
@@ -88,7 +95,7 @@ def _check(token: str | None) -> Callable[..., Awaitable[None]]:
     # Not a plain function, which FastAPI would hand to another thread at each request.
     async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
         sent = given.credentials if given is not None else ""
-        if token is not None and not hmac.compare_digest(sent.encode(), token.encode()):
+        if token is not None and not is_right(sent, token):
             raise HTTPException(401, "this service needs a token", {"WWW-Authenticate": "Bearer"})
 
     return check
@@ -99,7 +106,11 @@ def _add_page(app: FastAPI) -> None:
 
     def add(path: str, kind: str) -> None:
         content = (files("convnext.deploy.serve") / (path or "page.html")).read_bytes()
-        app.add_api_route(f"/{path}", lambda: Response(content, media_type=kind, headers=headers), include_in_schema=False)
+
+        def page() -> Response:
+            return Response(content, media_type=kind, headers=headers)
+
+        app.add_api_route(f"/{path}", page, methods=["GET", "HEAD"], include_in_schema=False)
 
     for path, kind in _PAGE.items():
         add(path, kind)
@@ -110,13 +121,15 @@ def _add_page(app: FastAPI) -> None:
 
 
 def _add_watching(app: FastAPI, service: Service, check: Callable[..., Awaitable[None]]) -> None:
+    @app.head("/health", include_in_schema=False)  # as monitors ask
     @app.get("/health", summary="Alive?", description="200 as long as the process answers.")
     async def health() -> dict[str, str]:
         return {"status": "alive"}
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready", summary="Ready?", description="200 once every model has answered a first picture, 503 before.")
     async def ready(response: Response) -> dict[str, dict[str, bool]]:
-        models = {name: bool(model.to_json()["ready"]) for name, model in service.models.items()}
+        models = {name: model.ready for name, model in service.models.items()}
         response.status_code = 200 if all(models.values()) else 503
         return {"models": models}
 
@@ -139,19 +152,32 @@ def _add_models(app: FastAPI, service: Service, check: Callable[..., Awaitable[N
         top: Annotated[
             int | None, Query(ge=1, description="How many classes or objects to name; by default 5 classes, all objects.")
         ] = None,
+        masks: Annotated[bool | None, Query(description="0: boxes without masks, for models that detect.")] = None,
+        threshold: Annotated[
+            float | None,
+            Query(
+                ge=0, le=1, allow_inf_nan=False, description="The score that an object exceeds; by default 0.05. For models that detect."
+            ),
+        ] = None,
     ) -> Response:
         """JSON with `model`, `task` and, by the task:
 
         - classify: `top`, a list of `class` and `probability`
         - detect: `objects`, a list of `class`, `score`, `box` (left, top, right, bottom in pixels) and `mask` (COCO run lengths)
-        - segment: `size` (height, width), `classes` (share of the pixels by name) and `mask` (a PNG of class indices in base 64)
+        - segment: `size` (height, width), `classes` (share of the pixels by name) and `mask` (a PNG in base 64,
+          whose values or colours are `class_ids` of /models)
         """
-        served = service.model(model)
+        served, wish = service.model(model), Wish(masks, threshold)
+        served.check(wish)
+
+        def item(picture: Image | DeepImage) -> Asked:
+            return Asked(served.prepare(picture), wish)
 
         def encode(prediction: Any) -> bytes:
-            return json.dumps({"model": served.name, "task": served.predictor.task} | prediction.to_json(top)).encode()
+            answer = {"model": served.name, "task": served.predictor.task} | prediction.to_json(top)
+            return json.dumps(answer, allow_nan=False).encode()
 
-        content, seconds = await service.answer(request, served.predictions, served.prepare, encode)
+        content, seconds = await service.answer(request, served.predictions, item, encode)
         return _timed(content, "application/json", seconds)
 
     @app.post("/explain", summary="What speaks for a class where", **asked)
@@ -162,6 +188,8 @@ def _add_models(app: FastAPI, service: Service, check: Callable[..., Awaitable[N
     ) -> Response:
         """The class activation map (Grad-CAM) of a classifier: an RGBA PNG in the picture's proportions, to be laid over it."""
         served = service.model(model)
+        if served.maps is not None and not served.explains:
+            raise HTTPException(500, f"the activation maps of {served.name} failed when they were tried at the start: see its log")
         if served.maps is None:
             raise HTTPException(422, f"{served.name} has no activation maps: it is no classifier that pools a map of features")
         content, seconds = await service.answer(request, served.maps, lambda picture: (picture, of), _png)

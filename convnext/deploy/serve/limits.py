@@ -1,26 +1,25 @@
 """What the service takes in: so many bytes within so many seconds, and in them a picture of so many pixels."""
 
 import asyncio
-import base64
-import binascii
-import json
+import math
 import warnings
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
 import PIL.Image
 from PIL.Image import Image
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import File, FormParser, parse_options_header
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from convnext.data.pictures import CorruptPictureError, read_picture
+from convnext.data.deep import DeepImage
+from convnext.data.pictures import FORMATS, CorruptPictureError, read_picture
+from convnext.deploy.serve.bodies import kind_of
+from convnext.errors import UsageError
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")  # not EPS, which Pillow has another program run
 _SCANS = 100  # of a progressive JPEG, each as long as decoding the whole; encoders make about ten
+_READS = 50_000  # parts of an image file, each a step of Pillow in Python; encoders write some thousand in the largest
 _PROPORTION = 100  # long side to short: the short one is enlarged to what the network takes, and the long one with it
 _ENVELOPE = 4096  # bytes that a multipart form or JSON may take beside its picture
 _UPLOADS = 16  # of the largest size that memory holds at once; of usual photographs, many more
@@ -35,6 +34,11 @@ class Limits:
     max_pixels: int = 25_000_000
     queue: int = 64  # pictures that wait for one model
     timeout: float = 10.0  # seconds to send a request, and again to be answered
+    mask_pixels: int = 400_000_000  # within the boxes of all masks of an answer
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout < math.inf:
+            raise UsageError(f"--timeout {self.timeout}: give a number of seconds, such as 10")
 
 
 class Room:
@@ -50,14 +54,43 @@ class Room:
         self.taken += size
 
 
+class PixelRoom:
+    """So many images, and so many pixels of them together, at once; the others wait in the order in which they come.
+
+    An image of more pixels than that has all of the room.
+    """
+
+    def __init__(self, images: int, pixels: int) -> None:
+        self.images, self.most, self.taken = asyncio.Semaphore(images), pixels, 0
+        self._first, self._freed = asyncio.Lock(), asyncio.Event()
+
+    @asynccontextmanager
+    async def pixels(self, count: int, held_up: Callable[[], AbstractContextManager[None]]) -> AsyncIterator[None]:
+        """Room for its pixels; `held_up` is entered while it waits for that."""
+        with held_up():
+            async with self._first:
+                while self.taken and self.taken + count > self.most:
+                    self._freed.clear()
+                    await self._freed.wait()
+                self.taken += count
+        try:
+            yield
+        finally:
+            self.taken -= count
+            self._freed.set()
+
+
 def room_for(limits: Limits) -> Room:
     """As much as memory should hold of what is being sent."""
     return Room(_UPLOADS * most_bytes(limits, "application/json"))
 
 
 def most_bytes(limits: Limits, kind: str) -> int:
-    """How long a body of that content type may be for its picture to keep within the limit: base 64 makes four bytes of three."""
-    return (limits.max_bytes * 4 // 3 if kind == "application/json" else limits.max_bytes) + _ENVELOPE
+    """How long a body of that content type may be for its picture to keep within the limit.
+
+    Base 64 makes four bytes of three, and a tenth more where it is broken into lines or its slashes are escaped.
+    """
+    return (limits.max_bytes * 22 // 15 if kind == "application/json" else limits.max_bytes) + _ENVELOPE
 
 
 @asynccontextmanager
@@ -66,7 +99,7 @@ async def read_body(request: Request, limits: Limits, room: Room) -> AsyncIterat
 
     Raises HTTPException as soon as it is longer than it may be (413), comes too slowly (408), or finds no room (503).
     """
-    most = most_bytes(limits, _kind(request.headers.get("content-type", "")))
+    most = most_bytes(limits, kind_of(request.headers.get("content-type", "")))
     too_long = HTTPException(413, f"a picture may have {limits.max_bytes} bytes")
     if int(request.headers.get("content-length", 0)) > most:
         raise too_long
@@ -87,69 +120,20 @@ async def read_body(request: Request, limits: Limits, room: Room) -> AsyncIterat
         room.taken -= len(body)
 
 
-def picture_in(body: bytes, content_type: str, limits: Limits) -> Image:
-    """The RGB picture that a body holds: as it is, as a file in a multipart form, or as {"image": base 64} in JSON.
+def pixels_in(content: bytes, limits: Limits) -> int:
+    """How many pixels an image file has, by its head: nothing is decoded, and only formats that photographs come in are tried.
 
-    Raises HTTPException for what is no picture (415), is damaged or missing (422), or too large (413). The size is read before
-    anything is decoded, and only formats that photographs come in are tried, whatever the request calls them.
+    Raises HTTPException for what is no image (415), is damaged (422), or too large (413).
     """
-    kind = _kind(content_type)
-    if kind == "multipart/form-data":
-        content = _from_form(body, content_type)
-    elif kind == "application/json":
-        content = _from_json(body)
-    else:
-        content = body
-    if not content:
-        raise HTTPException(422, "no picture in the request")
-    _check_head(content, limits)
-    try:
-        return read_picture(content)
-    except CorruptPictureError as error:
-        raise HTTPException(422, str(error)) from error
-
-
-def _kind(content_type: str) -> str:
-    return content_type.partition(";")[0].strip().lower()
-
-
-def _from_form(body: bytes, content_type: str) -> bytes:
-    files: list[File] = []
-
-    def keep(file: File) -> None:
-        if files:  # now, not in the end: a long body holds a hundred thousand small files
-            raise HTTPException(422, "the form has more than one file")
-        files.append(file)
-
-    boundary = parse_options_header(content_type)[1].get(b"boundary")
-    in_memory = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}
-    try:
-        parser = FormParser("multipart/form-data", None, keep, boundary=boundary, config=in_memory)
-        parser.write(body)
-        parser.finalize()
-    except FormParserError as error:
-        raise HTTPException(422, f"no readable form: {error}") from error
-    if not files:
-        raise HTTPException(422, "the form has no file, or not all of it")
-    files[0].file_object.seek(0)
-    return files[0].file_object.read()
-
-
-def _from_json(body: bytes) -> bytes:
-    try:
-        return base64.b64decode(json.loads(body)["image"], validate=True)
-    except (ValueError, TypeError, LookupError, RecursionError, binascii.Error) as error:
-        raise HTTPException(422, 'the JSON must be {"image": "…"} with the picture in base 64') from error
-
-
-def _check_head(content: bytes, limits: Limits) -> None:
+    if len(content) > limits.max_bytes:
+        raise HTTPException(413, f"a picture may have {limits.max_bytes} bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with PIL.Image.open(BytesIO(content), formats=_FORMATS) as head:
+            with PIL.Image.open(_FewReads(content), formats=FORMATS) as head:
                 width, height = head.size
     except PIL.UnidentifiedImageError as error:
-        raise HTTPException(415, f"no picture of a known format: {', '.join(_FORMATS)}") from error
+        raise HTTPException(415, f"no picture of a known format: {', '.join(FORMATS)}") from error
     except PIL.Image.DecompressionBombError as error:
         raise HTTPException(413, f"a picture may have {limits.max_pixels} pixels") from error
     except Exception as error:  # decoders raise anything on damaged input
@@ -160,3 +144,28 @@ def _check_head(content: bytes, limits: Limits) -> None:
         raise HTTPException(422, f"a picture may be {_PROPORTION} times as long as wide, not {width} x {height}")
     if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > _SCANS:
         raise HTTPException(422, f"a JPEG may have {_SCANS} scans")
+    if content.startswith(b"\x89PNG") and content.count(b"IDAT") > _READS:
+        raise HTTPException(422, f"a PNG may have {_READS} chunks")
+    return width * height
+
+
+class _FewReads(BytesIO):
+    """A file that Pillow may read so many times, as it does for each of its parts: a long file can have millions."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.left = _READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError(f"its head has more than {_READS} parts")
+        return super().read(size)
+
+
+def decoded(content: bytes) -> Image | DeepImage:
+    """The opened image of a file that `pixels_in` let pass. Raises HTTPException (422) if it is damaged."""
+    try:
+        return read_picture(content)
+    except CorruptPictureError as error:
+        raise HTTPException(422, str(error)) from error

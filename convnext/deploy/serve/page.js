@@ -11,7 +11,8 @@ let underway = new AbortController();
 
 async function call(path, options = {}) {
   const token = sessionStorage.getItem(TOKEN);
-  const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
+  const bytes = String.fromCharCode(...new TextEncoder().encode(token ?? "")); // a header takes no other characters than bytes
+  const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${bytes}` } : {}) };
   const response = await fetch(path, { ...options, headers });
   if (response.ok) return response;
   if (response.status === 401) $("lock").hidden = false;
@@ -60,8 +61,10 @@ async function ask() {
   const { signal } = underway;
   clear();
   say("Looking …", "busy");
+  const { name, task } = modelNow();
+  const wish = task === "detect" ? { threshold: SHOWN_SCORE } : {}; // no masks of what is not shown
   try {
-    const [response] = await Promise.all([send(query("predict", { model: modelNow().name }), signal), $("picture").decode().catch(() => {})]);
+    const [response] = await Promise.all([send(query("predict", { model: name, ...wish }), signal), $("picture").decode().catch(() => {})]);
     const answer = await response.json();
     if (signal.aborted) return;
     say("");
@@ -154,8 +157,13 @@ async function showRegions({ size: [height, width], classes, mask }) {
   pen.imageSmoothingEnabled = false; // the mean of two classes is a third
   pen.drawImage(indices, 0, 0, width / step, height / step);
   const image = pen.getImageData(0, 0, columns, rows);
-  const colours = names.map((_, index) => [...colourOf(index), 255]);
-  for (let at = 0; at < image.data.length; at += 4) image.data.set(colours[image.data[at]] ?? [0, 0, 0, 0], at);
+  // A mask holds the values or colours of the data, which a canvas gives as red, green and blue.
+  const ids = modelNow().class_ids ?? names.map((_, index) => index);
+  const packed = (red, green, blue) => (red << 16) | (green << 8) | blue;
+  const colours = new Map(ids.map((id, index) => [packed(...(Array.isArray(id) ? id : [id, id, id])), [...colourOf(index), 255]]));
+  for (let at = 0; at < image.data.length; at += 4) {
+    image.data.set(colours.get(packed(image.data[at], image.data[at + 1], image.data[at + 2])) ?? [0, 0, 0, 0], at);
+  }
   pen.putImageData(image, 0, 0);
   showSlider("Classes");
 }
@@ -270,7 +278,7 @@ $("model").addEventListener("change", () => file && ask());
 $("opacity").addEventListener("input", ({ target }) => ($("overlay").style.opacity = target.value / 100));
 $("lock").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem(TOKEN, $("token").value);
+  sessionStorage.setItem(TOKEN, $("token").value.trim());
   begin();
 });
 begin();
