@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Protocol
 
-from convnext.text import printable
+from convnext.text import counted, printable
 
 _LISTED = 20_000  # images: of larger sets every checkpoint would be large with names, so only counts and digests are kept
 _NAMED = 5  # in a message
@@ -23,7 +23,7 @@ class Listed(Protocol):
 
 def contents(classes: Sequence[str], train: Listed, val: Listed) -> dict[str, Any]:
     """Classes, and of both parts the number of images and digests of names and labels, as plain values to be saved."""
-    return {"classes": [_plain(name) for name in classes], "train": _part(train), "val": _part(val)}
+    return {"classes": [printable(name) for name in classes], "train": _part(train), "val": _part(val)}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -38,7 +38,8 @@ def _part(source: Listed) -> dict[str, Any]:
     keys: list[str] = []
     checks: list[int] = []
     for index in range(len(source)):
-        key, label = _plain(source.key(index)), source.label_bytes(index)
+        # The same in every locale: names that are not UTF-8, or that Python takes for ASCII, hold surrogates, which no file takes.
+        key, label = printable(source.key(index)), source.label_bytes(index)
         names.update(key.encode() + b"\0")
         labels.update(b"%d:" % len(label) + label)
         folders[key.partition("/")[0] if "/" in key else ""] += 1
@@ -47,11 +48,6 @@ def _part(source: Listed) -> dict[str, Any]:
             checks.append(zlib.crc32(label))
     found = {"count": len(source), "names": names.hexdigest(), "labels": labels.hexdigest(), "folders": dict(folders)}
     return found | {"keys": keys, "checks": checks}
-
-
-def _plain(name: str) -> str:
-    # The same in every locale: names that are not UTF-8, or that Python takes for ASCII, hold surrogates, which no file takes.
-    return printable(name)
 
 
 def _class_differences(before: list[str], now: list[str]) -> list[str]:
@@ -93,7 +89,7 @@ def _counted_differences(before: dict[str, Any], now: dict[str, Any]) -> list[st
 
 
 def _images(keys: list[str]) -> str:
-    return f"{len(keys)} {'image' if len(keys) == 1 else 'images'} ({_some(keys)})"
+    return f"{counted(len(keys), 'image')} ({_some(keys)})"
 
 
 def _some(names: list[str]) -> str:

@@ -1,5 +1,6 @@
 """From scored boxes and small masks to detections: threshold, non-maximum suppression, pasting."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal
 
@@ -62,14 +63,15 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: Size) -> Tensor:
     return pasted
 
 
-def encode_masks(masks: Tensor, boxes: Tensor, size: Size) -> list[RunLengths]:
+def encode_masks(masks: Tensor, boxes: Tensor, size: Size, check: Callable[[], object] = lambda: None) -> list[RunLengths]:
     """The masks of `paste_masks`, pixel by pixel the same, as COCO's run lengths: one after the other, in the memory of one box.
 
-    Computed on the CPU, wherever the masks are.
+    Computed on the CPU, wherever the masks are. `check` is called before each; it may raise, to end the work.
     """
     masks, boxes = masks.detach().float().cpu(), boxes.detach().float().cpu()
     encoded = []
     for mask, box in zip(masks, boxes, strict=True):
+        check()
         rows, columns = _window_of(box[None], size)
         encoded.append(of_columns(_inside(mask, box, rows, columns), rows.start, columns.start, size))
     return encoded

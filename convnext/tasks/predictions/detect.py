@@ -114,7 +114,7 @@ def infer(
                 one["boxes"].float().cpu(),
                 one["labels"].cpu(),
                 one["scores"].float().cpu(),
-                _encoded(one, ready[place].size, check) if "masks" in one else None,
+                encode_masks(one["masks"], one["boxes"], ready[place].size, check) if "masks" in one else None,
                 classes,
             )
     return [found[place] for place in range(len(ready))]
@@ -154,11 +154,3 @@ def _refuse_large(boxes: Tensor, most: int) -> None:
             f"the masks of {len(boxes)} objects hold {pixels / 1e6:.0f} million pixels, more than {most / 1e6:.0f} million: "
             "send a smaller image, ask for a higher score (threshold), or for no masks"
         )
-
-
-def _encoded(found: dict[str, Tensor], size: tuple[int, int], check: Callable[[], object]) -> list[RunLengths]:
-    runs: list[RunLengths] = []
-    for mask, box in zip(found["masks"].cpu(), found["boxes"].cpu(), strict=True):
-        check()
-        runs += encode_masks(mask[None], box[None], size)
-    return runs
