@@ -1,4 +1,4 @@
-"""Pictures a second on one core, from JPEG files to training tensors: ours beside torchvision's ImageFolder with Pillow.
+"""Images a second on one core, from JPEG files to training tensors: ours beside torchvision's ImageFolder with Pillow.
 
     python benchmarks/data.py
 
@@ -23,12 +23,12 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision import transforms
 
-from convnext.data.augment import train_transform
+from convnext.data.images import read_image
 from convnext.data.loader import Samples
-from convnext.data.pictures import read_picture
-from convnext.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from convnext.data.randomness import seed_everything
-from convnext.data.source import open_source
+from convnext.data.sources.open import open_source
+from convnext.data.transforms.classify import train_transform
+from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from convnext.recipe import Augment, Data
 
 COCO = Path(__file__).parents[2] / "shared/data/coco/train2017"
@@ -48,7 +48,7 @@ def photographs() -> list[Image.Image]:
 
 
 def seconds(read: Callable[[int], object]) -> float:
-    """Processor time of reading each picture once."""
+    """Processor time of reading each image once."""
     started = time.process_time()
     for i in range(COUNT):
         read(i)
@@ -61,10 +61,10 @@ def differences(paths: list[Path]) -> torch.Tensor:
     theirs = create_transform(224, is_training=True, color_jitter=0, interpolation="bicubic")
     levels, found = torch.tensor(IMAGENET_STD)[:, None, None] * 255, []
     for i, path in enumerate(paths):
-        picture, pair = read_picture(path), []
+        image, pair = read_image(path), []
         for transform in (ours, theirs):
             seed_everything(i)
-            pair.append(transform(picture))
+            pair.append(transform(image))
         found.append((pair[0] - pair[1]).abs() * levels)
     return torch.stack(found).round()
 
@@ -90,7 +90,7 @@ def main() -> None:
         ours = Samples(open_source(folder), train_transform(Data(train=""), Augment(), "bicubic"), seed=0)
         passes = [(seconds(lambda i: theirs[i]), seconds(lambda i: ours[0, i])) for _ in range(ROUNDS + 1)][1:]  # the first warms up
         for name, times in zip(("torchvision ImageFolder", "convnext"), zip(*passes, strict=True), strict=True):
-            print(f"{name:24} {COUNT / statistics.median(times):6.0f} pictures a second")
+            print(f"{name:24} {COUNT / statistics.median(times):6.0f} images a second")
         ratios = [a / b for a, b in passes]
         print(f"{'ratio':24} {statistics.median(ratios):6.2f} (from {min(ratios):.2f} to {max(ratios):.2f} in {ROUNDS} passes)")
         off = differences(paths)

@@ -37,7 +37,7 @@ def milliseconds(works: dict[str, Callable[[], object]], rounds: int) -> dict[st
 
 def passes(x: torch.Tensor, dy: torch.Tensor, kernel: int) -> dict[str, Callable[[], object]]:
     """What is timed, by name; parameters in bfloat16 too, as under autocast."""
-    from convnext.ops import triton_depthwise
+    from convnext.ops.triton import depthwise
 
     channels, pad = x.shape[1], kernel // 2
     weight = torch.randn(channels, 1, kernel, kernel, device="cuda", dtype=x.dtype)
@@ -49,11 +49,11 @@ def passes(x: torch.Tensor, dy: torch.Tensor, kernel: int) -> dict[str, Callable
 
     return {
         "copy": x.clone,
-        "forward": lambda: triton_depthwise.forward(x, weight, bias),
+        "forward": lambda: depthwise.forward(x, weight, bias),
         "forward, cuDNN": lambda: F.conv2d(x, weight, bias, padding=pad, groups=channels),
-        "input gradient": lambda: triton_depthwise.input_gradient(dy, weight),
+        "input gradient": lambda: depthwise.input_gradient(dy, weight),
         "input gradient, cuDNN": lambda: cudnn_backward(True, False, False),
-        "weight gradient": lambda: triton_depthwise.weight_gradient(x, dy, kernel),
+        "weight gradient": lambda: depthwise.weight_gradient(x, dy, kernel),
         "weight gradient, cuDNN": lambda: cudnn_backward(False, True, True),
     }
 

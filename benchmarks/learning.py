@@ -22,12 +22,12 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 
 import convnext
-from convnext.data.shards import open_shards
+from convnext.data.sources.shards import open_shards
 from convnext.recipe import Recipe, load_recipe
 
 
 def unpack(shards: str, folder: Path) -> None:
-    """Write train/ and val/ image folders from shards `SHARDS/train-*.tar` and `SHARDS/val-*.tar`, pictures as they are."""
+    """Write train/ and val/ image folders from shards `SHARDS/train-*.tar` and `SHARDS/val-*.tar`, images as they are."""
     for part in ("train", "val"):
         source = open_shards(f"{shards}/{part}-*.tar")
         for index in range(len(source)):

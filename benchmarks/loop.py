@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from convnext.data.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.distributed import pick_device
-from convnext.models import create_model
+from convnext.models.load import create_model
 from convnext.recipe import load_recipe
-from convnext.tasks import classify
+from convnext.tasks.classify import task
 from convnext.training.loop import Run
 from convnext.training.progress import Display
 from convnext.training.run_folder import RunFolder
@@ -34,7 +34,7 @@ class Ready(torch.utils.data.Dataset[Any]):
 
     def __init__(self, count: int, size: int) -> None:
         from convnext.data.loader import Sample
-        from convnext.data.source import open_source
+        from convnext.data.sources.open import open_source
 
         self.source = open_source("digits:train")
         self.samples = [Sample(torch.randn(3, size, size), i % 10, i, []) for i in range(count)]
@@ -57,7 +57,7 @@ def main() -> None:
     epochs = 10_000
     overrides = {"data.workers": 0, "train.epochs": epochs, "train.warmup_epochs": 0, "train.batch_size": options.batch}
     recipe = load_recipe("digits", overrides | {"train.log_every": 1, "train.eval_every": epochs})
-    data = classify.Data(ready, classify.evaluation_samples(ready.source, Preprocessing(32)), [str(i) for i in range(10)], [])
+    data = task.Data(ready, task.evaluation_samples(ready.source, Preprocessing(32)), [str(i) for i in range(10)], [])
     times: dict[str, list[float]] = {"bare": [], "convnext": []}
 
     with tempfile.TemporaryDirectory() as folder:
@@ -65,12 +65,12 @@ def main() -> None:
         place = RunFolder(Path(folder) / "run")
         place.begin(recipe, device, overwrite=False)
         display = Display(Console(stderr=True, quiet=True))
-        run = Run(state, classify, data, recipe, place, device, display)
+        run = Run(state, task, data, recipe, place, device, display)
         run._save = lambda: None  # type: ignore[method-assign]  # a state is saved every epoch, not every step: not the loop's cost
         run.display.begin(run.total, 0)
         model = create_model(options.model, num_classes=10).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        batches = [classify.collate(ready.samples[i * options.batch : (i + 1) * options.batch]) for i in range(options.steps)]
+        batches = [task.collate(ready.samples[i * options.batch : (i + 1) * options.batch]) for i in range(options.steps)]
         for number in range(options.rounds + 1):
             times["bare"].append(_timed(lambda: bare(model, optimizer, batches, device), device))
             times["convnext"].append(_timed(lambda number=number: run._epoch(number, 0), device))

@@ -3,7 +3,7 @@
     python benchmarks/segmenters.py FOLDER [--seeds 3] [--steps 300] [--only NAME]
 
 FOLDER holds images/ and masks/ with train/ and val/ in each, masks of class indices, `--ignore` the one that does not count (CamVid).
-All train in one loop on the same crops in the same order, with the same optimizer and schedule; they are tested on whole pictures.
+All train in one loop on the same crops in the same order, with the same optimizer and schedule; they are tested on whole images.
 Contestants take turns, seed by seed; a line is printed for each run, and a Markdown table in the end.
 """
 
@@ -20,12 +20,12 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 import convnext
-from convnext.data.augment_segmentation import SegmentationPreprocessing, TrainTransform
-from convnext.data.masks import mask_of, open_segmentation
-from convnext.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from convnext.data.randomness import seeded
-from convnext.metrics.segmentation import SegmentationMetric
-from convnext.segmentation import upernet
+from convnext.data.sources.masks import mask_of, open_segmentation
+from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from convnext.data.transforms.segment import SegmentationPreprocessing, TrainTransform
+from convnext.models.segmentation import upernet
+from convnext.tasks.segment.iou import SegmentationMetric
 
 SCALE, CROP, BATCH = (320, 240), 192, 8
 MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
@@ -90,8 +90,8 @@ def train(model: nn.Module, source: Any, seed: int, steps: int, lr: float) -> No
         crops = []
         for place, index in enumerate(torch.randint(len(source), (BATCH,), generator=order).tolist()):
             with seeded(seed, step, place):
-                picture = source.read(index)
-                crops.append(transform(picture, mask_of(source, index, picture)))
+                image = source.read(index)
+                crops.append(transform(image, mask_of(source, index, image)))
         images, masks = (torch.stack(parts) for parts in zip(*crops, strict=True))
         optimizer.zero_grad()
         loss_of(model, images.contiguous(memory_format=torch.channels_last), masks).backward()
@@ -100,13 +100,13 @@ def train(model: nn.Module, source: Any, seed: int, steps: int, lr: float) -> No
 
 @torch.inference_mode()
 def test(model: nn.Module, source: Any) -> float:
-    """Mean IoU in percent over whole pictures."""
+    """Mean IoU in percent over whole images."""
     model.eval()
     metric, prepare = SegmentationMetric(len(source.classes)), SegmentationPreprocessing(None, None, None, MEAN, STD).transform()
     for index in range(len(source)):
-        picture = source.read(index)
-        mask = mask_of(source, index, picture)
-        small = prepare(picture.resize(SCALE))[None].contiguous(memory_format=torch.channels_last)
+        image = source.read(index)
+        mask = mask_of(source, index, image)
+        small = prepare(image.resize(SCALE))[None].contiguous(memory_format=torch.channels_last)
         metric.update(logits_of(model, small, (mask.shape[0], mask.shape[1])).argmax(1).to(torch.uint8), mask[None])
     return metric.compute()["miou"]
 

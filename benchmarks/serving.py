@@ -1,4 +1,4 @@
-"""What the service costs beside its network: pictures a second through `convnext serve`, and through the network alone.
+"""What the service costs beside its network: images a second through `convnext serve`, and through the network alone.
 
     python benchmarks/serving.py [--model convnext_tiny] [--batch-size 8] [--rounds 5] [--seconds 20]
 
@@ -27,14 +27,14 @@ import torch
 from PIL import Image
 
 import convnext
-from convnext.checkpoints.files import write_weights
 from convnext.cli.serve import faster
-from convnext.data.preprocessing import Preprocessing
-from convnext.deploy.bench import Setting, measure
-from convnext.deploy.contestants import Contestant, build
-from convnext.deploy.predict import Predictor
+from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.distributed import pick_device
-from convnext.models import Loaded
+from convnext.inference.predictor import Predictor
+from convnext.models.load import Loaded
+from convnext.models.weights.files import write_weights
+from convnext.paper.bench import Setting, measure
+from convnext.paper.contestants import Contestant, build
 
 SIZE = (500, 375)  # of ImageNet's usual photograph
 
@@ -70,7 +70,7 @@ def start(name: str, folder: Path, optimize: str | None, batch_size: int, device
 
 
 async def load(address: str, clients: int, seconds: float) -> tuple[float, list[float]]:
-    """Pictures a second, and how long each request took.
+    """Images a second, and how long each request took.
 
     Requests are written by hand: a client library takes a millisecond for each, on the processors that are measured.
     """
@@ -108,7 +108,7 @@ def entered(name: str, optimize: str | None, device: torch.device) -> list[Conte
 
 
 def alone(contestants: list[Contestant], batch_size: int, seconds: float, device: torch.device) -> tuple[float, float]:
-    """Pictures a second through the network as it is and as the service has it, as `convnext bench` measures them, in turns."""
+    """Images a second through the network as it is and as the service has it, as `convnext bench` measures them, in turns."""
     found = measure(contestants, Setting(rounds=3, seconds=seconds), device, batch_size)
     return found[0].images_per_second.median, found[-1].images_per_second.median
 

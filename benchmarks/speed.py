@@ -85,15 +85,15 @@ ROWS = (
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 
 
-def images(batch: int) -> Tensor:
-    """Pictures of noise, the same for all, channels-last."""
-    pictures = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    return pictures.contiguous(memory_format=torch.channels_last)
+def random_images(batch: int) -> Tensor:
+    """Images of noise, the same for all, channels-last."""
+    images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def network(library: str, size: str) -> Any:
     """The float32 network; ours and timm's ConvNeXt hold the same weights, under which each part matters to the outputs."""
-    from convnext.deploy.contestants import build, build_peer
+    from convnext.paper.contestants import build, build_peer
 
     if library == "timm-swin":
         import timm
@@ -106,7 +106,7 @@ def network(library: str, size: str) -> Any:
 
 def inference(library: str, size: str, precision: str, batch: int, device: str) -> tuple[Batch, float | None]:
     """What takes one batch through the contestant, and its outputs' error relative to timm's in float32."""
-    model, x = network(library, size), images(batch)
+    model, x = network(library, size), random_images(batch)
     wanted = None
     if library != "timm-swin":
         with torch.inference_mode():
@@ -194,7 +194,7 @@ RUNTIMES: dict[str, Callable[[Any, str, Tensor], Batch]] = {
 
 def training(library: str, size: str, precision: str, batch: int, device: str) -> tuple[Batch, float | None]:
     """Forward, backward and a step of AdamW; the error is that of the loss at the first step."""
-    model, x = network(library, size).train().to(device, memory_format=torch.channels_last), images(batch)
+    model, x = network(library, size).train().to(device, memory_format=torch.channels_last), random_images(batch)
     if library == "convnext":
         from convnext import ops
 
@@ -229,7 +229,7 @@ def optimizer_of(library: str, model: Any) -> torch.optim.Optimizer:
 
 
 def answer(contestant: str, device: str) -> None:
-    """A contestant's process: says its error, then for each line on standard input how many pictures a second it took."""
+    """A contestant's process: says its error, then for each line on standard input how many images a second it took."""
     library, size, precision, batch, *train = contestant.split("/")
     run, error = (training if train else inference)(library, size, precision, int(batch), device)
     for _ in range(2):
@@ -344,9 +344,9 @@ def show(found: dict[str, Any]) -> str:
 
 def bar(found: dict[str, Any]) -> str:
     """What the row is to reach, and whether that is for other CPUs than this."""
-    from convnext.ops import choice
+    from convnext.ops import dispatch
 
-    return f"{found['wanted']}{'' if found['kind'] == 'gpu' or choice.has_amx() else ' (AMX)'}"
+    return f"{found['wanted']}{'' if found['kind'] == 'gpu' or dispatch.has_amx() else ' (AMX)'}"
 
 
 def _details(one: dict[str, Any]) -> str:
@@ -366,15 +366,15 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.answer:
         return answer(arguments.answer, arguments.device)
-    from convnext.ops import choice
+    from convnext.ops import dispatch
     from convnext.training.run_folder import environment
 
     has_gpu, probe = torch.cuda.is_available(), Probe()
     place, results = environment(torch.device("cuda" if has_gpu else "cpu")), []
-    features = f"{torch.backends.cpu.get_cpu_capability()}, {'with' if choice.has_amx() else 'without'} AMX"
+    features = f"{torch.backends.cpu.get_cpu_capability()}, {'with' if dispatch.has_amx() else 'without'} AMX"
     print(f"{place['hardware']['cpu']} ({features})")
     print(f"{place['hardware']['threads']} threads, GPU {place['hardware']['gpu']}, {place['versions']}\n")
-    print("| work | ratio to the fastest peer (least to most; of all rounds) | wanted | quiet rounds | pictures a second |")
+    print("| work | ratio to the fastest peer (least to most; of all rounds) | wanted | quiet rounds | images a second |")
     print("| --- | --- | --- | --- | --- |")
     for row in ROWS:
         if row.kind not in arguments.rows.split(",") or arguments.only not in row.title:

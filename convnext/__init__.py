@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 __all__ = ["ConvnextError", "__version__", "create_model", "list_models", "load", "optimize", "train"]
 
 if TYPE_CHECKING:
-    from convnext.deploy.optimize import optimize
-    from convnext.deploy.predict import load
     from convnext.errors import ConvnextError
-    from convnext.models import create_model, list_models
+    from convnext.inference.predictor import load
+    from convnext.models.load import create_model, list_models
+    from convnext.models.optimize.optimize import optimize
     from convnext.training.run import train
 
     __version__: str
 
 _HOME = {
     "ConvnextError": "convnext.errors",
-    "create_model": "convnext.models",
-    "list_models": "convnext.models",
-    "load": "convnext.deploy.predict",
-    "optimize": "convnext.deploy.optimize",
+    "create_model": "convnext.models.load",
+    "list_models": "convnext.models.load",
+    "load": "convnext.inference.predictor",
+    "optimize": "convnext.models.optimize.optimize",
     "train": "convnext.training.run",
 }
 

@@ -4,8 +4,10 @@ The command line prints their message on one line and exits with `exit_code`; ev
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 
@@ -22,7 +24,7 @@ class UsageError(ConvnextError, ValueError):
     exit_code = 2
 
 
-class CorruptPictureError(ConvnextError):
+class CorruptImageError(ConvnextError):
     """An image that can't be read. `str()` of it is the file and the reason, on one line."""
 
 
@@ -64,3 +66,12 @@ def need(module: str, extra: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise UsageError(f"this needs {module}: pip install 'convnext[{extra}]'") from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write, for instance a full disk, into a ConvnextError that names the file and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise ConvnextError(f"could not write {path}: {error}; fix that, and the same command continues where it stopped") from error

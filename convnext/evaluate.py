@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from convnext import __version__, distributed, tasks
-from convnext.data.loader import CorruptPictures, InOrder, Samples, batches, make_loader
+from convnext.data.loader import CorruptImages, InOrder, Samples, batches, make_loader
 from convnext.errors import ConvnextError, UsageError
-from convnext.models import Loaded
+from convnext.models.load import Loaded
 from convnext.ops.memory import is_out_of_memory
 from convnext.recipe import load_recipe
 from convnext.report import page
@@ -25,7 +25,7 @@ class Evaluation:
 
     metrics: dict[str, float]
     details: dict[str, Any]  # what the task's report draws
-    corrupt: list[str] = field(default_factory=list)  # pictures that could not be read, left out of the metrics
+    corrupt: list[str] = field(default_factory=list)  # images that could not be read, left out of the metrics
     results: list[dict[str, Any]] | None = None  # all that a detector found, as COCO's results, where they were asked for
 
     def to_json(self) -> dict[str, Any]:
@@ -81,14 +81,14 @@ def evaluate(
 
     Args:
         with_results: give all that was found too, as COCO's results; of detectors.
-        progress: called after each batch with the numbers of pictures done and in all.
+        progress: called after each batch with the numbers of images done and in all.
 
     A batch that needs more memory than the device has is taken in halves, and so are those after it. Leaves the model in the mode
-    it was in. Raises ConvnextError if more than `max_corrupt` of the pictures can't be read, or memory does not suffice for one.
+    it was in. Raises ConvnextError if more than `max_corrupt` of the images can't be read, or memory does not suffice for one.
     """
     was_training = model.training
     model.eval()
-    metric, corrupt = task.Metric(num_classes, loader.dataset.source), CorruptPictures(len(loader.dataset), max_corrupt)
+    metric, corrupt = task.Metric(num_classes, loader.dataset.source), CorruptImages(len(loader.dataset), max_corrupt)
 
     def measure() -> None:
         done, most = 0, loader.batch_sampler.batch_size
@@ -139,7 +139,7 @@ class Evaluated:
 
     result: Evaluation
     task: Any  # the task's module
-    source: Any  # the pictures
+    source: Any  # the images
     remarks: list[str]  # to be told to the user
 
     def data(self) -> str:
@@ -190,7 +190,7 @@ def evaluate_loaded(
         if data is not None:
             return task.evaluation_samples(task.open_labelled(data, loaded.classes, loaded.model.num_classes), loaded.preprocessing)
         if loaded.run is None:
-            raise UsageError("say with --data what to evaluate on: a folder with one folder of pictures a class, or digits:val")
+            raise UsageError("say with --data what to evaluate on: a folder with one folder of images a class, or digits:val")
         source = task.open_data(load_recipe(str(Path(loaded.run) / "recipe.yaml"))).val.source
         if loaded.classes and list(source.classes) != list(loaded.classes):
             raise ConvnextError(

@@ -55,9 +55,9 @@ def grid(name: str) -> Tensor:
     return torch.tensor([[int(cell == "#") for cell in line.strip()] for line in DIGITS[name].split()])
 
 
-def responses(picture: Tensor, kernel: Tensor = LOOP) -> Tensor:
-    """What the kernel answers at each position of the picture (height, width): 2 fewer a side, for it must lie inside."""
-    return F.conv2d(picture[None, None].float(), kernel[None, None].float())[0, 0].long()
+def responses(image: Tensor, kernel: Tensor = LOOP) -> Tensor:
+    """What the kernel answers at each position of the image (height, width): 2 fewer a side, for it must lie inside."""
+    return F.conv2d(image[None, None].float(), kernel[None, None].float())[0, 0].long()
 
 
 def loops(name: str) -> list[tuple[int, int]]:
@@ -78,19 +78,19 @@ def print_grids() -> None:
 
 
 def grey_filters(run: Path) -> Tensor:
-    """The run's first-layer filters as they act on grey pictures (channels, 4, 4), the strongest first."""
+    """The run's first-layer filters as they act on grey images (channels, 4, 4), the strongest first."""
     import convnext
 
     predictor = convnext.load(run, device="cpu")
     weight = predictor.model.downsample_layers[0][0].weight.detach()  # (channels, 3, 4, 4)
-    # Red, green and blue are one in a grey picture, each divided by its standard deviation beforehand.
+    # Red, green and blue are one in a grey image, each divided by its standard deviation beforehand.
     filters = (weight / torch.tensor(predictor.preprocessing.std)[:, None, None]).sum(1)
     return filters[filters.square().sum((1, 2)).argsort(descending=True)]
 
 
 def first_layer(run: Path, path: Path) -> None:
     """Draw the run's first-layer filters: dark blue where they are lowest, yellow where highest."""
-    from convnext.deploy.feature_maps import drawn
+    from convnext.explain.feature_maps import drawn
     from convnext.report.sheets import Row, sheet
 
     filters = grey_filters(run)
@@ -102,17 +102,17 @@ def first_layer(run: Path, path: Path) -> None:
 def activation_maps(run: Path, path: Path) -> None:
     """Draw, of held-out digits with loops and without, what speaks for the answer and the strongest first-stage channels."""
     import convnext
-    from convnext.data.source import open_source
-    from convnext.deploy.explain import laid_over
-    from convnext.deploy.feature_maps import drawn, stage_maps, strongest
+    from convnext.data.sources.open import open_source
+    from convnext.explain.activation_maps import laid_over
+    from convnext.explain.feature_maps import drawn, stage_maps, strongest
     from convnext.report.sheets import Row, sheet
 
     predictor, source = convnext.load(run, device="cpu"), open_source("digits:val")
     rows = []
     for digit in "9681":
-        picture = source.read(next(i for i in range(len(source)) if source.classes[source.label(i)] == digit))
-        (name, probability), maps = predictor(picture).top(1)[0], stage_maps(predictor, picture)[0]
-        tiles = [(picture, "the picture"), (laid_over(predictor, picture, name), f"what speaks for {name}")]
+        image = source.read(next(i for i in range(len(source)) if source.classes[source.label(i)] == digit))
+        (name, probability), maps = predictor(image).top(1)[0], stage_maps(predictor, image)[0]
+        tiles = [(image, "the image"), (laid_over(predictor, image, name), f"what speaks for {name}")]
         tiles += [(drawn(maps[i]), f"stage 1, channel {i}") for i in strongest(maps, 5)]
         rows.append(Row(f"a written {digit}, taken for {name} ({probability:.1%})", tiles))
     sheet(rows).save(path)

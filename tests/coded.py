@@ -1,27 +1,27 @@
-"""Pictures that say in their colours what a network is to answer, and the network that does: for evaluations worked out by hand."""
+"""Images that say in their colours what a network is to answer, and the network that does: for evaluations worked out by hand."""
 
 import torch
 from PIL import Image
 from torch import nn
 
-from convnext.data.preprocessing import Preprocessing
-from convnext.models import Loaded
+from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.models.load import Loaded
 
 SIZE = 32
 AS_THEY_ARE = Preprocessing(image_size=SIZE, crop_ratio=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 def coded(path, first, second=0, size=SIZE):
-    """Write a picture on which `Coded` puts the class `first` first and `second` second."""
+    """Write an image on which `Coded` puts the class `first` first and `second` second."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.new("RGB", (size, size))
+    image = Image.new("RGB", (size, size))
     for half, label in enumerate((first, second)):
-        picture.paste((label // 4096 * 16, label // 64 % 64 * 4, label % 64 * 4), (half * size // 2, 0, size, size))
-    picture.save(path, "PNG")  # whatever the name ends in: JPEG would change the colours
+        image.paste((label // 4096 * 16, label // 64 % 64 * 4, label % 64 * 4), (half * size // 2, 0, size, size))
+    image.save(path, "PNG")  # whatever the name ends in: JPEG would change the colours
 
 
 class Coded(nn.Module):
-    """Logits 4 for the class in the left half of a picture, 2 for the one in the right half, 0 for the others."""
+    """Logits 4 for the class in the left half of an image, 2 for the one in the right half, 0 for the others."""
 
     def __init__(self, num_classes=1000):
         super().__init__()

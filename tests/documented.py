@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from helpers import picture, picture_folder
+from helpers import image_folder, sample_image
 from PIL import Image
 
-from convnext.data.coco import open_detection
-from convnext.data.source import open_source
+from convnext.data.sources.coco import open_detection
+from convnext.data.sources.open import open_source
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -107,9 +107,9 @@ TINY = {
 def build_world(root):
     """The files that the pages speak of."""
     for name in ("photos", "more-photos"):
-        picture_folder(root / name, classes=("ant", "bee"), each=12)
+        image_folder(root / name, classes=("ant", "bee"), each=12)
     for i, name in enumerate(("photo.jpg", "holiday.jpg", "cat.jpg")):
-        picture(i).save(root / name)
+        sample_image(i).save(root / name)
     digits, scenes = open_source("digits:val"), open_detection("scenes:val")
     digits.read(0).save(root / "six.png")
     scenes.read(0).save(root / "scene.png")
@@ -130,13 +130,13 @@ def _objects(root, scenes):
     for folder in ("fruit", "voc/Annotations", "voc/JPEGImages", "yolo/images", "yolo/labels"):
         (root / folder).mkdir(parents=True)
     (root / "yolo" / "names.txt").write_text("\n".join(scenes.classes))
-    pictures, annotations = [], []
+    images, annotations = [], []
     for i in range(3):
         shown, objects = scenes.read(i), scenes.target(i)
         for folder in ("fruit", "voc/JPEGImages", "yolo/images"):
             shown.save(root / folder / f"{i}.jpg")
         width, height = shown.size
-        pictures.append({"id": i, "file_name": f"{i}.jpg", "width": width, "height": height})
+        images.append({"id": i, "file_name": f"{i}.jpg", "width": width, "height": height})
         body, lines = "", []
         for (left, top, right, bottom), label in zip(objects.boxes.tolist(), objects.labels.tolist(), strict=True):
             w, h = right - left, bottom - top
@@ -151,5 +151,5 @@ def _objects(root, scenes):
         (root / "voc" / "Annotations" / f"{i}.xml").write_text(f"<annotation><filename>{i}.jpg</filename>{size}{body}</annotation>")
     categories = [{"id": i, "name": name} for i, name in enumerate(scenes.classes, 1)]
     for part in ("train", "val"):
-        content = {"images": pictures, "annotations": annotations, "categories": categories}
+        content = {"images": images, "annotations": annotations, "categories": categories}
         (root / "fruit" / f"{part}.json").write_text(json.dumps(content))

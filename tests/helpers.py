@@ -1,4 +1,4 @@
-"""What several tests need: networks with telling weights, pictures, the shared data."""
+"""What several tests need: networks with telling weights, images, the shared data."""
 
 from pathlib import Path
 
@@ -47,8 +47,8 @@ def relative_error(found, wanted):
     return ((found - wanted).abs().max() / wanted.abs().max()).item()
 
 
-def picture(seed=0, size=(48, 40)):
-    """An RGB picture with structure at several scales."""
+def sample_image(seed=0, size=(48, 40)):
+    """An RGB image with structure at several scales."""
     rng = np.random.default_rng(seed)
     total = np.zeros((size[1], size[0], 3))
     for cells in (2, 5, 11):
@@ -57,12 +57,12 @@ def picture(seed=0, size=(48, 40)):
     return Image.fromarray(total.astype(np.uint8))
 
 
-def picture_folder(root, classes=("ant", "bee", "wasp"), each=8):
+def image_folder(root, classes=("ant", "bee", "wasp"), each=8):
     """Folders of JPEGs of one colour a class, so that a network can learn them."""
     for label, name in enumerate(classes):
         (root / name).mkdir(parents=True)
         for i in range(each):
-            pixels = np.asarray(picture(100 * label + i)).copy()
+            pixels = np.asarray(sample_image(100 * label + i)).copy()
             pixels[..., label % 3] = pixels[..., label % 3] // 2 + 120
             Image.fromarray(pixels).save(root / name / f"{i:03d}.jpg", quality=92)
     return root

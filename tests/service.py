@@ -79,8 +79,8 @@ def running(*arguments, code=None):
         service.process.wait()
 
 
-def encoded(picture, kind="PNG", **options):
-    """A picture's file."""
+def encoded(image, kind="PNG", **options):
+    """An image's file."""
     file = BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()

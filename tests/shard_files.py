@@ -1,17 +1,17 @@
-"""Small shards whose pictures are known by their numbers."""
+"""Small shards whose images are known by their numbers."""
 
 import io
 import tarfile
 
 import numpy as np
-from helpers import picture
+from helpers import sample_image
 
-from convnext.data.pictures import read_picture
+from convnext.data.images import read_image
 
 
 def jpeg(seed):
     file = io.BytesIO()
-    picture(seed, (24, 20)).save(file, "JPEG", quality=92)
+    sample_image(seed, (24, 20)).save(file, "JPEG", quality=92)
     return file.getvalue()
 
 
@@ -27,7 +27,7 @@ def shard(path, files, format=tarfile.USTAR_FORMAT):
 
 
 def samples(first, count, label=lambda i: i % 3):
-    """The files of some samples whose picture is known by their number."""
+    """The files of some samples whose image is known by their number."""
     return [file for i in range(first, first + count) for file in ((f"{i:04d}.jpg", jpeg(i)), (f"{i:04d}.cls", str(label(i)).encode()))]
 
 
@@ -42,7 +42,7 @@ def pixels(source, index):
 
 
 def decoded(seed):
-    return np.asarray(read_picture(jpeg(seed))).tobytes()
+    return np.asarray(read_image(jpeg(seed))).tobytes()
 
 
 NUMBERS = [*range(5), 10, 11, *range(20, 26)]  # of the samples of three_shards, in their order

@@ -11,15 +11,16 @@ import pytest
 from documented import ALL, EXTRAS, PAGES, ROOT, TINY, build_world, commands, fences, inline
 from typer.main import get_command
 
-from convnext import cli, runtimes
-from convnext.backbones.zoo import BACKBONES
+from convnext import cli
 from convnext.cli.common import app
-from convnext.deploy import bench, contestants, convert, export
-from convnext.metrics import published
-from convnext.models import list_models
-from convnext.names import NAMES, find
+from convnext.export import export, runtimes
+from convnext.models.backbones.zoo import BACKBONES
+from convnext.models.load import list_models
+from convnext.models.registry import NAMES, find
+from convnext.models.weights import convert
+from convnext.paper import bench, contestants, published
+from convnext.paper.roadmap import parse_steps
 from convnext.recipe import load_recipe
-from convnext.training.roadmap import parse_steps
 
 CLI = get_command(app)
 

@@ -1,4 +1,4 @@
-"""Evaluation on each kind of set, with pictures whose answers are known, so that every number can be worked out by hand."""
+"""Evaluation on each kind of set, with images whose answers are known, so that every number can be worked out by hand."""
 
 import json
 import math
@@ -14,14 +14,14 @@ from shard_files import shard
 from timm.data import RealLabelsImagenet
 
 from convnext.data import imagenet
-from convnext.data.corruptions import CORRUPTIONS
-from convnext.data.evaluation_sets import EvaluationSet
 from convnext.data.loader import EVALUATION, InOrder, make_loader
+from convnext.data.sources.corruptions import CORRUPTIONS
+from convnext.data.sources.evaluation_sets import EvaluationSet
 from convnext.errors import ConvnextError, UsageError
 from convnext.evaluate import disjoint, evaluate_loaded, without_nan
-from convnext.metrics.robustness import ALEXNET_ERRORS
 from convnext.report import tables
-from convnext.tasks import classify
+from convnext.tasks.classify import task
+from convnext.tasks.classify.robustness import ALEXNET_ERRORS
 
 CPU = torch.device("cpu")
 ONE_K = imagenet.synsets(1000)
@@ -90,8 +90,8 @@ def test_sketch_is_evaluated_over_all_classes(tmp_path):
     assert (found["top1"], found["top5"]) == (50, 100)
 
 
-def test_real_labels_are_sets_and_pictures_without_one_are_left_out(tmp_path):
-    """The first four validation pictures: ReaL has no label for 1, and {970, 795}, {230, 231} and {809} for the others."""
+def test_real_labels_are_sets_and_images_without_one_are_left_out(tmp_path):
+    """The first four validation images: ReaL has no label for 1, and {970, 795}, {230, 231} and {809} for the others."""
     for number, label, answer in ((1, 0, 0), (2, 795, 970), (3, 230, 229), (4, 900, 900)):
         coded(tmp_path / ONE_K[label] / f"ILSVRC2012_val_{number:08d}.JPEG", answer, 231)
     found = measure(f"imagenet-real:{tmp_path}")
@@ -103,7 +103,7 @@ def test_real_labels_are_sets_and_pictures_without_one_are_left_out(tmp_path):
     assert metrics["loss"] == pytest.approx(wanted / 3, rel=1e-6)
     totals = found.result.details["totals"]
     assert [label for label in range(1000) if totals[label]] == [230, 809, 970]  # 809, not the folder's 900
-    assert found.remarks == ["1 of 4 pictures have no ReaL label and are left out"]
+    assert found.remarks == ["1 of 4 images have no ReaL label and are left out"]
     coded(tmp_path / ONE_K[0] / "photo.png", 0)
     with pytest.raises(ConvnextError, match="photo.png does not have its published name"):
         measure(f"imagenet-real:{tmp_path}")
@@ -118,8 +118,8 @@ def test_real_accuracy_equals_timm(tmp_path):
         coded(tmp_path / ONE_K[number] / name, int(rng.choice([near[0], near[-1], 7])), int(rng.choice([near[0], 9])))
     theirs = RealLabelsImagenet(names)
     for number, name in enumerate(names[:40]):
-        picture = Image.open(tmp_path / ONE_K[number] / name)
-        theirs.add_result(Coded()(AS_THEY_ARE.transform()(picture)[None]))
+        image = Image.open(tmp_path / ONE_K[number] / name)
+        theirs.add_result(Coded()(AS_THEY_ARE.transform()(image)[None]))
     ours = measure(f"imagenet-real:{tmp_path}").result.metrics
     assert (ours["top1"], ours["top5"]) == (pytest.approx(theirs.get_accuracy(1)), pytest.approx(theirs.get_accuracy(5)))
     assert ours["count"] == len(theirs.is_correct[1]) < 40
@@ -138,7 +138,7 @@ def test_a_22k_head_is_mapped_to_1k(tmp_path, count):
     found = measure(f"imagenet:{tmp_path}", loaded(count))
     assert found.result.metrics["top1"] == 50
     assert math.isfinite(found.result.metrics["loss"])
-    assert found.remarks == ["the network has no output for n04399382 (teddy): its pictures count as wrong"]
+    assert found.remarks == ["the network has no output for n04399382 (teddy): its images count as wrong"]
     (tmp_path / "n04399382" / "teddy.png").unlink()
     (tmp_path / "n04399382").rmdir()
     assert measure(tmp_path, loaded(count)).result.metrics["top1"] == pytest.approx(100 / 3)  # a plain folder: all outputs compete
@@ -172,7 +172,7 @@ def test_mistakes_are_told_with_the_nearest_name(where, message):
 
 
 def corrupted(root, kind):
-    """Two pictures of each part: all wrong under the first corruption, else one of the two at severities 4 and 5."""
+    """Two images of each part: all wrong under the first corruption, else one of the two at severities 4 and 5."""
     for number, name in enumerate(CORRUPTIONS[kind]):
         for severity in range(1, 6):
             for i in range(2):
@@ -217,40 +217,40 @@ def test_parts_that_are_missing_or_short_are_told(tmp_path):
     corrupted(tmp_path, "c")
     (tmp_path / "snow" / "3" / ONE_K[3] / "ILSVRC2012_val_00000001.JPEG").unlink()
     remark = measure(f"imagenet-c:{tmp_path}").remarks[0]
-    assert remark == "the parts have not the same number of pictures: snow/3 has 1, zoom_blur/5 2"
+    assert remark == "the parts have not the same number of images: snow/3 has 1, zoom_blur/5 2"
     (tmp_path / "fog").rename(tmp_path / "fogg")
     (tmp_path / "snow" / "5").rename(tmp_path / "snow" / "6")
     with pytest.raises(ConvnextError, match=r"lacks snow/5, fog/1, fog/2, fog/3, fog/4 … \(6 of 75\)"):
         measure(f"imagenet-c:{tmp_path}")
 
 
-def test_corrupted_pictures_are_not_cropped_again(tmp_path):
+def test_corrupted_images_are_not_cropped_again(tmp_path):
     for name in CORRUPTIONS["c-bar"]:
         for severity in range(1, 6):
             coded(tmp_path / name / str(severity) / ONE_K[3] / "x.png", 3)
-    source = classify.open_labelled(f"imagenet-c-bar:{tmp_path}", None, 1000)
-    picture = source.read(0)
-    picture.putpixel((0, 0), (255, 255, 255))
+    source = task.open_labelled(f"imagenet-c-bar:{tmp_path}", None, 1000)
+    opened = source.read(0)
+    opened.putpixel((0, 0), (255, 255, 255))
     how = AS_THEY_ARE.__class__(**AS_THEY_ARE.to_json() | {"crop_ratio": 0.5})
-    samples = classify.evaluation_samples(source, how)
-    image = samples.transform(picture)
+    samples = task.evaluation_samples(source, how)
+    image = samples.transform(opened)
     assert image.shape == (3, SIZE, SIZE)
-    assert torch.equal((image * 255).round().byte().permute(1, 2, 0), torch.from_numpy(np.array(picture)))
+    assert torch.equal((image * 255).round().byte().permute(1, 2, 0), torch.from_numpy(np.array(opened)))
 
 
 @pytest.mark.parametrize("kind", ["c", "real"])
 def test_processes_together_measure_what_one_does(tmp_path, kind):
-    """Each with every other picture; what they gather holds counts, not the names of millions of pictures."""
+    """Each with every other image; what they gather holds counts, not the names of millions of images."""
     if kind == "c":
         corrupted(tmp_path, "c")
     else:
         for number in range(1, 12):
             coded(tmp_path / ONE_K[number] / f"ILSVRC2012_val_{number:08d}.JPEG", number, 231)
-    source = classify.open_labelled(f"imagenet-{kind}:{tmp_path}", None, 1000)
-    samples, metrics = classify.evaluation_samples(source, AS_THEY_ARE), []
+    source = task.open_labelled(f"imagenet-{kind}:{tmp_path}", None, 1000)
+    samples, metrics = task.evaluation_samples(source, AS_THEY_ARE), []
     for rank, world in ((0, 1), (0, 3), (1, 3), (2, 3)):
-        metric = classify.Metric(1000, source)
-        for batch in make_loader(samples, InOrder(len(samples), 4, rank, world), classify.collate, 0, pin=False):
+        metric = task.Metric(1000, source)
+        for batch in make_loader(samples, InOrder(len(samples), 4, rank, world), task.collate, 0, pin=False):
             metric.update(Coded()(batch.images), batch)
         metrics.append(metric)
     alone, main, *others = metrics
@@ -277,10 +277,10 @@ def test_the_page_and_the_json_of_an_evaluation_are_complete(tmp_path):
     assert told["totals"][:3] == [2, 2, 2]
     assert told["hits"][:3] == [2, 1, 1]
     assert told["classes"][:2] == ["n01440764", "n01443537"]
-    assert [mistake["picture"] for mistake in told["mistakes"]] == [str(tmp_path / ONE_K[label] / "b.png") for label in (1, 2)]
-    assert "1 files are no pictures and left out" in told["remarks"][0]
+    assert [mistake["image"] for mistake in told["mistakes"]] == [str(tmp_path / ONE_K[label] / "b.png") for label in (1, 2)]
+    assert "1 files are no images and left out" in told["remarks"][0]
     assert "broken.png" in told["corrupt"][0]
-    html = found.to_page("a network on some pictures")
+    html = found.to_page("a network on some images")
     assert parsed(html).outside == []
     for part in ("66.67 % right (4 of 6)", "Most confused", "Calibration", "Accuracy by class", "Worst mistakes", "broken.png", "goldfish"):
         assert part in html
@@ -326,19 +326,19 @@ def test_a_terminal_shows_accuracy_by_class_of_many_the_worst_and_the_best(tmp_p
 
 
 def test_a_set_to_evaluate_on_is_not_trained_on(tmp_path):
-    from convnext.data.source import open_source
+    from convnext.data.sources.open import open_source
 
-    with pytest.raises(UsageError, match="is a set for `convnext eval --data` alone; to train on its pictures give the folder, /x"):
+    with pytest.raises(UsageError, match="is a set for `convnext eval --data` alone; to train on its images give the folder, /x"):
         open_source("imagenet-a:/x")
 
 
 def test_what_counts_is_the_source_and_not_how_it_is_named(tmp_path):
     """Two of the network's outputs can be made to compete by hand."""
     coded(tmp_path / "x" / "a.png", 9, 5)
-    plain = classify.open_source(str(tmp_path), ["w", "x"])
+    plain = task.open_source(str(tmp_path), ["w", "x"])
     both = EvaluationSet(plain, ["w", "x"], [4, 5])
-    samples = classify.evaluation_samples(both, AS_THEY_ARE)
+    samples = task.evaluation_samples(both, AS_THEY_ARE)
     assert samples[EVALUATION, 0].label == 1
-    metric = classify.Metric(1000, both)
-    metric.update(Coded()(samples[EVALUATION, 0].image[None]), classify.collate([samples[EVALUATION, 0]]))
+    metric = task.Metric(1000, both)
+    metric.update(Coded()(samples[EVALUATION, 0].image[None]), task.collate([samples[EVALUATION, 0]]))
     assert metric.compute()["top1"] == 100

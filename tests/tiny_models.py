@@ -1,13 +1,13 @@
 """Untrained networks of each task, in weight files as a run leaves them, small enough to run hundreds of times."""
 
 import torch
-from helpers import picture, randomise
+from helpers import randomise, sample_image
 
 import convnext
-from convnext.checkpoints.files import write_weights
-from convnext.data.augment_detection import DetectionPreprocessing
-from convnext.data.augment_segmentation import SegmentationPreprocessing
-from convnext.data.preprocessing import Preprocessing
+from convnext.data.transforms.detect import DetectionPreprocessing
+from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.segment import SegmentationPreprocessing
+from convnext.models.weights.files import write_weights
 
 SMALL = {"depths": (1, 1, 1, 1), "widths": (8, 16, 24, 32)}
 CLASSES = ["ant", "bee", "wasp"]
@@ -19,7 +19,7 @@ def create(name, **more):
 
 
 def write(path, task, how, model, class_ids=None):
-    """A weight file; returns it with its network in evaluation mode and how that wants its pictures."""
+    """A weight file; returns it with its network in evaluation mode and how that wants its images."""
     about = {"task": task, "model": model.spec, "classes": CLASSES, "preprocessing": how.to_json()}
     write_weights(path, model.state_dict(), about | ({"class_ids": class_ids} if class_ids else {}))
     return path, model, how
@@ -38,5 +38,5 @@ def detector(folder, class_ids=None, **more):
 def segmenter(folder, class_ids=None, **test):
     how, model = SegmentationPreprocessing(**test), create("upernet_convnext_tiny", channels=16, auxiliary_channels=8)
     with torch.no_grad():  # or else one class would be everywhere
-        model.decode_head.conv_seg.bias -= model(how.transform()(picture())[None]).mean((0, 2, 3))
+        model.decode_head.conv_seg.bias -= model(how.transform()(sample_image())[None]).mean((0, 2, 3))
     return write(folder / "segment.safetensors", "segment", how, model, class_ids)

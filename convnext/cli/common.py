@@ -27,7 +27,7 @@ Weights = Annotated[str | None, typer.Option(help="Published weights of a model'
 
 
 Optimize = Annotated[str | None, typer.Option(help="On CPUs, through convnext.optimize: auto (the fastest here), bf16, float32, int8.")]
-Calibration = Annotated[list[str] | None, typer.Option(help="For --optimize int8: pictures or folders of them, like those to come.")]
+Calibration = Annotated[list[str] | None, typer.Option(help="For --optimize int8: images or folders of them, like those to come.")]
 
 
 def optimized(predictor: Any, precision: str | None, calibration: list[str] | None) -> Any:
@@ -36,9 +36,9 @@ def optimized(predictor: Any, precision: str | None, calibration: list[str] | No
         raise UsageError("--calibration is for --optimize int8")
     if precision is None:
         return predictor
-    from convnext.deploy.inputs import find_pictures
+    from convnext.inference.inputs import find_images
 
-    return predictor.optimize(precision, list(find_pictures(calibration or [])))
+    return predictor.optimize(precision, list(find_images(calibration or [])))
 
 
 def print_json(value: Any) -> None:

@@ -35,13 +35,13 @@ def check_data(
 @data_app.command("convert")
 def convert_data(
     kind: Annotated[Literal["voc", "yolo"], typer.Argument(help="What the annotations are.")],
-    folder: Annotated[Path, typer.Argument(help="voc: the folder of Annotations/ and JPEGImages/; yolo: the folder of pictures.")],
+    folder: Annotated[Path, typer.Argument(help="voc: the folder of Annotations/ and JPEGImages/; yolo: the folder of images.")],
     output: Annotated[Path, typer.Argument(help="The JSON file to write.")],
     labels: Annotated[Path | None, typer.Option(help="yolo: the folder of text files; by default labels/ beside images/.")] = None,
     names: Annotated[Path | None, typer.Option(help="yolo: data.yaml, or a text file of the classes' names, a line each.")] = None,
 ) -> None:
     """Write the annotations of Pascal VOC or YOLO as a COCO file."""
-    from convnext.data.convert import voc_to_coco, yolo_to_coco
+    from convnext.data.convert.annotations import voc_to_coco, yolo_to_coco
     from convnext.data.names import YAML, read_names
     from convnext.text import printable
 
@@ -55,7 +55,7 @@ def convert_data(
         found = yolo_to_coco(folder, labels or folder.parent / "labels", read_names(names))
         print(printable(f"classes of {names}: {', '.join(category['name'] for category in found['categories'])}"), file=sys.stderr)
     output.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    counts = f"{len(found['images'])} pictures, {len(found['annotations'])} objects of {len(found['categories'])} classes"
+    counts = f"{len(found['images'])} images, {len(found['annotations'])} objects of {len(found['categories'])} classes"
     print(f"{output}: {counts}; data.train=coco:{output}:{folder if kind == 'yolo' else folder / 'JPEGImages'}")
 
 
@@ -66,6 +66,6 @@ def convert(
     to: Annotated[str, typer.Option(help="official, timm, torchvision or transformers.")],
 ) -> None:
     """Write weights in another library's format."""
-    from convnext.deploy.convert import convert as run
+    from convnext.models.weights.convert import convert as run
 
     print(run(source, output, to))

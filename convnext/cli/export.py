@@ -18,14 +18,14 @@ def export(
     size: Annotated[int | None, typer.Option(min=1, help="Pixels a side; by default the network's own.")] = None,
     precision: Annotated[str, typer.Option(help="float32 or fp16.")] = "float32",
     with_preprocessing: Annotated[
-        bool, typer.Option("--with-preprocessing", help="Take uint8 RGB pictures (N, H, W, 3), and normalise them inside.")
+        bool, typer.Option("--with-preprocessing", help="Take uint8 RGB images (N, H, W, 3), and normalise them inside.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a network for another runtime, run it there, and keep it if it computes the same."""
     from dataclasses import asdict
 
-    from convnext.deploy.export import export as run
+    from convnext.export.export import export as run
 
     found = run(
         model,
@@ -44,4 +44,4 @@ def export(
         return
     takes = "any size" if found.size is None else f"{found.size[0]} x {found.size[1]} pixels"
     what = f"{found.file}: {found.bytes / 1e6:.1f} MB, {found.precision}"
-    print(f"{what}; pictures of {takes}; relative error {found.relative_error:.1e}" if to != "safetensors" else what)
+    print(f"{what}; images of {takes}; relative error {found.relative_error:.1e}" if to != "safetensors" else what)

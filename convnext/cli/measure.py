@@ -22,10 +22,10 @@ def evaluate(
         ),
     ] = None,
     weights: Weights = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at a time; by default as suits the task.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 2,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time; by default as suits the task.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 2,
     multi_scale: Annotated[bool, typer.Option("--multi-scale", help="Segmenters: at six scales, with mirror images.")] = False,
-    max_corrupt: Annotated[float, typer.Option(min=0, max=1, help="Part of the pictures that may be unreadable.")] = 0.01,
+    max_corrupt: Annotated[float, typer.Option(min=0, max=1, help="Part of the images that may be unreadable.")] = 0.01,
     output: Annotated[
         Path | None, typer.Option(help="Detectors: also write all that was found as COCO results, with the data's ids, to a .json file.")
     ] = None,
@@ -35,13 +35,13 @@ def evaluate(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a network on labelled pictures."""
-    from convnext.deploy.coco_results import write_results
-    from convnext.deploy.predict import Predictor
+    """Measure a network on labelled images."""
     from convnext.distributed import is_main, on_all, process_group
     from convnext.evaluate import evaluate_loaded
-    from convnext.models import load
-    from convnext.training.pages import write_page
+    from convnext.export.load import load
+    from convnext.inference.coco_results import write_results
+    from convnext.inference.predictor import Predictor
+    from convnext.report.written import write_page
 
     if report_page is not None and not report_page.absolute().parent.is_dir():
         raise UsageError(f"--report {report_page}: there is no folder {report_page.parent}")
@@ -70,7 +70,7 @@ def evaluate(
     if output is not None:
         write_results(output, found.result.results or ())
     if report_page is not None:
-        title = f"{model} on {data or 'its own validation pictures'}"
+        title = f"{model} on {data or 'its own validation images'}"
         write_page(report_page, lambda: found.to_page(title), lambda line: print(printable(line), file=sys.stderr))
     if as_json:
         print_json(found.to_json())
@@ -86,8 +86,8 @@ def models(
     """List models with their cost at the size of the paper's tables and their published weights."""
     from dataclasses import asdict
 
-    from convnext.models import cost_of, list_models
-    from convnext.names import HEADS, find
+    from convnext.models.load import cost_of, list_models
+    from convnext.models.registry import HEADS, find
 
     names = list_models(pattern or "*")
     if not names:
@@ -118,7 +118,7 @@ def cost(
     """Count parameters and multiply-adds (which the field's tables print as FLOPs)."""
     from dataclasses import asdict
 
-    from convnext.models import cost_of
+    from convnext.models.load import cost_of
 
     found = cost_of(name, size)
     if as_json:
@@ -132,10 +132,10 @@ def bench(
     names: Annotated[list[str], typer.Argument(help="Names of classifiers (`convnext models`), or exported files.")],
     against: Annotated[str | None, typer.Option(help="Beside each, the same network of timm, torchvision or transformers.")] = None,
     train: Annotated[bool, typer.Option("--train", help="Time training too.")] = False,
-    batch_size: Annotated[list[int] | None, typer.Option(min=1, help="Pictures at a time; may be given several times.")] = None,
+    batch_size: Annotated[list[int] | None, typer.Option(min=1, help="Images at a time; may be given several times.")] = None,
     size: Annotated[int, typer.Option(min=1, help="Pixels a side.")] = 224,
     dtype: Annotated[str, typer.Option(help="float32, tf32 (CUDA), bf16 or fp16.")] = "float32",
-    channels_last: Annotated[bool, typer.Option(help="Memory layout of pictures and weights.")] = True,
+    channels_last: Annotated[bool, typer.Option(help="Memory layout of images and weights.")] = True,
     compiled: Annotated[bool, typer.Option("--compile", help="Through torch.compile.")] = False,
     rounds: Annotated[int, typer.Option(min=3, help="Turns of each contestant.")] = 7,
     seconds: Annotated[float, typer.Option(min=0, help="Time for each contestant and batch, all its rounds together.")] = 3.0,
@@ -143,10 +143,10 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time networks side by side, in turns: images a second, memory, ratios."""
-    from convnext.deploy.bench import Setting
-    from convnext.deploy.bench import bench as measured
     from convnext.distributed import pick_device
-    from convnext.report import speed
+    from convnext.paper import speed
+    from convnext.paper.bench import Setting
+    from convnext.paper.bench import bench as measured
 
     setting, place, batch_sizes = Setting(size, dtype, channels_last, compiled, rounds, seconds), pick_device(device), batch_size or [1, 32]
     report = measured(names, setting, place, batch_sizes=batch_sizes, train=train, against=against, progress=counter("timed"))
@@ -163,7 +163,7 @@ def table(
     speed: Annotated[bool, typer.Option("--speed", help="Time every network here.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Of the timing; by default 64 on CUDA devices, else 1.")] = None,
     seconds: Annotated[float, typer.Option(min=0, help="Of the timing, for each network.")] = 3.0,
-    data: Annotated[str | None, typer.Option(help="Pictures to evaluate published weights on, as for `convnext eval`.")] = None,
+    data: Annotated[str | None, typer.Option(help="Images to evaluate published weights on, as for `convnext eval`.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw accuracy over multiply-adds into this .png or .svg.")] = None,
     device: Device = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
@@ -171,33 +171,33 @@ def table(
     as_json: Json = False,
 ) -> None:
     """Print a table of the paper beside what is counted and measured here."""
-    from convnext.deploy.table import table as measured
     from convnext.distributed import pick_device
-    from convnext.report import published
+    from convnext.paper import listing
+    from convnext.paper.table import table as measured
 
     if as_markdown + as_csv + as_json > 1:
         raise UsageError("--markdown, --csv and --json are three ways to print: choose one")
     if plot is not None:
-        published.check_plot(name, plot)
+        listing.check_plot(name, plot)
     place, progress = pick_device(device), counter("rows")
     found = measured(name, place, pattern=model, speed=speed, batch_size=batch_size, seconds=seconds, data=data, progress=progress)
     if plot is not None:
-        published.plot(name, found.rows, plot)
+        listing.plot(name, found.rows, plot)
         print(plot, file=sys.stderr)
     if as_json:
         print_json(found.to_json())
     elif as_csv:
         for line in found.place():
             print(line, file=sys.stderr)
-        print(published.comma_separated(found.rows))
+        print(listing.comma_separated(found.rows))
     elif as_markdown:
-        print(published.markdown(name, found.rows, found.place()))
+        print(listing.markdown(name, found.rows, found.place()))
     else:
-        print(published.plain(name, found.rows, found.place()))
+        print(listing.plain(name, found.rows, found.place()))
 
 
 def _named(precision: str) -> str:
-    from convnext.deploy.optimize import fastest
+    from convnext.models.optimize.optimize import fastest
 
     return f"auto ({fastest() or 'the network as it is'})" if precision == "auto" else precision
 

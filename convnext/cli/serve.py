@@ -21,13 +21,13 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all of the machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one and says which.")] = 8000,
     token: Annotated[str | None, typer.Option(envvar="CONVNEXT_TOKEN", help=_BEARER)] = None,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Of a picture as it is sent.")] = 20 * 2**20,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Of an image as it is sent.")] = 20 * 2**20,
     # Above some 89 million Pillow itself refuses.
-    max_pixels: Annotated[int, typer.Option(min=1, max=89_000_000, help="Of a picture, width x height.")] = 25_000_000,
+    max_pixels: Annotated[int, typer.Option(min=1, max=89_000_000, help="Of an image, width x height.")] = 25_000_000,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait for a model; more are refused (503).")] = 64,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a client has to send, and again the model to answer.")] = 10.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="The most pictures that go through a model at once.")] = 8,
-    max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a free model waits for pictures that could share a batch.")] = 100.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="The most images that go through a model at once.")] = 8,
+    max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a free model waits for images that could share a batch.")] = 100.0,
     device: Device = None,
     optimize: Annotated[str | None, typer.Option(help=_OPTIMIZE)] = None,
     calibration: Calibration = None,
@@ -39,9 +39,9 @@ def serve(
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         need(module, "serve")
-    from convnext.deploy.serve import serve as run
-    from convnext.deploy.serve.limits import Limits
-    from convnext.deploy.serve.token import given_token
+    from convnext.serve import serve as run
+    from convnext.serve.limits import Limits
+    from convnext.serve.token import given_token
 
     limits = Limits(max_bytes, max_pixels, queue, timeout)
     quick = partial(faster, precision=optimize, calibration=calibration)
@@ -51,7 +51,7 @@ def serve(
 
 def faster(predictor: Any, precision: str | None, calibration: list[str] | None) -> Any:
     """The predictor as --optimize and --calibration of the service say."""
-    from convnext.deploy.optimize import why_not
+    from convnext.models.optimize.optimize import why_not
 
     if precision is None and why_not(predictor.model) is None:
         precision = "float32"

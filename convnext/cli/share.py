@@ -18,7 +18,7 @@ def push(
     dry_run: Annotated[Path | None, typer.Option(help="Write what would be sent into this folder, and send nothing.")] = None,
 ) -> None:
     """Upload a run's best weights to the Hugging Face hub, with a model card."""
-    from convnext.deploy.push import push as run_push
+    from convnext.export.push import push as run_push
 
     print(run_push(run, repository, license_name, private, dry_run))
     if dry_run is not None:

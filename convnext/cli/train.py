@@ -27,11 +27,11 @@ def demo(
 ) -> None:
     """Train, evaluate and predict on embedded data, in minutes."""
     from convnext import tasks
-    from convnext.deploy.demo import demo as run_demo
+    from convnext.cli.demo import demo as run_demo
 
     result = run_demo(task, output, device)
     print(f"{tasks.get(task).headline(result.metrics)} of what was held out, in {result.seconds:.0f} s")
-    print(f"report: {result.folder / 'report.html'}    picture: {result.folder / 'predictions.png'}")
+    print(f"report: {result.folder / 'report.html'}    image: {result.folder / 'predictions.png'}")
 
 
 @app.command()
@@ -63,7 +63,7 @@ def roadmap(
     data: Annotated[str | None, typer.Option(help="A folder that holds train and val (folders or shards), or digits, cifar10, …")] = None,
     output: Annotated[Path, typer.Option(help="The folder of all runs; what is finished there is kept.")] = Path("runs/roadmap"),
     regime: Annotated[Literal["t", "b"], typer.Option(help="t: ResNet-50 to ConvNeXt-T; b: ResNet-200 to ConvNeXt-B.")] = "t",
-    scale: Annotated[Literal["full", "small"], typer.Option(help="small: a narrow copy of the road for small pictures.")] = "full",
+    scale: Annotated[Literal["full", "small"], typer.Option(help="small: a narrow copy of the road for small images.")] = "full",
     steps: Annotated[str | None, typer.Option(help="Which, as 1,3,9-12; by default all.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs a step.")] = 3,
     device: Annotated[list[str] | None, typer.Option(help="One run at a time on each; by default on all CUDA devices.")] = None,
@@ -72,9 +72,9 @@ def roadmap(
     """Train every step from ResNet to ConvNeXt, and show what each is worth."""
     from dataclasses import asdict
 
-    from convnext.data.source import train_and_val
-    from convnext.report import ladder
-    from convnext.training.roadmap import parse_steps, walk
+    from convnext.data.sources.open import train_and_val
+    from convnext.paper import ladder
+    from convnext.paper.roadmap import parse_steps, walk
 
     where = [] if data is None else [f"data.{part}={place}" for part, place in zip(("train", "val"), train_and_val(data), strict=True)]
     found = walk(
@@ -101,7 +101,7 @@ def report(
 ) -> None:
     """Compare runs on one page that opens offline."""
     from convnext import tasks
-    from convnext.checkpoints.files import write_atomically
+    from convnext.models.weights.files import write_atomically
     from convnext.report.compare import compare, read_runs
 
     found = read_runs(runs)

@@ -13,25 +13,25 @@ from convnext.errors import ConvnextError, UsageError
 from convnext.text import printable, printable_lines
 
 if TYPE_CHECKING:
-    from convnext.deploy.outputs import Answer
+    from convnext.inference.outputs import Answer
 
-_SOURCES = "Pictures, folders of them, patterns as 'photos/**/*.jpg', shards (.tar); - for a list on standard input."
+_SOURCES = "Images, folders of them, patterns as 'photos/**/*.jpg', shards (.tar); - for a list on standard input."
 _OUTPUT = "Write to a .jsonl, .csv or .json (COCO results) file, or to a folder (masks); a call that was stopped goes on."
 
 
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help=MODEL)],
-    pictures: Annotated[list[str], typer.Argument(metavar="SOURCE...", help=_SOURCES)],
+    images: Annotated[list[str], typer.Argument(metavar="SOURCE...", help=_SOURCES)],
     weights: Weights = None,
     output: Annotated[Path | None, typer.Option(help=_OUTPUT)] = None,
     kind: Annotated[str | None, typer.Option("--format", help="jsonl, csv, coco or masks; by default as the output's name ends.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="For COCO results: the file with the ids of images and categories.")] = None,
-    draw: Annotated[Path | None, typer.Option(help="A folder for the pictures with what was found drawn over them.")] = None,
+    draw: Annotated[Path | None, typer.Option(help="A folder for the images with what was found drawn over them.")] = None,
     features: Annotated[Path | None, typer.Option(help="Write embeddings to a .npy or .parquet file.")] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="How many classes or objects of a picture to name.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at a time; by default as suits the task.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads that decode pictures; by default one a core.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="How many classes or objects of an image to name.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time; by default as suits the task.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that decode images; by default one a core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin outputs anew that are there already.")] = False,
     engine: Annotated[Literal["ray"] | None, typer.Option(help="ray: on all that Ray has, here or on a cluster (RAY_ADDRESS).")] = None,
     optimize: Optimize = None,
@@ -39,13 +39,13 @@ def predict(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Say what is in pictures."""
-    from convnext.deploy.bulk import Engine, predict_all
-    from convnext.deploy.embeddings import Features
-    from convnext.deploy.fingerprint import fingerprint_of
-    from convnext.deploy.inputs import find_items
-    from convnext.deploy.outputs import Drawings, Output, open_output
-    from convnext.deploy.predict import load
+    """Say what is in images."""
+    from convnext.inference.bulk import Engine, predict_all
+    from convnext.inference.embeddings import Features
+    from convnext.inference.fingerprint import fingerprint_of
+    from convnext.inference.inputs import find_items
+    from convnext.inference.outputs import Drawings, Output, open_output
+    from convnext.inference.predictor import load
 
     if output is not None and as_json:
         raise UsageError("--json prints what --output writes: choose one of them")
@@ -57,7 +57,7 @@ def predict(
         raise UsageError(f"--engine {engine} is for files: name one with --output or --features")
     if engine is not None and optimize is not None:
         raise UsageError(f"--optimize is not for --engine {engine}: leave one of them out")
-    items = find_items(pictures)
+    items = find_items(images)
     original = load(model, weights, device=device)
     predictor = optimized(original, optimize, calibration)
     if predictor.source is not None and not Path(weights or model).exists():
@@ -73,13 +73,13 @@ def predict(
             outputs.insert(0, Drawings(draw, items, overwrite, network))
     accounts = [one.done for one in outputs if one.done is not None]
     if accounts and (count := sum(all(item.name in done for done in accounts) for item in items)):
-        print(f"{count} of {len(items)} pictures are done already; --overwrite begins anew", file=sys.stderr)
+        print(f"{count} of {len(items)} images are done already; --overwrite begins anew", file=sys.stderr)
     prints = as_json or (output is None and features is None)
     if prints:
         outputs.append(_Value(top) if as_json else _Text(top))
     runs: Engine | None = None
     if engine == "ray":
-        from convnext.deploy.ray_bulk import on_ray
+        from convnext.inference.ray_bulk import on_ray
 
         runs = on_ray(model, weights, device, threads)
     # Ray tells on standard output of workers that it lost.
@@ -89,13 +89,13 @@ def predict(
     for error in errors.values():
         print(f"left out: {printable(error)}", file=sys.stderr)
     if len(errors) == len(items):
-        raise ConvnextError(f"none of {len(items)} pictures could be predicted")
+        raise ConvnextError(f"none of {len(items)} images could be predicted")
     if errors or not prints:
-        print(f"{len(items) - len(errors)} of {len(items)} pictures are predicted, {len(errors)} left out", file=sys.stderr)
+        print(f"{len(items) - len(errors)} of {len(items)} images are predicted, {len(errors)} left out", file=sys.stderr)
 
 
 class _Text:
-    """Prints a line a picture."""
+    """Prints a line an image."""
 
     needs, done = frozenset({"prediction"}), None
 
@@ -112,7 +112,7 @@ class _Text:
 
 
 class _Value:
-    """Prints one JSON value of all pictures."""
+    """Prints one JSON value of all images."""
 
     needs, done = frozenset({"prediction"}), None
 
@@ -123,7 +123,7 @@ class _Value:
     def write(self, answers: "Sequence[Answer]") -> None:
         for one in answers:
             told = one.prediction.to_json(self.top) if one.error is None else {"error": one.error}
-            self.rows.append({"picture": one.item.name} | told)
+            self.rows.append({"image": one.item.name} | told)
 
     def finish(self) -> None:
         print_json(self.rows)

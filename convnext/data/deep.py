@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from convnext.data.orientation import orientation_of, turned, upright
-from convnext.errors import CorruptPictureError
+from convnext.errors import CorruptImageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,12 +62,12 @@ class DeepImage:
 
         Args:
             scale: the number that is white, or those that are black and white, and what lies beyond is clipped; None for `white`,
-                and a CorruptPictureError, with the key to set, where the image does not fit into that.
+                and a CorruptImageError, with the key to set, where the image does not fit into that.
         """
         import torch
 
         if scale is None and (reason := misfit(self.values.dtype, *self.limits, self.white)):
-            raise CorruptPictureError(f"{self.name}: {reason}")
+            raise CorruptImageError(f"{self.name}: {reason}")
         black, white = (0.0, self.white) if scale is None else scale if isinstance(scale, tuple) else (0.0, scale)
         exact = np.result_type(self.values.dtype, np.float32)  # float64 for 32-bit integers
         levels = ((self.values.astype(exact) - black) * (255 / (white - black))).clip(0, 255).astype(np.float32)
@@ -81,9 +81,9 @@ class DeepImage:
         return Image.fromarray(to_bytes(self.pixels((low, high if high > low else low + 1))).permute(1, 2, 0).numpy())
 
 
-def shown(picture: Image.Image | DeepImage) -> Image.Image:
+def shown(image: Image.Image | DeepImage) -> Image.Image:
     """An opened image as 8-bit RGB, to look at or to draw on."""
-    return picture.shown() if isinstance(picture, DeepImage) else picture
+    return image.shown() if isinstance(image, DeepImage) else image
 
 
 def to_bytes(pixels: "Tensor") -> "Tensor":
@@ -115,10 +115,10 @@ def _text(value: float) -> str:
 
 
 def deep(values: np.ndarray, name: str, white: float | None = None, alpha: np.ndarray | None = None) -> DeepImage:
-    """A DeepImage of an array (C, H, W). Raises CorruptPictureError if some of it are no finite numbers."""
+    """A DeepImage of an array (C, H, W). Raises CorruptImageError if some of it are no finite numbers."""
     values = values.astype(np.float32 if values.dtype.kind == "f" else values.dtype.newbyteorder("="), copy=False)
     if values.dtype.kind == "f" and (bad := int((~np.isfinite(values)).sum())):
-        raise CorruptPictureError(f"{name}: {bad} of its {values.size} numbers are NaN or infinite")
+        raise CorruptImageError(f"{name}: {bad} of its {values.size} numbers are NaN or infinite")
     return DeepImage(values, name, white or (1.0 if values.dtype.kind == "f" else 65535), alpha)
 
 
@@ -236,10 +236,10 @@ class Depths:
     def __init__(self) -> None:
         self.found: list[tuple[np.dtype[Any], float, float, float]] = []
 
-    def add(self, picture: Any) -> None:
+    def add(self, image: Any) -> None:
         """Note what an opened image holds, if it has more than 8 bits."""
-        if isinstance(picture, DeepImage):
-            self.found.append((picture.values.dtype, *picture.limits, picture.white))
+        if isinstance(image, DeepImage):
+            self.found.append((image.values.dtype, *image.limits, image.white))
 
     def problems(self) -> list[str]:
         """For each type of number, a line with the greatest value and the key to set, where the default scale does not suit it."""
@@ -264,6 +264,6 @@ def remarks(source: Any, scale: Range | None, most: int = 8) -> list[str]:
     for index in range(0, len(source) if scale is None else 0, max(1, -(-len(source) // most))):
         try:
             depths.add(source.read(index))
-        except CorruptPictureError:
+        except CorruptImageError:
             continue  # counted when it is trained on
     return [f"of some images: {line}; `convnext data check` reads all" for line in depths.problems()]

@@ -14,12 +14,12 @@ SUBSETS = {1000: "imagenet-1k", 11821: "imagenet-12k", 21841: "imagenet-22k", 21
 # What `data/evaluation_sets.py` opens as `name:folder`, and the layout it wants, as published.
 EVALUATION_SETS = {
     "imagenet": "one folder a synset (n01440764 …)",
-    "imagenet-real": "the validation pictures under their published names (ILSVRC2012_val_00000001.JPEG …), one folder a synset",
+    "imagenet-real": "the validation images under their published names (ILSVRC2012_val_00000001.JPEG …), one folder a synset",
     "imagenet-v2": "folders 0 to 999",
     "imagenet-a": "folders named by its 200 synsets (n01498041 …)",
     "imagenet-r": "folders named by its 200 synsets (n01443537 …)",
     "imagenet-sketch": "one folder a synset (n01440764 …)",
-    "imagenet-c": "corruption/severity/synset, as in gaussian_noise/1/n01440764, or the validation pictures, one folder a synset",
+    "imagenet-c": "corruption/severity/synset, as in gaussian_noise/1/n01440764, or the validation images, one folder a synset",
     "imagenet-c-bar": "corruption/severity/synset, as in blue_noise_sample/1/n01440764",
 }
 
@@ -59,7 +59,7 @@ def subset_synsets(letter: str) -> list[str]:
 
 
 def real_labels() -> list[list[int]]:
-    """The ReaL labels of the validation pictures by their numbers less one: none, one or several of the 1,000 classes.
+    """The ReaL labels of the validation images by their numbers less one: none, one or several of the 1,000 classes.
 
     Source: Beyer et al., *Are we done with ImageNet?* (2020).
     """

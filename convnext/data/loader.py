@@ -1,4 +1,4 @@
-"""From labelled pictures to batches, by worker processes that change nothing but the speed."""
+"""From labelled images to batches, by worker processes that change nothing but the speed."""
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from convnext.data.pictures import CorruptPictureError
+from convnext.data.images import CorruptImageError
 from convnext.data.randomness import seeded
 from convnext.errors import ConvnextError, first_line
 from convnext.text import printable
 
 # Those by which a system asks a process to end; Windows has no SIGHUP.
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-EVALUATION = -1  # the epoch of pictures that are not augmented
+EVALUATION = -1  # the epoch of images that are not augmented
 
 
 @dataclass
 class Sample:
-    """One picture of a batch, or, in evaluation, the place of one that could not be read."""
+    """One image of a batch, or, in evaluation, the place of one that could not be read."""
 
     image: Any  # None where it could not be read
     label: Any  # what there is to learn about it
@@ -31,8 +31,8 @@ class Sample:
 class Samples(Dataset[Sample]):
     """A source through a transform, addressed by (epoch, index): the sample is a function of (seed, epoch, index) alone.
 
-    Where a picture can't be read, training takes the next one that can, evaluation leaves it out; both say so. A task whose
-    labels are transformed with their pictures overrides `prepare`.
+    Where an image can't be read, training takes the next one that can, evaluation leaves it out; both say so. A task whose
+    labels are transformed with their images overrides `prepare`.
     """
 
     def __init__(self, source: Any, transform: Callable[..., Any], seed: int) -> None:
@@ -41,9 +41,9 @@ class Samples(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def prepare(self, picture: Any, index: int) -> tuple[Any, Any]:
-        """Image and label of the picture at a position of the source, as they go into a batch."""
-        return self.transform(picture), self.source.label(index)
+    def prepare(self, image: Any, index: int) -> tuple[Any, Any]:
+        """Image and label of the image at a position of the source, as they go into a batch."""
+        return self.transform(image), self.source.label(index)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
@@ -54,14 +54,14 @@ class Samples(Dataset[Sample]):
                 if epoch == EVALUATION:
                     # Decoded and resized with Pillow, as the published accuracies were measured.
                     return Sample(*self.prepare(self.source.read(at), at), at, corrupt)
-                picture = self.source.pixels(at)
+                image = self.source.pixels(at)
                 with seeded(self.seed, epoch, index):
-                    return Sample(*self.prepare(picture, at), at, corrupt)
-            except CorruptPictureError as error:
+                    return Sample(*self.prepare(image, at), at, corrupt)
+            except CorruptImageError as error:
                 corrupt.append((at, str(error)))
                 if epoch == EVALUATION:
                     return Sample(None, None, index, corrupt)
-        raise ConvnextError(f"not one of {len(self.source)} pictures could be read; the first: {corrupt[0][1]}")
+        raise ConvnextError(f"not one of {len(self.source)} images could be read; the first: {corrupt[0][1]}")
 
 
 class EpochOrder:
@@ -75,7 +75,7 @@ class EpochOrder:
         batch_size: samples in a batch, all processes together; a multiple of `world`.
         seed: of the order.
         rank: which of `world` equal parts of each batch to give.
-        groups: of each sample, where a batch shall hold samples of one group only (pictures upright or across, so that little of
+        groups: of each sample, where a batch shall hold samples of one group only (images upright or across, so that little of
             the padding is empty). What does not fill a batch of its group is dropped.
     """
 
@@ -158,8 +158,8 @@ def batches(loader: Any) -> Iterator[Any]:
         ) from error
 
 
-class CorruptPictures:
-    """The unreadable pictures met so far. Stops the run as soon as they are more than `limit` (a fraction) of `count`."""
+class CorruptImages:
+    """The unreadable images met so far. Stops the run as soon as they are more than `limit` (a fraction) of `count`."""
 
     def __init__(self, count: int, limit: float, limit_key: str = "data.max_corrupt") -> None:
         self.count, self.limit, self.limit_key = count, limit, limit_key
@@ -173,7 +173,7 @@ class CorruptPictures:
         if len(self.reasons) > self.limit * self.count:
             some = "; ".join(list(self.reasons.values())[:5])
             raise ConvnextError(
-                f"{len(self.reasons)} of {self.count} pictures can't be read, more than {self.limit:.1%} "
+                f"{len(self.reasons)} of {self.count} images can't be read, more than {self.limit:.1%} "
                 f"({self.limit_key}): {some}{' …' if len(self.reasons) > 5 else ''}"
             )
         return fresh

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from convnext.data.pictures import ENDINGS
+from convnext.data.images import ENDINGS
 from convnext.errors import ConvnextError
 from convnext.text import counted, printable
 

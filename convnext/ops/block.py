@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from convnext.ops import depthwise, native, norm
-from convnext.ops.choice import autocast, lowered
+from convnext.ops.dispatch import autocast, lowered
 from convnext.ops.mlp import of_parameters
 from convnext.ops.mlp import reference as mlp_reference
 from convnext.ops.mlp import takes as takes_mlp
@@ -75,7 +75,7 @@ def _forward(
     train: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if x.is_cuda:
-        from convnext.ops import triton_block
+        from convnext.ops.triton import block as triton_block
 
         tensors = dwconv_weight, dwconv_bias, norm_weight, norm_bias, w1, b1, w2, b2, gamma, keep
         return triton_block.forward(x, *tensors, eps=eps, dtype=dtype)
@@ -104,7 +104,7 @@ def _gradients(
 ) -> list[Tensor]:
     """Of x and the nine parameters, in their order."""
     if x.is_cuda:
-        from convnext.ops import triton_block
+        from convnext.ops.triton import block as triton_block
 
         tensors = dwconv_weight, norm_weight, norm_bias, w1, b1, w2, b2, gamma, keep
         return triton_block.backward(dout, x, convolved, mean, scale, *tensors)

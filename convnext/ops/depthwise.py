@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext.ops import native
-from convnext.ops.choice import fast, lowered
+from convnext.ops.dispatch import fast, lowered
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -25,7 +25,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @torch.library.custom_op("convnext::depthwise_conv", mutates_args=())
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if x.is_cuda:
-        from convnext.ops import triton_depthwise
+        from convnext.ops.triton import depthwise as triton_depthwise
 
         return triton_depthwise.forward(x, weight, bias)
     return native.depthwise_forward(x, weight, bias)
@@ -34,7 +34,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @torch.library.custom_op("convnext::depthwise_input_gradient", mutates_args=())
 def _input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
     if dy.is_cuda:
-        from convnext.ops import triton_depthwise
+        from convnext.ops.triton import depthwise as triton_depthwise
 
         return triton_depthwise.input_gradient(dy, weight)
     return native.depthwise_forward(dy, weight.flip(-2, -1), None)
@@ -43,7 +43,7 @@ def _input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
 @torch.library.custom_op("convnext::depthwise_weight_gradient", mutates_args=())
 def _weight_gradient(x: Tensor, dy: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
     if x.is_cuda:
-        from convnext.ops import triton_depthwise
+        from convnext.ops.triton import depthwise as triton_depthwise
 
         return triton_depthwise.weight_gradient(x, dy, kernel)
     return native.depthwise_weight_gradient(x, dy, kernel)

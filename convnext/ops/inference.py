@@ -126,7 +126,7 @@ class Blocks(NamedTuple):
 
 
 def stage_forward(x: Tensor, before: Patchify, blocks: Blocks) -> Tensor:
-    """A patchifying layer and the blocks behind it, picture by picture, each thread with pictures of its own: the same numbers."""
+    """A patchifying layer and the blocks behind it, image by image, each thread with images of its own: the same numbers."""
     x = nhwc(x)
     n, height, width, channels = x.shape
     out = float32(x, n, height // before.patch, width // before.patch, before.outputs)

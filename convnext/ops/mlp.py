@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext.ops import native
-from convnext.ops.choice import autocast, fast, lowered, tiles
+from convnext.ops.dispatch import autocast, fast, lowered, tiles
 
 
 def reference(
@@ -49,7 +49,7 @@ def _forward(
     y: Tensor, shortcut: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor | None, keep: Tensor | None
 ) -> Tensor:
     if y.is_cuda:
-        from convnext.ops import triton_block
+        from convnext.ops.triton import block as triton_block
 
         return triton_block.mlp_forward(y, shortcut, w1, b1, w2, b2, gamma, keep)
     weights = native.packed(w1, b1, w2, b2, gamma, y.dtype)
@@ -62,7 +62,7 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Of y, w1, b1, w2, b2 and gamma. Hidden values are computed again, so that they are never held for the whole map."""
     if y.is_cuda:
-        from convnext.ops import triton_block
+        from convnext.ops.triton import block as triton_block
 
         found = triton_block.mlp_backward(y, dout, w1, b1, w2, b2, gamma, keep)
     else:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext.ops import native
-from convnext.ops.choice import fast
+from convnext.ops.dispatch import fast
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -25,7 +25,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 @torch.library.custom_op("convnext::layer_norm", mutates_args=())
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     if x.is_cuda:
-        from convnext.ops import triton_norm
+        from convnext.ops.triton import norm as triton_norm
 
         y, mean, scale = triton_norm.forward(x.reshape(-1, x.shape[-1]), weight, bias, eps)
         return y.view(x.shape), mean.view(x.shape[:-1]), scale.view(x.shape[:-1])
@@ -35,7 +35,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tenso
 @torch.library.custom_op("convnext::layer_norm_backward", mutates_args=())
 def _gradients(x: Tensor, dy: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if x.is_cuda:
-        from convnext.ops import triton_norm
+        from convnext.ops.triton import norm as triton_norm
 
         flat = x.reshape(-1, x.shape[-1]), dy.reshape(-1, x.shape[-1]), weight, mean.view(-1), scale.view(-1)
         dx, dweight, dbias = triton_norm.backward(*flat)

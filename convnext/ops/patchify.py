@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnext.ops.choice import fast, lowered
+from convnext.ops.dispatch import fast, lowered
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

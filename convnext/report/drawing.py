@@ -1,4 +1,4 @@
-"""Boxes, masks and class names drawn over a picture."""
+"""Boxes, masks and class names drawn over an image."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,27 +15,27 @@ _PALETTE = (
     (243, 195, 0), (135, 86, 146), (243, 132, 0), (161, 202, 241), (190, 0, 50), (0, 136, 86), (230, 143, 172), (0, 103, 165),
     (249, 147, 121), (96, 78, 151), (246, 166, 0), (179, 68, 108), (141, 182, 0), (136, 45, 23), (101, 69, 34), (226, 88, 34), (43, 61, 38),
 )  # fmt: skip
-_SHORTEST = 400  # pixels of the long side: smaller pictures are enlarged, for names to be legible
+_SHORTEST = 400  # pixels of the long side: smaller images are enlarged, for names to be legible
 _LONGEST = 40  # characters of a name
 _OPACITY = 0.45  # of masks
 
 
-def draw(picture: Image, objects: Mapping[str, Any], classes: Sequence[str]) -> Image:
-    """A copy of the picture with its objects; small pictures come back enlarged by a whole factor.
+def draw(image: Image, objects: Mapping[str, Any], classes: Sequence[str]) -> Image:
+    """A copy of the image with its objects; small images come back enlarged by a whole factor.
 
     Args:
-        picture: RGB.
+        image: RGB.
         objects: `boxes` (n, 4) as left, top, right, bottom in its pixels and `labels` (n,); where there are, `masks` (n, H, W) or
             (n, 1, H, W) or one by one as an iterator gives them, drawn beneath all boxes, `scores` (n,), written beside the names,
             and `iscrowd` (n,). That is `Objects.to_dict()`, or what a detector returns.
         classes: the names of the labels, which also choose the colours.
     """
-    factor = max(1, -(-_SHORTEST // max(picture.size)))
+    factor = max(1, -(-_SHORTEST // max(image.size)))
     labels = objects["labels"].tolist()
     colours = [_PALETTE[label % len(_PALETTE)] for label in labels]
     if (masks := objects.get("masks")) is not None and len(labels):
-        picture = _tinted(picture, masks, colours)
-    canvas = picture.resize((picture.width * factor, picture.height * factor), Resampling.NEAREST)
+        image = _tinted(image, masks, colours)
+    canvas = image.resize((image.width * factor, image.height * factor), Resampling.NEAREST)
     pen = ImageDraw.Draw(canvas)
     thick = max(2, round(max(canvas.size) / 300))
     font = ImageFont.load_default(max(11, round(max(canvas.size) / 38)))
@@ -48,8 +48,8 @@ def draw(picture: Image, objects: Mapping[str, Any], classes: Sequence[str]) -> 
     return canvas
 
 
-def _tinted(picture: Image, masks: Iterable[Any], colours: list[tuple[int, int, int]]) -> Image:
-    pixels = np.asarray(picture).astype(np.float32)
+def _tinted(image: Image, masks: Iterable[Any], colours: list[tuple[int, int, int]]) -> Image:
+    pixels = np.asarray(image).astype(np.float32)
     for mask, colour in zip(masks, colours, strict=True):
         shown = mask.reshape(mask.shape[-2:]).cpu().numpy() > 0
         pixels[shown] += (np.array(colour, dtype=np.float32) - pixels[shown]) * _OPACITY

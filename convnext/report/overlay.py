@@ -1,4 +1,4 @@
-"""Class masks drawn over their pictures, alone or beside the ground truth."""
+"""Class masks drawn over their images, alone or beside the ground truth."""
 
 import functools
 from collections.abc import Sequence
@@ -14,35 +14,35 @@ _COLOURS = 255  # as many as a mask of bytes has classes
 _STRIPE = 6  # pixels of a light or dark stripe where nothing is labelled
 _LONGEST = 40  # characters of a name in the legend
 _FONT_SIZE, _LINE, _GAP = 14, 24, 8  # of text, in pixels
-_NARROWEST = 360  # sheet, so that a legend has room under a small picture
+_NARROWEST = 360  # sheet, so that a legend has room under a small image
 
 
-def overlay(picture: Image.Image, mask: Any, classes: Sequence[str], alpha: float = 0.6) -> Image.Image:
-    """A picture with the colours of its mask laid over it, and under it a legend of the classes that occur, the largest first.
+def overlay(image: Image.Image, mask: Any, classes: Sequence[str], alpha: float = 0.6) -> Image.Image:
+    """An image with the colours of its mask laid over it, and under it a legend of the classes that occur, the largest first.
 
     Args:
-        picture: RGB, W x H.
+        image: RGB, W x H.
         mask: integer class indices (H, W), an array or a tensor on the CPU; 255, ignored, is drawn as grey stripes.
         classes: their names.
         alpha: how much the colours cover.
     """
-    return _sheet([("", coloured(picture, mask, alpha))], [np.asarray(mask)], classes)
+    return _sheet([("", coloured(image, mask, alpha))], [np.asarray(mask)], classes)
 
 
-def side_by_side(picture: Image.Image, truth: Any, predicted: Any, classes: Sequence[str], alpha: float = 0.6) -> Image.Image:
-    """The picture, its ground truth and what was predicted, with one legend; arguments as for `overlay`."""
-    sides = [("picture", picture), ("ground truth", coloured(picture, truth, alpha)), ("predicted", coloured(picture, predicted, alpha))]
+def side_by_side(image: Image.Image, truth: Any, predicted: Any, classes: Sequence[str], alpha: float = 0.6) -> Image.Image:
+    """The image, its ground truth and what was predicted, with one legend; arguments as for `overlay`."""
+    sides = [("image", image), ("ground truth", coloured(image, truth, alpha)), ("predicted", coloured(image, predicted, alpha))]
     return _sheet(sides, [np.asarray(truth), np.asarray(predicted)], classes)
 
 
-def coloured(picture: Image.Image, mask: Any, alpha: float = 0.6) -> Image.Image:
-    """A picture with the colours of its mask laid over it and the borders of classes drawn, of the same size."""
+def coloured(image: Image.Image, mask: Any, alpha: float = 0.6) -> Image.Image:
+    """An image with the colours of its mask laid over it and the borders of classes drawn, of the same size."""
     mask = np.asarray(mask)
     rows, columns = np.indices(mask.shape, sparse=True)
     stripes = np.where((rows + columns) // _STRIPE % 2, 150, 60)[..., None]
     is_ignored = mask == IGNORED
     colours = np.where(is_ignored[..., None], stripes, palette()[mask])
-    pixels = np.asarray(picture.convert("RGB")) * (1 - alpha) + colours * alpha
+    pixels = np.asarray(image.convert("RGB")) * (1 - alpha) + colours * alpha
     is_border = np.zeros(mask.shape, bool)
     is_border[:, 1:] |= mask[:, 1:] != mask[:, :-1]
     is_border[1:] |= mask[1:] != mask[:-1]
@@ -76,7 +76,7 @@ def _distance(colours: np.ndarray, one: np.ndarray) -> np.ndarray:
 
 
 def _sheet(sides: Sequence[tuple[str, Image.Image]], masks: Sequence[np.ndarray], classes: Sequence[str]) -> Image.Image:
-    """Pictures side by side, each under its title, and below them a legend of what the masks hold."""
+    """Images side by side, each under its title, and below them a legend of what the masks hold."""
     font = ImageFont.load_default(_FONT_SIZE)
     cell = max(side.width if not title else max(side.width, int(font.getlength(title))) for title, side in sides) + _GAP
     top, height = _LINE if sides[0][0] else 0, sides[0][1].height

@@ -42,7 +42,7 @@ summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere; }
 figure { display: inline-block; width: 132px; margin: 0 10px 12px 0; vertical-align: top; font-size: 13px; overflow-wrap: anywhere; }
 figure img { width: 132px; height: 132px; object-fit: contain; background: var(--ground); border-radius: 6px; image-rendering: auto; }
 figure img.small { image-rendering: pixelated; }
-.picture { color: var(--soft); font-size: 13px; } .picture img { max-width: 100%; border-radius: 6px; }
+.image { color: var(--soft); font-size: 13px; } .image img { max-width: 100%; border-radius: 6px; }
 figcaption b { display: block; } figcaption span { color: var(--soft); }
 """
 
@@ -117,21 +117,21 @@ def details(summary: str, body: str) -> str:
     return f"<details><summary>{html.escape(summary)}</summary>{body}</details>"
 
 
-def picture(image: Image.Image, caption: str = "") -> str:
-    """A picture in its own size, inside the page, shrunk where the screen is narrower."""
+def image(content: Image.Image, caption: str = "") -> str:
+    """An image in its own size, inside the page, shrunk where the screen is narrower."""
     buffer = BytesIO()
-    image.save(buffer, "JPEG", quality=88)
+    content.save(buffer, "JPEG", quality=88)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<p class="picture"><img alt="" src="data:image/jpeg;base64,{data}"><br>{html.escape(caption)}</p>'
+    return f'<p class="image"><img alt="" src="data:image/jpeg;base64,{data}"><br>{html.escape(caption)}</p>'
 
 
-def tile(picture: Image.Image, title: str, caption: str) -> str:
-    """A thumbnail with two lines under it, the picture inside the page."""
-    small = max(picture.size) <= 64
-    picture = picture.copy()
-    picture.thumbnail((264, 264))
+def tile(image: Image.Image, title: str, caption: str) -> str:
+    """A thumbnail with two lines under it, the image inside the page."""
+    small = max(image.size) <= 64
+    image = image.copy()
+    image.thumbnail((264, 264))
     buffer = BytesIO()
-    picture.save(buffer, "PNG" if small else "JPEG")
+    image.save(buffer, "PNG" if small else "JPEG")
     data = base64.b64encode(buffer.getvalue()).decode()
-    image = f'<img {"class=small " if small else ""}alt="" src="data:image/{"png" if small else "jpeg"};base64,{data}">'
-    return f"<figure>{image}<figcaption><b>{html.escape(title)}</b><span>{html.escape(caption)}</span></figcaption></figure>"
+    tag = f'<img {"class=small " if small else ""}alt="" src="data:image/{"png" if small else "jpeg"};base64,{data}">'
+    return f"<figure>{tag}<figcaption><b>{html.escape(title)}</b><span>{html.escape(caption)}</span></figcaption></figure>"

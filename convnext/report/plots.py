@@ -113,22 +113,22 @@ def reliability(bins: Sequence[dict[str, Any]]) -> str:
     accuracy.set(title="Accuracy (%)", xlabel="confidence (%)", xlim=(0, 100), ylim=(0, 100))
     figure.legend(frameon=False, loc="outside lower left", ncols=2)
     share.bar(edges, [100 * one["count"] / total for one in bins], width, align="edge", color=_GREY, edgecolor="white")
-    share.set(title="Share of the pictures (%)", xlabel="confidence (%)", xlim=(0, 100))
+    share.set(title="Share of the images (%)", xlabel="confidence (%)", xlim=(0, 100))
     for axes in (accuracy, share):
         _plain(axes)
     return svg(figure)
 
 
-def predictions(pictures: Sequence[Image.Image], titles: Sequence[str], right: Sequence[bool | None], path: Path) -> None:
-    """A sheet of pictures with a title over each, green where right, red where wrong, as PNG."""
-    columns = min(6, len(pictures))
-    rows = -(-len(pictures) // columns)
+def predictions(images: Sequence[Image.Image], titles: Sequence[str], right: Sequence[bool | None], path: Path) -> None:
+    """A sheet of images with a title over each, green where right, red where wrong, as PNG."""
+    columns = min(6, len(images))
+    rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.5 * columns, 1.75 * rows), layout="constrained")
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
     colors = {True: "#1a7f37", False: "#cf222e", None: "#1d2733"}
-    for axes, picture, title, good in zip(figure.axes, pictures, titles, right, strict=False):
-        axes.imshow(picture, interpolation="nearest" if max(picture.size) <= 64 else "antialiased")
+    for axes, image, title, good in zip(figure.axes, images, titles, right, strict=False):
+        axes.imshow(image, interpolation="nearest" if max(image.size) <= 64 else "antialiased")
         axes.set_title(shown(title), fontsize=10, color=colors[good], parse_math=False)
     with _glyphs_missing():
         figure.savefig(path, dpi=110)

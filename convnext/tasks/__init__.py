@@ -2,8 +2,8 @@
 
 A task is a module that offers `open_data`, `check`, `overview`, `counts`, `open_labelled`, `remarks_on`, `preprocessing`,
 `evaluation_samples`, `collate`, `Trainer`, `predict`, `Metric`, `HEADLINE`, `headline`, `summary` and `report_sections`, and from its
-file in `convnext.tasks.predictions`, to use what was trained, `infer`, `embed`, `Prediction`, `COLUMNS`, `BATCH_SIZE`, `class_names` and
-`class_ids`; `convnext.tasks.classify` is the pattern.
+file in `convnext.tasks.prediction`, to use what was trained, `infer`, `embed`, `Prediction`, `COLUMNS`, `BATCH_SIZE`, `class_names` and
+`class_ids`; `convnext.tasks.classify.task` is the pattern.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from typing import Any
 from convnext.data.loader import Samples
 from convnext.errors import ConvnextError
 from convnext.recipe import Recipe
-from convnext.tasks.predictions import ClassIds
+from convnext.tasks.prediction import ClassIds
 
 
 @dataclass
@@ -40,4 +40,4 @@ def check_class_count(recipe: Recipe, classes: Sequence[str]) -> None:
 
 def get(name: str) -> Any:
     """The module of a task: "classify", "detect" or "segment"."""
-    return import_module(f"convnext.tasks.{name}")
+    return import_module(f"convnext.tasks.{name}.task")

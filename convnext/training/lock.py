@@ -13,8 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from convnext.checkpoints.files import unwritable, write_atomically
 from convnext.errors import ConvnextError, UsageError
+from convnext.models.weights.files import unwritable, write_atomically
 
 LOCK, HOLDER = ".lock", ".lock-holder"
 _DYING = 15.0  # seconds in which the decoding workers of a killed process, which share its lock, have gone

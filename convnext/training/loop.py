@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from convnext import distributed
-from convnext.checkpoints.files import write_weights
-from convnext.data.loader import STOP_SIGNALS, CorruptPictures, EpochOrder, LostWorkerError, batches, make_loader
+from convnext.data.loader import STOP_SIGNALS, CorruptImages, EpochOrder, LostWorkerError, batches, make_loader
 from convnext.errors import ConvnextError, UsageError
 from convnext.evaluate import Evaluation, evaluate, evaluation_loader
+from convnext.models.weights.files import write_weights
 from convnext.recipe import Recipe
 from convnext.training.optim import scheduled_rate
 from convnext.training.progress import Display
@@ -62,7 +62,7 @@ class Run:
         self.loader = make_loader(data.train, self.order, task.collate, recipe.data.workers, pin=device.type == "cuda")
         self.val_loader: Any = None  # made when it is known how large its batches may be
         self.stepper = Stepper(state, task.Trainer(recipe, data.classes), recipe, size, device)
-        self.corrupt = CorruptPictures(count, recipe.data.max_corrupt)
+        self.corrupt = CorruptImages(count, recipe.data.max_corrupt)
         self.corrupt.reasons = state.corrupt
         self.stop: list[int] = []
         self.in_a_row = 0  # steps that were skipped
@@ -243,7 +243,7 @@ class Run:
         files = ", ".join(source.name(index) for index in batch.indices[:8])
         told = f"{fault} at step {step}; the batch: {files}{' …' if len(batch) > 8 else ''}"
         if self.recipe.train.nonfinite == "stop":
-            raise ConvnextError(f"{told}; {self._remedy()}, or look at these pictures")
+            raise ConvnextError(f"{told}; {self._remedy()}, or look at these images")
         if self.in_a_row == _MOST_SKIPPED:
             raise ConvnextError(f"{told}, and was so for {self.in_a_row} steps in a row; {self._remedy()}")
         self.state.skipped += 1

@@ -14,19 +14,20 @@ import torch
 from rich.console import Console
 
 from convnext import distributed, tasks
-from convnext.checkpoints.files import read_restricted, write_atomically
 from convnext.data.contents import contents
-from convnext.data.fetch import without_secrets
+from convnext.data.download import without_secrets
 from convnext.data.randomness import seed_everything
 from convnext.errors import ConvnextError
 from convnext.evaluate import Evaluation, disjoint, without_nan
-from convnext.models import create_model
+from convnext.models.load import create_model
+from convnext.models.weights.files import read_restricted, write_atomically
+from convnext.models.weights.open import Opened
 from convnext.ops import keep_memory, slow_on_cpu
 from convnext.recipe import Recipe, load_recipe
 from convnext.report import page, plots
+from convnext.report.written import write_page
 from convnext.tasks import Data
 from convnext.training.loop import Run
-from convnext.training.pages import write_page
 from convnext.training.progress import Display, Unbreakable
 from convnext.training.resume import Changed, restore
 from convnext.training.run_folder import RunFolder, refuse_within_data
@@ -34,7 +35,6 @@ from convnext.training.start import Start, reorder_head, start_from
 from convnext.training.state import State, new_state
 from convnext.training.step import WEIGHTS, batch_size_for
 from convnext.training.watch import Watcher, check_watchers, open_watchers
-from convnext.weights import Opened
 
 
 @dataclass
@@ -147,7 +147,7 @@ def _check_same_data(data: Data) -> None:
 def _opening(recipe: Recipe, model: Any, place: Any, data: Any) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     where = f"{distributed.world()} x {place.type}" if distributed.world() > 1 else str(place)
-    return f"{recipe.model.name}, {parameters:.2f} M parameters, on {where}: {len(data.train)} pictures of {len(data.classes)} classes"
+    return f"{recipe.model.name}, {parameters:.2f} M parameters, on {where}: {len(data.train)} images of {len(data.classes)} classes"
 
 
 def _take_up(state: State, recipe: Recipe, changed: Changed, folder: RunFolder, change: bool, display: Display) -> None:
@@ -196,7 +196,7 @@ def _page(finished: Result, result: Evaluation, recipe: Recipe, folder: RunFolde
         f"validation {task.HEADLINE}, at the end": f"{result.metrics[task.HEADLINE]:.2f} %",
         **({f"{task.HEADLINE} of the raw weights": f"{result.metrics[raw]:.2f} %"} if raw in result.metrics else {}),
         "best": f"{finished.best:.2f} %",
-        "training pictures": f"{len(data.train)}",
+        "training images": f"{len(data.train)}",
         **({"epochs": str(recipe.train.epochs)} if recipe.train.iterations is None else {"steps": str(recipe.train.iterations)}),
         "time": f"{minutes} min {seconds:02d} s",
     }
@@ -207,7 +207,7 @@ def _page(finished: Result, result: Evaluation, recipe: Recipe, folder: RunFolde
         *task.report_sections(result.details, data.classes, data.val.source),
     ]
     if result.corrupt:
-        title = f"{len(result.corrupt)} pictures could not be read and were left out"
+        title = f"{len(result.corrupt)} images could not be read and were left out"
         sections.append(page.Section(title, page.preformatted("\n".join(result.corrupt))))
     sections.append(page.Section("Recipe", page.preformatted(without_secrets(recipe.to_yaml()))))
     sections.append(page.Section("What it ran on", page.table(machine)))

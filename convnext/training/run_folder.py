@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from convnext.checkpoints.files import read_restricted, remove_temporaries, unwritable, write_atomically
-from convnext.data.fetch import without_secrets
+from convnext.data.download import without_secrets
 from convnext.errors import ConvnextError, UsageError, first_line
+from convnext.models.weights.files import read_restricted, remove_temporaries, unwritable, write_atomically
 from convnext.recipe import Recipe, load_recipe
 from convnext.report.compare import read_lines
 from convnext.training.lock import HOLDER, LOCK, locked

@@ -7,9 +7,9 @@ from typing import Any
 
 from convnext.data import imagenet
 from convnext.errors import ConvnextError, UsageError
-from convnext.names import find
+from convnext.models.registry import find
+from convnext.models.weights.open import Opened, open_weights
 from convnext.recipe import Recipe
-from convnext.weights import Opened, open_weights
 
 log = logging.getLogger("convnext")
 

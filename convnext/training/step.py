@@ -25,20 +25,20 @@ def batch_size_for(recipe: Recipe, count: int) -> int:
     mixes = bool(recipe.augment.mixup or recipe.augment.cutmix)
     unit = distributed.world() * (2 if mixes else 1)
     if recipe.train.batch_size % unit:
-        pairs = " of pairs, because mixup and CutMix pair pictures" if mixes else ""
+        pairs = " of pairs, because mixup and CutMix pair images" if mixes else ""
         raise UsageError(f"train.batch_size={recipe.train.batch_size} can't be shared by {distributed.world()} processes{pairs}")
     if mixes and (recipe.train.device_batch_size or 2) % 2:
-        raise UsageError(f"train.device_batch_size={recipe.train.device_batch_size} must be even: mixup and CutMix pair pictures")
+        raise UsageError(f"train.device_batch_size={recipe.train.device_batch_size} must be even: mixup and CutMix pair images")
     size = min(recipe.train.batch_size, count)
     if size < unit:
-        raise ConvnextError(f"{count} pictures are too few to train on with {distributed.world()} processes")
+        raise ConvnextError(f"{count} images are too few to train on with {distributed.world()} processes")
     return size - size % unit
 
 
 class Stepper:
     """Makes steps on a state.
 
-    A batch of more than `train.device_batch_size` pictures a device, by default of more than fit into it, goes through in parts
+    A batch of more than `train.device_batch_size` images a device, by default of more than fit into it, goes through in parts
     whose gradients add up. Neither that nor the number of devices changes what is random: stochastic depth is drawn for the
     whole batch, and each takes its part.
     """
@@ -106,7 +106,7 @@ class Stepper:
         return None
 
     def _what_fits(self, batch: Any) -> int:
-        """How many pictures at a time every device can take: the share of a batch, halved until its gradients fit."""
+        """How many images at a time every device can take: the share of a batch, halved until its gradients fit."""
         model, part = self.state.model, self.share
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # BatchNorm's, which a trial would move
         copies = (0 if self.state.optimizer.state else 2) + (distributed.world() > 1)  # the moments and the exchange come later
@@ -163,6 +163,6 @@ class Stepper:
     def _out_of_memory(self) -> str:
         smaller = max(self.part // 2, 1)
         return (
-            f"{self.device} has too little memory for {self.part} pictures at a time: add train.device_batch_size={smaller} "
+            f"{self.device} has too little memory for {self.part} images at a time: add train.device_batch_size={smaller} "
             "(the result stays the same, gradients accumulate) or model.grad_checkpointing=true, or lower data.image_size"
         )

@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 import torch
 from deep_files import chunk, png16, tiff
-from helpers import picture
+from helpers import sample_image
 from PIL import Image
 
 from convnext import tasks
 from convnext.data import deep
-from convnext.data.augment import train_transform
-from convnext.data.augment_detection import DetectionPreprocessing, Sizes
-from convnext.data.augment_detection import train_transform as detection_transform
-from convnext.data.augment_segmentation import SegmentationPreprocessing, TrainTransform
-from convnext.data.coco import open_detection
+from convnext.data.images import CorruptImageError, read_image, read_pixels, to_pixels
 from convnext.data.loader import EVALUATION
-from convnext.data.masks import open_segmentation
-from convnext.data.objects import Objects
-from convnext.data.pictures import CorruptPictureError, read_picture, read_pixels, to_pixels
-from convnext.data.preprocessing import Preprocessing
+from convnext.data.sources.coco import open_detection
+from convnext.data.sources.masks import open_segmentation
+from convnext.data.sources.objects import Objects
+from convnext.data.transforms.classify import train_transform
+from convnext.data.transforms.detect import DetectionPreprocessing, Sizes
+from convnext.data.transforms.detect import train_transform as detection_transform
+from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.segment import SegmentationPreprocessing, TrainTransform
 from convnext.errors import UsageError
 from convnext.recipe import load_recipe
 
@@ -39,7 +39,7 @@ def saved(values, kind="TIFF"):
 
 def levels(source, scale=None):
     """From 0 to 255, as both readers give them."""
-    found = to_pixels(read_picture(source), scale)
+    found = to_pixels(read_image(source), scale)
     assert torch.equal(found, to_pixels(read_pixels(source), scale))
     return found.numpy()
 
@@ -54,7 +54,7 @@ def test_twelve_bits_in_sixteen_keep_all_their_levels(kind):
 
 
 def test_eight_bits_written_as_sixteen_are_the_same_image():
-    values = np.asarray(picture().convert("L"))
+    values = np.asarray(sample_image().convert("L"))
     assert np.allclose(levels(saved(values.astype(np.uint16) * 257)), levels(saved(values)), atol=1e-4)
 
 
@@ -88,8 +88,8 @@ def test_sixteen_bit_colour_in_ppm_is_scaled_by_what_it_says_is_white():
         b"P3 7 5 1023\n" + b" ".join(b"%d" % value for value in values.ravel()),
     ):
         assert np.allclose(levels(content).transpose(1, 2, 0), values * (255 / 1023), atol=0.01)
-        with pytest.raises(CorruptPictureError):
-            read_picture(content[:-9])
+        with pytest.raises(CorruptImageError):
+            read_image(content[:-9])
 
 
 def test_a_transparent_number_is_laid_over_white():
@@ -123,23 +123,23 @@ def test_floats_are_zero_to_one_unless_a_range_says_otherwise_and_never_scaled_b
     assert np.allclose(levels(saved(values)), 255 * values, atol=1e-3)
     assert np.allclose(levels(saved(values / 2)), 127.5 * values, atol=1e-3)
     values[0, 0] = 1.02
-    with pytest.raises(CorruptPictureError, match=r"image: values up to 1.02, beyond 1: set data.range=1.02"):
+    with pytest.raises(CorruptImageError, match=r"image: values up to 1.02, beyond 1: set data.range=1.02"):
         levels(saved(values))
     assert np.allclose(levels(saved(values), 1.02), 255 * values / 1.02, atol=1e-3)
     assert levels(saved(values), 1.0)[0, 0, 0] == 255  # clipped: the range says so
-    with pytest.raises(CorruptPictureError, match=r"image: 1 of its 64 numbers are NaN or infinite"):
+    with pytest.raises(CorruptImageError, match=r"image: 1 of its 64 numbers are NaN or infinite"):
         levels(saved(np.where(values > 1, np.float32("nan"), values)), 1.0)
 
 
 def test_numbers_with_a_sign_need_both_ends_of_the_range():
     values = RNG.integers(-1024, 3072, (16, 16, 1), dtype=np.int16)
     values[0, :2, 0] = -1024, 3071
-    with pytest.raises(CorruptPictureError, match=r"values from -1024 to 3071: set data.range=\[-1024,3071\]"):
+    with pytest.raises(CorruptImageError, match=r"values from -1024 to 3071: set data.range=\[-1024,3071\]"):
         levels(tiff(values))
     found = levels(tiff(values), (-1024.0, 3071.0))
     assert np.allclose(found[0], (values[..., 0] + 1024.0) * 255 / 4095, atol=1e-3)
     assert levels(tiff(values), 400.0).min() == 0  # a window: clipped at both ends
-    with pytest.raises(CorruptPictureError, match=r"values from -0.5 to 0.5: set data.range=\[-0.5,0.5\]"):
+    with pytest.raises(CorruptImageError, match=r"values from -0.5 to 0.5: set data.range=\[-0.5,0.5\]"):
         levels(saved(np.array([[-0.5, 0.5]], np.float32)))
 
 
@@ -148,7 +148,7 @@ def test_integers_of_32_bits_are_sixteen_bits_or_need_a_range():
     assert np.allclose(levels(saved(values))[0], values / 257, atol=1e-3)
     for top in (255, 1_000_000):
         told = "do not say what is white: .* data.range=255" if top == 255 else "up to 1000000, beyond 65535: set data.range=1000000"
-        with pytest.raises(CorruptPictureError, match=told):
+        with pytest.raises(CorruptImageError, match=told):
             levels(saved(np.array([[0, top]], np.int32)))
         assert levels(saved(np.array([[0, top]], np.int32)), float(top)).max() == 255
     large = np.array([[[0], [3_000_000_000]]], np.uint32)
@@ -171,22 +171,22 @@ def test_pgm_is_scaled_by_what_it_says_is_white():
 )
 def test_tiffs_that_cannot_be_read_are_named(tmp_path, values, told):
     (tmp_path / "bands.tif").write_bytes(tiff(values))
-    for read in (read_picture, read_pixels):
-        with pytest.raises(CorruptPictureError, match=rf"bands\.tif: {told}"):
+    for read in (read_image, read_pixels):
+        with pytest.raises(CorruptImageError, match=rf"bands\.tif: {told}"):
             read(tmp_path / "bands.tif")
-    with pytest.raises(CorruptPictureError, match="separate planes.*save it as PNG"):
-        read_picture(tiff(np.zeros((6, 7, 3), np.uint16), planar=True))
+    with pytest.raises(CorruptImageError, match="separate planes.*save it as PNG"):
+        read_image(tiff(np.zeros((6, 7, 3), np.uint16), planar=True))
 
 
 def test_a_fourth_channel_that_is_not_declared_is_not_opacity():
     values = RNG.integers(0, 256, (6, 7, 4), dtype=np.uint8)
-    assert np.array_equal(np.asarray(read_picture(tiff(values))), values[..., :3])
-    assert not np.array_equal(np.asarray(read_picture(tiff(values, extra=[2]))), values[..., :3])
+    assert np.array_equal(np.asarray(read_image(tiff(values))), values[..., :3])
+    assert not np.array_equal(np.asarray(read_image(tiff(values, extra=[2]))), values[..., :3])
 
 
 def test_all_levels_reach_the_network_in_every_task():
     steps = (1000 + np.add.outer(np.arange(64), np.arange(64)) % 16).astype(np.uint16)  # one level of 8 bits
-    image = read_picture(saved(steps))
+    image = read_image(saved(steps))
     recipe = load_recipe(
         "digits",
         {
@@ -217,7 +217,7 @@ def test_all_levels_reach_the_network_in_every_task():
 
 
 def test_augmentations_that_need_eight_bits_get_them():
-    image, more = read_picture(saved(GREY12)), {"data.range": 4095, "data.image_size": 32}
+    image, more = read_image(saved(GREY12)), {"data.range": 4095, "data.image_size": 32}
     for augment in ({"augment.rand_augment": "rand-m9-mstd0.5-inc1"}, {"augment.color_jitter": 0.4}):
         recipe = load_recipe("digits", more | augment)
         assert train_transform(recipe.data, recipe.augment, "bicubic")(image).shape == (3, 32, 32)
@@ -242,10 +242,10 @@ def test_a_range_without_extent_is_refused(value):
 
 
 def test_what_is_shown_goes_from_black_to_white():
-    shown = read_picture(saved(GREY12)).shown()
+    shown = read_image(saved(GREY12)).shown()
     assert (shown.mode, shown.size) == ("RGB", (64, 64))
     assert shown.getextrema() == ((0, 255),) * 3
-    assert read_picture(saved(np.full((4, 4), 3, np.uint16))).shown().size == (4, 4)
+    assert read_image(saved(np.full((4, 4), 3, np.uint16))).shown().size == (4, 4)
 
 
 def test_depths_name_the_largest_value_and_the_key():
@@ -257,7 +257,7 @@ def test_depths_name_the_largest_value_and_the_key():
 
     dark = saved(GREY12 // 2)
     assert told(dark, saved(GREY12)) == ["2 images have more than 8 bits, the largest value is 4095: set data.range=4095"]
-    assert told(saved(picture(), "PNG"), saved(GREY12 * 16)) == []  # all 16 bits are used
+    assert told(saved(sample_image(), "PNG"), saved(GREY12 * 16)) == []  # all 16 bits are used
     assert told(tiff(np.array([[[-1000], [3000]]], np.int16))) == [
         "1 image has more than 8 bits, the values go from -1000 to 3000: set data.range=[-1000,3000]"
     ]
@@ -271,10 +271,10 @@ def test_depths_name_the_largest_value_and_the_key():
 def test_a_damaged_deep_file_is_told():
     content = bytearray(png16(RNG.integers(0, 65536, (9, 7, 3), dtype=np.uint16)))
     for cut in (60, len(content) // 2):
-        with pytest.raises(CorruptPictureError):
-            read_picture(bytes(content[:cut]))
-    with pytest.raises(CorruptPictureError):
-        read_picture(tiff(np.zeros((9, 7, 3), np.uint16))[:-50])
+        with pytest.raises(CorruptImageError):
+            read_image(bytes(content[:cut]))
+    with pytest.raises(CorruptImageError):
+        read_image(tiff(np.zeros((9, 7, 3), np.uint16))[:-50])
 
 
 def test_detection_and_segmentation_data_are_read_and_checked_likewise(tmp_path):
@@ -296,7 +296,7 @@ def test_detection_and_segmentation_data_are_read_and_checked_likewise(tmp_path)
     assert source.read(0).size == (64, 64)
     assert torch.equal(source.read(0).pixels(4095.0), source.pixels(0).pixels(4095.0))
     source.heights[0] = 63
-    with pytest.raises(CorruptPictureError, match="64 x 64 pixels, .* says 64 x 63"):
+    with pytest.raises(CorruptImageError, match="64 x 64 pixels, .* says 64 x 63"):
         source.pixels(0)
     told = f"of some images: {wanted}; `convnext data check` reads all"
     assert deep.remarks(open_segmentation(str(tmp_path)), None) == [told]

@@ -3,15 +3,15 @@ import random
 import numpy as np
 import pytest
 import torch
-from helpers import picture_folder
+from helpers import image_folder
 
-from convnext.data.augment import train_transform
-from convnext.data.loader import EVALUATION, CorruptPictures, EpochOrder, InOrder, Samples, make_loader
+from convnext.data.loader import EVALUATION, CorruptImages, EpochOrder, InOrder, Samples, make_loader
 from convnext.data.randomness import seed_everything, seeded
-from convnext.data.source import open_source
+from convnext.data.sources.open import open_source
+from convnext.data.transforms.classify import train_transform
 from convnext.errors import ConvnextError
 from convnext.recipe import Augment, Data
-from convnext.tasks.classify import collate
+from convnext.tasks.classify.task import collate
 
 
 def samples(root, seed=0):
@@ -29,7 +29,7 @@ def epochs(source, workers, count=2, start=0):
 
 
 def test_batches_do_not_depend_on_the_number_of_workers_nor_on_what_ran_before(tmp_path):
-    source = samples(picture_folder(tmp_path / "photos"))
+    source = samples(image_folder(tmp_path / "photos"))
     runs = []
     for workers in (0, 1, 3):
         torch.rand(workers)
@@ -43,7 +43,7 @@ def test_batches_do_not_depend_on_the_number_of_workers_nor_on_what_ran_before(t
 
 
 def test_an_epoch_taken_up_in_the_middle_gives_the_rest_of_it(tmp_path):
-    source = samples(picture_folder(tmp_path / "photos"))
+    source = samples(image_folder(tmp_path / "photos"))
     whole, rest = epochs(source, 0, count=1), epochs(source, 2, count=1, start=4)
     assert [b.indices for b in rest] == [b.indices for b in whole[4:]]
     assert torch.equal(rest[0].images, whole[4].images)
@@ -56,8 +56,8 @@ def test_every_sample_is_seen_once_an_epoch():
     assert [len(batch) for batch in InOrder(10, 4)] == [4, 4, 2]
 
 
-def test_unreadable_pictures_are_replaced_in_training_left_out_in_evaluation_and_told(tmp_path):
-    root = picture_folder(tmp_path / "photos")
+def test_unreadable_images_are_replaced_in_training_left_out_in_evaluation_and_told(tmp_path):
+    root = image_folder(tmp_path / "photos")
     (root / "ant" / "003.jpg").write_bytes((root / "ant" / "003.jpg").read_bytes()[:200])
     source = samples(root)
     taken = source[(0, 3)]
@@ -69,19 +69,19 @@ def test_unreadable_pictures_are_replaced_in_training_left_out_in_evaluation_and
     assert collate([source[(EVALUATION, 3)]]).indices == []
 
 
-def test_more_corrupt_pictures_than_allowed_stop_the_run():
-    met = CorruptPictures(200, limit=0.01)
+def test_more_corrupt_images_than_allowed_stop_the_run():
+    met = CorruptImages(200, limit=0.01)
     assert met.add([(3, "a.jpg: bad")]) == ["a.jpg: bad"]
     assert met.add([(3, "a.jpg: bad"), (4, "b.jpg: bad")]) == ["b.jpg: bad"]
-    with pytest.raises(ConvnextError, match=r"3 of 200 pictures can't be read, more than 1.0% \(data.max_corrupt\): a.jpg: bad; b.jpg"):
+    with pytest.raises(ConvnextError, match=r"3 of 200 images can't be read, more than 1.0% \(data.max_corrupt\): a.jpg: bad; b.jpg"):
         met.add([(9, "c.jpg: bad")])
 
 
 def test_nothing_readable_at_all_is_told(tmp_path):
-    root = picture_folder(tmp_path / "photos", each=1)
+    root = image_folder(tmp_path / "photos", each=1)
     for path in root.rglob("*.jpg"):
         path.write_text("no")
-    with pytest.raises(ConvnextError, match="not one of 3 pictures could be read"):
+    with pytest.raises(ConvnextError, match="not one of 3 images could be read"):
         samples(root)[(0, 0)]
 
 

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from helpers import picture
+from helpers import sample_image
 
 from convnext.cli import app
-from convnext.data.mask_files import read_classes
 from convnext.data.names import read_names
+from convnext.data.sources.mask_files import read_classes
 from convnext.errors import ConvnextError, UsageError
 
 
@@ -112,7 +112,7 @@ def test_a_classes_txt_with_a_byte_order_mark(tmp_path):
 def test_a_yolo_data_set_as_it_is_exported_is_converted_with_its_classes(tmp_path, names):
     for folder in ("images", "labels"):
         (tmp_path / "train" / folder).mkdir(parents=True)
-    picture(0, (60, 50)).save(tmp_path / "train" / "images" / "a.jpg")
+    sample_image(0, (60, 50)).save(tmp_path / "train" / "images" / "a.jpg")
     (tmp_path / "train" / "labels" / "a.txt").write_text("1 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2 0.2\n")
     written(tmp_path, "data.yaml", "train: ../train/images\n\nnc: 2\nnames: ['red', 'blue']\n")
     arguments = ["data", "convert", "yolo", str(tmp_path / "train" / "images"), str(tmp_path / "out.json")]

@@ -12,10 +12,10 @@ from helpers import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convnext.data.augment_detection import Sizes, train_transform
-from convnext.data.coco import Coco, open_detection
 from convnext.data.randomness import seeded
 from convnext.data.run_lengths import EncodedMasks, decode, encode, lengths, of_columns, of_outline, sampled
+from convnext.data.sources.coco import Coco, open_detection
+from convnext.data.transforms.detect import Sizes, train_transform
 
 
 def blob(rng, height, width):
@@ -114,8 +114,8 @@ TRAINING = """
 import json, resource, sys
 import torch
 import numpy
-from convnext.data.augment_detection import Sizes, train_transform
-from convnext.data.coco import Coco
+from convnext.data.transforms.detect import Sizes, train_transform
+from convnext.data.sources.coco import Coco
 from pathlib import Path
 source = Coco(Path(sys.argv[1]) / "x.json", Path(sys.argv[1]))
 pixels = torch.zeros(3, 3000, 4000, dtype=torch.uint8)

@@ -4,10 +4,10 @@ import os
 
 import pytest
 
-from convnext.data.folder import ImageFolder
+from convnext.data.sources.folder import ImageFolder
 from convnext.data.walk import matching, walk
-from convnext.deploy.inputs import find_items
 from convnext.errors import ConvnextError
+from convnext.inference.inputs import find_items
 
 CLUTTER = [
     "@eaDir", "@EADIR", "__MACOSX", "$RECYCLE.BIN", "$Recycle.Bin", "System Volume Information", "lost+found", ".thumbnails",

@@ -143,7 +143,7 @@ def test_codes_of_failed_operators_are_told_apart():
 
 
 @needs_compiler
-def test_nan_stays_in_its_picture():
+def test_nan_stays_in_its_image():
     held, x = parameters(32, 7, 0), torch.randn(3, 32, 8, 8)
     x[1, 3, 2, 2] = torch.nan
     clean = block(torch.where(x.isnan(), 0, x), held, 1e-6, None)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convnext.ops import build, choice, depthwise_conv, native, using
+from convnext.ops import build, depthwise_conv, dispatch, native, using
 from convnext.ops.depthwise import reference
 
 needs_compiler = pytest.mark.skipif(build.library() is None, reason=f"no compiled operators here: {build.reason()}")
@@ -95,7 +95,7 @@ def test_gradients_do_not_depend_on_the_number_of_threads():
         (torch.randn(0, 4, 6, 6), torch.randn(4, 1, 3, 3)),
         (torch.randn(2, 4, 6, 6, device="meta"), torch.randn(4, 1, 3, 3, device="meta")),
     ],
-    ids=["float64", "float16", "kernel 13", "no picture", "meta"],
+    ids=["float64", "float16", "kernel 13", "no image", "meta"],
 )
 def test_what_the_compiled_operator_does_not_know_goes_to_the_reference(x, weight):
     found, wanted = depthwise_conv(x, weight, None), reference(x, weight, None)
@@ -135,7 +135,7 @@ def test_through_torch_compile_and_opcheck():
 def test_autocast_computes_in_its_dtype():
     x, weight = torch.randn(2, 6, 9, 8), torch.randn(6, 1, 5, 5)
     with torch.autocast("cpu", torch.bfloat16):
-        assert choice.lowered(x) == torch.bfloat16
+        assert dispatch.lowered(x) == torch.bfloat16
         assert depthwise_conv(x, weight, None).dtype == torch.bfloat16
     with torch.autocast("cpu", torch.float16):
         assert depthwise_conv(x, weight, None).dtype == torch.float16

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import convnext
 from convnext import ops
-from convnext.backbones.convnext import Block
+from convnext.models.backbones.convnext import Block
 from convnext.ops import build, depthwise, norm
 from convnext.ops.block import reference as block_reference
 from convnext.ops.mlp import reference as mlp_reference

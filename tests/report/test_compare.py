@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import picture_folder
+from helpers import image_folder
 
 import convnext
 from convnext.errors import ConvnextError, UsageError
@@ -204,7 +204,7 @@ def test_more_runs_than_colours_and_a_run_of_very_many_lines(tmp_path):
 
 
 def test_a_run_that_train_left(tmp_path):
-    photos = str(picture_folder(tmp_path / "photos", each=8))
+    photos = str(image_folder(tmp_path / "photos", each=8))
     settings = {
         "model.depths": [1, 1, 1, 1],
         "model.widths": [8, 16, 24, 32],

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from convnext.data.scenes import Scenes
+from convnext.data.sources.scenes import Scenes
 from convnext.report.drawing import draw
 
 CLASSES = ["ant", "bee"]
@@ -51,17 +51,17 @@ def test_names_scores_and_crowds_are_written():
     assert len(set(versions)) == 5
 
 
-def test_small_pictures_are_enlarged_and_the_picture_is_left_as_it_was():
+def test_small_images_are_enlarged_and_the_image_is_left_as_it_was():
     source = Scenes("val", 3)
-    picture = source.read(0)
-    before = picture.tobytes()
-    drawn = draw(picture, source.target(0).to_dict(), source.classes)
+    image = source.read(0)
+    before = image.tobytes()
+    drawn = draw(image, source.target(0).to_dict(), source.classes)
     assert drawn.size == (512, 512)
-    assert picture.tobytes() == before
-    assert np.array_equal(np.asarray(draw(picture, found([], []), CLASSES))[::4, ::4], np.asarray(picture))
+    assert image.tobytes() == before
+    assert np.array_equal(np.asarray(draw(image, found([], []), CLASSES))[::4, ::4], np.asarray(image))
 
 
-def test_names_stay_within_the_picture():
+def test_names_stay_within_the_image():
     boxes = [[-20, -30, 30, 20], [580, 0, 640, 15], [-5, 390, 20, 420], [590, 395, 599, 399], [100, 100, 100, 100], [50, 60, 40, 50]]
     drawn = draw(grey(600, 400), found(boxes, [0] * 6), ["a rather long name of a class"])
     edges = changed(drawn, grey(600, 400))

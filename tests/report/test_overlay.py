@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import picture
+from helpers import sample_image
 from PIL import Image
 
 from convnext.report.overlay import coloured, overlay, palette, side_by_side
@@ -25,7 +25,7 @@ def test_colours_differ_and_stay_the_same():
     assert (np.ptp(colours[:255], axis=1) >= 80).all()  # none is taken for grey, which is what is ignored
 
 
-def test_colours_are_laid_over_the_picture_at_its_place():
+def test_colours_are_laid_over_the_image_at_its_place():
     mask, ground = regions(), Image.new("RGB", (80, 60), (100, 100, 100))
     found = np.asarray(coloured(ground, mask, 0.6)).astype(int)
     for label, at in ((0, (20, 20)), (1, (20, 60))):
@@ -34,13 +34,13 @@ def test_colours_are_laid_over_the_picture_at_its_place():
     stripes = np.unique(found[45:55, 10:70].reshape(-1, 3), axis=0)
     assert stripes.tolist() == [[76] * 3, [130] * 3]
     assert np.array_equal(coloured(ground, torch.from_numpy(mask)), coloured(ground, mask))
-    assert np.array_equal(coloured(ground, mask, 1), coloured(picture(size=(80, 60)), mask, 1))
+    assert np.array_equal(coloured(ground, mask, 1), coloured(sample_image(size=(80, 60)), mask, 1))
 
 
 def test_the_legend_names_what_occurs_and_no_more():
     mask, names = regions(), [f"a class with a long name {i}" for i in range(150)]
-    few, ground = overlay(picture(size=(80, 60)), mask, names), picture(size=(80, 60))
-    assert few.size[0] >= 360  # a small picture's legend still has room
+    few, ground = overlay(sample_image(size=(80, 60)), mask, names), sample_image(size=(80, 60))
+    assert few.size[0] >= 360  # a small image's legend still has room
     assert np.array_equal(np.asarray(few)[:60, :80], np.asarray(coloured(ground, mask)))
     below = np.asarray(few)[60:].reshape(-1, 3)
     for label, is_there in ((0, True), (1, True), (2, False), (149, False)):
@@ -51,7 +51,7 @@ def test_the_legend_names_what_occurs_and_no_more():
 
 
 def test_prediction_beside_the_truth():
-    mask, ground = regions(), picture(size=(200, 60))
+    mask, ground = regions(), sample_image(size=(200, 60))
     mask = np.pad(mask, ((0, 0), (0, 120)))
     wrong = np.where(mask == 1, 2, 0).astype(np.uint8)
     sheet = np.asarray(side_by_side(ground, mask, wrong, ["sky", "road", "tree"]))
@@ -65,4 +65,4 @@ def test_prediction_beside_the_truth():
 
 def test_a_class_without_a_name_is_told():
     with pytest.raises(ValueError, match="the mask holds the class 1, of 1 classes"):
-        overlay(picture(size=(80, 60)), regions(), ["sky"])
+        overlay(sample_image(size=(80, 60)), regions(), ["sky"])

@@ -3,9 +3,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from helpers import picture
+from helpers import sample_image
 
-from convnext.report import drawing, ladder, overlay, page, plots
+from convnext.paper import ladder
+from convnext.report import drawing, overlay, page, plots
 from convnext.report.sheets import Row, sheet
 
 VOID = {"meta", "img", "br", "path", "use", "rect"}
@@ -41,7 +42,7 @@ def test_a_page_is_well_formed_and_loads_nothing_from_outside():
     sections = [
         page.Section("Curves", page.figure(plots.curves(lines, "top1"))),
         page.Section("Confusion", page.figure(plots.confusion([[3, 1], [0, 4]], ["ant", "bee"]))),
-        page.Section("Pictures", page.tile(picture(), "ant", "a.jpg") + page.tile(picture(size=(400, 300)), "bee", "b.jpg")),
+        page.Section("Images", page.tile(sample_image(), "ant", "a.jpg") + page.tile(sample_image(size=(400, 300)), "bee", "b.jpg")),
         page.Section("Table", page.table([{"a": 1, "b": "<b>"}])),
     ]
     html = page.page("A <run>", "lead", {"top1": "90 %"}, sections)
@@ -53,7 +54,7 @@ def test_a_page_is_well_formed_and_loads_nothing_from_outside():
 @pytest.mark.parametrize("count", [1, 5, 12])
 def test_prediction_sheets_of_any_number(tmp_path, count):
     path = tmp_path / "sheet.png"
-    plots.predictions([picture(i) for i in range(count)], ["ant"] * count, [True] * count, path)
+    plots.predictions([sample_image(i) for i in range(count)], ["ant"] * count, [True] * count, path)
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
@@ -69,17 +70,17 @@ def test_names_of_any_text_are_drawn_as_they_are_and_written(tmp_path, recwarn):
     assert r"caf\xe9" in html
     assert "\x1b" not in html
     parsed(html.encode("utf-8").decode())
-    plots.predictions([picture()] * len(NAMES), NAMES, [None] * len(NAMES), tmp_path / "sheet.png")
+    plots.predictions([sample_image()] * len(NAMES), NAMES, [None] * len(NAMES), tmp_path / "sheet.png")
     found = ladder.Ladder("t", "$\\frac{$", 1, 32, [NAMES[4]], [ladder.Rung("stem", "why", 79.5, 4.4, 1, 1, [50.0])], iterations=1)
     ladder.write(found, tmp_path)
     assert "1 step," in (tmp_path / "roadmap.svg").read_text("utf-8")
     assert not recwarn.list
 
 
-def test_names_of_any_text_are_drawn_on_pictures():
-    whole = sheet([Row(name, [(picture(), name)]) for name in NAMES])
+def test_names_of_any_text_are_drawn_on_images():
+    whole = sheet([Row(name, [(sample_image(), name)]) for name in NAMES])
     assert whole.width < 2000
     boxes = {"boxes": torch.tensor([[0.0, 0.0, 9.0, 9.0]] * len(NAMES)), "labels": torch.arange(len(NAMES))}
-    assert drawing.draw(picture(), boxes, NAMES).size
+    assert drawing.draw(sample_image(), boxes, NAMES).size
     mask = np.arange(48 * 40).reshape(40, 48) % len(NAMES)
-    assert overlay.overlay(picture(), mask, NAMES).width == 360
+    assert overlay.overlay(sample_image(), mask, NAMES).width == 360

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import picture_folder
+from helpers import image_folder
 from safetensors.torch import load_file
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -87,7 +87,7 @@ def killed_and_restarted(tmp_path, *more, after=33):
 
 
 def test_evaluation_is_shared_and_counts_each_sample_once(tmp_path):
-    photos = picture_folder(tmp_path / "photos", each=7)  # 21: not a multiple of the processes
+    photos = image_folder(tmp_path / "photos", each=7)  # 21: not a multiple of the processes
     folder = tmp_path / "run"
     finish([sys.executable, "-m", "convnext", *map(str, train(folder, f"data.train={photos}", f"data.val={photos}", "train.batch_size=8"))])
     command = ["eval", folder, "--data", photos, "--json"]
@@ -155,7 +155,7 @@ def test_what_one_process_is_refused_ends_all_with_one_line(tmp_path):
 
 def test_processes_that_see_other_data_do_not_train(tmp_path):
     for rank, each in enumerate((8, 7)):
-        picture_folder(tmp_path / str(rank) / "photos", each=each)
+        image_folder(tmp_path / str(rank) / "photos", each=each)
     here = f"os.chdir({str(tmp_path)!r} + f'/{{rank}}')"
     (main, main_code), (other, other_code) = pair(tmp_path, here, *train(tmp_path / "run", "data.train=photos", "data.val=photos"))
     assert (main_code, other_code) == (1, 1)

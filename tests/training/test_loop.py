@@ -7,18 +7,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import picture_folder
+from helpers import image_folder
 from rich.console import Console
 
 import convnext
-from convnext.backbones.convnext import ConvNeXt
-from convnext.backbones.roadmap import RoadmapNet
-from convnext.checkpoints.files import read_weights
 from convnext.errors import ConvnextError
 from convnext.evaluate import evaluate_loaded
-from convnext.models import load
+from convnext.models.backbones.convnext import ConvNeXt
+from convnext.models.backbones.roadmap import RoadmapNet
+from convnext.models.load import load
+from convnext.models.weights.files import read_weights
 from convnext.recipe import load_recipe
-from convnext.tasks import classify
+from convnext.tasks.classify import task
 from convnext.training.loop import Run
 from convnext.training.progress import Display
 from convnext.training.run_folder import RunFolder
@@ -38,7 +38,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    return picture_folder(tmp_path_factory.mktemp("data") / "photos")
+    return image_folder(tmp_path_factory.mktemp("data") / "photos")
 
 
 def tiny(photos, output, more, **how):
@@ -103,7 +103,7 @@ def test_eval_of_a_finished_run_halves_as_well(photos, tmp_path, room):
 
 
 def test_eval_of_a_run_whose_classes_changed_is_refused(tmp_path):
-    root = picture_folder(tmp_path / "photos")
+    root = image_folder(tmp_path / "photos")
     tiny(root, tmp_path / "run", {})
     (root / "wasp").rename(root / "aawasp")
     with pytest.raises(ConvnextError, match="classes of the validation data of .* changed since the run: aawasp, ant, bee now"):
@@ -198,7 +198,7 @@ def test_a_skipped_batch_leaves_a_batch_norm_networks_weights_finite(photos, tmp
         assert all(bool(value.isfinite().all()) for value in weights.values() if value.is_floating_point())
 
 
-class Undefined(classify.Metric):
+class Undefined(task.Metric):
     """A metric without a value, as mean IoU without a class."""
 
     def compute(self):
@@ -210,9 +210,9 @@ def test_a_headline_that_is_no_number_is_never_the_best(photos, tmp_path):
     model = convnext.create_model("convnext_atto", num_classes=3, depths=(1, 1, 1, 1), widths=(4, 4, 8, 8))
     folder, told, device = RunFolder(tmp_path / "run"), io.StringIO(), torch.device("cpu")
     folder.begin(recipe, device)
-    task = SimpleNamespace(**vars(classify) | {"Metric": Undefined, "HEADLINE": "share"})
+    altered = SimpleNamespace(**vars(task) | {"Metric": Undefined, "HEADLINE": "share"})
     state = new_state(model, recipe, device)
-    Run(state, task, classify.open_data(recipe), recipe, folder, device, Display(Console(file=told))).to_the_end()
+    Run(state, altered, task.open_data(recipe), recipe, folder, device, Display(Console(file=told))).to_the_end()
     assert "share is nan: these weights are not taken as the best" in told.getvalue()
     assert state.best == -math.inf
     assert folder.last.exists()

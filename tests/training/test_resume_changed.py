@@ -7,16 +7,16 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from helpers import picture, picture_folder
+from helpers import image_folder, sample_image
 from PIL import Image
 from safetensors.torch import load_file
 from shard_files import samples, shard
 
 import convnext
-from convnext.data.coco import open_detection
 from convnext.data.contents import contents, differences
-from convnext.data.masks import open_segmentation
-from convnext.data.source import hold_out, open_source
+from convnext.data.sources.coco import open_detection
+from convnext.data.sources.masks import open_segmentation
+from convnext.data.sources.open import hold_out, open_source
 from convnext.errors import UsageError
 from convnext.recipe import load_recipe
 from convnext.training.state import new_state
@@ -75,7 +75,7 @@ def equal(a, b):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    return picture_folder(tmp_path_factory.mktemp("data") / "photos")  # 3 classes x 8: 6 steps an epoch
+    return image_folder(tmp_path_factory.mktemp("data") / "photos")  # 3 classes x 8: 6 steps an epoch
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ OWN = {"data.train": "own", "data.val": "own"}
 def template(tmp_path_factory):
     """A folder with data and a run on them, by a relative path."""
     folder = tmp_path_factory.mktemp("template")
-    picture_folder(folder / "own")
+    image_folder(folder / "own")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         tiny(folder / "run", OWN)
@@ -160,7 +160,7 @@ def test_images_added_and_removed_are_named_and_accepted_with_change(own, capsys
 
 
 def test_a_deleted_image_leaves_every_other_in_its_part(tmp_path):
-    root = picture_folder(tmp_path / "photos")
+    root = image_folder(tmp_path / "photos")
 
     def now():
         train, val = hold_out(open_source(str(root)), 0.2, seed=0)
@@ -190,7 +190,7 @@ def test_other_labels_of_the_same_images_are_named(tmp_path):
 
 def test_annotations_and_masks_that_changed_are_noticed(tmp_path):
     """Without decoding an image or a mask."""
-    picture().save(tmp_path / "a.jpg")
+    sample_image().save(tmp_path / "a.jpg")
     table = {
         "images": [{"id": i, "file_name": f"{name}.jpg", "height": 40, "width": 48} for i, name in enumerate("ab")],
         "categories": [{"id": 1, "name": "ant"}, {"id": 2, "name": "bee"}],
@@ -210,7 +210,7 @@ def test_annotations_and_masks_that_changed_are_noticed(tmp_path):
     root = tmp_path / "masks"
     for part in ("images", "masks"):
         (root / part).mkdir(parents=True)
-    picture().save(root / "images" / "a.jpg")
+    sample_image().save(root / "images" / "a.jpg")
     Image.new("L", (48, 40)).save(root / "masks" / "a.png")
 
     def masks(text):
@@ -220,7 +220,7 @@ def test_annotations_and_masks_that_changed_are_noticed(tmp_path):
     first = masks("sky\nroad\n(void)\n")
     assert differences(first, masks("sky\nroad\n(void)\n")) == []
     assert "train: 1 image (a.jpg) labelled otherwise" in differences(first, masks("(void)\nsky\nroad\n"))
-    Image.fromarray(np.asarray(picture())[..., 0] % 2).save(root / "masks" / "a.png")
+    Image.fromarray(np.asarray(sample_image())[..., 0] % 2).save(root / "masks" / "a.png")
     assert "train: 1 image (a.jpg) labelled otherwise" in differences(first, masks("sky\nroad\n(void)\n"))
 
 

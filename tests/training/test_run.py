@@ -12,7 +12,7 @@ import time
 
 import pytest
 import torch
-from helpers import picture_folder
+from helpers import image_folder
 from safetensors.torch import load_file
 
 import convnext
@@ -36,7 +36,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    return picture_folder(tmp_path_factory.mktemp("data") / "photos", each=12)
+    return image_folder(tmp_path_factory.mktemp("data") / "photos", each=12)
 
 
 def small(photos, output, more=None, **how):
@@ -268,28 +268,28 @@ def test_overwrite_replaces_the_run_alone(photos, tmp_path):
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
 
 
-def test_a_loss_that_is_not_finite_names_step_pictures_and_checkpoint(photos, tmp_path):
+def test_a_loss_that_is_not_finite_names_step_images_and_checkpoint(photos, tmp_path):
     with pytest.raises(
         ConvnextError, match=r"the loss is (nan|inf) at step \d+; the batch: .*\.jpg.*last good checkpoint: .*Lower optim.lr"
     ):
         small(photos, tmp_path / "run", {"optim.lr": 1e30, "train.warmup_epochs": 0, "train.epochs": 20})
 
 
-def test_a_corrupt_picture_is_counted_and_listed_and_too_many_stop_the_run(photos, tmp_path):
-    root = picture_folder(tmp_path / "photos", each=12)
-    (root / "bee" / "004.jpg").write_text("not a picture")
-    with pytest.raises(ConvnextError, match=r"1 of 36 pictures can't be read, more than 1.0% \(data.max_corrupt\): .*004.jpg"):
+def test_a_corrupt_image_is_counted_and_listed_and_too_many_stop_the_run(photos, tmp_path):
+    root = image_folder(tmp_path / "photos", each=12)
+    (root / "bee" / "004.jpg").write_text("not an image")
+    with pytest.raises(ConvnextError, match=r"1 of 36 images can't be read, more than 1.0% \(data.max_corrupt\): .*004.jpg"):
         small(root, tmp_path / "strict")
     small(root, tmp_path / "lax", {"data.max_corrupt": 0.05})
     page = (tmp_path / "lax" / "report.html").read_text()
-    assert "1 pictures could not be read" in page
-    assert "bee/004.jpg: not a picture" in page
+    assert "1 images could not be read" in page
+    assert "bee/004.jpg: not an image" in page
     assert json.loads((tmp_path / "lax" / "evaluation.json").read_text())["metrics"]["count"] == 35
 
 
 def test_without_val_a_part_is_held_out_and_told(photos, tmp_path, capsys):
     result = small(photos, tmp_path / "run", {"data.val": None})
-    told = re.search(r"no data.val given: (\d+) of the 36 pictures are held out", capsys.readouterr().err)
+    told = re.search(r"no data.val given: (\d+) of the 36 images are held out", capsys.readouterr().err)
     assert result.metrics["count"] == int(told[1])
     assert 3 <= int(told[1]) <= 15
 

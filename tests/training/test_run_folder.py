@@ -12,12 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from helpers import picture_folder
+from helpers import image_folder
 
 import convnext
 import convnext.distributed
-from convnext.checkpoints.files import write_atomically
 from convnext.errors import ConvnextError, UsageError
+from convnext.models.weights.files import write_atomically
 from convnext.recipe import load_recipe
 from convnext.report.compare import read_run
 from convnext.training.run_folder import RunFolder, refuse_within_data
@@ -37,7 +37,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    return picture_folder(tmp_path_factory.mktemp("data") / "photos", each=4)
+    return image_folder(tmp_path_factory.mktemp("data") / "photos", each=4)
 
 
 def small(photos, output, more=None, **how):
@@ -262,7 +262,7 @@ def test_what_a_killed_save_left_is_removed(photos, finished, tmp_path):
 
 
 def test_a_run_folder_within_the_data_is_refused(photos, tmp_path, monkeypatch):
-    data = picture_folder(tmp_path / "data", each=3)
+    data = image_folder(tmp_path / "data", each=3)
     (tmp_path / "link").symlink_to(data)
     (tmp_path / "more").mkdir()
     (data / "linked class").symlink_to(tmp_path / "more")
@@ -378,7 +378,7 @@ def test_a_decoding_process_that_is_killed_ends_the_run_with_its_state_saved(pho
 
 
 def test_an_error_in_a_decoding_process_is_the_same_line_as_without_one(tmp_path):
-    root = picture_folder(tmp_path / "photos", each=3)
+    root = image_folder(tmp_path / "photos", each=3)
     for path in root.rglob("*.jpg"):
         path.write_text("not an image")
     messages = []
@@ -386,6 +386,6 @@ def test_an_error_in_a_decoding_process_is_the_same_line_as_without_one(tmp_path
         with pytest.raises(ConvnextError) as found:
             small(root, tmp_path / "run", {"data.workers": workers, "data.max_corrupt": 1.0})
         messages.append(str(found.value))
-    assert "not one of 9 pictures could be read" in messages[0]
+    assert "not one of 9 images could be read" in messages[0]
     assert messages[0].split("; the first")[0] == messages[1].split("; the first")[0]
     assert "\n" not in messages[1]

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import picture_folder, randomise
+from helpers import image_folder, randomise
 from tiny_models import SMALL, create
 
 import convnext
-from convnext.checkpoints.files import read_weights, write_weights
 from convnext.data import imagenet
-from convnext.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from convnext.errors import ConvnextError, UsageError
+from convnext.models.weights.files import read_weights, write_weights
 from convnext.recipe import load_recipe
 from convnext.training.run import _build, train
 from convnext.training.start import reorder_head, start_from
@@ -71,7 +71,7 @@ def test_published_weights_change_nothing_of_published_recipes(tmp_path):
 
 def test_a_run_and_its_resumption_use_and_record_them(tmp_path, capsys):
     path, _ = own_weights(tmp_path / "own.safetensors")
-    photos, output = picture_folder(tmp_path / "photos", each=5), tmp_path / "run"
+    photos, output = image_folder(tmp_path / "photos", each=5), tmp_path / "run"
     settings = ["model.weights=" + str(path), f"data.train={photos}", "model.depths=[1,1,1,1]", "model.widths=[8,16,24,32]"]
     settings += [
         "data.image_size=32",

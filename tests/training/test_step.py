@@ -6,15 +6,15 @@ import convnext
 from convnext.errors import ConvnextError
 from convnext.ops.memory import is_out_of_memory
 from convnext.recipe import load_recipe
-from convnext.tasks import classify
+from convnext.tasks.classify import task
 from convnext.training.state import new_state
 from convnext.training.step import Stepper
 
 DEVICE = torch.device("cpu")
 
 
-class Small(classify.Trainer):
-    """A trainer on a device with room for so many pictures: what a GPU raises beyond them, raised on the CPU."""
+class Small(task.Trainer):
+    """A trainer on a device with room for so many images: what a GPU raises beyond them, raised on the CPU."""
 
     def __init__(self, recipe, room):
         super().__init__(recipe, ["a", "b", "c"])
@@ -37,7 +37,7 @@ def stepper(room, *overrides):
 
 def batch():
     generator = torch.Generator().manual_seed(0)
-    return classify.Batch(torch.randn(24, 3, 32, 32, generator=generator), torch.arange(24) % 3, list(range(24)), [])
+    return task.Batch(torch.randn(24, 3, 32, 32, generator=generator), torch.arange(24) % 3, list(range(24)), [])
 
 
 @pytest.mark.parametrize(("mixup", "expected"), [(0.0, [24, 12, 6, 6, 6, 6, 6]), (0.5, [24, 12, 6, 6, 6, 6, 6])])
@@ -53,18 +53,18 @@ def test_what_fits_is_found_and_the_step_is_the_same(mixup, expected):
     assert tight.trainer.seen[len(expected) :] == [6] * 4  # it is looked for once
 
 
-def test_where_not_even_one_picture_fits_the_remedy_is_told():
-    with pytest.raises(ConvnextError, match=r"too little memory for 1 pictures at a time.*grad_checkpointing"):
+def test_where_not_even_one_image_fits_the_remedy_is_told():
+    with pytest.raises(ConvnextError, match=r"too little memory for 1 images at a time.*grad_checkpointing"):
         stepper(0).step(batch(), 1e-3)
     made = stepper(1, "augment.mixup=0.5")
-    with pytest.raises(ConvnextError, match="too little memory for 2 pictures"):  # mixup pairs them
+    with pytest.raises(ConvnextError, match="too little memory for 2 images"):  # mixup pairs them
         made.step(batch(), 1e-3)
 
 
 # Steps that are left out
 
 
-class Spoilt(classify.Trainer):
+class Spoilt(task.Trainer):
     """A trainer whose loss, or whose gradient alone, is not finite from a number of calls on, for so many calls."""
 
     def __init__(self, recipe, calls, gradient_alone=False):
@@ -155,5 +155,5 @@ def test_too_little_memory_for_what_the_search_keeps_is_told_as_well():
     """Not even the room for the optimizer's moments: a parameter so large, and not yet there, that none is like it."""
     made = stepper(24)
     made.state.model.register_parameter("huge", torch.nn.Parameter(torch.zeros(1).expand(1 << 58)))
-    with pytest.raises(ConvnextError, match="too little memory for 24 pictures"):
+    with pytest.raises(ConvnextError, match="too little memory for 24 images"):
         made.step(batch(), 1e-3)

@@ -83,7 +83,7 @@ template <class P, int DTYPE> struct Block {
     float eps;
     Weights weights;
     int64_t kernel;
-    const float *keep;  // for each picture, or null
+    const float *keep;  // for each image, or null
     Kept kept;
 
     int64_t bytes() const { return 2 * weights.padded_width() * weights.padded_hidden() * sizeof(typename P::Value); }  // of weights

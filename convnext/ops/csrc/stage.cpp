@@ -1,5 +1,5 @@
-// A patchifying layer and the blocks of one width behind it: each thread takes pictures of its own through all of them and waits for no
-// other. One picture at a time, so that the maps between stay in its core's cache; some at once where the weights, which are read anew
+// A patchifying layer and the blocks of one width behind it: each thread takes images of its own through all of them and waits for no
+// other. One image at a time, so that the maps between stay in its core's cache; some at once where the weights, which are read anew
 // each time, weigh more than the map of one.
 #include "block.h"
 #include "int8.h"
@@ -10,11 +10,11 @@
 
 #define MAP 1  // the workspace of the maps; 0 is that of the slabs
 
-// As few pictures of `height` rows as fill slabs, whose positions are multiplied 32 at a time, within 3 % as well as a thread's share.
-static int64_t pictures_at_once(int64_t n, int64_t height, int64_t width, int64_t slab) {
-    const auto multiplied = [&](int64_t pictures) {  // positions for each of them
-        const int64_t rows = pictures * height, last = rows % slab;
-        return (rows / slab * ((slab * width + 31) / 32) + (last * width + 31) / 32) * 32.0 / pictures;
+// As few images of `height` rows as fill slabs, whose positions are multiplied 32 at a time, within 3 % as well as a thread's share.
+static int64_t images_at_once(int64_t n, int64_t height, int64_t width, int64_t slab) {
+    const auto multiplied = [&](int64_t images) {  // positions for each of them
+        const int64_t rows = images * height, last = rows % slab;
+        return (rows / slab * ((slab * width + 31) / 32) + (last * width + 31) / 32) * 32.0 / images;
     };
     const int64_t threads = omp_get_max_threads(), share = (n + threads - 1) / threads;
     for (int64_t parts = share; parts > 1; parts--)
@@ -30,13 +30,13 @@ static int stage(const void *x, const Patches &p, const Block *blocks, int64_t c
     const int64_t height = p.out_height(), width = p.out_width(), row = width * p.out_channels, shift = kernel / 2;
     const int64_t slab = blocks[0].rows_at_once(width);
     const bool one = blocks[0].bytes() <= height * row * (int64_t)sizeof(float);
-    const int64_t pictures = one ? 1 : pictures_at_once(n, height, width, slab);
+    const int64_t images = one ? 1 : images_at_once(n, height, width, slab);
     const auto in_slabs = [](int64_t rows, int64_t each, auto work) {
         bool well = true;
         for (int64_t top = 0; well && top < rows; top += each) well = work(top, least(top + each, rows));
         return well;
     };
-    return each_slab<P>(n, pictures, [&](int64_t first, int64_t last, typename P::Scratch &scratch) {
+    return each_slab<P>(n, images, [&](int64_t first, int64_t last, typename P::Scratch &scratch) {
         const int64_t rows = (last - first) * height;
         float *map = (float *)workspace<MAP>((rows + (count - 1) * shift) * row * sizeof(float));
         if (!map) return false;

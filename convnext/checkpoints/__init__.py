@@ -1,1 +1,0 @@
-"""Weights that others wrote, and files of weights in general."""

@@ -1,0 +1,1 @@
+"""Annotations of other formats to COCO's."""

@@ -1,0 +1,1 @@
+"""Datasets, one file each: what opens them and reads their images and labels."""

@@ -1,0 +1,1 @@
+"""From an opened image to what the network takes: one file a task."""

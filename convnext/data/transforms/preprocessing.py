@@ -1,0 +1,88 @@
+"""From a decoded image to the tensor that a network evaluates: resize, crop, normalise."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from PIL.Image import Image
+from torch import Tensor
+
+from convnext.data.deep import DeepImage, Range
+from convnext.data.images import to_pixels
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a network wants its images; travels with its weights.
+
+    The published test setting: resize the short side to `image_size / crop_ratio` and take the centre square, or, with
+    `warp` (used from 384 pixels up), resize the whole image to the square.
+    """
+
+    image_size: int = 224
+    crop_ratio: float = 0.875
+    warp: bool = False
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    range: Range | None = None  # of images with more than 8 bits: the number that is white, or those that are black and white
+
+    def transform(self) -> Callable[[Image | DeepImage], Tensor]:
+        """A function from an opened image to a float32 (3, image_size, image_size) tensor."""
+        from torchvision.transforms import v2
+
+        mode = v2.InterpolationMode(self.interpolation)
+        size = self.image_size
+        if self.warp:
+            geometry: list[Any] = [v2.Resize((size, size), mode)]
+        else:
+            geometry = [v2.Resize(int(size / self.crop_ratio), mode), v2.CenterCrop(size)]
+        return partial(_transformed, steps=v2.Compose([*geometry, to_normalised(self.mean, self.std)]), scale=self.range)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, to travel in a weight file's metadata."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
+        """The inverse of `to_json`."""
+        return cls(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"]), "range": range_from_json(values)})
+
+
+def range_from_json(values: dict[str, Any]) -> Range | None:
+    """The `range` of a preprocessing that JSON has made a list of; older files have none."""
+    found = values.get("range")
+    return tuple(found) if isinstance(found, list) else found
+
+
+def _transformed(image: Image | DeepImage, steps: Callable[[Image | Tensor], Tensor], scale: Range | None) -> Tensor:
+    # Resized by Pillow where it has 8 bits, as the published accuracies were measured; else by PyTorch, which keeps all levels.
+    return steps(to_pixels(image, scale) if isinstance(image, DeepImage) else image)
+
+
+def to_normalised(
+    mean: tuple[float, ...], std: tuple[float, ...], scale: Range | None = None
+) -> Callable[[Image | DeepImage | Tensor], Tensor]:
+    """The step from an opened image, or its (3, H, W) tensor from 0 to 255, to a normalised float32 tensor.
+
+    Args:
+        scale: of a DeepImage, see `DeepImage.pixels`.
+    """
+    import torch
+
+    factor, shift = [1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
+    return partial(_normalised, factor=torch.tensor(factor)[:, None, None], shift=torch.tensor(shift)[:, None, None], scale=scale)
+
+
+def _normalised(image: Image | DeepImage | Tensor, factor: Tensor, shift: Tensor, scale: Range | None) -> Tensor:
+    # torchvision's steps one by one take three times as long: a copy, a division, and checks of types in each.
+    import torch
+
+    pixels = to_pixels(image, scale)
+    if pixels.is_floating_point():
+        pixels = pixels.clamp(0, 255)  # as 8 bits are clipped where a resize overshoots
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(factor).add_(shift)

@@ -1,1 +1,0 @@
-"""From trained weights to something people use."""

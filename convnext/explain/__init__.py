@@ -1,0 +1,1 @@
+"""What a network looks at: activation maps, feature maps, nearest training images."""

@@ -1,0 +1,1 @@
+"""Exported files: written, verified, and opened again as networks."""

@@ -1,0 +1,31 @@
+"""Open what a user has of a network: all that `convnext.models.load` opens, and exported files."""
+
+from pathlib import Path
+
+from convnext.errors import UsageError
+from convnext.export import runtimes
+from convnext.models import load as models
+from convnext.models.load import Loaded
+from convnext.models.weights import download
+from convnext.models.weights.open import PREPROCESSINGS
+
+
+def load(source: str | Path, weights: str | None = None) -> Loaded:
+    """Return a network in evaluation mode. `source` may also be a file that `convnext export` wrote, here or at an address.
+
+    Arguments and errors are otherwise those of `convnext.models.load.load`.
+    """
+    name, file = (None, str(source)) if weights is None else (str(source), weights)
+    if Path(file.partition("?")[0]).suffix in runtimes.ENDINGS:
+        return _load_exported(file, name)
+    return models.load(source, weights)
+
+
+def _load_exported(source: str, name: str | None) -> Loaded:
+    found = download.fetch(source)
+    network, about = runtimes.open_exported(found.path)
+    if name not in (None, network.spec["name"]):
+        raise UsageError(f"{source} holds a {network.spec['name']}, not a {name}")
+    how = PREPROCESSINGS[about["task"]].from_json(about["preprocessing"])
+    came = found.address or about.get("source")
+    return Loaded(network, how, about["task"], about.get("classes"), source=came, class_ids=about.get("class_ids"))

@@ -1,0 +1,1 @@
+"""Prediction: one image, many images, and what they are written to."""

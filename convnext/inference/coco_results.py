@@ -1,0 +1,123 @@
+"""COCO's results: detections as a JSON list, with the ids of the annotation file that they are to be compared with.
+
+Source: https://cocodataset.org/#format-results.
+"""
+
+import json
+import logging
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from convnext.data.sources.coco_file import CocoIds
+from convnext.errors import UsageError, nearest
+from convnext.models.weights.files import write_atomically
+from convnext.tasks.prediction import ClassIds
+
+log = logging.getLogger("convnext")
+
+ImageId = int | str
+
+_OWN_NAME = re.compile(r"(?:COCO_\w+_)?(\d{12})")  # of COCO's images: 000000000139.jpg, COCO_val2014_000000000139.jpg
+_NAMED = 5  # images in an error message
+
+
+def write_results(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
+    """Write the JSON list of results, an object a line, at once or not at all."""
+
+    def write(file_path: Path) -> None:
+        with file_path.open("w", encoding="utf-8") as file:
+            file.write("[")
+            file.writelines(("," if i else "") + "\n" + json.dumps(one, allow_nan=False) for i, one in enumerate(objects))
+            file.write("\n]\n")
+
+    write_atomically(path, write)
+
+
+def category_ids(classes: Sequence[str], class_ids: ClassIds | None, listed: CocoIds | None) -> dict[str, int]:
+    """The category id of each class: the annotation file's, by name; else that of the weights; else its place, from 1.
+
+    Raises UsageError if the annotation file lacks a class.
+    """
+    if listed is not None:
+        if missing := [name for name in classes if name not in listed.categories]:
+            others = f" and {len(missing) - 1} more of the network's classes" if len(missing) > 1 else ""
+            raise UsageError(
+                f"{listed.file} has no category {missing[0]!r}{others}{nearest(missing[0], listed.categories)}: "
+                "name its categories as the network's classes"
+            )
+        return {name: listed.categories[name] for name in classes}
+    ids = [number for number in class_ids or () if isinstance(number, int)]
+    return dict(zip(classes, ids if len(ids) == len(classes) else range(1, len(classes) + 1), strict=True))
+
+
+def image_ids(names: Iterable[str], listed: CocoIds | None) -> dict[str, ImageId]:
+    """The image id of each image, by its name in the outputs: the annotation file's, by file name, or else what the name says.
+
+    A name says the number that it is, without folders and ending (000000000139.jpg is 139), else the id is that text.
+
+    Raises UsageError if the annotation file does not list an image, or two images would have one id.
+    """
+    names = list(names)
+    ids = _listed_ids(names, listed) if listed is not None else {name: _said_id(name) for name in names}
+    owners: dict[ImageId, str] = {}
+    for name, key in ids.items():
+        if (other := owners.setdefault(key, name)) != name:
+            remedy = "predict each into its own file" if listed is not None else "give the file that lists them, --annotations FILE"
+            raise UsageError(f"{other} and {name} would both be image {key}: {remedy}")
+    return ids
+
+
+def remark(path: Path, ids: Mapping[str, ImageId], listed: CocoIds | None) -> None:
+    """Warn where image ids are guesses, as in all names but COCO's, and where images of the annotation file are not among them."""
+    if listed is None and not all(_OWN_NAME.fullmatch(_stem(name)) for name in ids):
+        log.warning(
+            "%s: its image ids are the numbers in the file names, which are those of an annotation file only by chance; "
+            "--annotations FILE takes the file's",
+            path,
+        )
+    if listed is not None and (absent := len({key for _, key in listed.images} - set(ids.values()))):
+        log.warning("%s lists %d images that are not predicted here: an evaluation takes their objects as missed", listed.file, absent)
+
+
+def _said_id(name: str) -> ImageId:
+    stem = _stem(name)
+    own = _OWN_NAME.fullmatch(stem)
+    return int(own[1]) if own else int(stem) if stem.isdecimal() else stem
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name.replace("\\", "/")).stem
+
+
+def _listed_ids(names: Sequence[str], listed: CocoIds) -> dict[str, ImageId]:
+    """By the path of the file's `file_name` where that is the end of the image's path; else by base name, where one bears it."""
+    by_base: dict[str, list[tuple[tuple[str, ...], int]]] = {}
+    for path, key in listed.images:
+        by_base.setdefault(_parts(path)[-1], []).append((_parts(path), key))
+    ids: dict[str, ImageId] = {}
+    unknown: list[str] = []
+    for name in names:
+        parts = _parts(name)
+        same = by_base.get(parts[-1], [])
+        ends = [(wanted, key) for wanted, key in same if parts[-len(wanted) :] == wanted]
+        longest = max((len(wanted) for wanted, _ in ends), default=0)
+        found = [key for wanted, key in ends if len(wanted) == longest] or [key for _, key in same]
+        if len(found) > 1:
+            raise UsageError(f"{name} is one of {len(found)} images called so in {listed.file}, and its path does not say which")
+        if found:
+            ids[name] = found[0]
+        else:
+            unknown.append(name)
+    if unknown:
+        some = ", ".join(unknown[:_NAMED]) + (f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else "")
+        raise UsageError(f"{listed.file} does not list {some}: predict the images that it lists, or leave out --annotations")
+    return ids
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    """The folders and the name of a path of any system, in one Unicode form."""
+    parts = PurePosixPath(unicodedata.normalize("NFC", path.replace("\\", "/"))).parts
+    return tuple(part for part in parts if part not in ("/", ".")) or ("",)

@@ -1,1 +1,0 @@
-"""Numbers: accuracy and the like, and what a network costs."""

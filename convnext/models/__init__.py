@@ -1,0 +1,1 @@
+"""The networks: their registry, their weights, and what makes them fast."""

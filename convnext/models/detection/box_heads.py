@@ -1,0 +1,61 @@
+"""The heads that classify a region and refine its box, and their losses."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import generalized_box_iou_loss
+
+from convnext.models.detection.boxes import DeltaCoder
+from convnext.models.detection.layers import ConvLayer, init_normal, init_xavier
+
+REGION = 7  # positions a side of what a box head sees of a region
+
+
+class BoxHead(nn.Module):
+    """Convolutions with BatchNorm, linear layers, then class logits and the deltas of a box for each class.
+
+    Mask R-CNN has no convolution and two linear layers, the cascade four and one.
+
+    Args:
+        width: channels of the pyramid and of the convolutions.
+        num_classes: without background, which is the last logit.
+        convs: number of convolutions.
+        fcs: number of linear layers.
+        fc_width: of the linear layers.
+    """
+
+    def __init__(self, width: int, num_classes: int, *, convs: int, fcs: int, fc_width: int = 1024) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.shared_convs = nn.Sequential(*[ConvLayer(width, width, 3, norm=True) for _ in range(convs)])
+        inputs = [width * REGION**2] + [fc_width] * (fcs - 1)
+        layers = [nn.Linear(size, fc_width) for size in inputs]
+        self.shared_fcs = nn.ModuleList(layers)
+        self.fc_cls = nn.Linear(fc_width, num_classes + 1)
+        self.fc_reg = nn.Linear(fc_width, 4 * num_classes)
+        for layer in layers:
+            init_xavier(layer)
+        narrow = 1024 / fc_width  # 1 as published; see `UperNet`'s classifier
+        init_normal(self.fc_cls, 0.01 * narrow)
+        init_normal(self.fc_reg, 0.001 * narrow)
+
+    def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """Regions (n, width, 7, 7) to logits (n, num_classes + 1) and deltas (n, num_classes, 4), float32."""
+        x = self.shared_convs(regions).flatten(1)
+        for layer in self.shared_fcs:
+            x = F.relu(layer(x))
+        return self.fc_cls(x).float(), self.fc_reg(x).float().view(-1, self.num_classes, 4)
+
+
+BoxLoss = Callable[[DeltaCoder, Tensor, Tensor, Tensor], Tensor]
+
+
+def l1_loss(coder: DeltaCoder, proposals: Tensor, deltas: Tensor, boxes: Tensor) -> Tensor:
+    """L1 between the predicted deltas (n, 4) and those from `proposals` to `boxes`, summed (Mask R-CNN)."""
+    return F.l1_loss(deltas, coder.encode(proposals, boxes), reduction="sum")
+
+
+def giou_loss(coder: DeltaCoder, proposals: Tensor, deltas: Tensor, boxes: Tensor) -> Tensor:
+    """10 x (1 - generalised IoU) of the predicted boxes and `boxes`, summed (the cascade; Rezatofighi et al., CVPR 2019)."""
+    return 10 * generalized_box_iou_loss(coder.decode(proposals, deltas), boxes, reduction="sum")

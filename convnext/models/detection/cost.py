@@ -1,0 +1,56 @@
+"""What a detector costs, counted as the field's tables do."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from convnext.models.detection.box_heads import REGION as BOX_REGION
+from convnext.models.detection.detector import Detector
+from convnext.models.detection.mask_head import REGION as MASK_REGION
+
+PROPOSALS, DETECTIONS = 1000, 100  # through each box head, through each mask head
+
+
+@dataclass(frozen=True)
+class DetectorCost:
+    """Of one image. Multiply-adds (MACs) are those of convolutions and matrix products; the tables print them as FLOPs."""
+
+    parameters: int
+    backbone: int
+    pyramid: int
+    proposals: int
+    boxes: int
+    masks: int
+
+    @property
+    def macs(self) -> int:
+        """The multiply-adds of all parts together."""
+        return self.backbone + self.pyramid + self.proposals + self.boxes + self.masks
+
+
+@torch.no_grad()
+def count_cost(model: Detector, height: int = 800, width: int = 1280) -> DetectorCost:
+    """Count a detector that lies on the meta device: shapes alone are computed. The published tables count 1280 x 800 pixels.
+
+    RoIAlign and what selects boxes have no multiply-adds in this count.
+    """
+    model.eval()
+    regions = torch.empty(PROPOSALS, model.neck.width, BOX_REGION, BOX_REGION, device="meta")
+    seen = torch.empty(DETECTIONS, model.neck.width, MASK_REGION, MASK_REGION, device="meta")
+    labels = torch.empty(DETECTIONS, dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as backbone:
+        maps = model.maps([torch.empty(3, height, width, device="meta")])
+    with FlopCounterMode(display=False) as pyramid:
+        levels = model.neck(maps)
+    with FlopCounterMode(display=False) as proposals:
+        model.rpn_head(levels)
+    with FlopCounterMode(display=False) as boxes:
+        for head in model.roi_head.box_heads:
+            head(regions)
+    with FlopCounterMode(display=False) as masks:
+        for head in model.roi_head.mask_heads:
+            head(seen, labels)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parts = (counter.get_total_flops() // 2 for counter in (backbone, pyramid, proposals, boxes, masks))
+    return DetectorCost(parameters, *parts)

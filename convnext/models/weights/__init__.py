@@ -1,0 +1,1 @@
+"""Weight files: found, read, recognised, converted and written."""

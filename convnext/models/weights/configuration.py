@@ -1,0 +1,245 @@
+"""What others say of their weights: timm's and transformers' config.json, and what transformers says of its images.
+
+Shapes do not tell everything: two networks may have the same tensors and compute other functions. Where the configuration names a
+function that the networks here can't be, it is refused by name.
+"""
+
+import functools
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convnext.data import imagenet
+from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.errors import ConvnextError, first_line
+from convnext.models.weights import published
+from convnext.models.weights.download import Fetched
+
+log = logging.getLogger("convnext")
+
+_LONGEST = 16 << 20  # bytes of a configuration
+# Arguments of timm's networks that show in the tensors, or that only training knows.
+_VISIBLE = {"num_classes", "in_chans", "depths", "dims", "kernel_sizes", "ls_init_value", "patch_size", "conv_mlp", "conv_bias", "use_grn"}
+_VISIBLE |= {"stem_type", "norm_layer", "head_norm_first", "head_hidden_size", "head_init_scale", "drop_rate", "drop_path_rate", "img_size"}
+_SAME = {"output_stride": (32,), "global_pool": ("avg",), "act_layer": ("gelu",)}  # what the others must be
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What tensors tell of a network."""
+
+    num_classes: int
+    in_channels: int = 3
+    depths: tuple[int, ...] | None = None  # None for other networks than ConvNeXt
+    widths: tuple[int, ...] | None = None
+    timm_name: str | None = None  # of a network that timm builds
+    image_size: int = 224  # of the paper's tables
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What a configuration tells beyond the tensors."""
+
+    function: dict[str, float]  # arguments of `create_model`: the epsilon of the norms
+    preprocessing: Preprocessing | None
+    classes: list[str] | None
+
+
+def of(fetched: Fetched, shape: Shape) -> Configuration | None:
+    """The configuration of weights: beside the file, in the same commit of its repository, or as timm notes it for its own.
+
+    One that is of another network than `shape` is left out, with a warning. Raises ConvnextError, naming the file, for one that
+    is not understood, or of a function that the networks here can't be.
+    """
+    path = fetched.beside("config.json")
+    config = _by_timm(fetched) if path is None else _read(path)
+    where = "timm's table" if path is None else str(path)
+    if config is None:
+        return None
+    if isinstance(config.get("architecture"), str):
+        found = _timm(config, where, shape)
+    elif isinstance(config.get("model_type"), str):
+        found = _transformers(config, where, shape, fetched)
+    else:
+        found = None
+    if found is None:
+        log.warning("%s is of another network than %s, and is left out", where, fetched.path)
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _LONGEST:
+            raise ValueError("it is too long")
+        found = json.loads(path.read_text("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no table")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConvnextError(f"{path} says how its weights are used, and can't be read: {first_line(error)}") from error
+    return found
+
+
+def _by_timm(fetched: Fetched) -> dict[str, Any] | None:
+    # By the repository's name, or by that of a file copied from there: NETWORK.TAG
+    hub = fetched.on_hub
+    name = hub.repository.removeprefix("timm/") if hub is not None else fetched.path.name.removesuffix(fetched.path.suffix)
+    if hub is not None and not hub.repository.startswith("timm/"):
+        return None
+    config = published.timm_config(name)
+    return None if config is None else {"architecture": name.partition(".")[0], "pretrained_cfg": config}
+
+
+def _timm(config: Mapping[str, Any], where: str, shape: Shape) -> Configuration | None:
+    architecture, arguments = config["architecture"], config.get("model_args") or {}
+    stated = config.get("pretrained_cfg", config)  # older files have no part of that name
+    if not isinstance(arguments, dict) or not isinstance(stated, dict):
+        raise ConvnextError(f"{where} is not understood: model_args and pretrained_cfg are tables")
+    if shape.timm_name is not None:
+        if not _same_network(architecture, shape, where):
+            return None
+        function: dict[str, float] = {}
+        changed = {key: value for key, value in arguments.items() if key in ("act_layer", "norm_layer", "norm_eps", "output_stride")}
+        _refuse(changed, architecture, where)
+    else:
+        found = _convnext_of_timm(architecture, arguments, where, shape)
+        if found is None:
+            return None
+        function = found
+    if shape.depths is not None:
+        _refuse({"global_pool": config.get("global_pool")}, architecture, where)
+    names = config.get("label_names") or config.get("labels") or stated.get("label_names")
+    return Configuration(function, published.from_timm(stated, where, shape.image_size), _class_names(names, shape.num_classes))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What timm builds under a name."""
+
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    activations: frozenset[str]
+    eps: frozenset[float]
+
+
+@functools.cache
+def _known_to_timm(architecture: str) -> _Known:
+    import timm
+    import torch
+    from torch import nn
+
+    with torch.device("meta"):
+        network = timm.create_model(architecture)
+    return _Known(
+        tuple(len(stage.blocks) for stage in network.stages),
+        tuple(stage["num_chs"] for stage in network.feature_info),
+        frozenset(type(module).__name__ for name, module in network.named_modules() if name.endswith("mlp.act")),
+        frozenset(module.eps for module in network.modules() if isinstance(module, nn.LayerNorm)) or frozenset({1e-6}),
+    )
+
+
+def _convnext_of_timm(architecture: str, arguments: Mapping[str, Any], where: str, shape: Shape) -> dict[str, float] | None:
+    """The epsilon of a ConvNeXt of timm, None if it has other sizes. Raises ConvnextError for what can't be told from tensors."""
+    import timm
+
+    if shape.depths is None or shape.widths is None:
+        return None
+    if timm.models.is_model(architecture):
+        if not timm.models.is_model_in_modules(architecture, ["convnext"]):
+            return None
+        known = _known_to_timm(architecture)
+    elif "convnext" in architecture:
+        log.warning("%s names %s, which this version of timm does not know: its GELU and epsilon are assumed", where, architecture[:80])
+        known = _Known(shape.depths, shape.widths, frozenset({"GELU"}), frozenset({1e-6}))
+    else:
+        return None
+    sizes = (_numbers(arguments.get("depths"), known.depths), _numbers(arguments.get("dims"), known.widths))
+    if sizes != (shape.depths, shape.widths):
+        return None
+    _refuse({key: value for key, value in arguments.items() if key not in _VISIBLE | {"norm_eps"}}, architecture, where)
+    if "act_layer" not in arguments and (others := known.activations - {"GELU"}):
+        raise ConvnextError(f"{where}: {architecture} has the activation {min(others)}, the networks here GELU: another function")
+    eps, stated = known.eps, arguments.get("norm_eps")
+    if stated is not None:
+        eps = frozenset({_epsilon(stated, where, "norm_eps")})
+    if len(eps) > 1:
+        raise ConvnextError(f"{where}: {architecture} has norms of different epsilon, the networks here of one: another function")
+    return {"norm_eps": min(eps)}
+
+
+def _epsilon(value: Any, where: str, key: str) -> float:
+    if not isinstance(value, float) or not 1e-12 <= value <= 0.1:
+        raise ConvnextError(f"{where} is not understood: {key} is {str(value)[:20]}")
+    return value
+
+
+def _same_network(architecture: str, shape: Shape, where: str) -> bool:
+    """Whether timm's `architecture` computes what the network here does; raises ConvnextError if only the tensors are alike."""
+    import timm
+    import torch
+
+    if architecture == shape.timm_name:
+        return True
+    if not timm.models.is_model(architecture):
+        return False
+    with torch.device("meta"):
+        theirs, ours = (timm.create_model(name, num_classes=1) for name in (architecture, str(shape.timm_name)))
+    if str(theirs) == str(ours):
+        return True
+    if {key: value.shape for key, value in theirs.state_dict().items()} != {key: value.shape for key, value in ours.state_dict().items()}:
+        return False
+    raise ConvnextError(
+        f"{where}: the weights are of {architecture}, the network here is {shape.timm_name}: same tensors, another function"
+    )
+
+
+def _transformers(config: Mapping[str, Any], where: str, shape: Shape, fetched: Fetched) -> Configuration | None:
+    alone = not isinstance(config.get("backbone_config"), dict)
+    body = config if alone else config["backbone_config"]
+    sizes = (_numbers(body.get("depths"), (3, 3, 9, 3)), _numbers(body.get("hidden_sizes"), (96, 192, 384, 768)))
+    if shape.timm_name is not None or body.get("model_type") != "convnext" or sizes != (shape.depths, shape.widths):
+        return None
+    activation, eps = body.get("hidden_act", "gelu"), body.get("layer_norm_eps", 1e-12)
+    if activation != "gelu":
+        raise ConvnextError(f"{where}: hidden_act is {str(activation)[:40]!r}, the networks here have 'gelu': another function")
+    eps = _epsilon(eps, where, "layer_norm_eps")
+    labels = config.get("id2label")
+    names = [labels.get(str(i)) for i in range(len(labels))] if isinstance(labels, dict) else None
+    processor = fetched.beside("preprocessor_config.json") if alone else None
+    how = None if processor is None else published.from_transformers(_read(processor), processor)
+    # transformers' blocks have 1e-6 whatever the configuration says; it is of the last norm, which under a head is not there.
+    return Configuration({"head_norm_eps": eps} if alone else {}, how, _class_names(names, shape.num_classes))
+
+
+def _refuse(arguments: Mapping[str, Any], architecture: str, where: str) -> None:
+    for key, value in arguments.items():
+        if value is not None and value not in _SAME.get(key, ()):
+            raise ConvnextError(
+                f"{where}: {architecture} has {key[:40]}={str(value)[:40]}, which the networks here have not: another function"
+            )
+
+
+def _numbers(value: Any, default: Sequence[int] | None) -> tuple[int, ...] | None:
+    if isinstance(value, (list, tuple)) and all(isinstance(number, int) for number in value):
+        return tuple(value)
+    return None if default is None else tuple(default)
+
+
+def _class_names(names: Any, num_classes: int) -> list[str] | None:
+    """The names of the head's classes; None where they are not given, or are ImageNet's, whose names are known here."""
+    if not isinstance(names, (list, tuple)) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
+        return None
+    given = list(names)
+    if given == [f"LABEL_{i}" for i in range(num_classes)]:  # what transformers writes where nobody named them
+        return None
+    if num_classes in imagenet.SUBSETS:
+        first = imagenet.descriptions(num_classes)
+        if given == imagenet.synsets(num_classes) or all(_word(given[i]) == _word(first[i]) for i in (0, 1, -2, -1)):
+            return None
+    return given
+
+
+def _word(description: str) -> str:
+    return description.split(",")[0].strip().lower()

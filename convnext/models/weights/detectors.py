@@ -1,0 +1,62 @@
+"""The weight files of detectors that exist, read and written.
+
+Ours have the names of the published code ("official"): the backbone's own after `backbone.`, the output norms `backbone.norm0` to
+`norm3`, and neck and heads as mmdetection 2 and 3 name them. mmdetection 3 takes its ConvNeXt from mmpretrain, which names the
+parts of a block otherwise.
+"""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from convnext.errors import ConvnextError
+from convnext.models.weights import formats
+
+State = dict[str, Tensor]
+
+FORMATS = ("official", "mmdetection")
+_MARK = "rpn_head.rpn_conv.weight"  # in every two-stage detector's weights, and in no others
+_MMPRETRAIN = {"dwconv": "depthwise_conv", "pwconv1": "pointwise_conv1", "pwconv2": "pointwise_conv2"}
+_BLOCK_PART = r"(backbone\.stages\.\d+\.\d+\.)({})(\..+)"
+OF_CLASSES = re.compile(r"roi_head\.(bbox_head\.(\d\.)?fc_(cls|reg)|mask_head\.(\d\.)?conv_logits)\.")  # shaped by the number of classes
+_SHOWN = 4  # keys of a list in an error message
+
+
+def is_detector(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are a detector's weights, in any format."""
+    return _MARK in state
+
+
+def recognise(state: Mapping[str, Tensor]) -> str:
+    """The name of the format that `state` is in, one of `FORMATS`. Raises ConvnextError if it is no detector's."""
+    if not is_detector(state):
+        raise ConvnextError(f"these are no detector's weights: {_MARK!r} is not among {_some(sorted(state))}")
+    foreign = re.compile(_BLOCK_PART.format("|".join(_MMPRETRAIN.values())))
+    return "mmdetection" if any(foreign.fullmatch(key) for key in state) else "official"
+
+
+def to_native(state: Mapping[str, Tensor], name: str) -> State:
+    """A state in the format `name`, renamed to ours. Keys that the format does not have stay as they are."""
+    if name == "mmdetection":
+        state = _renamed(state, {theirs: ours for ours, theirs in _MMPRETRAIN.items()})
+    inner = "backbone."
+    backbone = {key.removeprefix(inner): tensor for key, tensor in state.items() if key.startswith(inner)}
+    native = formats.to_native(backbone, "official")  # blocks' linear layers may come as 1 x 1 convolutions
+    return {inner + key: tensor for key, tensor in native.items()} | {k: v for k, v in state.items() if not k.startswith(inner)}
+
+
+def from_native(state: Mapping[str, Tensor], name: str) -> State:
+    """Our state in the format `name`."""
+    return _renamed(state, _MMPRETRAIN) if name == "mmdetection" else dict(state)
+
+
+def _renamed(state: Mapping[str, Tensor], words: Mapping[str, str]) -> State:
+    part = re.compile(_BLOCK_PART.format("|".join(words)))
+    matches = ((part.fullmatch(key), key, tensor) for key, tensor in state.items())
+    return {match[1] + words[match[2]] + match[3] if match else key: tensor for match, key, tensor in matches}
+
+
+def _some(keys: list[str]) -> str:
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return ", ".join(keys[:_SHOWN]) + more

@@ -1,0 +1,171 @@
+"""Reading and writing weight files, never through unrestricted pickle.
+
+`.safetensors` is preferred; `.pth`, `.pt` and `.bin` are read with PyTorch's restricted unpickler.
+"""
+
+import argparse
+import errno
+import json
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from convnext.errors import ConvnextError, UsageError, first_line
+from convnext.models.weights import description
+
+OWN_METADATA = "convnext"  # the metadata key under which our own files describe themselves, as JSON
+_WRAPPERS = ("model", "state_dict", "model_ema")  # in the order in which the published code takes them
+_PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
+
+
+def read_weights(path: Path, entry: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a weight file by name, and our own description of them ({} in files that others wrote).
+
+    Args:
+        path: a `.safetensors`, `.pth`, `.pt` or `.bin` file.
+        entry: which entry of a wrapped checkpoint to take, for instance "model_ema"; by default the first of
+            "model", "state_dict" and "model_ema" that is there.
+
+    Raises ConvnextError, naming the file, if it is missing, truncated, or holds anything but tensors and plain values.
+    """
+    if not path.is_file():
+        raise ConvnextError(f"no weight file {path}")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix not in (".pth", ".pt", ".bin"):
+        raise UsageError(f"{path} is no weight file that is known here: .safetensors, .pth, .pt or .bin")
+    return _unwrap(read_restricted(path), path, entry), {}
+
+
+def read_restricted(path: Path) -> Any:
+    """A torch.save file through the unpickler that builds only tensors and plain containers, on the CPU.
+
+    Raises ConvnextError, naming the file, if it is truncated or holds other objects.
+    """
+    try:
+        # The published code saves its command line beside the weights; a Namespace holds only what was parsed.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        holds = f"holds more than tensors ({named[1]})" if named else "holds more than tensors, or is damaged,"
+        raise ConvnextError(
+            f"{path} {holds} and was not loaded, because reading it could run any code: "
+            "whoever made it can save the tensors alone, with torch.save(model.state_dict(), FILE)"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ConvnextError(f"{path} is truncated or damaged: {first_line(error)}") from error
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
+    """Write tensors to `path`, at once or not at all: safetensors with our description, or `{"model": state}` as `.pth`."""
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
+    if path.suffix == ".safetensors":
+        metadata = {"format": "pt"} | ({OWN_METADATA: json.dumps(about)} if about else {})
+        write_atomically(path, lambda file: save_file(tensors, file, metadata))
+    elif path.suffix in (".pth", ".pt", ".bin"):
+        write_atomically(path, lambda file: torch.save({"model": tensors}, file))
+    else:
+        raise UsageError(f"{path}: the name must end in .safetensors or .pth")
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, force it to the disk, and put it in place of `path` in one step.
+
+    Raises ConvnextError if the disk is full or the folder cannot be written; what was at `path` before is then untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # some writers make files that only their owner reads
+        write(temporary)
+        temporary.chmod(mode)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path, pattern: str) -> None:
+    """Remove what `write_atomically` left of files of that pattern in a folder when it was killed; nobody may be writing them."""
+    for path in folder.glob(f".{pattern}.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: Exception) -> ConvnextError:
+    """The error to raise where a file can't be written: what it is, why, and what to do."""
+    code = getattr(error, "errno", None)
+    reason = str(error).split("\n")[0]
+    try:
+        room = shutil.disk_usage(path.parent).free
+    except OSError:
+        room = None
+    if code in (errno.ENOSPC, errno.EDQUOT) or (room is not None and room < 2**20):
+        reason = f"no space left on its disk: free some and run the same command again ({reason})"
+    elif code == errno.EROFS or not os.access(path.parent, os.W_OK):
+        reason = f"its folder can't be written: check its permissions and how its disk is mounted ({reason})"
+    elif isinstance(error, RuntimeError | SafetensorError):  # PyTorch and safetensors do not say why
+        reason = f"the disk may be full, or a limit on files reached: see df and ulimit -f ({reason})"
+    return ConvnextError(f"could not write {path}: {reason}; what was there before is untouched")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(OWN_METADATA)
+            about = description.parse(text, path) if text is not None else {}
+            state = {name: _aligned(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ConvnextError(f"{path} is truncated or damaged: {error}") from error
+    if about:
+        description.check_size(about["model"], state, path)
+    return state, about
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    # Products of matrices round otherwise where memory begins within a cache line: the same weights shall give the same bits.
+    return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
+
+
+def _unwrap(content: Any, path: Path, entry: str | None) -> dict[str, Tensor]:
+    if entry is not None:
+        if not isinstance(content, Mapping) or entry not in content:
+            raise UsageError(f"{path} has no entry {entry!r}; it has {', '.join(map(str, content))}")
+        content = content[entry]
+    elif isinstance(content, Mapping):
+        content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    if not isinstance(content, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+        raise ConvnextError(f"{path} holds no plain table of tensors; name the entry that does, as in {path.name}#model_ema")
+    return strip_prefixes(content)
+
+
+def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state without the prefixes that wrappers of the whole model leave on every key."""
+    stripped = dict(state)
+    while prefix := next((p for p in _PREFIXES if stripped and all(key.startswith(p) for key in stripped)), None):
+        stripped = {key.removeprefix(prefix): value for key, value in stripped.items()}
+    return stripped

@@ -1,0 +1,80 @@
+"""The weight files of UperNet segmenters with a ConvNeXt backbone: one table of names a format, read in both directions.
+
+The formats and who writes them: official (the paper's code, on mmsegmentation 0.11), mmsegmentation (1, with mmpretrain's ConvNeXt)
+and transformers (`openmmlab/upernet-convnext-*`). Our own names are the official ones. The rows of the backbone come from
+`convnext.models.weights.formats`.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from convnext.errors import ConvnextError
+from convnext.models.weights import formats
+from convnext.models.weights.formats import Format, State, Table, renamer
+
+# Words of a dotted name in which a format differs from the official one: in a block (mmpretrain), in the heads (transformers).
+_MMPRETRAIN = {"dwconv": "depthwise_conv", "pwconv1": "pointwise_conv1", "pwconv2": "pointwise_conv2"}
+_TRANSFORMERS = {"bn": "batch_norm", "conv_seg": "classifier"}
+
+
+def _heads() -> list[str]:
+    decoder = [f"psp_modules.{i}.1" for i in range(4)] + ["bottleneck", "fpn_bottleneck"]
+    decoder += [f"{part}.{i}" for part in ("lateral_convs", "fpn_convs") for i in range(3)]
+    convs = [f"decode_head.{name}" for name in decoder] + ["auxiliary_head.convs.0"]
+    parts = ("conv", "bn", "bn.running_mean", "bn.running_var", "bn.num_batches_tracked")
+    return ["decode_head.conv_seg", "auxiliary_head.conv_seg"] + [f"{conv}.{part}" for conv in convs for part in parts]
+
+
+def _reworded(name: str, words: Mapping[str, str]) -> str:
+    return ".".join(words.get(word, word) for word in name.split("."))
+
+
+def _table(backbone: Table, norm: str, words: Mapping[str, str]) -> Table:
+    """The rows of a whole segmenter, from its backbone's, the name of an output norm (i from 0, n from 1), and the words that differ."""
+    rows = [(f"backbone.{ours}", f"backbone.{_reworded(theirs, words)}") for ours, theirs in backbone if ours not in ("norm", "head")]
+    rows += [(f"backbone.norm{i}", f"backbone.{norm.format(i=i, n=i + 1)}") for i in range(4)]
+    return rows + [(name, _reworded(name, words)) for name in _heads()]
+
+
+_OFFICIAL_BACKBONE = formats.FORMATS["official"].table
+_TRANSFORMERS_BACKBONE = [(ours, theirs.removeprefix("convnext.")) for ours, theirs in formats.FORMATS["transformers"].table]
+
+FORMATS: dict[str, Format] = {
+    "mmsegmentation": Format(_table(_OFFICIAL_BACKBONE, "norm{i}", _MMPRETRAIN), mark="backbone.stages.0.0.depthwise_conv.weight"),
+    "transformers": Format(
+        _table(_TRANSFORMERS_BACKBONE, "hidden_states_norms.stage{n}", _TRANSFORMERS), mark="decode_head.classifier.weight"
+    ),
+    # Last, because mmsegmentation's states have this key too. Our own have it with every backbone.
+    "official": Format(_table(_OFFICIAL_BACKBONE, "norm{i}", {}), mark="decode_head.conv_seg.weight"),
+}
+
+
+def recognise(state: Mapping[str, Tensor]) -> str:
+    """The name of the format that `state` is in; "official" for our own names, too. Raises ConvnextError if it is none of them."""
+    for name, known in FORMATS.items():
+        if known.mark in state:
+            return name
+    some = ", ".join(sorted(state)[:3]) or "no tensors at all"
+    raise ConvnextError(f"no known format of UperNet's weights has these keys ({some} …); known formats: {', '.join(FORMATS)}")
+
+
+def to_native(state: Mapping[str, Tensor], name: str) -> State:
+    """A state in the format `name`, renamed to our names. Keys that the format does not have stay as they are."""
+    rename = renamer([(theirs, ours) for ours, theirs in FORMATS[name].table])
+    return {rename(key) or key: tensor for key, tensor in state.items()}
+
+
+def from_native(state: Mapping[str, Tensor], name: str) -> State:
+    """Our state in the format `name`; the inverse of `to_native`, bit for bit.
+
+    Raises ConvnextError if the format has no place for a key: another backbone than ConvNeXt, say.
+    """
+    rename = renamer(FORMATS[name].table)
+    foreign = {}
+    for key, tensor in state.items():
+        theirs = rename(key)
+        if theirs is None:
+            raise ConvnextError(f"the {name} format has no place for {key!r}: this segmenter does not exist there")
+        foreign[theirs] = tensor
+    return foreign

@@ -1,0 +1,1 @@
+"""Triton kernels, the GPU's counterparts of csrc/."""

@@ -1,0 +1,284 @@
+// The page: sends an image, draws what the model says over it. No framework, nothing from elsewhere.
+
+const $ = (id) => document.getElementById(id);
+const LONGEST = 1024; // pixels of a drawn mask: enough for a screen, and a photograph has ten times as many
+const SHOWN_SCORE = 0.5; // of an object, as where the command line draws them
+const TOKEN = "convnext-token";
+
+let models = [];
+let file = null; // the image on the page
+let underway = new AbortController();
+
+async function call(path, options = {}) {
+  const token = sessionStorage.getItem(TOKEN);
+  const bytes = String.fromCharCode(...new TextEncoder().encode(token ?? "")); // a header takes no other characters than bytes
+  const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${bytes}` } : {}) };
+  const response = await fetch(path, { ...options, headers });
+  if (response.ok) return response;
+  if (response.status === 401) $("lock").hidden = false;
+  const { detail } = await response.json().catch(() => ({}));
+  throw new Error(typeof detail === "string" ? detail : `the service answered ${response.status}`);
+}
+
+const query = (path, values) => `${path}?${new URLSearchParams(values)}`;
+const send = (path, signal) => call(path, { method: "POST", body: file, signal, headers: { "Content-Type": file.type || "application/octet-stream" } });
+const modelNow = () => models.find((model) => model.name === $("model").value);
+
+function say(text, state = "") {
+  $("status").textContent = text;
+  document.body.classList.toggle("busy", state === "busy");
+  document.body.classList.toggle("failed", state === "failed");
+}
+
+async function begin() {
+  try {
+    models = await (await call("models")).json();
+  } catch (error) {
+    return say(`${error.message}.`, "failed");
+  }
+  $("lock").hidden = true;
+  $("model").replaceChildren(...models.map(({ name, task }) => new Option(`${name} (${task})`, name)));
+  $("switch").hidden = models.length < 2;
+  say("An image is sent to this service and nowhere else, and is not kept.");
+}
+
+// --- what the model says ---------------------------------------------------------------------------------------------
+
+async function show(chosen) {
+  if (!chosen || !models.length) return;
+  file = chosen;
+  URL.revokeObjectURL($("image").src);
+  $("image").src = URL.createObjectURL(file);
+  document.body.classList.add("filled");
+  $("shown").hidden = false;
+  await ask();
+}
+
+async function ask() {
+  const started = performance.now();
+  underway.abort(); // an answer that nobody waits for any more must not be drawn over the next image
+  underway = new AbortController();
+  const { signal } = underway;
+  clear();
+  say("Looking …", "busy");
+  const { name, task } = modelNow();
+  const wish = task === "detect" ? { threshold: SHOWN_SCORE } : {}; // no masks of what is not shown
+  try {
+    const [response] = await Promise.all([send(query("predict", { model: name, ...wish }), signal), $("image").decode().catch(() => {})]);
+    const answer = await response.json();
+    if (signal.aborted) return;
+    say("");
+    await { classify: showClasses, detect: showObjects, segment: showRegions }[answer.task](answer, signal);
+    const seconds = (performance.now() - started) / 1000;
+    const model = Number(/model;dur=([\d.]+)/.exec(response.headers.get("Server-Timing"))?.[1] ?? 0) / 1000;
+    $("time").textContent = `Model ${milliseconds(model)}, in all ${milliseconds(seconds)}`;
+    document.body.dataset.model = 1000 * model;
+    document.body.dataset.elapsed = 1000 * seconds;
+  } catch (error) {
+    if (!signal.aborted) say(`${error.message}.`, "failed");
+  }
+}
+
+const milliseconds = (seconds) => `${Math.round(1000 * seconds)} ms`;
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+
+function clear() {
+  $("found").replaceChildren();
+  $("time").textContent = "";
+  $("slider").hidden = true;
+  for (const id of ["overlay", "boxes"]) $(id).width = $(id).height = 0;
+  delete document.body.dataset.elapsed;
+}
+
+// One line of the answer: a bar as long as its share, a colour where it is drawn in one, a button where it does something.
+function row(name, share, { colour = "", press = null } = {}) {
+  const line = document.createElement(press ? "button" : "div");
+  const label = Object.assign(document.createElement("span"), { textContent: name });
+  const value = Object.assign(document.createElement("data"), { value: share, textContent: percent(share) });
+  line.style.setProperty("--share", percent(share).replace(" ", ""));
+  if (colour) {
+    const chip = document.createElement("i");
+    chip.style.setProperty("--colour", colour);
+    line.append(chip);
+  }
+  line.append(label, value);
+  if (press) {
+    Object.assign(line, { type: "button", onclick: () => press(line) }).setAttribute("aria-pressed", "false");
+  }
+  const item = document.createElement("li");
+  item.append(line);
+  return item;
+}
+
+function showSlider(name) {
+  $("slides").textContent = name;
+  $("slider").hidden = false;
+  $("overlay").style.opacity = $("opacity").value / 100;
+}
+
+function showClasses({ top }, signal) {
+  const press = modelNow().explains ? (name) => (line) => explain(name, line, signal) : () => null;
+  $("found").replaceChildren(...top.map((one) => row(one.class, one.probability, { press: press(one.class) })));
+  if (modelNow().explains) explain(top[0].class, $("found").querySelector("button"), signal);
+}
+
+async function explain(name, line, signal) {
+  for (const other of $("found").querySelectorAll("button")) other.setAttribute("aria-pressed", String(other === line));
+  try {
+    const response = await send(query("explain", { model: modelNow().name, class: name }), signal);
+    const map = await createImageBitmap(await response.blob());
+    if (signal.aborted || line.getAttribute("aria-pressed") !== "true") return;
+    const pen = canvas("overlay", map.width, map.height);
+    pen.drawImage(map, 0, 0);
+    showSlider(`What speaks for ${name}`);
+    document.body.dataset.explained = name;
+  } catch (error) {
+    if (!signal.aborted) say(`No activation map: ${error.message}.`, "failed");
+  }
+}
+
+function showObjects({ objects }) {
+  const sure = objects.filter(({ score }) => score >= SHOWN_SCORE);
+  const names = [...new Set(sure.map((one) => one.class))];
+  const coloured = sure.map((one) => ({ ...one, rgb: colourOf(names.indexOf(one.class)) }));
+  $("found").replaceChildren(...coloured.map((one) => row(one.class, one.score, { colour: css(one.rgb) })));
+  if (!sure.length) say(`Nothing with a score of ${percent(SHOWN_SCORE)} or more.`);
+  drawMasks(coloured);
+  drawBoxes(coloured);
+}
+
+async function showRegions({ size: [height, width], classes, mask }) {
+  const names = modelNow().classes;
+  $("found").replaceChildren(...Object.entries(classes).map(([name, share]) => row(name, share, { colour: css(colourOf(names.indexOf(name))) })));
+  const content = new Blob([Uint8Array.from(atob(mask), (letter) => letter.charCodeAt(0))], { type: "image/png" });
+  const indices = await createImageBitmap(content, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+  const { step, columns, rows } = reduced(width, height);
+  const pen = canvas("overlay", columns, rows);
+  pen.imageSmoothingEnabled = false; // the mean of two classes is a third
+  pen.drawImage(indices, 0, 0, width / step, height / step);
+  const image = pen.getImageData(0, 0, columns, rows);
+  // A mask holds the values or colours of the data, which a canvas gives as red, green and blue.
+  const ids = modelNow().class_ids ?? names.map((_, index) => index);
+  const packed = (red, green, blue) => (red << 16) | (green << 8) | blue;
+  const colours = new Map(ids.map((id, index) => [packed(...(Array.isArray(id) ? id : [id, id, id])), [...colourOf(index), 255]]));
+  for (let at = 0; at < image.data.length; at += 4) {
+    image.data.set(colours.get(packed(image.data[at], image.data[at + 1], image.data[at + 2])) ?? [0, 0, 0, 0], at);
+  }
+  pen.putImageData(image, 0, 0);
+  showSlider("Classes");
+}
+
+// --- drawing ---------------------------------------------------------------------------------------------------------
+
+function canvas(id, width, height) {
+  Object.assign($(id), { width, height });
+  return $(id).getContext("2d", { willReadFrequently: id === "overlay" });
+}
+
+function reduced(width, height) {
+  const step = Math.ceil(Math.max(width, height) / LONGEST);
+  return { step, columns: Math.ceil(width / step), rows: Math.ceil(height / step) };
+}
+
+// Hues a golden angle apart: no two of the first dozen are alike.
+function colourOf(index) {
+  const hue = (210 + 137.508 * index) % 360, light = [0.55, 0.42, 0.68][Math.floor(index / 12) % 3];
+  const channel = (n) => {
+    const k = (n + hue / 30) % 12;
+    return Math.round(255 * (light - 0.75 * Math.min(light, 1 - light) * Math.max(-1, Math.min(k - 3, 9 - k, 1))));
+  };
+  return [channel(0), channel(8), channel(4)];
+}
+
+const css = (rgb) => `rgb(${rgb.join(" ")})`;
+
+function drawMasks(objects) {
+  const masked = objects.filter(({ mask }) => mask);
+  if (!masked.length) return;
+  const [height, width] = masked[0].mask.size;
+  const { step, columns, rows } = reduced(width, height);
+  const pen = canvas("overlay", columns, rows);
+  const image = pen.createImageData(columns, rows);
+  for (const { mask, rgb } of masked.reverse()) paint(image, runLengths(mask.counts), height, step, rgb); // the surest on top
+  pen.putImageData(image, 0, 0);
+  showSlider("Masks");
+}
+
+// COCO's compressed run lengths, as `rleFrString` of its maskApi.c reads them: five bits a character, the third on as differences.
+export function runLengths(text) {
+  const runs = [];
+  for (let at = 0; at < text.length; ) {
+    let value = 0, shift = 0, bits;
+    do {
+      bits = text.charCodeAt(at++) - 48;
+      value |= (bits & 31) << shift;
+      shift += 5;
+    } while (bits & 32);
+    if (bits & 16 && shift < 32) value |= -1 << shift;
+    runs.push(runs.length > 2 ? value + runs[runs.length - 2] : value);
+  }
+  return runs;
+}
+
+// Runs go down the columns, every second one is the object; of the pixels every `step`th is kept.
+export function paint(image, runs, height, step, rgb) {
+  let start = 0;
+  runs.forEach((length, index) => {
+    for (let at = start; index % 2 && at < start + length; ) {
+      const x = Math.floor(at / height), y = at % height, end = Math.min(start + length, (x + 1) * height);
+      for (let down = Math.ceil(y / step); x % step === 0 && down * step < y + end - at; down++) {
+        image.data.set([...rgb, 255], 4 * (down * image.width + x / step));
+      }
+      at = end;
+    }
+    start += length;
+  });
+}
+
+function drawBoxes(objects) {
+  const image = $("image"), density = window.devicePixelRatio || 1;
+  const factor = (image.clientWidth * density) / image.naturalWidth;
+  const pen = canvas("boxes", image.clientWidth * density, image.clientHeight * density);
+  Object.assign(pen, { lineWidth: 2 * density, font: `600 ${13 * density}px system-ui, sans-serif`, textBaseline: "top" });
+  const placed = objects.map((one) => ({ ...one, edges: one.box.map((edge) => edge * factor) })).reverse(); // the surest on top
+  for (const { edges: [left, top, right, bottom], rgb } of placed) {
+    pen.strokeStyle = css(rgb);
+    pen.strokeRect(left, top, right - left, bottom - top);
+  }
+  for (const { class: name, score, edges: [left, top], rgb } of placed) {
+    const words = `${name} ${percent(score)}`, line = 19 * density, above = Math.max(0, top - line);
+    pen.fillStyle = css(rgb);
+    pen.fillRect(left - density, above, pen.measureText(words).width + 10 * density, line);
+    pen.fillStyle = rgb[0] * 0.299 + rgb[1] * 0.587 + rgb[2] * 0.114 > 140 ? "#000" : "#fff";
+    pen.fillText(words, left + 4 * density, above + 3 * density);
+  }
+}
+
+// --- what the user does ----------------------------------------------------------------------------------------------
+
+const imageIn = (transfer) => [...(transfer?.files ?? [])].find(({ type }) => !type || type.startsWith("image/"));
+
+$("file").addEventListener("change", ({ target }) => {
+  show(target.files[0]);
+});
+addEventListener("paste", ({ clipboardData }) => show(imageIn(clipboardData)));
+addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("over");
+});
+addEventListener("dragleave", ({ relatedTarget }) => relatedTarget ?? document.body.classList.remove("over"));
+addEventListener("drop", (event) => {
+  event.preventDefault(); // else the browser leaves the page for the image
+  document.body.classList.remove("over");
+  const found = imageIn(event.dataTransfer);
+  if (found) show(found);
+  else say("That is no image file.", "failed");
+});
+$("model").addEventListener("change", () => file && ask());
+$("opacity").addEventListener("input", ({ target }) => ($("overlay").style.opacity = target.value / 100));
+$("lock").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem(TOKEN, $("token").value.trim());
+  begin();
+});
+begin();

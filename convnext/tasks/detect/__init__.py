@@ -1,0 +1,1 @@
+"""Detection and instance segmentation: boxes, classes and masks of the objects in an image."""

@@ -1,0 +1,107 @@
+import dataclasses
+import hashlib
+import io
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+
+from convnext.data import download
+from convnext.data.loader import InOrder, Samples, make_loader
+from convnext.data.sources import cifar
+from convnext.data.sources.cifar import VERSIONS, is_cifar, open_cifar
+from convnext.errors import ConvnextError, UsageError
+
+EACH = 7  # records a file
+
+
+def archive(folder, version, monkeypatch):
+    """An archive in the published form with random records. Returns the records of each file by its name."""
+    about, rng = VERSIONS[version], np.random.default_rng(0)
+    count = 10 if version == "cifar10" else 100
+    files, records = {about.names: "".join(f"class_{i}\n" for i in range(count)).encode() + b"\n"}, {}
+    for name in reversed([name for part in about.parts.values() for name in part]):  # the order in the archive means nothing
+        records[name] = rng.integers(0, 256, (EACH, about.label_bytes + 3072), dtype=np.uint8)
+        records[name][:, about.label_bytes - 1] = rng.integers(0, count, EACH)
+        files[name] = records[name].tobytes()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(folder / about.archive, "w:gz") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"{about.folder}/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    md5 = hashlib.md5((folder / about.archive).read_bytes()).hexdigest()
+    monkeypatch.setitem(VERSIONS, version, dataclasses.replace(about, md5=md5))
+    return records
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    cifar._content.cache_clear()
+
+
+@pytest.mark.parametrize("version", ["cifar10", "cifar100"])
+def test_images_and_labels_are_those_of_the_records_in_order(tmp_path, monkeypatch, version):
+    records, about = archive(tmp_path, version, monkeypatch), VERSIONS[version]
+    for part, names in about.parts.items():
+        source = open_cifar(f"{version}:{tmp_path}:{part}")
+        wanted = np.concatenate([records[name] for name in names])
+        assert len(source) == len(wanted) == EACH * len(names)
+        for i, record in enumerate(wanted):
+            assert source.label(i) == record[about.label_bytes - 1]
+            image = np.asarray(source.read(i))
+            assert image.shape == (32, 32, 3)
+            red, blue = record[about.label_bytes :][:1024], record[about.label_bytes :][2048:]
+            assert np.array_equal(image[..., 0], red.reshape(32, 32))
+            assert np.array_equal(image[..., 2], blue.reshape(32, 32))
+        assert source.classes == [f"class_{i}" for i in range(10 if version == "cifar10" else 100)]
+        assert source.name(3) == f"{about.title} {part} 3"
+
+
+def test_the_folder_comes_from_the_name_the_environment_or_is_data(tmp_path, monkeypatch):
+    archive(tmp_path / "data", "cifar10", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CONVNEXT_DATA", raising=False)
+    assert len(open_cifar("cifar10:train")) == 5 * EACH
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("CONVNEXT_DATA", str(tmp_path / "data"))
+    assert len(open_cifar("cifar10:val")) == EACH
+    assert is_cifar("cifar100:val")
+    assert not is_cifar("cifar10")
+    assert not is_cifar("digits:val")
+
+
+def test_mistakes_are_told(tmp_path, monkeypatch):
+    archive(tmp_path, "cifar10", monkeypatch)
+    for where in ("cifar10:vla", f"cifar10:{tmp_path}", "cifar10:"):
+        with pytest.raises(UsageError, match="no data is called 'cifar10:.*cifar10:val"):
+            open_cifar(where)
+    with pytest.raises(ConvnextError, match="the classes of .* are class_0, .*, not the network's ant, bee"):
+        open_cifar(f"cifar10:{tmp_path}:val", ["ant", "bee"])
+    assert open_cifar(f"cifar10:{tmp_path}:val", [f"class_{i}" for i in range(10)]).label(0) < 10
+
+
+def test_another_archive_than_the_published_one_is_never_read(tmp_path):
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    path.write_bytes(b"not this")
+    with pytest.raises(ConvnextError, match=f"{path} is damaged or not the published archive .MD5 .*, not c32a1d4a.*: remove it"):
+        open_cifar(f"cifar10:{tmp_path}:train")
+
+
+def test_without_a_network_the_error_says_which_archive_to_put_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr(download, "_WAITS", (0,))
+    wanted = f"could not fetch https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz .* put it at {tmp_path}/new/cifar-100-binary.tar.gz"
+    with pytest.raises(ConvnextError, match=wanted):
+        open_cifar(f"cifar100:{tmp_path}/new:val")
+
+
+def test_workers_see_each_image_once_and_are_sent_no_pixels(tmp_path, monkeypatch):
+    archive(tmp_path, "cifar10", monkeypatch)
+    source = open_cifar(f"cifar10:{tmp_path}:train")
+    assert len(pickle.dumps(source)) < 1000
+    data = Samples(source, lambda image: np.asarray(image), seed=0)
+    seen = [s for batch in make_loader(data, InOrder(len(source), 4), list, 2, pin=False) for s in batch]
+    assert [s.index for s in seen] == list(range(5 * EACH))
+    assert all(np.array_equal(s.image, np.asarray(source.read(s.index))) and s.label == source.label(s.index) for s in seen)

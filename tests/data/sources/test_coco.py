@@ -1,0 +1,257 @@
+"""Against pycocotools on real annotations; every fault told by file and annotation id."""
+
+import json
+import math
+import pickle
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import sample_image, shared
+from pycocotools import mask as theirs
+from pycocotools.coco import COCO
+
+from convnext.data.images import CorruptImageError
+from convnext.data.sources.coco import Coco, check, open_detection
+from convnext.errors import ConvnextError, UsageError
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
+
+HEIGHT, WIDTH = 40, 48  # of the images below
+SQUARE = [10, 10, 30, 10, 30, 25, 10, 25]  # a rectangle of 20 x 15, as a polygon
+RUNS = {"size": [HEIGHT, WIDTH], "counts": [10 * HEIGHT + 10, *[15, 25] * 19, 15, 18 * HEIGHT + 15]}  # the same
+GOOD = {"image_id": 7, "category_id": 3, "bbox": [10, 10, 20, 15], "area": 300, "iscrowd": 0, "segmentation": [SQUARE]}
+
+
+def compressed(values):
+    encoded = theirs.encode(np.asfortranarray(np.asarray(values, dtype=np.uint8)))
+    return {"size": encoded["size"], "counts": encoded["counts"].decode()}
+
+
+def data_set(root, annotations, images=(7, 9)):
+    """A COCO file of that many images, category ids with gaps; annotation ids from 1 where they have none."""
+    (root / "images").mkdir(exist_ok=True)
+    for key in images:
+        sample_image(key, (WIDTH, HEIGHT)).save(root / "images" / f"{key}.png")
+    content = {
+        "images": [{"id": key, "file_name": f"{key}.png", "height": HEIGHT, "width": WIDTH} for key in images],
+        "categories": [{"id": 90, "name": "zebra"}, {"id": 3, "name": "ant"}, {"id": 17, "name": "cat"}],
+        "annotations": [{"id": i, **annotation} for i, annotation in enumerate(annotations, 1)],
+    }
+    (root / "file.json").write_text(json.dumps(content))
+    return content
+
+
+def opened(root, **arguments):
+    return Coco(root / "file.json", root / "images", **arguments)
+
+
+@pytest.mark.parametrize("part", ["train2017", "val2017"])
+def test_real_data_is_what_pycocotools_reads(part, capsys):
+    folder = shared("data/coco") / part
+    source = open_detection(str(folder))
+    reference = COCO(str(shared("data/coco") / "annotations" / f"instances_{part}.json"))
+    numbers = {category: at for at, category in enumerate(sorted(reference.cats))}
+    assert source.classes == [reference.cats[category]["name"] for category in sorted(reference.cats)]
+    assert (len(source), source.has_masks, source.skipped, source.remarks) == (100, True, [], [])
+    crowds = 0
+    for i in range(len(source)):
+        objects, wanted = source.target(i), reference.imgToAnns[source.ids[i]]
+        assert objects.labels.tolist() == [numbers[annotation["category_id"]] for annotation in wanted]
+        assert objects.area.tolist() == [annotation["area"] for annotation in wanted]
+        assert objects.iscrowd.tolist() == [bool(annotation["iscrowd"]) for annotation in wanted]
+        corners = [[x, y, x + w, y + h] for x, y, w, h in (annotation["bbox"] for annotation in wanted)]
+        assert torch.equal(objects.boxes, torch.tensor(corners, dtype=torch.float32).reshape(-1, 4))
+        assert source.annotation_ids(i) == [annotation["id"] for annotation in wanted]
+        assert all(np.array_equal(a, reference.annToMask(b)) for a, b in zip(objects.masks.numpy(), wanted, strict=True))
+        crowds += int(objects.iscrowd.sum())
+    assert crowds == {"train2017": 6, "val2017": 5}[part]
+    assert source.name(0) == str(folder / source.paths[0])
+    assert source.pixels(0).shape == (3, source.heights[0], source.widths[0]) == (3, *source.read(0).size[::-1])
+
+
+def test_real_data_checks_out():
+    source = open_detection(str(shared("data/coco/val2017")))
+    source.paths, source.ids = source.paths[:10], source.ids[:10]
+    assert check(source) == []
+
+
+def test_polygons_run_lengths_and_gaps_in_ids(tmp_path):
+    parts = [SQUARE, [0.4, 0.6, 7.3, 1.2, 3.5, 8.9]]
+    mask = np.zeros((HEIGHT, WIDTH))
+    mask[10:25, 10:30] = 1
+    outlines = [[SQUARE], RUNS, compressed(mask), parts]
+    categories = [3, 90, 17, 90]
+    data_set(tmp_path, [GOOD | {"segmentation": o, "category_id": c} for o, c in zip(outlines, categories, strict=True)])
+    source = opened(tmp_path)
+    objects = source.target(0)
+    assert source.classes == ["ant", "cat", "zebra"]
+    assert objects.labels.tolist() == [0, 2, 1, 2]
+    assert [torch.equal(objects.masks[i], torch.from_numpy(mask.astype(np.uint8))) for i in range(3)] == [True] * 3
+    wanted = theirs.decode(theirs.merge(theirs.frPyObjects(parts, HEIGHT, WIDTH)))
+    assert np.array_equal(objects.masks[3].numpy(), wanted)
+    assert (len(source.target(1)), source.target(1).masks.shape, source.target(1).boxes.shape) == (0, (0, HEIGHT, WIDTH), (0, 4))
+    assert list(source.target(1).to_dict()) == ["boxes", "labels", "masks", "iscrowd", "area", "image_id"]
+
+
+def test_annotations_in_any_order_go_to_their_images(tmp_path):
+    shuffled = [GOOD | {"image_id": key, "bbox": [key, 10, at + 1, 15]} for at, key in enumerate([11, 7, 9, 11, 7])]
+    data_set(tmp_path, shuffled, images=(9, 7, 11))
+    source = opened(tmp_path)
+    assert source.ids == [9, 7, 11]
+    assert [source.annotation_ids(i) for i in range(3)] == [[3], [2, 5], [1, 4]]
+    assert [source.target(i).boxes[:, [0, 2]].tolist() for i in range(3)] == [[[9, 12]], [[7, 9], [7, 12]], [[11, 12], [11, 15]]]
+    assert [source.target(i).image_id for i in range(3)] == source.ids
+
+
+def test_a_network_s_classes_number_the_labels(tmp_path):
+    data_set(tmp_path, [GOOD])
+    assert opened(tmp_path, classes=["zebra", "yak", "cat", "ant"]).target(0).labels.tolist() == [3]
+    with pytest.raises(ConvnextError, match=r"file\.json: category 'zebra' is none of the classes trained on; did you mean 'zebras'"):
+        opened(tmp_path, classes=["ant", "cat", "zebras"])
+
+
+def test_training_can_leave_out_images_without_objects(tmp_path):
+    data_set(tmp_path, [GOOD | {"image_id": 11}, GOOD | {"image_id": 9, "iscrowd": 1, "segmentation": RUNS}], images=(7, 9, 11))
+    assert opened(tmp_path).ids == [7, 9, 11]
+    source = opened(tmp_path, keep_empty=False)
+    assert source.ids == [11]
+    assert "2 of 3 images are without objects: left out" in source.remarks[0]
+    assert source.target(0).boxes.tolist() == [[10, 10, 30, 25]]
+    data_set(tmp_path, [])
+    with pytest.raises(ConvnextError, match="lists no images with objects"):
+        opened(tmp_path, keep_empty=False)
+
+
+def test_boxes_alone_are_told(tmp_path):
+    bare = {key: value for key, value in GOOD.items() if key != "segmentation"}
+    data_set(tmp_path, [bare, bare])
+    source = opened(tmp_path)
+    assert (source.has_masks, source.target(0).masks, source.remarks) == (False, None, [])
+    assert "masks" not in source.target(0).to_dict()
+    data_set(tmp_path, [GOOD, bare])
+    assert "1 of 2 annotations have no segmentation, the first 2" in opened(tmp_path).remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"bbox": [10, 10, 0, 15]}, "box without area"),
+        ({"bbox": [10, 10, 20, -15]}, "box without area"),
+        ({"bbox": [48, 10, 20, 15]}, "outside its image of 48 x 40"),
+        ({"bbox": [-30, 10, 30, 15]}, "outside its image"),
+        ({"bbox": [10, math.nan, 20, 15]}, "not finite"),
+        ({"bbox": [10, 10, 20]}, "no box of four numbers"),
+        ({"bbox": None}, "no box of four numbers"),
+        ({"area": math.inf}, "not finite"),
+        ({"image_id": 8}, "is of image 8, which the file does not list"),
+        ({"category_id": 4}, "is of category 4, which the file does not list"),
+        ({"category_id": "ant"}, "no 'category_id' that is a whole number"),
+        ({"id": 1}, "has the id of an earlier one"),
+        ({"segmentation": [[1, 1, 5, 5]]}, "polygon of 4 numbers"),
+        ({"segmentation": [[1, 1, 5, 5, 9, 9, 3]]}, "polygon of 7 numbers"),
+        ({"segmentation": [[1, 1, 5, math.nan, 9, 9]]}, "not finite"),
+        ({"segmentation": [[1, 1, 5, 1e9, 9, 9]]}, "far outside its image"),
+        ({"segmentation": [[1, "1", 5, 5, 9, 9]]}, "neither polygons nor run lengths"),
+        ({"segmentation": {"counts": [5]}}, "neither polygons nor run lengths"),
+        ({"segmentation": {"size": [40, 40], "counts": [1600]}}, "mask of 40 x 40, its image is 48 x 40"),
+        ({"segmentation": {"size": [40, 48], "counts": [1600]}}, "runs cover 1600 of the image's 1920 pixels"),
+        ({"segmentation": {"size": [40, 48], "counts": 5}}, "neither a list nor a text"),
+    ],
+)
+def test_what_cannot_be_used_is_left_out_and_told(tmp_path, change, told):
+    data_set(tmp_path, [GOOD, GOOD | {"id": 41} | change, GOOD | {"image_id": 9}])
+    source = opened(tmp_path)
+    assert [len(source.target(i)) for i in range(2)] == [1, 1]
+    [problem] = source.problems
+    assert problem.startswith(f"{tmp_path}/file.json: annotation {change.get('id', 41)} ")
+    assert told in problem
+    assert source.remarks == [f"1 annotation that can't be used is left out, the first: {problem}"]
+    assert problem in check(source)
+
+
+def test_check_reads_what_opening_does_not(tmp_path):
+    upside_down = [
+        GOOD | {"segmentation": [[30, 30, 47, 30, 47, 39, 30, 39]]},
+        GOOD | {"segmentation": compressed(np.zeros((HEIGHT, WIDTH)))},
+    ]
+    damaged = GOOD | {"image_id": 9, "segmentation": {"size": [HEIGHT, WIDTH], "counts": "ZZZZZ"}}
+    data_set(tmp_path, [GOOD, *upside_down, GOOD | {"bbox": [10, 10, 20, 60]}, damaged], images=(7, 9, 11, 13))
+    sample_image(0, (20, 20)).save(tmp_path / "images" / "7.png")
+    (tmp_path / "images" / "9.png").write_bytes(b"no image")
+    (tmp_path / "images" / "13.png").unlink()
+    source = opened(tmp_path)
+    problems = check(source)
+    told = ["image .*13.png is missing", "7.png: 20 x 20 pixels, .*file.json says 48 x 40", "annotation 2 .*does not fit its box",
+            "annotation 3 .*without a pixel", "annotation 4 .*reaches over the border", "9.png: not an image", "annotation 5 .*damaged mask"]  # fmt: skip
+    assert len(problems) == len(told)
+    assert all(re.search(pattern, problem) for pattern, problem in zip(told, problems, strict=True)), problems
+    assert "1 of the 4 images" in source.remarks[0]
+    for read in (source.read, source.pixels):
+        for index in (0, 1, 3):
+            with pytest.raises(CorruptImageError):
+                read(index)
+    with pytest.raises(CorruptImageError, match="annotation 5 has a damaged mask"):
+        source.target(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"images": None}, "no COCO annotation file: it lacks the list 'images'"),
+        ({"categories": [{"id": 3}]}, "entry 0 of 'categories' has no 'name' that is a text"),
+        ({"categories": [{"id": 3, "name": "ant"}, {"id": 4, "name": "ant"}]}, "two categories are called 'ant'"),
+        ({"categories": [{"id": 3, "name": "ant"}, {"id": 3, "name": "bee"}]}, "entry 1 of 'categories' has the id 3 of an earlier one"),
+        ({"images": [{"id": 7, "file_name": "7.png", "height": 40}]}, "entry 0 of 'images' has no 'width' that is a whole number"),
+        ({"images": [{"id": 7, "file_name": "7.png", "height": 0, "width": 4}]}, "id 7, is 4 x 0 pixels"),
+        (
+            {"images": [{"id": 7, "file_name": "gone.png", "height": 40, "width": 48}]},
+            "none of the 1 images .* for instance not .*gone.png",
+        ),
+        ({"images": []}, "lists no images"),
+    ],
+)
+def test_what_is_no_coco_file_is_told(tmp_path, change, told):
+    content = data_set(tmp_path, [GOOD])
+    (tmp_path / "file.json").write_text(json.dumps(content | change))
+    with pytest.raises(ConvnextError, match=told):
+        opened(tmp_path)
+
+
+def test_names_of_data_sets(tmp_path):
+    data_set(tmp_path, [GOOD])
+    assert open_detection(f"coco:{tmp_path}/file.json:{tmp_path}/images").ids == [7, 9]
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "file.json").rename(tmp_path / "annotations" / "instances_images.json")
+    assert open_detection(str(tmp_path / "images"), keep_empty=False).ids == [7]
+    assert open_detection("scenes:val").classes == [str(digit) for digit in range(10)]
+    for where, told in (
+        (str(tmp_path), f"several parts: name one, {tmp_path}/images"),
+        (str(tmp_path / "photos"), "no annotations of .*photos': neither .*annotations/instances_photos.json"),
+        ("coco:file.json", "write coco:ANNOTATIONS.json:FOLDER"),
+        (f"coco:{tmp_path}/nowhere.json:{tmp_path}", "no annotation file .*nowhere.json"),
+        (f"coco:{tmp_path}/annotations/instances_images.json:{tmp_path}/nowhere", "no folder .*nowhere"),
+        ("scenes:vla", "did you mean 'scenes:val'"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            open_detection(where)
+    with pytest.raises(ConvnextError, match="the classes of scenes:val are 0, 1"):
+        open_detection("scenes:val", classes=["ant"])
+    (tmp_path / "annotations" / "instances_images.json").write_text("{")
+    with pytest.raises(ConvnextError, match="instances_images.json is no JSON"):
+        open_detection(str(tmp_path / "images"))
+
+
+def test_a_source_travels_to_a_worker(tmp_path):
+    data_set(tmp_path, [GOOD, GOOD | {"image_id": 9}])
+    source = opened(tmp_path)
+    copy = pickle.loads(pickle.dumps(source))
+    assert torch.equal(copy.target(1).masks, source.target(1).masks)
+
+
+def test_the_evaluation_library_is_loaded_when_needed_only():
+    code = "import sys, convnext, convnext.data.sources.coco, convnext.tasks.detect.average_precision; sys.exit('faster_coco_eval' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

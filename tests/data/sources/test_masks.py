@@ -1,0 +1,218 @@
+"""Folders of images with masks, ADE20K and CamVid, and what is told of bad ones."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from helpers import sample_image, shared
+from PIL import Image
+
+from convnext.data.images import CorruptImageError
+from convnext.data.sources.masks import check, hold_out, mask_of, open_segmentation
+from convnext.errors import ConvnextError, UsageError
+
+
+def read_pair(source, index, evaluation=False):
+    image = source.read(index) if evaluation else source.pixels(index)
+    return image, mask_of(source, index, image)
+
+
+def mask_folder(root, count=4, part="", classes="ground\nthing\n", size=(48, 40)):
+    """Images with masks of two classes, the lower half the second."""
+    for kind in ("images", "masks"):
+        (root / kind / part).mkdir(parents=True, exist_ok=True)
+    values = np.zeros((size[1], size[0]), np.uint8)
+    values[size[1] // 2 :] = 1
+    for i in range(count):
+        sample_image(i, size).save(root / "images" / part / f"{i:02d}.jpg")
+        Image.fromarray(values).save(root / "masks" / part / f"{i:02d}.png")
+    (root / "classes.txt").write_text(classes)
+    return root
+
+
+def test_a_folder_is_read_and_sound(tmp_path):
+    source = open_segmentation(str(mask_folder(tmp_path)))
+    assert (len(source), source.classes, source.skipped, source.problems) == (4, ["ground", "thing"], [], [])
+    assert source.read(1).size == (48, 40)
+    assert (source.pixels(1).dtype, source.pixels(1).shape) == (torch.uint8, (3, 40, 48))
+    assert (source.mask(1).dtype, source.mask(1).shape) == (torch.uint8, (40, 48))
+    assert source.mask(1).unique(return_counts=True)[1].tolist() == [960, 960]
+    assert source.name(2) == str(tmp_path / "images" / "02.jpg")
+    assert check(source) == []
+    assert torch.equal(pickle.loads(pickle.dumps(source)).mask(0), source.mask(0))
+
+
+def test_parts_and_folders_within(tmp_path):
+    mask_folder(tmp_path, 2, "train/city")
+    mask_folder(tmp_path, 3, "val")
+    assert len(open_segmentation(f"{tmp_path}:train")) == 2
+    assert len(open_segmentation(f"{tmp_path}:val")) == 3
+    with pytest.raises(UsageError, match="has the parts train, val: say which, as in .*:train"):
+        open_segmentation(str(tmp_path))
+    with pytest.raises(UsageError, match="has no part 'vla': it needs images/vla and masks/vla; did you mean 'val'"):
+        open_segmentation(f"{tmp_path}:vla")
+    free = mask_folder(mask_folder(tmp_path / "free", 2, "monday"), 3, "tuesday")
+    assert len(open_segmentation(str(free))) == 5
+
+
+def test_ade20k_is_read_as_distributed(monkeypatch):
+    root = shared("data/ade20k")
+    source = open_segmentation(f"ade20k:{root}:val")
+    assert len(source) == 3
+    assert (len(source.classes), source.classes[:3], source.classes[149]) == (150, ["wall", "building", "sky"], "flag")
+    for i in range(3):
+        raw = np.asarray(Image.open(root / "annotations" / "validation" / f"ADE_val_0000000{i + 1}.png")).astype(int)
+        assert np.array_equal(source.mask(i).numpy(), np.where(raw == 0, 255, raw - 1))
+        assert read_pair(source, i)[0].shape[1:] == source.mask(i).shape
+    # The first image is a house under the sky, behind a lawn.
+    names = {source.classes[label] for label in source.mask(0).unique().tolist() if label != 255}
+    assert {"building", "sky", "grass", "tree"} <= names
+    assert check(source) == []
+    with pytest.raises(ConvnextError, match="no .*images/training: unpack ADEChallengeData2016.zip"):
+        open_segmentation(f"ade20k:{root}:train")
+    with pytest.raises(UsageError, match="no data is called 'ade20k:vla'; did you mean 'ade20k:val'"):
+        open_segmentation("ade20k:vla")
+    monkeypatch.setenv("CONVNEXT_DATA", str(root.parent / "nowhere"))
+    with pytest.raises(ConvnextError, match=r"no .*nowhere/ADEChallengeData2016/images/validation"):
+        open_segmentation("ade20k:val")
+
+
+def test_camvid_has_11_classes_and_void():
+    root = shared("data/camvid")
+    source = open_segmentation(f"{root}:val:ignore=11")
+    assert (len(source), len(source.classes), source.classes[3]) == (51, 11, "road")
+    for i in (0, 25, 50):
+        raw = np.asarray(Image.open(root / "masks" / "val" / f"{source.paths[i][:-4]}.png"))
+        assert np.array_equal(source.mask(i).numpy(), np.where(raw == 11, 255, raw))
+    assert check(source) == []
+    # Unless it is said, 11 is no class but a mistake, told by path, value and number.
+    undeclared = open_segmentation(f"{root}:val")
+    void = int((np.asarray(Image.open(root / "masks" / "val" / f"{source.paths[0][:-4]}.png")) == 11).sum())
+    problems = check(undeclared)
+    assert problems[0].startswith(f"{root}/masks/val/{source.paths[0][:-4]}.png has the value 11 in {void} pixels, first at x ")
+    assert problems[0].endswith("or ignore it with :ignore=11")
+    with pytest.raises(ConvnextError, match="has the value 11 in"):
+        undeclared.mask(0)
+
+
+def test_void_can_be_named_in_the_class_list(tmp_path):
+    root = mask_folder(tmp_path, classes="ground\n(thing)\n")
+    source = open_segmentation(str(root))
+    assert source.classes == ["ground"]
+    assert source.mask(0).unique().tolist() == [0, 255]
+
+
+def test_given_classes_decide_the_indices(tmp_path):
+    root = mask_folder(tmp_path)
+    assert open_segmentation(str(root), ["thing", "sky", "ground"]).mask(0).unique().tolist() == [0, 2]
+    (root / "classes.txt").unlink()
+    assert open_segmentation(str(root), ["thing", "ground"]).mask(0)[0, 0] == 0
+    with pytest.raises(ConvnextError, match=r"no .*classes.txt: write one class name a line"):
+        open_segmentation(str(root))
+
+
+def test_what_names_no_data_is_told(tmp_path):
+    with pytest.raises(UsageError, match="no folder .*nowhere: a folder needs images/ and masks/"):
+        open_segmentation(str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match=f"{tmp_path} has no folder images: .*; ADE20K is named as in ade20k:{tmp_path}:train"):
+        open_segmentation(str(tmp_path))
+    root = mask_folder(tmp_path / "colours", classes="ground 0 0 0\nthing 1 1 1\n")
+    for wrong in ("x", "", "1,", "-1"):
+        with pytest.raises(UsageError, match="after ignore= come values of masks"):
+            open_segmentation(f"{root}:ignore={wrong}")
+    with pytest.raises(UsageError, match="999 is no value of a mask"):
+        open_segmentation(f"{root}:ignore=999")
+    with pytest.raises(UsageError, match=r"ignore=1: .*classes.txt gives colours; .*\(void\) 0 0 0"):
+        open_segmentation(f"{root}:ignore=1")
+
+
+def test_images_without_masks_and_masks_without_images_are_told(tmp_path):
+    root = mask_folder(tmp_path)
+    (root / "masks" / "01.png").unlink()
+    (root / "images" / "02.jpg").unlink()
+    (root / "masks" / "03.tif").write_bytes((root / "masks" / "03.png").read_bytes())
+    (root / "masks" / "00.jpg").touch()
+    (root / "images" / ".hidden.png").touch()
+    source = open_segmentation(str(root))
+    assert source.skipped == [str(root / "masks" / "00.jpg")]
+    assert source.remarks == [f"{root}/images: skipped what systems leave behind, no images: 1 hidden (.*)"]
+    assert check(source) == [
+        f"{root}/masks/02.png is a mask without an image in {root}/images",
+        f"{root}/masks/03.png is a second mask of one image, beside {root}/masks/03.tif",
+        f"{root}/images/01.jpg has no mask: add {root}/masks/01.png, or remove the image",
+    ]
+    with pytest.raises(ConvnextError, match=r"images/01.jpg has no mask: add .*masks/01.png"):
+        read_pair(source, 1)
+    for path in (root / "masks").iterdir():
+        path.rename(path.with_name(f"{path.stem}_mask{path.suffix}"))
+    with pytest.raises(ConvnextError, match=r"not one image of .*images has a mask: .*00.jpg needs .*masks/00.png"):
+        open_segmentation(str(root))
+    for path in (root / "images").iterdir():
+        path.unlink()
+    with pytest.raises(ConvnextError, match="images holds no images"):
+        open_segmentation(str(root))
+
+
+def test_a_mask_of_another_size_is_told_by_both_sizes(tmp_path):
+    root = mask_folder(tmp_path)
+    Image.fromarray(np.zeros((40, 47), np.uint8)).save(root / "masks" / "02.png")
+    # A camera that stood upright: 48 x 40 in the file, 40 x 48 to the eye, and so must be its mask.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sample_image(1, (48, 40)).save(root / "images" / "01.jpg", exif=exif)
+    source = open_segmentation(str(root))
+    assert check(source) == [
+        f"{root}/images/0{i}.jpg is {size} pixels, its mask {other}: a mask must have the size of its image, upright as EXIF says"
+        for i, size, other in ((1, "40 x 48", "48 x 40"), (2, "48 x 40", "47 x 40"))
+    ]
+    for evaluation in (False, True):
+        with pytest.raises(ConvnextError, match="02.jpg is 48 x 40 pixels, its mask 47 x 40"):
+            read_pair(source, 2, evaluation)
+
+
+def test_damaged_files_are_told(tmp_path):
+    root = mask_folder(tmp_path)
+    (root / "images" / "00.jpg").write_bytes(b"no image")
+    (root / "masks" / "01.png").write_bytes(b"no mask")
+    source = open_segmentation(str(root))
+    problems = check(source)
+    assert len(problems) == 2
+    assert problems[0].startswith(f"{root}/images/00.jpg: not an image")
+    assert problems[1].startswith(f"{root}/masks/01.png: cannot identify image file")
+    for index in (0, 1):
+        with pytest.raises(CorruptImageError):
+            read_pair(source, index)
+
+
+def test_masks_of_0_and_255_are_suspected(tmp_path):
+    root = mask_folder(tmp_path)
+    for path in (root / "masks").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)) * 255).save(path)
+    assert check(open_segmentation(str(root))) == [
+        "all masks together hold no class but 'ground': 255 is ignored, so where it is a class, give classes.txt colours ('thing 255 255 255')"
+    ]
+    (root / "classes.txt").write_text("ground 0 0 0\nthing 255 255 255\n")
+    assert check(open_segmentation(str(root))) == []
+
+
+def test_evaluation_reads_with_pillow_and_training_the_same_values(tmp_path):
+    source = open_segmentation(str(mask_folder(tmp_path)))
+    for_eye, mask = read_pair(source, 0, evaluation=True)
+    for_training, same = read_pair(source, 0)
+    assert isinstance(for_eye, Image.Image)
+    assert np.array_equal(np.asarray(for_eye), for_training.permute(1, 2, 0))
+    assert torch.equal(mask, same)
+
+
+def test_hold_out_depends_on_the_seed_alone(tmp_path):
+    source = open_segmentation(str(mask_folder(tmp_path, 12)))
+    train, val = hold_out(source, 0.25, seed=1)
+    names = [[part.name(i) for i in range(len(part))] for part in (train, val)]
+    assert 1 <= len(names[1]) <= 6
+    assert sorted(names[0] + names[1]) == [source.name(i) for i in range(12)]
+    again, other = hold_out(source, 0.25, seed=1)[1], hold_out(source, 0.25, seed=2)[1]
+    assert [again.name(i) for i in range(len(again))] == names[1] != [other.name(i) for i in range(len(other))]
+    assert len(hold_out(source, 0.001, seed=1)[1]) == 1
+    assert torch.equal(val.mask(0), source.mask(0))
+    assert check(val) == []

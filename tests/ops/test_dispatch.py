@@ -1,0 +1,101 @@
+"""Which operators run: by what the CPU has, whether gradients are needed, and how large a batch is."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from convnext import ops
+from convnext.models.backbones.convnext import Block
+from convnext.ops import build, dispatch
+
+without_tiles = pytest.mark.skipif(
+    build.library() is None or build.has_tiles() or dispatch._SETTING == "off", reason="for CPUs with AVX-512 and without AMX"
+)
+
+
+class Ours(TorchDispatchMode):
+    """Collects the names of this package's operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.ran = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "convnext":
+            self.ran.add(function.name().removeprefix("convnext::"))
+        return function(*args, **kwargs or {})
+
+
+def ran(batch, side, gradients):
+    block = Block(16, 3, 0.0, 1.0).requires_grad_(gradients)
+    with Ours() as seen:
+        block(torch.randn(batch, 16, side, side).contiguous(memory_format=torch.channels_last))
+    return seen.ran
+
+
+@pytest.mark.parametrize(
+    ("shape", "gradients", "wanted"),
+    [
+        ((1, 16, 56, 56), False, False),
+        ((1, 16, 57, 56), False, True),
+        ((1, 16, 7, 7), False, False),
+        ((2, 16, 7, 7), False, True),
+        ((8, 16, 56, 56), False, True),
+        ((8, 16, 56, 56), True, False),
+        ((1, 16, 100, 100), True, False),
+    ],
+)
+def test_without_amx_training_and_single_images_are_left_to_pytorch(shape, gradients, wanted):
+    x, weight = torch.empty(shape), torch.empty(16, 1, 7, 7, requires_grad=gradients)
+    assert dispatch._pays_without_tiles(x, weight) is wanted
+    with torch.no_grad():
+        assert dispatch._pays_without_tiles(x, weight) is (shape[0] > 1 or shape[2] * shape[3] > 56 * 56)
+
+
+@without_tiles
+def test_what_pays_is_what_runs_and_can_be_forced():
+    assert ran(8, 14, False) == {"block"}
+    assert ran(8, 14, True) == set()
+    assert ran(1, 14, False) == set()
+    for batch, gradients in ((1, False), (8, True), (1, True)):
+        with ops.using(True):
+            assert ran(batch, 14, gradients) == {"block"}
+    with ops.using(False):
+        assert ran(8, 14, False) == set()
+
+
+@without_tiles
+def test_info_says_so():
+    assert "inference with several images" in ops.status()["block and MLP in float32, CPU"]["why"]
+    assert ops.status()["block and MLP in bf16, CPU"]["runs"] == "PyTorch"
+
+
+@pytest.mark.skipif(not build.has_tiles() or dispatch._SETTING == "off", reason="for CPUs with AMX")
+def test_with_amx_they_always_run():
+    assert all(ran(batch, 28, gradients) == {"block"} for batch in (1, 8) for gradients in (False, True))
+
+
+def test_tensors_of_a_class_of_their_own_are_left_to_pytorch():
+    class Quantized(torch.Tensor):
+        """As torchao's: what it is stands elsewhere than in its memory."""
+
+    with ops.using(True):
+        x, weight = torch.randn(2, 8, 9, 9), torch.randn(8, 1, 3, 3)
+        assert not dispatch.fast(x, weight.as_subclass(Quantized))
+        assert not dispatch.fast(x.as_subclass(Quantized), weight)
+        assert dispatch.fast(x, weight) == (build.library() is not None)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [("off", "off"), (" OFF ", "off"), ("0", "off"), ("", "on"), ("1", "on"), ("triton", "triton")]
+)
+def test_the_switch_has_these_values(given, wanted, monkeypatch, recwarn):
+    monkeypatch.setenv("CONVNEXT_OPS", given)
+    assert dispatch._setting() == wanted
+    assert not recwarn.list
+
+
+def test_a_misspelt_switch_is_warned_of(monkeypatch):
+    monkeypatch.setenv("CONVNEXT_OPS", "of")
+    with pytest.warns(UserWarning, match="CONVNEXT_OPS=of is unknown .* on, off or triton"):
+        assert dispatch._setting() == "on"

@@ -1,0 +1,86 @@
+import json
+import re
+
+import pytest
+from helpers import image_folder
+
+from convnext.errors import ConvnextError, UsageError
+from convnext.paper.roadmap import parse_steps, walk
+
+FEW = ["data.train=digits:train", "data.val=digits:val", "data.image_size=32", "data.workers=0", "model.width=4", "train.epochs=1"]
+FEW += ["train.warmup_epochs=0.1", "train.batch_size=256"]
+
+
+def go(output, *more, steps=(3, 16)):
+    told = []
+    found = walk([*FEW, *more], output=output, small=True, steps=steps, seeds=1, devices=["cpu", "cpu"], tell=told.append)
+    return found, told
+
+
+def test_a_walk_is_taken_up_where_it_stopped(tmp_path):
+    found, told = go(tmp_path)
+    assert told[0] == "2 runs of 2 steps, 0 of them finished"
+    assert [rung.step for rung in found.rungs] == ["patchify stem", "separate downsampling layers"]
+    assert all(len(rung.top1) == 1 for rung in found.rungs)
+    assert json.loads((tmp_path / "roadmap.json").read_text())["rungs"][1]["published_top1"] == 81.97
+    assert (tmp_path / "roadmap.png").stat().st_size > 10_000
+    assert "patchify stem" in (tmp_path / "roadmap.svg").read_text()
+    assert "<svg" in (tmp_path / "report.html").read_text()
+    table = (tmp_path / "roadmap.md").read_text().splitlines()
+    assert re.search(rf"\| patchify stem \| 79.51 % \| 4.42 G \| {found.rungs[0].top1[0]:.2f} % \| – \| 1 \|", table[2])
+
+    # A run that had not come to its report is taken up; the other is left as it is.
+    unfinished = tmp_path / "roadmap_t_03_patchify_stem" / "seed0"
+    (unfinished / "report.html").unlink()
+    kept = (tmp_path / "roadmap_t_16_separate_downsampling" / "seed0" / "last.safetensors").stat().st_mtime_ns
+    again, told = go(tmp_path)
+    assert told[0] == "2 runs of 2 steps, 1 of them finished"
+    assert again == found
+    assert (tmp_path / "roadmap_t_16_separate_downsampling" / "seed0" / "last.safetensors").stat().st_mtime_ns == kept
+
+    with pytest.raises(UsageError, match=r"optim.lr was 0.002, now 0.5"):
+        go(tmp_path, "optim.lr=0.5")
+
+
+def test_a_run_that_fails_is_told_with_its_log(tmp_path):
+    with pytest.raises(ConvnextError, match=r"roadmap_t_.*ended with exit code 1: .*seed0\.log"):
+        go(tmp_path, "optim.lr=1e30")
+
+
+def test_steps_are_read_as_people_write_them(tmp_path):
+    assert parse_steps("1,3,9-12") == [1, 3, 9, 10, 11, 12]
+    with pytest.raises(UsageError, match="write them as"):
+        parse_steps("1,x")
+    with pytest.raises(UsageError, match="no step 17"):
+        walk(FEW, output=tmp_path, small=True, steps=[17])
+
+
+def test_runs_counted_in_steps_are_finished_at_their_last_one_and_a_figure_that_fails_stops_none(tmp_path):
+    short = ("train.iterations=2", "train.eval_every=3")
+    (tmp_path / "roadmap.png").mkdir()  # where the figure should be
+    found, told = go(tmp_path, *short, steps=[3])
+    assert (len(found.rungs[0].top1), found.iterations) == (1, 2)
+    assert sum("could not be written (IsADirectoryError" in line for line in told) == 2  # after the run, and at the end
+    (tmp_path / "roadmap.png").rmdir()
+
+    # A line that a kill cut short, behind the last evaluation, is no evaluation, and no reason to fail.
+    with (tmp_path / "roadmap_t_03_patchify_stem" / "seed0" / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"kind": "eval", "st')
+    again, told = go(tmp_path, *short, steps=[3])
+    assert told[0] == "1 runs of 1 steps, 1 of them finished"
+    assert again == found
+    assert "2 steps" in (tmp_path / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("override", ["model.name=convnext_tiny", "seed=3", "task=detect"])
+def test_what_the_roadmap_sets_itself_is_refused(tmp_path, override):
+    with pytest.raises(UsageError, match="can't be set"):
+        go(tmp_path, override)
+
+
+def test_runs_within_the_data_are_refused_before_anything_is_written(tmp_path):
+    data = image_folder(tmp_path / "photos", each=2)
+    before = sorted(data.rglob("*"))
+    with pytest.raises(UsageError, match=r"lies inside the data \(data.train="):
+        walk([*FEW, f"data.train={data}", f"data.val={data}"], output=data / "roadmap", small=True, steps=[3], seeds=1, devices=["cpu"])
+    assert sorted(data.rglob("*")) == before

@@ -1,0 +1,150 @@
+"""Against pycocotools: real ground truth with crowds, predictions that miss it by noise."""
+
+import contextlib
+import io
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from helpers import shared
+from pycocotools import mask as run_lengths
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from convnext.data.sources.coco import open_detection
+from convnext.tasks.detect.average_precision import DetectionMetric
+
+SUFFIXES = ("", "50", "75", "_small", "_medium", "_large")
+
+
+def noisy(objects, classes, rng):
+    """Each object found up to three times, moved, sometimes under another name; scores with ties."""
+    boxes, labels, scores, masks = [], [], [], []
+    for box, label, mask in zip(objects.boxes.numpy(), objects.labels.tolist(), objects.masks, strict=True):
+        sides = box[2:] - box[:2]
+        for spread in rng.choice([0.02, 0.05, 0.1, 0.2], rng.integers(0, 4)):
+            moved = box + rng.normal(0, spread, 4) * np.tile(sides, 2)
+            boxes.append(np.concatenate([np.minimum(moved[:2], moved[2:] - 1), moved[2:]]).astype(np.float32))
+            labels.append(label if rng.random() > 0.1 else int(rng.integers(classes)))
+            scores.append(round(rng.random(), 2))
+            shift = [int(step) for step in rng.normal(0, spread / 2, 2) * sides[::-1]]
+            masks.append(torch.roll(mask, shift, (0, 1)).bool())
+    height, width = objects.masks.shape[1:]
+    return {
+        "boxes": torch.tensor(np.array(boxes, dtype=np.float32)).reshape(-1, 4),
+        "labels": torch.tensor(labels, dtype=torch.long),
+        "scores": torch.tensor(scores, dtype=torch.float32),
+        "masks": torch.stack(masks)[:, None] if masks else torch.zeros(0, 1, height, width, dtype=torch.bool),
+    }
+
+
+def as_results(prediction, image_id, categories, kind):
+    """A prediction in the form that pycocotools loads."""
+    for box, label, score, mask in zip(*(prediction[key] for key in ("boxes", "labels", "scores", "masks")), strict=True):
+        left, top, right, bottom = box.double().tolist()
+        what = {"bbox": [left, top, right - left, bottom - top]}
+        if kind == "segm":
+            what = {"segmentation": run_lengths.encode(np.asfortranarray(mask[0].numpy().astype(np.uint8)))}
+        yield {"image_id": image_id, "category_id": categories[label], "score": float(score)} | what
+
+
+@pytest.fixture(scope="module")
+def real():
+    """(source, predictions, pycocotools' evaluations by kind) of COCO's validation images."""
+    source, rng = open_detection(str(shared("data/coco/val2017"))), np.random.default_rng(0)
+    file = shared("data/coco/annotations/instances_val2017.json")
+    categories = sorted(category["id"] for category in json.loads(file.read_text())["categories"])
+    predictions = [noisy(source.target(i), len(source.classes), rng) for i in range(len(source))]
+    reference = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(file))
+        for kind in ("bbox", "segm"):
+            found = [r for i, p in enumerate(predictions) for r in as_results(p, source.ids[i], categories, kind)]
+            reference[kind] = COCOeval(truth, truth.loadRes(found), kind)
+            reference[kind].evaluate()
+            reference[kind].accumulate()
+            reference[kind].summarize()
+    return source, predictions, reference
+
+
+def measured(source, predictions, indices, with_masks=True):
+    metric = DetectionMetric(source.classes, with_masks)
+    for i in indices:
+        metric.update([predictions[i]], [source.target(i).to_dict()])
+    return metric
+
+
+def test_ap_is_that_of_pycocotools(real):
+    source, predictions, reference = real
+    metric = measured(source, predictions, range(100))
+    found = metric.compute()
+    assert found["count"] == 100
+    for name, kind in (("box", "bbox"), ("mask", "segm")):
+        ours = [found[f"{name}_ap{suffix}"] for suffix in SUFFIXES]
+        assert ours == pytest.approx(100 * reference[kind].stats[:6], abs=1e-6)
+        assert 5 < ours[0] < 80  # neither perfect nor lost: the thresholds matter
+        precision = reference[kind].eval["precision"][:, :, :, 0, -1]
+        for label, row in enumerate(metric.details()["classes"]):
+            values = precision[:, :, label][precision[:, :, label] > -1]
+            assert row[f"{name}_ap"] == (pytest.approx(100 * values.mean(), abs=1e-6) if len(values) else None)
+    rows = metric.details()["classes"]
+    assert [row["class"] for row in rows] == source.classes
+    assert sum(row["objects"] for row in rows) == 712 - 5  # without the crowds
+    json.dumps(metric.details(), allow_nan=False)
+
+
+def test_processes_together_measure_what_one_does(real):
+    source, predictions, _ = real
+    alone = measured(source, predictions, range(60)).compute()
+    parts = [measured(source, predictions, range(rank, 60, 3)) for rank in (2, 0, 1)]
+    first = pickle.loads(pickle.dumps(parts[0]))
+    first.compute()  # what was measured before does not stay
+    for other in parts[1:]:
+        first.merge(other)
+    assert first.compute() == alone
+
+
+def test_masks_are_kept_small(real):
+    source, predictions, _ = real
+    metric = measured(source, predictions, range(10))
+    pixels = sum(p["masks"].numel() for p in predictions[:10])
+    assert len(pickle.dumps(metric)) < pixels / 50
+
+
+def test_boxes_alone(real):
+    source, predictions, reference = real
+    metric = DetectionMetric(source.classes, with_masks=False)
+    for i in range(100):
+        target = source.target(i).to_dict()
+        del target["masks"]
+        metric.update([{key: predictions[i][key] for key in ("boxes", "labels", "scores")}], [target])
+    found = metric.compute()
+    assert [found[f"box_ap{suffix}"] for suffix in SUFFIXES] == pytest.approx(100 * reference["bbox"].stats[:6], abs=1e-6)
+    assert not any(key.startswith("mask") for key in found)
+
+
+def test_nothing_found_and_nothing_there(real):
+    source, _, _ = real
+    metric = DetectionMetric(source.classes, with_masks=True)
+    assert metric.compute() == {"count": 0}
+    assert metric.details()["classes"][0] == {"class": "person", "objects": 0, "box_ap": None, "mask_ap": None}
+    objects = source.target(0)
+    none = noisy(objects.take(torch.zeros(len(objects), dtype=torch.bool)), 80, np.random.default_rng(0))
+    metric.update([none], [objects.to_dict()])
+    assert metric.compute()["box_ap"] == metric.compute()["mask_ap50"] == 0
+    perfect = {"boxes": objects.boxes, "labels": objects.labels, "scores": torch.ones(len(objects)), "masks": objects.masks.bool()}
+    metric.update([perfect], [objects.to_dict()])  # the same image again, not a second one
+    assert metric.compute()["count"] == 1
+    assert metric.compute()["box_ap"] == metric.compute()["mask_ap"] == 100
+    empty = DetectionMetric(source.classes, with_masks=True)
+    empty.update([perfect], [objects.take(torch.zeros(len(objects), dtype=torch.bool)).to_dict()])
+    assert empty.compute() == {"count": 1}
+
+
+def test_half_precision_and_masks_without_a_channel(real):
+    source, predictions, _ = real
+    halved = [p | {"boxes": p["boxes"].bfloat16(), "scores": p["scores"].half(), "masks": p["masks"][:, 0]} for p in predictions[:5]]
+    found, wanted = (measured(source, these, range(5)).compute() for these in (halved, predictions))
+    assert found["mask_ap"] == pytest.approx(wanted["mask_ap"], abs=1e-6)
