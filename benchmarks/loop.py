@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.distributed import pick_device
 from convnext.models.load import create_model
 from convnext.recipe import load_recipe
@@ -57,7 +57,7 @@ def main() -> None:
     epochs = 10_000
     overrides = {"data.workers": 0, "train.epochs": epochs, "train.warmup_epochs": 0, "train.batch_size": options.batch}
     recipe = load_recipe("digits", overrides | {"train.log_every": 1, "train.eval_every": epochs})
-    data = task.Data(ready, task.evaluation_samples(ready.source, Preprocessing(32)), [str(i) for i in range(10)], [])
+    data = task.Data(ready, task.evaluation_samples(ready.source, ClassifyPreprocessing(32)), [str(i) for i in range(10)], [])
     times: dict[str, list[float]] = {"bare": [], "convnext": []}
 
     with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,7 @@ import convnext
 from convnext.data.randomness import seeded
 from convnext.data.sources.masks import mask_of, open_segmentation
 from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from convnext.data.transforms.segment import SegmentationPreprocessing, TrainTransform
+from convnext.data.transforms.segment import SegmentPreprocessing, TrainTransform
 from convnext.models.segmentation import upernet
 from convnext.tasks.segment.iou import SegmentationMetric
 
@@ -102,7 +102,7 @@ def train(model: nn.Module, source: Any, seed: int, steps: int, lr: float) -> No
 def test(model: nn.Module, source: Any) -> float:
     """Mean IoU in percent over whole images."""
     model.eval()
-    metric, prepare = SegmentationMetric(len(source.classes)), SegmentationPreprocessing(None, None, None, MEAN, STD).transform()
+    metric, prepare = SegmentationMetric(len(source.classes)), SegmentPreprocessing(None, None, None, MEAN, STD).transform()
     for index in range(len(source)):
         image = source.read(index)
         mask = mask_of(source, index, image)

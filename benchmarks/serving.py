@@ -28,7 +28,7 @@ from PIL import Image
 
 import convnext
 from convnext.cli.serve import faster
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.distributed import pick_device
 from convnext.inference.predictor import Predictor
 from convnext.models.load import Loaded
@@ -55,7 +55,7 @@ def photograph(seed: int) -> bytes:
 def start(name: str, folder: Path, optimize: str | None, batch_size: int, device: str) -> tuple[subprocess.Popen[str], str]:
     """The service and its address, warm."""
     model = convnext.create_model(name)
-    description = {"task": "classify", "model": model.spec, "classes": None, "preprocessing": Preprocessing().to_json()}
+    description = {"task": "classify", "model": model.spec, "classes": None, "preprocessing": ClassifyPreprocessing().to_json()}
     write_weights(folder / "model.safetensors", model.state_dict(), description)
     command = [sys.executable, "-m", "convnext", "serve", str(folder / "model.safetensors"), "--port", "0", "--timeout", "600"]
     command += ["--device", device, "--batch-size", str(batch_size), *(["--optimize", optimize] if optimize else [])]
@@ -102,7 +102,7 @@ async def load(address: str, clients: int, seconds: float) -> tuple[float, list[
 
 def entered(name: str, optimize: str | None, device: torch.device) -> list[Contestant]:
     """The network as it is and, where that is another one, as the service has it."""
-    predictor = Predictor(Loaded(build(name), Preprocessing()), device)
+    predictor = Predictor(Loaded(build(name), ClassifyPreprocessing()), device)
     own = faster(predictor, optimize, None)
     return [Contestant(name, "convnext", one.model) for one in ((predictor,) if own is predictor else (predictor, own))]
 

@@ -4,11 +4,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.models.load import Loaded
 
 SIZE = 32
-AS_THEY_ARE = Preprocessing(image_size=SIZE, crop_ratio=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+AS_THEY_ARE = ClassifyPreprocessing(image_size=SIZE, crop_ratio=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 def coded(path, first, second=0, size=SIZE):

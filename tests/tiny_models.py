@@ -4,9 +4,9 @@ import torch
 from helpers import randomise, sample_image
 
 import convnext
-from convnext.data.transforms.detect import DetectionPreprocessing
-from convnext.data.transforms.preprocessing import Preprocessing
-from convnext.data.transforms.segment import SegmentationPreprocessing
+from convnext.data.transforms.detect import DetectPreprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
+from convnext.data.transforms.segment import SegmentPreprocessing
 from convnext.models.weights.files import write_weights
 
 SMALL = {"depths": (1, 1, 1, 1), "widths": (8, 16, 24, 32)}
@@ -26,17 +26,17 @@ def write(path, task, how, model, class_ids=None):
 
 
 def classifier(folder):
-    return write(folder / "classify.safetensors", "classify", Preprocessing(image_size=32), create("convnext_tiny"))
+    return write(folder / "classify.safetensors", "classify", ClassifyPreprocessing(image_size=32), create("convnext_tiny"))
 
 
 def detector(folder, class_ids=None, **more):
-    how = DetectionPreprocessing(short=64, longest=96)
+    how = DetectPreprocessing(short=64, longest=96)
     model = create("mask_rcnn_convnext_tiny", channels=16, fc_channels=32, **more)
     return write(folder / "detect.safetensors", "detect", how, model, class_ids)
 
 
 def segmenter(folder, class_ids=None, **test):
-    how, model = SegmentationPreprocessing(**test), create("upernet_convnext_tiny", channels=16, auxiliary_channels=8)
+    how, model = SegmentPreprocessing(**test), create("upernet_convnext_tiny", channels=16, auxiliary_channels=8)
     with torch.no_grad():  # or else one class would be everywhere
         model.decode_head.conv_seg.bias -= model(how.transform()(sample_image())[None]).mean((0, 2, 3))
     return write(folder / "segment.safetensors", "segment", how, model, class_ids)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convnext.data.transforms.detect import DetectionPreprocessing
-from convnext.data.transforms.preprocessing import Preprocessing
-from convnext.data.transforms.segment import SegmentationPreprocessing
+from convnext.data.transforms.detect import DetectPreprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
+from convnext.data.transforms.segment import SegmentPreprocessing
 from convnext.errors import UsageError, nearest
 from convnext.models.backbones.zoo import BACKBONES, Backbone
 from convnext.models.cost import Cost, count_cost
@@ -78,7 +78,7 @@ class Alone:
         key = f"{model.head_name}.weight"
         return native[key].shape[0] if key in native else 0
 
-    def published(self, source: str) -> tuple[Preprocessing, int]:
+    def published(self, source: str) -> tuple[ClassifyPreprocessing, int]:
         """How the weights of a tag or file were tested, and how many classes they tell apart."""
         return self.backbone.published(source)
 
@@ -122,10 +122,10 @@ class Assembled:
         return self.head.published(source), self.num_classes
 
 
-def _of_ade20k(source: str) -> SegmentationPreprocessing:
+def _of_ade20k(source: str) -> SegmentPreprocessing:
     # By tag, or by the name of the published file. The single-scale test: windows of the crop, two thirds of it apart.
     crop = 640 if re.search(r"22k_640(x640)?$", source.rpartition("/")[2].partition(".")[0]) else 512
-    return SegmentationPreprocessing((4 * crop, crop), crop, 2 * crop // 3)
+    return SegmentPreprocessing((4 * crop, crop), crop, 2 * crop // 3)
 
 
 def _ade20k(size: str, *tags: str) -> dict[str, str]:
@@ -133,8 +133,8 @@ def _ade20k(size: str, *tags: str) -> dict[str, str]:
     return {tag: f"{_OFFICIAL}/ade20k/upernet_convnext_{size}_{of[tag]}.pth" for tag in tags}
 
 
-def _of_coco(source: str) -> DetectionPreprocessing:
-    return DetectionPreprocessing()
+def _of_coco(source: str) -> DetectPreprocessing:
+    return DetectPreprocessing()
 
 
 def _detector_cost(model: Any, image_size: int | tuple[int, int]) -> Cost:

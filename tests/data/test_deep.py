@@ -18,10 +18,10 @@ from convnext.data.sources.coco import open_detection
 from convnext.data.sources.masks import open_segmentation
 from convnext.data.sources.objects import Objects
 from convnext.data.transforms.classify import train_transform
-from convnext.data.transforms.detect import DetectionPreprocessing, Sizes
+from convnext.data.transforms.detect import DetectPreprocessing, Sizes
 from convnext.data.transforms.detect import train_transform as detection_transform
-from convnext.data.transforms.preprocessing import Preprocessing
-from convnext.data.transforms.segment import SegmentationPreprocessing, TrainTransform
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
+from convnext.data.transforms.segment import SegmentPreprocessing, TrainTransform
 from convnext.errors import UsageError
 from convnext.recipe import load_recipe
 
@@ -202,12 +202,12 @@ def test_all_levels_reach_the_network_in_every_task():
     mask = torch.randint(0, 2, (64, 64), dtype=torch.uint8)
     how = {"range": 4095.0} | BYTES
     found = [
-        Preprocessing(image_size=64, crop_ratio=1.0, **how).transform()(image),
-        Preprocessing(image_size=40, warp=True, **how).transform()(image),
+        ClassifyPreprocessing(image_size=64, crop_ratio=1.0, **how).transform()(image),
+        ClassifyPreprocessing(image_size=40, warp=True, **how).transform()(image),
         train_transform(recipe.data, recipe.augment, "bicubic")(image),
-        DetectionPreprocessing(short=64, longest=64, **how).transform()(image),
+        DetectPreprocessing(short=64, longest=64, **how).transform()(image),
         detection_transform(Sizes((64,), 64, (64,), (50, 64)), 0.5, **BYTES, scale=4095.0)(image, objects)[0],
-        SegmentationPreprocessing(**how).transform()(image),
+        SegmentPreprocessing(**how).transform()(image),
         TrainTransform(64, None, distort=False, **BYTES, value_range=4095.0)(image, mask)[0][:, :10, :10],
     ]
     for one in found:
@@ -226,7 +226,7 @@ def test_augmentations_that_need_eight_bits_get_them():
 
 
 @pytest.mark.parametrize("scale", [None, 4095.0, (-1024.0, 3071.0)])
-@pytest.mark.parametrize("kind", [Preprocessing, DetectionPreprocessing, SegmentationPreprocessing])
+@pytest.mark.parametrize("kind", [ClassifyPreprocessing, DetectPreprocessing, SegmentPreprocessing])
 def test_the_range_travels_with_the_weights(kind, scale):
     how = kind(range=scale)
     assert kind.from_json(json.loads(json.dumps(how.to_json()))) == how

@@ -6,7 +6,7 @@ from baseline_networks import build, telling
 from helpers import random_model, sample_image
 from PIL import Image
 
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import UsageError
 from convnext.explain import activation_maps
 from convnext.inference.predictor import Predictor
@@ -15,7 +15,7 @@ from convnext.models.load import Loaded
 
 def _predictor(name="convnext_atto", **how):
     model = random_model(name, num_classes=3) if name == "convnext_atto" else telling(build(name, num_classes=3)).eval()
-    return Predictor(Loaded(model, Preprocessing(**{"image_size": 96} | how), classes=["ant", "bee", "wasp"]), torch.device("cpu"))
+    return Predictor(Loaded(model, ClassifyPreprocessing(**{"image_size": 96} | how), classes=["ant", "bee", "wasp"]), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("size", "stage"), [(128, 3), (96, 2), (32, 1)])
@@ -69,7 +69,7 @@ def test_drawn_maps_cover_more_where_they_are_higher():
 
 @pytest.mark.parametrize("name", ["alexnet", "deit_small"])
 def test_networks_without_such_a_map_are_refused(name):
-    predictor = Predictor(Loaded(build(name, num_classes=3).eval(), Preprocessing()), torch.device("cpu"))
+    predictor = Predictor(Loaded(build(name, num_classes=3).eval(), ClassifyPreprocessing()), torch.device("cpu"))
     assert not activation_maps.can_explain(predictor)
     with pytest.raises(UsageError, match="activation maps are for"):
         activation_maps.activation_map(predictor, Image.new("RGB", (224, 224)))

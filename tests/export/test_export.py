@@ -9,9 +9,9 @@ import torch
 from helpers import image_folder, random_model, relative_error, sample_image
 
 import convnext
-from convnext.data.transforms.detect import DetectionPreprocessing
-from convnext.data.transforms.preprocessing import Preprocessing
-from convnext.data.transforms.segment import SegmentationPreprocessing
+from convnext.data.transforms.detect import DetectPreprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
+from convnext.data.transforms.segment import SegmentPreprocessing
 from convnext.errors import ConvnextError, UsageError
 from convnext.evaluate import evaluate_loaded
 from convnext.export import check
@@ -22,16 +22,16 @@ from convnext.paper.bench import Setting, bench
 
 CLASSES = ["ant", "bee", "wasp"]
 SMALL = {
-    "classify": ("convnext_atto", {"depths": (1, 1, 1, 1), "widths": (8, 16, 24, 32)}, Preprocessing(image_size=64)),
+    "classify": ("convnext_atto", {"depths": (1, 1, 1, 1), "widths": (8, 16, 24, 32)}, ClassifyPreprocessing(image_size=64)),
     "segment": (
         "upernet_convnext_atto",
         {"depths": (1, 1, 1, 1), "widths": (8, 16, 24, 32), "channels": 16, "auxiliary_channels": 8},
-        SegmentationPreprocessing(None, 64, 42),
+        SegmentPreprocessing(None, 64, 42),
     ),
     "detect": (
         "mask_rcnn_convnext_atto",
         {"depths": (1, 1, 1, 1), "widths": (8, 16, 24, 32), "channels": 16, "fc_channels": 32},
-        DetectionPreprocessing(96, 160),
+        DetectPreprocessing(96, 160),
     ),
 }
 
@@ -49,7 +49,7 @@ def written(folder, task, change=lambda model: None, **more):
 
 
 def random_images(*sizes):
-    how = Preprocessing(image_size=64, warp=True)
+    how = ClassifyPreprocessing(image_size=64, warp=True)
     return [how.transform()(sample_image(seed, size=(width, height))) if height == width == 64 else torch.nn.functional.interpolate(
         how.transform()(sample_image(seed))[None], (height, width), mode="bilinear")[0] for seed, (height, width) in enumerate(sizes)]  # fmt: skip
 
@@ -64,7 +64,7 @@ def test_a_classifier_of_any_batch_and_size(tmp_path, monkeypatch, to):
     assert found.size is None
     assert found.relative_error < 1e-5
     original, exported = load(source), load(output)
-    assert (exported.task, exported.classes, exported.preprocessing) == ("classify", CLASSES, Preprocessing(image_size=side))
+    assert (exported.task, exported.classes, exported.preprocessing) == ("classify", CLASSES, ClassifyPreprocessing(image_size=side))
     for batch, height, width in ((1, 32, 32), (3, 71, 45)):
         x = torch.randn(batch, 3, height, width)
         assert relative_error(exported.model(x), original.model(x)) < 1e-4
@@ -235,7 +235,7 @@ def test_published_sizes_agree(tmp_path, size, to):
 def test_other_families_are_exported_and_a_fixed_size_is_told(tmp_path, name):
     torch.manual_seed(0)
     model = convnext.create_model(name, num_classes=3)
-    description = {"task": "classify", "model": model.spec, "classes": CLASSES, "preprocessing": Preprocessing().to_json()}
+    description = {"task": "classify", "model": model.spec, "classes": CLASSES, "preprocessing": ClassifyPreprocessing().to_json()}
     write_weights(tmp_path / "w.safetensors", model.eval().state_dict(), description)
     found = export(tmp_path / "w.safetensors", "onnx", tmp_path / "out.onnx")
     assert found.relative_error < 1e-3

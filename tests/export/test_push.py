@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from tiny_models import CLASSES, create
 
 import convnext
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import ConvnextError, UsageError
 from convnext.export.push import push
 from convnext.models.weights.files import write_weights
@@ -31,7 +31,7 @@ def run(tmp_path):
     """A run folder as training leaves it, of an untrained network."""
     folder, model = tmp_path / "run", create("convnext_tiny")
     folder.mkdir()
-    about = {"task": "classify", "model": model.spec, "classes": CLASSES, "preprocessing": Preprocessing(image_size=32).to_json()}
+    about = {"task": "classify", "model": model.spec, "classes": CLASSES, "preprocessing": ClassifyPreprocessing(image_size=32).to_json()}
     write_weights(folder / "best.safetensors", model.state_dict(), about | {"metrics": METRICS, "step": 12})
     recipe = load_recipe("finetune", ["data.train=photos", "data.val=null", "model.name=convnext_tiny", "model.weights=fb_in22k"])
     (folder / "recipe.yaml").write_text(recipe.to_yaml())

@@ -10,8 +10,8 @@ from export.test_export import written
 from helpers import relative_error, shared
 
 import convnext
-from convnext.data.transforms.detect import DetectionPreprocessing
-from convnext.data.transforms.segment import SegmentationPreprocessing
+from convnext.data.transforms.detect import DetectPreprocessing
+from convnext.data.transforms.segment import SegmentPreprocessing
 from convnext.errors import ConvnextError, UsageError, need
 from convnext.export.export import export
 from convnext.export.load import load
@@ -88,7 +88,7 @@ def test_golden_detections(tmp_path, kind, to):
     """Boxes, classes, scores and masks as mmdetection computed them, through the exported file."""
     golden = Golden(kind)
     model = golden.model
-    description = {"task": "detect", "model": model.spec, "classes": None, "preprocessing": DetectionPreprocessing().to_json()}
+    description = {"task": "detect", "model": model.spec, "classes": None, "preprocessing": DetectPreprocessing().to_json()}
     write_weights(tmp_path / "w.safetensors", model.state_dict(), description)
     output = tmp_path / f"out{ENDING[to]}"
     export(tmp_path / "w.safetensors", to, output, size=128)
@@ -114,7 +114,7 @@ def test_golden_segmentation(tmp_path, to):
     with torch.device("meta"):
         model = convnext.create_model("upernet_convnext_tiny")
     load_weights(model, state)
-    how = SegmentationPreprocessing((2048, 512), 512, 341)
+    how = SegmentPreprocessing((2048, 512), 512, 341)
     description = {"task": "segment", "model": model.spec, "classes": None, "preprocessing": how.to_json()}
     write_weights(tmp_path / "w.safetensors", model.state_dict(), description)
     output = tmp_path / f"out{ENDING[to]}"

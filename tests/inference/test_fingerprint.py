@@ -14,7 +14,7 @@ from tiny_models import classifier, detector, segmenter
 
 import convnext
 from convnext.cli import app
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import UsageError
 from convnext.export.runtimes import Network
 from convnext.inference.fingerprint import fingerprint_of
@@ -164,7 +164,7 @@ def test_exported_networks_count_by_their_files(tmp_path):
     def weights(path):
         network = Network(lambda x: [x], {"graph": {"num_classes": 3}, "model": {"name": "convnext_atto"}}, path)
         names = ["a", "b", "c"]
-        predictor = SimpleNamespace(model=network, task="classify", classes=names, class_ids=None, preprocessing=Preprocessing())
+        predictor = SimpleNamespace(model=network, task="classify", classes=names, class_ids=None, preprocessing=ClassifyPreprocessing())
         return fingerprint_of(predictor, {}).weights
 
     for name in ("out.onnx", "out.xml", "out.bin"):

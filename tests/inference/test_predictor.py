@@ -13,7 +13,7 @@ from tiny_models import CLASSES, classifier, create, detector, segmenter, write
 import convnext
 from convnext import tasks
 from convnext.data.images import CorruptImageError
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import UsageError
 from convnext.models.segmentation import inference
 
@@ -95,7 +95,7 @@ WAYS = {
 
 @pytest.mark.parametrize("scale", [None, 4095.0])
 def test_an_image_is_the_same_whatever_it_comes_as(tmp_path, scale):
-    how = Preprocessing(image_size=32, range=scale)
+    how = ClassifyPreprocessing(image_size=32, range=scale)
     path, _, _ = write(tmp_path / "w.safetensors", "classify", how, create("convnext_tiny"))
     predictor, everything, wanted = convnext.load(path, device="cpu"), [], []
     for name, content in _files():

@@ -23,7 +23,7 @@ from tiny_models import CLASSES, classifier, detector, segmenter
 
 import convnext
 from convnext.cli.serve import faster
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import ConvnextError, UsageError
 from convnext.inference.predictor import Predictor
 from convnext.models.backbones.convnext import Block
@@ -343,7 +343,7 @@ def test_an_optimized_network_predicts_and_the_original_explains(service, weight
 def test_by_default_what_can_be_optimized_is(weights):
     network = faster(convnext.load(weights, device="cpu"), None, None).model
     assert not any(isinstance(module, Block) for module in network.modules())
-    rival = Predictor(Loaded(convnext.create_model("resnet50", num_classes=3), Preprocessing()), torch.device("cpu"))
+    rival = Predictor(Loaded(convnext.create_model("resnet50", num_classes=3), ClassifyPreprocessing()), torch.device("cpu"))
     assert faster(rival, None, None) is rival
     with pytest.raises(UsageError, match="--calibration is for --optimize int8"):
         faster(rival, "float32", ["photos"])

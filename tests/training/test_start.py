@@ -11,7 +11,7 @@ from tiny_models import SMALL, create
 
 import convnext
 from convnext.data import imagenet
-from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, ClassifyPreprocessing
 from convnext.errors import ConvnextError, UsageError
 from convnext.models.weights.files import read_weights, write_weights
 from convnext.recipe import load_recipe
@@ -24,7 +24,7 @@ CLASSES = ["ant", "bee", "wasp"]
 
 def own_weights(path, classes=CLASSES, **more):
     model = randomise(convnext.create_model("convnext_tiny", num_classes=len(classes), layer_scale=1.0, **SMALL))
-    how = Preprocessing(32, mean=MEAN, std=STD).to_json()
+    how = ClassifyPreprocessing(32, mean=MEAN, std=STD).to_json()
     about = {"task": "classify", "model": model.spec, "classes": list(classes), "preprocessing": how, "source": "hf://timm/x@" + "0" * 40}
     write_weights(path, model.state_dict(), about | more)
     return path, model

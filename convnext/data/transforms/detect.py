@@ -8,7 +8,7 @@ is PyTorch's "nearest" exactly.
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from convnext.data.deep import DeepImage, Range
 from convnext.data.images import to_pixels
 from convnext.data.run_lengths import EncodedMasks
 from convnext.data.sources.objects import Objects
-from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, range_from_json, to_normalised
+from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, range_from_json, to_normalised
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def train_transform(
 
 
 @dataclass(frozen=True)
-class DetectionPreprocessing:
+class DetectPreprocessing(Preprocessing):
     """How a detector wants its images; travels with its weights.
 
     Args:
@@ -78,7 +78,7 @@ class DetectionPreprocessing:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "DetectionPreprocessing":
+    def from_json(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_json`."""
         return cls(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"]), "range": range_from_json(values)})
 

@@ -1,9 +1,10 @@
 """From a decoded image to the tensor that a network evaluates: resize, crop, normalise."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from PIL.Image import Image
 from torch import Tensor
@@ -15,8 +16,29 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+class Preprocessing(ABC):
+    """How a network takes its images: travels with its weights. Each task has its own, a frozen dataclass."""
+
+    mean: tuple[float, ...]  # subtracted from RGB in 0 to 1
+    std: tuple[float, ...]  # divided by after that
+    range: Range | None  # of images with more than 8 bits: the number that is white, or those that are black and white
+
+    @abstractmethod
+    def transform(self) -> Callable[[Image | DeepImage], Tensor]:
+        """Return the function from an opened image to a normalised float32 tensor (3, H, W)."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, to travel in a weight file's metadata."""
+
+    @classmethod
+    @abstractmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Return the inverse of `to_json`."""
+
+
 @dataclass(frozen=True)
-class Preprocessing:
+class ClassifyPreprocessing(Preprocessing):
     """How a network wants its images; travels with its weights.
 
     The published test setting: resize the short side to `image_size / crop_ratio` and take the centre square, or, with
@@ -48,7 +70,7 @@ class Preprocessing:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
+    def from_json(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_json`."""
         return cls(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"]), "range": range_from_json(values)})
 

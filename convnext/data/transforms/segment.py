@@ -6,7 +6,7 @@ NumPy's generator.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from convnext.data.deep import DeepImage, Range, to_bytes
 from convnext.data.images import to_pixels
 from convnext.data.sources.mask_files import IGNORED
 from convnext.data.transforms.photometric import PhotometricDistortion
-from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, range_from_json, to_normalised
+from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, range_from_json, to_normalised
 
 _TRIES = 10  # for a crop that shows more than one class
 
@@ -97,7 +97,7 @@ class TrainTransform:
 
 
 @dataclass(frozen=True)
-class SegmentationPreprocessing:
+class SegmentPreprocessing(Preprocessing):
     """How a segmenter wants its images; travels with its weights.
 
     Args:
@@ -119,7 +119,7 @@ class SegmentationPreprocessing:
     mirror: bool = False
     range: Range | None = None
 
-    def multi_scale(self) -> "SegmentationPreprocessing":
+    def multi_scale(self) -> "SegmentPreprocessing":
         """The published multi-scale test: whole images at six scales, each with its mirror image."""
         return replace(self, window=None, stride=None, scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), mirror=True)
 
@@ -135,7 +135,7 @@ class SegmentationPreprocessing:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "SegmentationPreprocessing":
+    def from_json(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_json`."""
         scale = tuple(values["scale"]) if values["scale"] else None
         scales, mirror = tuple(values.get("scales", (1.0,))), values.get("mirror", False)  # older files have neither

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.models.backbones.convnext import DropPath, check_drop_path
 from convnext.models.weights.published import from_timm, timm_config
 
@@ -207,7 +207,7 @@ def _under_contract(network: str, arguments: dict[str, Any], head_init_scale: fl
     return built
 
 
-def published(network: str, tags: Sequence[str], image_size: int, source: str) -> tuple[Preprocessing, int]:
+def published(network: str, tags: Sequence[str], image_size: int, source: str) -> tuple[ClassifyPreprocessing, int]:
     """How published weights were tested, and how many classes they tell apart, as timm notes it.
 
     Args:
@@ -217,7 +217,7 @@ def published(network: str, tags: Sequence[str], image_size: int, source: str) -
         source: a tag, or a file or address that has one in its name; where it has none, the first tag's answer is given.
     """
     if not tags:
-        return Preprocessing(image_size=image_size), 1000
+        return ClassifyPreprocessing(image_size=image_size), 1000
     name = source.rpartition("/")[2]
     tag = max((tag for tag in tags if tag in name), key=len, default=tags[0])
     noted = timm_config(f"{network}.{tag}")

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.models.backbones import baselines, classics
 from convnext.models.backbones.convnext import ConvNeXt, ConvNeXtIsotropic
 from convnext.models.backbones.roadmap import STEPS, roadmap, step_names
 from convnext.models.weights import published
 
-Published = tuple[Preprocessing, int]
+Published = tuple[ClassifyPreprocessing, int]
 
 
 def _by_tag(weights: Mapping[str, str], source: str) -> Published:
@@ -76,7 +76,7 @@ def _swin(network: str, *tags: str, image_size: int = 224) -> Backbone:
 
 
 def _published_classic(image_size: int, source: str) -> Published:
-    return Preprocessing(image_size=image_size, interpolation="bilinear"), 1000  # as torchvision tests its AlexNet
+    return ClassifyPreprocessing(image_size=image_size, interpolation="bilinear"), 1000  # as torchvision tests its AlexNet
 
 
 _SWIN = ("ms_in1k", "ms_in22k", "ms_in22k_ft_in1k")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnext.data.transforms.segment import SegmentationPreprocessing
+from convnext.data.transforms.segment import SegmentPreprocessing
 from convnext.errors import UsageError
 
 _STRIP = 2**25  # numbers in a strip of logits: 128 MB
@@ -49,7 +49,7 @@ class Mode:
             raise UsageError(f"scales are one or more positive factors, not {self.scales}")
 
 
-def mode_of(how: SegmentationPreprocessing) -> Mode:
+def mode_of(how: SegmentPreprocessing) -> Mode:
     """The test that a segmenter's preprocessing says."""
     return Mode(how.scale, how.scales, how.mirror, how.window, how.stride)
 

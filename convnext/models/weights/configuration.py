@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext.data import imagenet
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import ConvnextError, first_line
 from convnext.models.weights import published
 from convnext.models.weights.download import Fetched
@@ -44,7 +44,7 @@ class Configuration:
     """What a configuration tells beyond the tensors."""
 
     function: dict[str, float]  # arguments of `create_model`: the epsilon of the norms
-    preprocessing: Preprocessing | None
+    preprocessing: ClassifyPreprocessing | None
     classes: list[str] | None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.models.backbones.zoo import BACKBONES
 from convnext.models.load import identify, weights_of_run
@@ -47,7 +47,7 @@ def convert(source: str, output: Path, to: str) -> str:
     foreign = formats.from_native(native, to, conv_mlp=to == "timm" and spec["name"] in _CONV_MLP)
     if to == "transformers" and not output.suffix:
         _write_json(output / "config.json", _config(spec, opened.classes))
-        if isinstance(opened.preprocessing, Preprocessing) and (how := to_transformers(opened.preprocessing)) is not None:
+        if isinstance(opened.preprocessing, ClassifyPreprocessing) and (how := to_transformers(opened.preprocessing)) is not None:
             _write_json(output / "preprocessor_config.json", how)
         else:
             log.warning("transformers' image processor can't prepare images as this network wants them: %s", opened.preprocessing)

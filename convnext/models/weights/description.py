@@ -88,7 +88,7 @@ class Normalised(Strict):
 
 
 class ForClassification(Normalised):
-    """See `Preprocessing`."""
+    """See `ClassifyPreprocessing`."""
 
     image_size: int = Field(ge=1, le=4096)
     crop_ratio: float = Field(gt=0, le=1)
@@ -103,14 +103,14 @@ class ForClassification(Normalised):
 
 
 class ForDetection(Normalised):
-    """See `DetectionPreprocessing`."""
+    """See `DetectPreprocessing`."""
 
     short: Pixels
     longest: Pixels
 
 
 class ForSegmentation(Normalised):
-    """See `SegmentationPreprocessing`."""
+    """See `SegmentPreprocessing`."""
 
     scale: Size | None
     window: Pixels | None

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convnext.data.transforms.detect import DetectionPreprocessing
-from convnext.data.transforms.preprocessing import Preprocessing
-from convnext.data.transforms.segment import SegmentationPreprocessing
+from convnext.data.transforms.detect import DetectPreprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
+from convnext.data.transforms.segment import SegmentPreprocessing
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.models.backbones.zoo import BACKBONES
 from convnext.models.registry import Alone, Assembled, find
@@ -20,7 +20,7 @@ from convnext.models.weights.configuration import Shape
 
 log = logging.getLogger("convnext")
 
-PREPROCESSINGS: dict[str, Any] = {"classify": Preprocessing, "detect": DetectionPreprocessing, "segment": SegmentationPreprocessing}
+PREPROCESSINGS: dict[str, Any] = {"classify": ClassifyPreprocessing, "detect": DetectPreprocessing, "segment": SegmentPreprocessing}
 FUNCTION = {"norm_eps": 1e-6, "head_norm_eps": None}  # arguments that no tensor shows, with their defaults
 # Sizes that only networks of another function than the published code's have, as far as anybody published weights.
 XXLARGE = ((3, 4, 30, 3), (384, 768, 1536, 3072))

@@ -1,4 +1,4 @@
-"""How published weights want their images: what timm, torchvision, transformers and the paper state, as our `Preprocessing`."""
+"""How published weights want their images: what timm, torchvision, transformers and the paper state, as our `ClassifyPreprocessing`."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import ConvnextError
 
 # The short side of the resize before the central 224 pixels (torchvision's ConvNeXt_*_Weights.IMAGENET1K_V1.transforms()).
@@ -56,7 +56,7 @@ class _Transformers(_Stated):
     image_std: tuple[_Deviation, ...] = (0.5, 0.5, 0.5)
 
 
-def from_timm(config: Mapping[str, Any], where: object, image_size: int = 224) -> Preprocessing:
+def from_timm(config: Mapping[str, Any], where: object, image_size: int = 224) -> ClassifyPreprocessing:
     """How a `pretrained_cfg` of timm says that images are prepared.
 
     The size and crop are those that timm's own `resolve_data_config` gives by default, `input_size` and `crop_pct`. The larger
@@ -78,10 +78,10 @@ def from_timm(config: Mapping[str, Any], where: object, image_size: int = 224) -
         raise ConvnextError(f"{where} asks for images of {height} x {width} pixels: only squares can be prepared here")
     if known.crop_mode == "border" or (warp and ratio != 1):
         raise ConvnextError(f"{where} asks for crop_mode {known.crop_mode!r} with crop_pct {ratio}, which can't be done here")
-    return Preprocessing(height, ratio, warp, known.interpolation, *_three(known.mean, known.std, where))
+    return ClassifyPreprocessing(height, ratio, warp, known.interpolation, *_three(known.mean, known.std, where))
 
 
-def from_transformers(config: Mapping[str, Any], where: object) -> Preprocessing:
+def from_transformers(config: Mapping[str, Any], where: object) -> ClassifyPreprocessing:
     """How a preprocessor_config.json of transformers says that images are prepared. Raises ConvnextError as `from_timm` does."""
     known = _checked(_Transformers, {key: value for key, value in config.items() if value is not None}, where)
     kind = known.image_processor_type or known.feature_extractor_type or "ConvNextImageProcessor"
@@ -93,15 +93,15 @@ def from_transformers(config: Mapping[str, Any], where: object) -> Preprocessing
     short = side or square if kind.startswith("ConvNext") else side
     if kind.startswith("ConvNext") and short is not None and crop in (None, short):
         ratio, warp = known.crop_pct or 224 / 256, short >= _WARPED
-        return Preprocessing(short, 1.0 if warp else ratio, warp, _PILLOW[known.resample], mean, std)
+        return ClassifyPreprocessing(short, 1.0 if warp else ratio, warp, _PILLOW[known.resample], mean, std)
     if side is not None and crop is not None and crop <= side:
-        return Preprocessing(crop, crop / side, False, _PILLOW[known.resample], mean, std)
+        return ClassifyPreprocessing(crop, crop / side, False, _PILLOW[known.resample], mean, std)
     if square is not None and crop in (None, square):
-        return Preprocessing(square, 1.0, True, _PILLOW[known.resample], mean, std)
+        return ClassifyPreprocessing(square, 1.0, True, _PILLOW[known.resample], mean, std)
     raise ConvnextError(f"{where} asks for a {kind} with size {known.size} and crop_size {known.crop_size}, which can't be done here")
 
 
-def to_transformers(how: Preprocessing) -> dict[str, Any] | None:
+def to_transformers(how: ClassifyPreprocessing) -> dict[str, Any] | None:
     """What `from_transformers` reads back to the same; None for what transformers' ConvNextImageProcessor can't do."""
     numbers = {name: number for number, name in _PILLOW.items()}
     if how.warp != (how.image_size >= _WARPED) or how.interpolation not in numbers:
@@ -112,13 +112,13 @@ def to_transformers(how: Preprocessing) -> dict[str, Any] | None:
     return {"image_processor_type": "ConvNextImageProcessor"} | flags | size | norm
 
 
-def from_torchvision(name: str) -> Preprocessing | None:
+def from_torchvision(name: str) -> ClassifyPreprocessing | None:
     """How torchvision tests its own weights of a network, None where it has none."""
     resize = _TORCHVISION.get(name)
-    return None if resize is None else Preprocessing(224, 224 / resize, interpolation="bilinear")
+    return None if resize is None else ClassifyPreprocessing(224, 224 / resize, interpolation="bilinear")
 
 
-def from_official(file_name: str) -> tuple[Preprocessing, int] | None:
+def from_official(file_name: str) -> tuple[ClassifyPreprocessing, int] | None:
     """How the paper's code tests a file of that published name, and its number of classes; None for other names.
 
     384 pixels of the whole image, or 224 cropped.
@@ -126,10 +126,11 @@ def from_official(file_name: str) -> tuple[Preprocessing, int] | None:
     match = _OFFICIAL.fullmatch(file_name.partition(".")[0])
     if match is None:
         return None
-    return Preprocessing(image_size=384, warp=True) if match[2] == "384" else Preprocessing(), 21841 if match[1] == "22k" else 1000
+    how = ClassifyPreprocessing(image_size=384, warp=True) if match[2] == "384" else ClassifyPreprocessing()
+    return how, 21841 if match[1] == "22k" else 1000
 
 
-def of_convnext(address: str) -> tuple[Preprocessing, int]:
+def of_convnext(address: str) -> tuple[ClassifyPreprocessing, int]:
     """How a ConvNeXt's weights were tested, and their number of classes, by a name that they were published under.
 
     Of any other name the paper's 224 pixels, cropped, of ImageNet-1K.
@@ -137,7 +138,7 @@ def of_convnext(address: str) -> tuple[Preprocessing, int]:
     name = address.rpartition("/")[2]
     if address.startswith("hf://timm/") and (noted := timm_config(name)) is not None:
         return from_timm(noted, f"timm's table of {name}"), noted["num_classes"]
-    return from_official(name) or (Preprocessing(), 1000)
+    return from_official(name) or (ClassifyPreprocessing(), 1000)
 
 
 def timm_config(network: str) -> dict[str, Any] | None:

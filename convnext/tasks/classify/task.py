@@ -16,7 +16,7 @@ from convnext.data.sources.corruptions import SEVERITIES
 from convnext.data.sources.evaluation_sets import EvaluationSet, is_evaluation_set, open_evaluation_set
 from convnext.data.sources.folder import one_class
 from convnext.data.sources.open import Source, hold_out, open_source
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import ConvnextError
 from convnext.recipe import Recipe
 from convnext.report import page, plots, tables
@@ -56,10 +56,10 @@ class Batch:
         return Batch(images, self.labels.to(device, non_blocking=True), self.indices, self.corrupt)
 
 
-def preprocessing(recipe: Recipe) -> Preprocessing:
+def preprocessing(recipe: Recipe) -> ClassifyPreprocessing:
     """How the trained network will want its images."""
     data, test = recipe.data, recipe.eval
-    return Preprocessing(data.image_size, test.crop_ratio, test.warp, test.interpolation, data.mean, data.std, data.range)
+    return ClassifyPreprocessing(data.image_size, test.crop_ratio, test.warp, test.interpolation, data.mean, data.std, data.range)
 
 
 def open_data(recipe: Recipe) -> Data:
@@ -143,7 +143,7 @@ def remarks_on(source: Source) -> list[str]:
     return told
 
 
-def evaluation_samples(source: Source, how: Preprocessing) -> Samples:
+def evaluation_samples(source: Source, how: ClassifyPreprocessing) -> Samples:
     """Images prepared as the network wants them, nothing random.
 
     ImageNet-C and -C-bar are central squares already, and taken whole as by their authors, not cropped a second time

@@ -15,7 +15,7 @@ from convnext.data.run_lengths import decode
 from convnext.data.sources.coco import Coco, open_detection
 from convnext.data.sources.coco import check as check_coco
 from convnext.data.sources.objects import DetectionSource
-from convnext.data.transforms.detect import DetectionPreprocessing, Sizes, train_transform
+from convnext.data.transforms.detect import DetectPreprocessing, Sizes, train_transform
 from convnext.errors import ConvnextError
 from convnext.models.detection.postprocess import encode_masks
 from convnext.recipe import Recipe
@@ -84,10 +84,10 @@ class WholeSamples(Samples):
         return self.transform(image), self.source.encoded_target(index).to_encoded() | {"size": (image.height, image.width)}
 
 
-def preprocessing(recipe: Recipe) -> DetectionPreprocessing:
+def preprocessing(recipe: Recipe) -> DetectPreprocessing:
     """How the trained network will want its images."""
     data, sizes = recipe.data, recipe.detect
-    return DetectionPreprocessing(sizes.test_short, sizes.test_longest, data.mean, data.std, data.range)
+    return DetectPreprocessing(sizes.test_short, sizes.test_longest, data.mean, data.std, data.range)
 
 
 def open_data(recipe: Recipe) -> Data:
@@ -154,7 +154,7 @@ def remarks_on(source: DetectionSource) -> list[str]:
     return [*source.remarks, *left_out, *unmeasured]
 
 
-def evaluation_samples(source: DetectionSource, how: DetectionPreprocessing) -> Samples:
+def evaluation_samples(source: DetectionSource, how: DetectPreprocessing) -> Samples:
     """Images prepared as the network wants them, nothing random, with their objects."""
     return WholeSamples(source, how.transform(), seed=0)
 

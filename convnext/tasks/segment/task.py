@@ -15,7 +15,7 @@ from convnext.data.counts import described
 from convnext.data.loader import Sample, Samples
 from convnext.data.sources import masks
 from convnext.data.sources.masks import MaskSource, hold_out, mask_of, open_segmentation
-from convnext.data.transforms.segment import SegmentationPreprocessing, TrainTransform
+from convnext.data.transforms.segment import SegmentPreprocessing, TrainTransform
 from convnext.errors import ConvnextError
 from convnext.models.segmentation import inference, upernet
 from convnext.recipe import Recipe
@@ -70,7 +70,7 @@ class MaskedSamples(Samples):
 class WholeSamples(Samples):
     """Samples to evaluate: images in their own size, masks as they are."""
 
-    def __init__(self, source: MaskSource, how: SegmentationPreprocessing) -> None:
+    def __init__(self, source: MaskSource, how: SegmentPreprocessing) -> None:
         super().__init__(source, how.transform(), seed=0)
         self.how = how
 
@@ -79,10 +79,10 @@ class WholeSamples(Samples):
         return self.transform(image), mask_of(self.source, index, image)
 
 
-def preprocessing(recipe: Recipe) -> SegmentationPreprocessing:
+def preprocessing(recipe: Recipe) -> SegmentPreprocessing:
     """How the trained network will want its images."""
     data, segment = recipe.data, recipe.segment
-    return SegmentationPreprocessing(segment.scale, segment.window, segment.stride, data.mean, data.std, range=data.range)
+    return SegmentPreprocessing(segment.scale, segment.window, segment.stride, data.mean, data.std, range=data.range)
 
 
 def open_data(recipe: Recipe) -> Data:
@@ -157,7 +157,7 @@ def remarks_on(source: MaskSource) -> list[str]:
     return [*source.remarks, *left_out]
 
 
-def evaluation_samples(source: MaskSource, how: SegmentationPreprocessing) -> Samples:
+def evaluation_samples(source: MaskSource, how: SegmentPreprocessing) -> Samples:
     """Images prepared as the network wants them, nothing random, with their masks."""
     return WholeSamples(source, how)
 
@@ -188,7 +188,7 @@ class Trainer:
 
 def predict(model: Any, batch: Batch, samples: Samples) -> list[Tensor]:
     """The class of every pixel of each image of a batch, uint8 (H, W) on the CPU, by the test that `samples` are prepared for."""
-    how: SegmentationPreprocessing = samples.how  # type: ignore[attr-defined]
+    how: SegmentPreprocessing = samples.how  # type: ignore[attr-defined]
     mode = inference.mode_of(how)
     if isinstance(batch.images, Tensor) and mode == inference.Mode():
         return list(model(batch.images).argmax(1).to("cpu", torch.uint8))  # whole images, all at once

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from convnext.data.loader import EVALUATION, InOrder, Samples, make_loader
 from convnext.data.sources.corruptions import CORRUPTIONS, open_corrupted
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import UsageError
 
 CLASSES = ["n01440764", "n01443537"]
@@ -68,7 +68,7 @@ def test_images_are_made_as_the_published_ones(generated):
 
 
 def test_workers_change_nothing(generated):
-    samples = Samples(generated, Preprocessing(warp=True).transform(), 0)
+    samples = Samples(generated, ClassifyPreprocessing(warp=True).transform(), 0)
     alone = [samples[EVALUATION, i].image for i in range(40, 50)]  # glass blur, whose generator is Numba's
     order = InOrder(len(generated), 10)
     order.indices = order.indices[40:50]

@@ -14,7 +14,7 @@ from torchvision import transforms
 from convnext.data.images import to_pixels
 from convnext.data.randomness import seed_everything
 from convnext.data.transforms.classify import ResizedCrop, batch_mixing, train_transform
-from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, ClassifyPreprocessing
 from convnext.errors import UsageError
 from convnext.recipe import Augment, Data
 
@@ -115,7 +115,7 @@ def test_pixels_and_the_image_give_the_same():
 def test_transforms_travel_to_worker_processes():
     for transform in (
         train_transform(Data(train=""), PUBLISHED.model_copy(update={"rand_augment": None}), "bicubic"),
-        Preprocessing().transform(),
+        ClassifyPreprocessing().transform(),
     ):
         image = sample_image(size=(300, 200))
         seed_everything(0)
@@ -142,9 +142,9 @@ def test_evaluation_preprocessing_is_the_published_one(size):
     normalise = transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
     bicubic = transforms.InterpolationMode.BICUBIC
     steps = [transforms.Resize(256, bicubic), transforms.CenterCrop(224), transforms.ToTensor(), normalise]
-    assert torch.allclose(Preprocessing().transform()(image), transforms.Compose(steps)(image), atol=1e-6)
+    assert torch.allclose(ClassifyPreprocessing().transform()(image), transforms.Compose(steps)(image), atol=1e-6)
     warp = [transforms.Resize((384, 384), bicubic), transforms.ToTensor(), normalise]
-    found = Preprocessing(image_size=384, warp=True).transform()(image)
+    found = ClassifyPreprocessing(image_size=384, warp=True).transform()(image)
     assert torch.allclose(found, transforms.Compose(warp)(image), atol=1e-6)
 
 

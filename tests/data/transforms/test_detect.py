@@ -14,7 +14,7 @@ from convnext.data.images import to_pixels
 from convnext.data.randomness import seeded
 from convnext.data.sources.objects import Objects
 from convnext.data.sources.scenes import Scenes
-from convnext.data.transforms.detect import DetectionPreprocessing, Sizes, cropped, flipped, rescaled_size, resized, train_transform
+from convnext.data.transforms.detect import DetectPreprocessing, Sizes, cropped, flipped, rescaled_size, resized, train_transform
 
 SMALL = Sizes(short=(96, 128), longest=160, crop_short=(80, 100), crop=(60, 90))
 
@@ -194,10 +194,10 @@ def test_a_crop_may_leave_no_objects():
 
 def test_evaluation_resizes_within_its_limits():
     image = sample_image(size=(333, 250))
-    assert DetectionPreprocessing().transform()(image).shape == (3, 800, 1066)
-    how = DetectionPreprocessing(250, 333, mean=(0, 0, 0), std=(1, 1, 1))
+    assert DetectPreprocessing().transform()(image).shape == (3, 800, 1066)
+    how = DetectPreprocessing(250, 333, mean=(0, 0, 0), std=(1, 1, 1))
     assert torch.allclose(how.transform()(image) * 255, to_pixels(image).float(), atol=1e-3)
-    assert DetectionPreprocessing.from_json(how.to_json()) == how
+    assert DetectPreprocessing.from_json(how.to_json()) == how
 
 
 def test_boxes_over_the_border_are_clipped():

@@ -14,7 +14,7 @@ from convnext.data.images import to_pixels
 from convnext.data.randomness import seeded
 from convnext.data.sources.masks import mask_of, open_segmentation
 from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from convnext.data.transforms.segment import SegmentationPreprocessing, TrainTransform, resize, resize_mask, scaled_size
+from convnext.data.transforms.segment import SegmentPreprocessing, TrainTransform, resize, resize_mask, scaled_size
 
 BYTES = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255,) * 3}  # normalisation that leaves levels of 255 as they are
 GEOMETRY = {"distort": False, **BYTES}
@@ -245,8 +245,8 @@ def test_sizes_within_the_published_scale(size, wanted):
 
 def test_evaluation_at_the_own_size_only_normalises():
     image = sample_image(size=(48, 36))
-    found = SegmentationPreprocessing((2048, 512), **BYTES).transform()(image)  # what predicts resizes it
+    found = SegmentPreprocessing((2048, 512), **BYTES).transform()(image)  # what predicts resizes it
     assert torch.allclose(found, to_pixels(image).float(), atol=1e-4)
-    for how in (SegmentationPreprocessing(), SegmentationPreprocessing((2048, 512), 512, 341, **BYTES)):
-        assert SegmentationPreprocessing.from_json(how.to_json()) == how
+    for how in (SegmentPreprocessing(), SegmentPreprocessing((2048, 512), 512, 341, **BYTES)):
+        assert SegmentPreprocessing.from_json(how.to_json()) == how
         assert torch.equal(pickle.loads(pickle.dumps(how.transform()))(image), how.transform()(image))

@@ -15,7 +15,7 @@ from transformers.models.convnext.image_processing_pil_convnext import ConvNextI
 
 import convnext
 from convnext.data.hub import HubFile
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import ConvnextError
 from convnext.models import load
 from convnext.models.weights import configuration
@@ -51,7 +51,7 @@ def shape_of(tag):
 def as_timm_prepares(tag):
     wanted = resolve_data_config(pretrained_cfg=get_pretrained_cfg(tag).to_dict())
     warp, size = wanted["crop_mode"] == "squash", wanted["input_size"][1]
-    return Preprocessing(size, wanted["crop_pct"], warp, wanted["interpolation"], tuple(wanted["mean"]), tuple(wanted["std"]))
+    return ClassifyPreprocessing(size, wanted["crop_pct"], warp, wanted["interpolation"], tuple(wanted["mean"]), tuple(wanted["std"]))
 
 
 def timm_file(folder, architecture, name="model.safetensors", **arguments):
@@ -101,7 +101,7 @@ def test_a_file_is_loaded_with_its_configuration(tmp_path):
     stated["pretrained_cfg"] |= {"crop_mode": "squash", "interpolation": "bilinear"}
     write_config(tmp_path, stated)
     found, x = load.load(tmp_path / "model.safetensors"), torch.randn(1, 3, 64, 64)
-    assert found.preprocessing == Preprocessing(96, 1.0, True, "bilinear", (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    assert found.preprocessing == ClassifyPreprocessing(96, 1.0, True, "bilinear", (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     assert found.classes == ["ant", "bee", "wasp"]
     assert relative_error(found.model(x), theirs(x)) < 1e-5
 
@@ -171,7 +171,7 @@ def test_a_configuration_of_another_network_is_left_out(tmp_path, caplog):
     for other in (config_of("convnext_tiny.fb_in22k_ft_in1k_384"), {"model_type": "bert"}, {"architecture": "resnet50"}, {"name": "app"}):
         caplog.clear()
         write_config(tmp_path, other)
-        assert load.load(tmp_path / "model.safetensors").preprocessing == Preprocessing()
+        assert load.load(tmp_path / "model.safetensors").preprocessing == ClassifyPreprocessing()
         assert "config.json is of another network" in caplog.text
 
 

@@ -15,7 +15,7 @@ from timm.data import create_transform, resolve_data_config
 
 from convnext.data import imagenet
 from convnext.data.sources.evaluation_sets import EvaluationSet
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.evaluate import evaluate_loaded
 from convnext.models.load import Loaded, load
 from convnext.models.weights.files import read_restricted
@@ -46,7 +46,7 @@ def photos(tmp_path_factory):
 
 
 def preprocessing(config):
-    return Preprocessing(config["input_size"][1], config["crop_pct"], False, config["interpolation"], config["mean"], config["std"])
+    return ClassifyPreprocessing(config["input_size"][1], config["crop_pct"], False, config["interpolation"], config["mean"], config["std"])
 
 
 @torch.inference_mode()

@@ -1,0 +1,229 @@
+"""What a task is: all that differs between classification, detection and segmentation. Nothing outside `tasks/` asks which task it is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Generic, Protocol, Self, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from convnext.data.deep import DeepImage
+from convnext.data.loader import Sample, Samples
+from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.errors import ConvnextError
+from convnext.recipe import Recipe
+from convnext.report import page
+
+ClassIds = Sequence[int | Sequence[int]]  # the data's own number of each class: COCO's category ids; values of masks, or R, G, B
+Losses = Mapping[str, Tensor]  # named parts (scalars, float32), each logged; their sum is trained on
+Metrics = dict[str, float]
+Json = dict[str, object]  # plain values
+
+
+class Batch(Protocol):
+    """Samples that go through a network together. Tensors are on one device."""
+
+    indices: list[int]  # positions in the source
+    corrupt: list[tuple[int, str]]  # positions that could not be read, with the reason
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice) -> Self: ...
+    def to(self, device: torch.device) -> Self: ...
+    def pin_memory(self) -> Self: ...  # in page-locked memory, from which copies to a GPU are asynchronous
+
+
+class Prediction(Protocol):
+    """What a network finds in one image."""
+
+    def to_json(self, top: int | None = None) -> Json: ...
+    def to_text(self, top: int | None = None) -> str: ...  # for a terminal
+    def rows(self, top: int | None = None) -> list[Json]: ...  # of a table, under the task's `columns`
+    def draw(self, image: Image.Image) -> Image.Image: ...
+
+
+class Source(Protocol):
+    """A dataset of any task, by position."""
+
+    classes: list[str]
+    skipped: list[str]  # files that are not used
+    remarks: list[str]  # what else to report to the user
+
+    def __len__(self) -> int: ...
+    def read(self, index: int) -> Image.Image | DeepImage: ...
+    def name(self, index: int) -> str: ...
+
+
+BatchT = TypeVar("BatchT", bound=Batch)
+GivenT = TypeVar("GivenT", bound=Batch, contravariant=True)
+OutputT = TypeVar("OutputT")  # of one sample, as the metric takes it: logits, objects or a mask
+PredictionT = TypeVar("PredictionT", bound=Prediction, covariant=True)
+SourceT = TypeVar("SourceT", bound=Source)
+
+
+class Criterion(Protocol[GivenT]):
+    """What gives the loss of a batch in training. Its randomness comes from the global generators, which the step seeds."""
+
+    def __call__(self, model: nn.Module, batch: GivenT) -> Losses: ...
+
+
+class Metric(ABC, Generic[BatchT, OutputT]):
+    """What an evaluation measures, batch by batch, in each process; the parts are merged."""
+
+    @abstractmethod
+    def update(self, outputs: Sequence[OutputT], batch: BatchT) -> None:
+        """Add what `Task.predict` gave for a batch."""
+
+    @abstractmethod
+    def merge(self, other: Self) -> None:
+        """Add what another process measured on other samples."""
+
+    @abstractmethod
+    def compute(self) -> Metrics:
+        """Return the metrics by name, the headline and `count` among them."""
+
+    @abstractmethod
+    def details(self) -> Json:
+        """Return everything that the report draws, as plain values."""
+
+
+@dataclass
+class TaskData:
+    """What a run trains on and is evaluated on."""
+
+    train: Samples
+    val: Samples
+    classes: list[str]
+    remarks: list[str]  # to report to the user
+    groups: Sequence[int] | None = None  # of the training samples, where a batch shall hold one group only
+    class_ids: ClassIds | None = None  # the data's own number of each class, to travel with the weights
+
+
+class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
+    """A task: its data, its loss, its metric, and what it says of an image. One instance each, without state."""
+
+    name: ClassVar[str]
+    headline: ClassVar[str]  # the metric by which the best weights are chosen; higher is better
+    batch_size: ClassVar[int]  # images at a time in evaluation and prediction, where nobody says
+    columns: ClassVar[tuple[str, ...]]  # of a table of predictions
+    hub_pipeline: ClassVar[str]  # the hub's name of the task
+    demo_recipe: ClassVar[str]
+
+    # Data
+
+    @abstractmethod
+    def open(self, recipe: Recipe) -> TaskData:
+        """Open the training and validation samples of a recipe. Raises ConvnextError for data that can't be learned from."""
+
+    @abstractmethod
+    def open_labelled(self, where: str, classes: list[str] | None, num_classes: int) -> SourceT:
+        """Open labelled images to evaluate a network on; `classes` are its names where known. Raises ConvnextError if they don't fit."""
+
+    @abstractmethod
+    def check(self, where: str) -> list[str]:
+        """Return everything wrong with the data that `where` names, one problem per line; reads all of it."""
+
+    @abstractmethod
+    def counts(self, source: SourceT) -> str:
+        """Return in one line how many images of which classes a source holds."""
+
+    @abstractmethod
+    def remarks_on(self, source: SourceT) -> list[str]:
+        """Return what to report to the user about a source, for instance skipped files."""
+
+    @abstractmethod
+    def overview(self, where: str) -> list[str]:
+        """Return what the data that `where` names are, one statement per line."""
+
+    @abstractmethod
+    def preprocessing(self, recipe: Recipe) -> Preprocessing:
+        """Return how the trained network will take its images."""
+
+    @abstractmethod
+    def evaluation_samples(self, source: SourceT, how: Preprocessing) -> Samples:
+        """Return samples prepared as the network takes them, nothing random."""
+
+    @abstractmethod
+    def collate(self, samples: list[Sample]) -> BatchT:
+        """Return the samples as a batch; those that could not be read are skipped and noted in it."""
+
+    # Training and evaluation
+
+    @abstractmethod
+    def criterion(self, recipe: Recipe, classes: Sequence[str]) -> Criterion[BatchT]:
+        """Return what gives the loss in training."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, batch: BatchT, how: Preprocessing) -> Sequence[OutputT]:
+        """Return the outputs for each sample of a batch, as `Metric.update` takes them; `how` is what the samples were prepared by."""
+
+    @abstractmethod
+    def metric(self, num_classes: int, source: SourceT) -> Metric[BatchT, OutputT]:
+        """Return an empty metric for a network of so many classes, evaluated on a source."""
+
+    # Report
+
+    @abstractmethod
+    def summary_line(self, metrics: Metrics) -> str:
+        """Return an evaluation in a few words."""
+
+    @abstractmethod
+    def summary(self, metrics: Metrics, details: Json, classes: Sequence[str]) -> str:
+        """Return an evaluation as lines of text, `summary_line` first."""
+
+    @abstractmethod
+    def report(self, details: Json, classes: Sequence[str], source: SourceT) -> list[page.Section]:
+        """Return what a report shows of an evaluation."""
+
+    @abstractmethod
+    def draw_demo(self, folder: Path) -> list[str]:
+        """Write predictions.png into a run folder of the embedded data, and return what to print of it, one line each."""
+
+    # Use
+
+    @abstractmethod
+    def infer(
+        self,
+        model: nn.Module,
+        images: Sequence["Image.Image | DeepImage | Prepared"],
+        preprocessing: Preprocessing,
+        classes: Sequence[str],
+        device: torch.device,
+        *,
+        class_ids: ClassIds | None = None,
+        **options: object,
+    ) -> list[PredictionT]:
+        """Return the prediction for each opened or prepared image. `options` are the task's own; UsageError for one that it has not."""
+
+    @abstractmethod
+    def embed(
+        self, model: nn.Module, images: Sequence["Image.Image | DeepImage | Prepared"], preprocessing: Preprocessing, device: torch.device
+    ) -> Tensor:
+        """Return embeddings (N, C) float32 on the CPU. Raises UsageError if the network has none."""
+
+    @abstractmethod
+    def class_names(self, count: int) -> list[str]:
+        """Return the names of the classes of weights that do not name them."""
+
+    def class_ids(self, classes: Sequence[str] | None, count: int) -> ClassIds | None:
+        """Return the data's own numbers of the classes of weights that do not say them; None where none are known."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
+class Prepared:
+    """An image as its network takes it: prepared in another thread, for instance, while the network is busy."""
+
+    image: Tensor  # float32 (3, H', W'), on the CPU
+    size: tuple[int, int]  # height and width of the image as it was
+
+
+def check_class_count(recipe: Recipe, classes: Sequence[str]) -> None:
+    """Raise ConvnextError if the training data have other than the number of classes that the recipe is made for."""
+    if recipe.data.num_classes not in (None, len(classes)):
+        raise ConvnextError(
+            f"{recipe.data.train} has {len(classes)} classes, the recipe is for {recipe.data.num_classes}: "
+            "check data.train, or set data.num_classes=null"
+        )
