@@ -1,11 +1,11 @@
-"""Images a second on one core, from JPEG files to training tensors: ours beside torchvision's ImageFolder with Pillow.
+"""Images per second on one core, from JPEG files to training tensors: ours beside torchvision's ImageFolder with Pillow.
 
     python benchmarks/data.py
 
-JPEGs of ImageNet's size (500 pixels on the long side, about 100 kB), made of shared/data/coco where it is there and of scikit-learn's
-sample photographs where not; random resized crop to 224 (bicubic), flip, normalise; files in the disk cache. Ours includes the
-seeding of each sample. The two take turns, pass by pass; the ratio is the median over passes of the ratio of processor time, which
-other programs on the machine disturb less than wall time.
+The JPEGs have ImageNet's size (500 pixels on the long side, about 100 kB). They are made of shared/data/coco if it exists, else of
+scikit-learn's sample photographs. The steps are a random resized crop to 224 (bicubic), flip and normalisation; the files are in the
+disk cache. Our time includes the seeding of each sample. The two alternate, pass by pass; the ratio is the median over passes of the
+ratio of processor time, which other programs on the machine disturb less than wall time.
 """
 
 import os
@@ -27,16 +27,15 @@ from convnext.data.images import read_image
 from convnext.data.loader import Samples
 from convnext.data.randomness import seed_everything
 from convnext.data.sources.open import open_source
-from convnext.data.transforms.classify import train_transform
+from convnext.data.transforms.classify import Augmentation, train_transform
 from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from convnext.recipe import Augment, Data
 
 COCO = Path(__file__).parents[2] / "shared/data/coco/train2017"
 COUNT, ROUNDS = 64, 15
 
 
 def photographs() -> list[Image.Image]:
-    """COUNT photographs, 500 pixels on the long side."""
+    """Return COUNT photographs, 500 pixels on the long side."""
     if COCO.exists():
         found = [Image.open(path).convert("RGB") for path in sorted(COCO.glob("*.jpg"))[:COUNT]]
         return [photo.resize([round(side * 500 / max(photo.size)) for side in photo.size], Image.Resampling.LANCZOS) for photo in found]
@@ -48,7 +47,7 @@ def photographs() -> list[Image.Image]:
 
 
 def seconds(read: Callable[[int], object]) -> float:
-    """Processor time of reading each image once."""
+    """Return the processor time of reading each image once, in seconds."""
     started = time.process_time()
     for i in range(COUNT):
         read(i)
@@ -56,8 +55,8 @@ def seconds(read: Callable[[int], object]) -> float:
 
 
 def differences(paths: list[Path]) -> torch.Tensor:
-    """Distances, in levels of 255, of our tensors from those of timm's transforms under the same draws."""
-    ours = train_transform(Data(train=""), Augment(), "bicubic")
+    """Return the distances, in levels of 255, of our tensors from those of timm's transforms under the same draws."""
+    ours = train_transform(Augmentation())
     theirs = create_transform(224, is_training=True, color_jitter=0, interpolation="bicubic")
     levels, found = torch.tensor(IMAGENET_STD)[:, None, None] * 255, []
     for i, path in enumerate(paths):
@@ -87,10 +86,10 @@ def main() -> None:
         theirs = torchvision.datasets.ImageFolder(
             folder, transforms.Compose([crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), normalise])
         )
-        ours = Samples(open_source(folder), train_transform(Data(train=""), Augment(), "bicubic"), seed=0)
+        ours = Samples(open_source(folder), train_transform(Augmentation()), seed=0)
         passes = [(seconds(lambda i: theirs[i]), seconds(lambda i: ours[0, i])) for _ in range(ROUNDS + 1)][1:]  # the first warms up
         for name, times in zip(("torchvision ImageFolder", "convnext"), zip(*passes, strict=True), strict=True):
-            print(f"{name:24} {COUNT / statistics.median(times):6.0f} images a second")
+            print(f"{name:24} {COUNT / statistics.median(times):6.0f} images per second")
         ratios = [a / b for a, b in passes]
         print(f"{'ratio':24} {statistics.median(ratios):6.2f} (from {min(ratios):.2f} to {max(ratios):.2f} in {ROUNDS} passes)")
         off = differences(paths)

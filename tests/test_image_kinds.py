@@ -55,11 +55,11 @@ def command(monkeypatch, capsys, *arguments, code=0):
 
 
 def test_without_a_range_numbers_that_do_not_fit_are_refused_before_and_in_the_run(floats, tmp_path, monkeypatch, capsys):
-    told = "have more than 8 bits, the largest value is 1.02: set data.range=1.02"
-    assert f"16 images {told}" in command(monkeypatch, capsys, "data", "check", floats, code=1).out
+    message = "have more than 8 bits, the largest value is 1.02: set data.range=1.02"
+    assert f"16 images {message}" in command(monkeypatch, capsys, "data", "check", floats, code=1).out
     with pytest.raises(ConvnextError, match=r"images could be read.*\.tif: values up to 1.02, beyond 1: set data.range=1.02"):
         convnext.train("digits", TINY | {"data.train": str(floats), "data.val": str(floats)}, output=tmp_path / "run")
-    assert f"of some images: 8 images {told}; `convnext data check` reads all" in capsys.readouterr().err
+    assert f"in a sample of the images: 8 images {message}; `convnext data check` reads all" in capsys.readouterr().err
 
 
 def test_the_range_is_that_of_training_wherever_the_weights_are_used(trained, floats, tmp_path, monkeypatch, capsys):
@@ -84,7 +84,7 @@ def test_the_range_is_that_of_training_wherever_the_weights_are_used(trained, fl
     assert convnext.load(exported, device="cpu").preprocessing == predictor.preprocessing
 
 
-def test_what_does_not_fit_the_range_of_the_network_is_told_to_whoever_predicts(tmp_path):
+def test_what_does_not_fit_the_range_of_the_network_is_reported_to_whoever_predicts(tmp_path):
     path, _, _ = classifier(tmp_path)
     Image.fromarray(np.full((9, 9), 1.5, np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(CorruptImageError, match=r"a\.tif: values up to 1.5, beyond 1: set data.range=1.5"):

@@ -1,1 +1,1 @@
-"""Reading, decoding and augmenting images: everything a pure function of (seed, epoch, index)."""
+"""Reading, decoding and augmenting images: each a pure function of (seed, epoch, index)."""

@@ -1,11 +1,11 @@
-"""What the data of a run contain, in few numbers: a resumed run compares them, and says what changed since it was stopped."""
+"""A summary of a run's data in few numbers: a resumed run compares it with its own, and reports what changed since it was stopped."""
 
 import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol, TypedDict
 
 from convnext.text import counted, printable
 
@@ -14,26 +14,50 @@ _NAMED = 5  # in a message
 
 
 class Listed(Protocol):
-    """What every source offers of an image without opening it."""
+    """Images by position, without opening them."""
 
     def __len__(self) -> int: ...
-    def key(self, index: int) -> str: ...  # its path within the data set, the same wherever the data set lies
-    def label_bytes(self, index: int) -> bytes: ...  # other bytes where its label is another
+
+    def key(self, index: int) -> str:
+        """Return the image's path within the dataset, which stays the same when the dataset moves."""
+
+    def label_bytes(self, index: int) -> bytes:
+        """Return bytes that change when the image's label changes."""
 
 
-def contents(classes: Sequence[str], train: Listed, val: Listed) -> dict[str, Any]:
-    """Classes, and of both parts the number of images and digests of names and labels, as plain values to be saved."""
+class PartContents(TypedDict):
+    """A summary of the training or the validation images."""
+
+    count: int
+    names: str  # digest of all keys
+    labels: str  # digest of all labels
+    folders: dict[str, int]  # images by the first folder of their keys, "" for none
+    keys: list[str]  # of each image; empty for large sets
+    checks: list[int]  # of each image's label; empty for large sets
+
+
+class DataContents(TypedDict):
+    """A summary of a run's data, as plain values to be saved."""
+
+    classes: list[str]
+    train: PartContents
+    val: PartContents
+
+
+def contents(classes: Sequence[str], train: Listed, val: Listed) -> DataContents:
+    """Return the summary of a run's data: classes, and for both parts the number of images and digests of names and labels."""
     return {"classes": [printable(name) for name in classes], "train": _part(train), "val": _part(val)}
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What changed between two `contents`, a phrase each. Where classes differ, all labels do, and only the classes are named."""
+def differences(before: DataContents, now: DataContents) -> list[str]:
+    """Return what changed between two summaries, one phrase each. If classes differ, all labels do, and only the classes are named."""
     if before["classes"] != now["classes"]:
         return _class_differences(before["classes"], now["classes"])
-    return [f"{part}: {text}" for part in ("train", "val") for text in _part_differences(before[part], now[part])]
+    found = [f"train: {text}" for text in _part_differences(before["train"], now["train"])]
+    return found + [f"val: {text}" for text in _part_differences(before["val"], now["val"])]
 
 
-def _part(source: Listed) -> dict[str, Any]:
+def _part(source: Listed) -> PartContents:
     names, labels, folders = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16), Counter[str]()
     keys: list[str] = []
     checks: list[int] = []
@@ -46,8 +70,14 @@ def _part(source: Listed) -> dict[str, Any]:
         if len(source) <= _LISTED:
             keys.append(key)
             checks.append(zlib.crc32(label))
-    found = {"count": len(source), "names": names.hexdigest(), "labels": labels.hexdigest(), "folders": dict(folders)}
-    return found | {"keys": keys, "checks": checks}
+    return {
+        "count": len(source),
+        "names": names.hexdigest(),
+        "labels": labels.hexdigest(),
+        "folders": dict(folders),
+        "keys": keys,
+        "checks": checks,
+    }
 
 
 def _class_differences(before: list[str], now: list[str]) -> list[str]:
@@ -61,7 +91,7 @@ def _classes(names: list[str]) -> str:
     return f"{'class' if len(names) == 1 else 'classes'} {_some(names)} {'is' if len(names) == 1 else 'are'}"
 
 
-def _part_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _part_differences(before: PartContents, now: PartContents) -> list[str]:
     if before["names"] == now["names"] and before["labels"] == now["labels"]:
         return []
     if not before["keys"] or not now["keys"]:
@@ -72,15 +102,15 @@ def _part_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     checks = dict(zip(before["keys"], before["checks"], strict=True))
     found = [(key, check) for key, check in zip(now["keys"], now["checks"], strict=True) if old[key] == new[key] == 1]
     if other := [key for key, check in found if checks[key] != check]:
-        texts.append(f"{_images(other)} labelled otherwise")
+        texts.append(f"{_images(other)} labelled differently")
     return texts or ["labels changed" if before["names"] == now["names"] else "the images are in another order"]
 
 
-def _counted_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _counted_differences(before: PartContents, now: PartContents) -> list[str]:
     if before["names"] == now["names"]:
         return ["labels changed"]
     if before["count"] == now["count"]:
-        texts = [f"{now['count']} images as before, but not the same, or in another order"]
+        texts = [f"{now['count']} images as before, but different ones, or in another order"]
     else:
         texts = [f"{before['count']} images before, {now['count']} now"]
     old, new = before["folders"], now["folders"]

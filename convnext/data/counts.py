@@ -1,20 +1,21 @@
-"""How much a data set holds, in one line: what shows at a glance a class too many, an imbalance, a folder that was not found."""
+"""The size of a dataset in one line, which shows a superfluous class, an imbalance or a missing folder at a glance."""
 
 from collections.abc import Sequence
 
 from convnext.text import counted, shortened
 
-_ALL, _FIRST = 20, 5  # classes: so many are all listed; of more, so many, and the extremes
+_ALL, _FIRST = 20, 5  # up to the first number of classes, all are listed; of more, the second number and the extremes
 _LONGEST = 40  # characters of a name
 
 
 def described(images: int, classes: Sequence[str], counts: Sequence[int] | None = None, objects: bool = False) -> str:
-    """For instance "16 images, 2 classes: ants 8, bees 8"; of many classes the first, the one with the fewest and that with the most.
+    """Return for instance "16 images, 2 classes: ants 8, bees 8"; of many classes the first few, the smallest and the largest.
 
     Args:
-        images: how many there are.
+        images: the number of images.
         classes: their names.
-        counts: images, or with `objects` objects, of each class; without, the names alone are listed.
+        counts: images, or with `objects` objects, of each class; without them, only the names are listed.
+        objects: whether `counts` are of objects.
     """
     parts = [counted(images, "image"), *([counted(sum(counts), "object")] if objects and counts is not None else [])]
     names = [shortened(name, _LONGEST) for name in classes]

@@ -43,49 +43,47 @@ class HubFile:
         return f"hf://{kind}{self.repository}" + (f"@{self.revision}" if self.revision else "") + (f"/{self.file}" if self.file else "")
 
     def named(self, file: str) -> "HubFile":
-        """Another file of the same revision."""
+        """Return another file of the same revision."""
         return replace(self, file=file)
 
 
 def parse(address: str) -> HubFile:
-    """The parts of an address. Raises UsageError, with the form, if it is none."""
+    """Return the parts of an address. Raises UsageError, with the form, if it is invalid."""
     match = _ADDRESS.fullmatch(address)
     if match is None:
-        raise UsageError(f"{address} is no address on the hub: {_FORM}")
+        raise UsageError(f"{address} is not an address on the hub: {_FORM}")
     repository, file = f"{match['owner']}/{match['name']}", (match["file"] or "").rstrip("/")
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise UsageError(f"{address} is no address on the hub ({first_line(error)}): {_FORM}") from error
+        raise UsageError(f"{address} is not an address on the hub ({first_line(error)}): {_FORM}") from error
     if any(part in ("", ".", "..") for part in file.split("/")) and file:
-        raise UsageError(f"{address}: {file!r} is no file of a repository")
+        raise UsageError(f"{address}: {file!r} is not a file of a repository")
     revision = unquote(match["revision"]) if match["revision"] else None
-    if revision is not None and not re.fullmatch(r"[\w./+-]+", revision):
-        raise UsageError(f"{address}: {revision!r} is no revision, which is a branch, a tag or a commit")
-    if revision is not None and ".." in revision.split("/"):
-        raise UsageError(f"{address}: {revision!r} is no revision, which is a branch, a tag or a commit")
+    if revision is not None and (not re.fullmatch(r"[\w./+-]+", revision) or ".." in revision.split("/")):
+        raise UsageError(f"{address}: {revision!r} is not a revision: give a branch, a tag or a commit")
     return HubFile("dataset" if match["kind"] == "datasets/" else "model", repository, revision, file)
 
 
 def of_page(address: str) -> HubFile | None:
-    """The file that an `https://` address of the hub names, None for other addresses."""
+    """Return the file that an `https://` address of the hub names; None for other addresses."""
     match = re.fullmatch(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/resolve/([\w.%-]+)/([^?#]+)(\?.*)?", address)
     return None if match is None else parse(f"hf://{match[1]}@{match[2]}/{unquote(match[3])}")
 
 
 def download(where: HubFile) -> Path:
-    """The file on this machine. Raises one of `ERRORS`."""
+    """Return the file on this machine. Raises one of `ERRORS` if it can't be downloaded."""
     return Path(hf_hub_download(where.repository, where.file, repo_type=where.kind, revision=where.revision))
 
 
 def in_cache(where: HubFile) -> Path | None:
-    """The file, if it was downloaded before."""
+    """Return the file if it was downloaded before, else None."""
     found = _look(where)
     return Path(found) if isinstance(found, str) else None
 
 
 def is_known_missing(where: HubFile) -> bool:
-    """Whether the hub was asked for the file before and had none."""
+    """Return whether the hub's cache records that the hub does not have the file."""
     return _look(where) is _CACHED_NO_EXIST
 
 
@@ -94,17 +92,17 @@ def _look(where: HubFile) -> object:
 
 
 def at_commit(where: HubFile, path: Path) -> HubFile:
-    """The same file by the commit that it was downloaded of, which is the folder that huggingface-hub keeps it in."""
+    """Return the same file at the commit that was downloaded, which is the name of huggingface-hub's folder of it."""
     commit = path.parents[len(PurePosixPath(where.file).parts) - 1].name
     return replace(where, revision=commit) if re.fullmatch(r"[0-9a-f]{40}", commit) else where
 
 
 def reason(error: BaseException | None, where: HubFile) -> str:
-    """Why a file can't be had, in one line."""
+    """Return why a file can't be downloaded, in one line."""
     if isinstance(error, huggingface_hub.errors.GatedRepoError):
-        return f"{where.repository} asks for consent first: give it on its page, then log in with `hf auth login`"
+        return f"{where.repository} requires consent first: give it on its page, then log in with `hf auth login`"
     if isinstance(error, RepositoryNotFoundError):
-        return f"the hub has no repository {where.repository}, or it is private and this machine not logged in"
+        return f"the hub has no repository {where.repository}, or it is private and this machine is not logged in"
     if isinstance(error, RevisionNotFoundError):
         return f"{where.repository} has no revision {where.revision!r}"
     return first_line(error)

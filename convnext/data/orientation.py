@@ -1,4 +1,4 @@
-"""Which way up an image is, by its EXIF or XMP: one rule for all readers, Pillow's."""
+"""The orientation of an image by its EXIF or XMP: one rule for all readers, Pillow's."""
 
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from PIL import ExifTags, Image
 if TYPE_CHECKING:
     from torch import Tensor
 
-# By orientation: PIL's way to turn it upright, and a tensor's (whether rows and columns are exchanged, and then which axes are reversed).
+# How to turn an image of each orientation upright: for PIL, and for a tensor (whether rows and columns are exchanged; axes reversed then).
 _TURNS: dict[int, tuple[Image.Transpose, bool, tuple[int, ...]]] = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT, False, (-1,)),
     3: (Image.Transpose.ROTATE_180, False, (-2, -1)),
@@ -22,7 +22,7 @@ _METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
 
 def orientation_of(image: Image.Image) -> int:
-    """1 for upright to 8, as EXIF counts; 1 where the metadata are damaged, which are no part of the image."""
+    """Return EXIF's number of an image's orientation, 1 (upright) to 8; 1 if the metadata are damaged."""
     with suppress(Exception):  # damaged metadata raise anything
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
         return found if found in _TURNS else 1
@@ -30,7 +30,7 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A loaded image as it is to be seen: itself, or a turned one that no longer says that it lies."""
+    """Return a loaded image turned upright, without the metadata that describe its orientation; an upright image itself."""
     if (orientation := orientation_of(image)) == 1:
         return image
     turned = image.transpose(_TURNS[orientation][0])
@@ -40,7 +40,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def turned(pixels: "Tensor", orientation: int) -> "Tensor":
-    """Pixels (…, H, W) of an image of that orientation turned upright."""
+    """Return the pixels (…, H, W) of an image of that orientation turned upright."""
     if orientation == 1:
         return pixels
     _, exchanged, reversed_axes = _TURNS[orientation]
@@ -48,7 +48,7 @@ def turned(pixels: "Tensor", orientation: int) -> "Tensor":
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened image once it is upright, by its header alone."""
-    # Pillow turns TIFF by itself, and says its upright size from the beginning.
-    lies = orientation_of(image) >= 5 and image.format != "TIFF"
-    return (image.height, image.width) if lies else (image.width, image.height)
+    """Return width and height of an opened image once it is upright, from its header."""
+    # Pillow turns TIFF itself, and reports its upright size from the beginning.
+    is_sideways = orientation_of(image) >= 5 and image.format != "TIFF"
+    return (image.height, image.width) if is_sideways else (image.width, image.height)

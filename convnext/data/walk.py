@@ -1,4 +1,4 @@
-"""The one walk through folders of images, for training, evaluation and prediction: what systems leave in them is skipped and counted."""
+"""The one walk through folders of images, for training, evaluation and prediction. It skips and counts the files of operating systems."""
 
 import fnmatch
 import glob
@@ -12,7 +12,7 @@ from convnext.data.images import ENDINGS
 from convnext.errors import ConvnextError
 from convnext.text import counted, printable
 
-# Made by systems, never by who collected the images: lower case, beside all names that begin with a dot.
+# Files and folders that operating systems create, in lower case; those whose names begin with a dot are clutter too.
 _CLUTTER = {
     "__macosx": "macOS", "icon\r": "macOS", "network trash folder": "macOS", "temporary items": "macOS",
     "@eadir": "Synology", "@tmp": "Synology", "#recycle": "Synology", "#snapshot": "Synology", "@sharebin": "Synology",
@@ -24,40 +24,40 @@ _CLUTTER = {
 
 
 def is_clutter(name: str) -> bool:
-    """Whether a file or folder of that name is hidden, or left by a system: never a class, never an image."""
+    """Return whether a file or folder of that name is hidden or an operating system's: neither a class nor an image."""
     return name.startswith(".") or name.casefold() in _CLUTTER
 
 
 @dataclass
 class Walk:
-    """What a folder holds. Paths are relative to it, as the file system spells them."""
+    """The content of a folder. Paths are relative to it, in the file system's spelling."""
 
-    images: list[str] = field(default_factory=list)  # by their ending; a folder's own files, sorted, before those of its folders
-    others: list[str] = field(default_factory=list)  # files of other endings
-    skipped: Counter[str] = field(default_factory=Counter)  # how many of which clutter
-    loops: list[str] = field(default_factory=list)  # links that lead back up, not followed
+    images: list[str] = field(default_factory=list)  # files with an image's ending; a folder's own, sorted, before those of its folders
+    others: list[str] = field(default_factory=list)  # files with other endings
+    skipped: Counter[str] = field(default_factory=Counter)  # the number of files and folders of each kind of clutter
+    loops: list[str] = field(default_factory=list)  # links to a folder above, which are not followed
     twice: list[str] = field(default_factory=list)  # folders that links reach a second time
 
     def remarks(self) -> list[str]:
-        """What is to be told to the user: counts, and a path each."""
-        told = []
+        """Return what to report to the user, one remark per line: counts, and an example of each."""
+        found = []
         if self.skipped:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.skipped.items()))
-            told.append(f"skipped what systems leave behind, no images: {kinds}")
+            found.append(f"skipped files of operating systems: {kinds}")
         if self.loops:
-            told.append(f"{counted(len(self.loops), 'link')} to a folder above not followed, the first {printable(self.loops[0])}")
+            found.append(f"skipped {counted(len(self.loops), 'link')} to a folder above, the first {printable(self.loops[0])}")
         if self.twice:
-            folders = f"{counted(len(self.twice), 'folder')} reached a second time through links"
-            told.append(f"{folders}, the first {printable(self.twice[0])}: the images there count twice")
-        return told
+            folders = f"links reach {counted(len(self.twice), 'folder')} a second time"
+            found.append(f"{folders}, the first {printable(self.twice[0])}: the images there count twice")
+        return found
 
 
 def walk(root: str | Path, endings: Collection[str] = ENDINGS) -> Walk:
-    """Every image below a folder, through links too, but never in a circle and never among what systems leave behind.
+    """Return every image below a folder. The walk follows links, but never in a circle, and skips clutter.
 
     Args:
         root: the folder.
-        endings: of an image's name, in lower case, with the dot.
+        endings: endings of an image's name, in lower case, with the dot.
 
     Raises ConvnextError if a folder can't be listed.
     """
@@ -73,7 +73,7 @@ _Files = list[os.DirEntry[str]]
 
 
 def _folders(root: str, below: str, chain: tuple[str, ...], found: Walk, seen: set[str]) -> Iterator[tuple[str, _Files]]:
-    """`below` and all folders in it, each by its path below `root` and with its files. `chain`: the real paths of those passed through."""
+    """Yield `below` and all folders in it, each as its path below `root` with its files. `chain` has the real paths of its parents."""
     if chain[-1] in seen:
         found.twice.append(below)
     seen.add(chain[-1])
@@ -95,14 +95,14 @@ def _folders(root: str, below: str, chain: tuple[str, ...], found: Walk, seen: s
 
 
 def folders_in(root: str | Path) -> list[str]:
-    """The names of the folders in a folder, sorted, links among them, without clutter. Raises ConvnextError if it can't be listed."""
+    """Return the names of the folders in a folder, links too, sorted, without clutter. Raises ConvnextError if it can't be listed."""
     return [entry.name for entry in entries(root) if entry.is_dir() and not is_clutter(entry.name)]
 
 
 def matching(pattern: str) -> list[str]:
-    """The paths that a shell pattern matches, sorted, `**` any folders among them; as `walk` does, through links but not in circles.
+    """Return the paths that a shell pattern matches, sorted. `**` matches any folders. Links are followed as `walk` follows them.
 
-    Clutter is matched only where the pattern names it, or a name that begins with a dot is asked for by one.
+    The pattern matches clutter only if it names it in full, or begins with a dot as the clutter's name does.
     """
     anchor = os.path.splitdrive(pattern)[0] + (os.sep if pattern.startswith(os.sep) else "")
     return sorted(set(_matching(anchor, [part for part in pattern[len(anchor) :].split(os.sep) if part])))
@@ -128,7 +128,7 @@ def _matching(folder: str, parts: list[str]) -> Iterator[str]:
 
 
 def entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, sorted by name. Raises ConvnextError, naming it, if it can't be listed."""
+    """Return the entries of a folder, sorted by name. Raises ConvnextError, naming the folder, if it can't be listed."""
     try:
         with os.scandir(folder or ".") as listed:
             return sorted(listed, key=lambda entry: entry.name)

@@ -12,18 +12,18 @@ from PIL import Image
 
 from convnext import tasks
 from convnext.data import deep
+from convnext.data.annotations.objects import ImageObjects
 from convnext.data.images import CorruptImageError, read_image, read_pixels, to_pixels
 from convnext.data.loader import EVALUATION
-from convnext.data.sources.coco import open_detection
-from convnext.data.sources.masks import open_segmentation
-from convnext.data.sources.objects import Objects
+from convnext.data.sources.open import open_detection, open_segmentation
 from convnext.data.transforms.classify import train_transform
-from convnext.data.transforms.detect import DetectPreprocessing, Sizes
+from convnext.data.transforms.detect import DetectAugmentation, DetectPreprocessing
 from convnext.data.transforms.detect import train_transform as detection_transform
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.data.transforms.segment import SegmentPreprocessing, TrainTransform
 from convnext.errors import UsageError
 from convnext.recipe import load_recipe
+from convnext.tasks.classify.task import augmentation
 
 RNG = np.random.default_rng(0)
 GREY12 = RNG.integers(0, 4096, (64, 64), dtype=np.uint16)
@@ -147,8 +147,8 @@ def test_integers_of_32_bits_are_sixteen_bits_or_need_a_range():
     values = np.array([[0, 20_000, 65_535]], np.int32)
     assert np.allclose(levels(saved(values))[0], values / 257, atol=1e-3)
     for top in (255, 1_000_000):
-        told = "do not say what is white: .* data.range=255" if top == 255 else "up to 1000000, beyond 65535: set data.range=1000000"
-        with pytest.raises(CorruptImageError, match=told):
+        message = "do not say what is white: .* data.range=255" if top == 255 else "up to 1000000, beyond 65535: set data.range=1000000"
+        with pytest.raises(CorruptImageError, match=message):
             levels(saved(np.array([[0, top]], np.int32)))
         assert levels(saved(np.array([[0, top]], np.int32)), float(top)).max() == 255
     large = np.array([[[0], [3_000_000_000]]], np.uint32)
@@ -162,17 +162,17 @@ def test_pgm_is_scaled_by_what_it_says_is_white():
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         (RNG.random((6, 7, 3), dtype=np.float32), "TIFF of 3 channels, 32-bit floats, which can't be read: save grey, or RGB with 8 or 16"),
         (np.zeros((6, 7, 5), np.uint8), "TIFF of 5 channels, 8-bit integers, which can't be read"),
         (np.zeros((6, 7, 13), np.uint16), "TIFF of 13 channels, 16-bit integers"),
     ],
 )
-def test_tiffs_that_cannot_be_read_are_named(tmp_path, values, told):
+def test_tiffs_that_cannot_be_read_are_named(tmp_path, values, message):
     (tmp_path / "bands.tif").write_bytes(tiff(values))
     for read in (read_image, read_pixels):
-        with pytest.raises(CorruptImageError, match=rf"bands\.tif: {told}"):
+        with pytest.raises(CorruptImageError, match=rf"bands\.tif: {message}"):
             read(tmp_path / "bands.tif")
     with pytest.raises(CorruptImageError, match="separate planes.*save it as PNG"):
         read_image(tiff(np.zeros((6, 7, 3), np.uint16), planar=True))
@@ -195,18 +195,19 @@ def test_all_levels_reach_the_network_in_every_task():
             "augment.crop_scale": (0.9, 1.0),
             "augment.rand_augment": None,
             "augment.color_jitter": 0,
+            "augment.random_erasing": 0,
         }
         | {f"data.{k}": v for k, v in BYTES.items()},
     )
-    objects = Objects(torch.tensor([[4.0, 4, 60, 60]]), torch.tensor([0]), None, torch.tensor([False]), torch.tensor([9.0]), 1)
+    objects = ImageObjects(torch.tensor([[4.0, 4, 60, 60]]), torch.tensor([0]), None, torch.tensor([False]), torch.tensor([9.0]), 1)
     mask = torch.randint(0, 2, (64, 64), dtype=torch.uint8)
     how = {"range": 4095.0} | BYTES
     found = [
         ClassifyPreprocessing(image_size=64, crop_ratio=1.0, **how).transform()(image),
         ClassifyPreprocessing(image_size=40, warp=True, **how).transform()(image),
-        train_transform(recipe.data, recipe.augment, "bicubic")(image),
+        train_transform(augmentation(recipe))(image),
         DetectPreprocessing(short=64, longest=64, **how).transform()(image),
-        detection_transform(Sizes((64,), 64, (64,), (50, 64)), 0.5, **BYTES, scale=4095.0)(image, objects)[0],
+        detection_transform(DetectAugmentation((64,), 64, (64,), (50, 64), **how))(image, objects)[0],
         SegmentPreprocessing(**how).transform()(image),
         TrainTransform(64, None, distort=False, **BYTES, value_range=4095.0)(image, mask)[0][:, :10, :10],
     ]
@@ -220,7 +221,7 @@ def test_augmentations_that_need_eight_bits_get_them():
     image, more = read_image(saved(GREY12)), {"data.range": 4095, "data.image_size": 32}
     for augment in ({"augment.rand_augment": "rand-m9-mstd0.5-inc1"}, {"augment.color_jitter": 0.4}):
         recipe = load_recipe("digits", more | augment)
-        assert train_transform(recipe.data, recipe.augment, "bicubic")(image).shape == (3, 32, 32)
+        assert train_transform(augmentation(recipe))(image).shape == (3, 32, 32)
     found, _ = TrainTransform(32, None, value_range=4095.0)(image, torch.randint(0, 2, (64, 64), dtype=torch.uint8))
     assert found.isfinite().all()
 
@@ -249,26 +250,28 @@ def test_what_is_shown_goes_from_black_to_white():
 
 
 def test_depths_name_the_largest_value_and_the_key():
-    def told(*contents):
+    def problems(*contents):
         depths = deep.Depths()
         for content in contents:
             depths.add(read_pixels(content))
         return depths.problems()
 
     dark = saved(GREY12 // 2)
-    assert told(dark, saved(GREY12)) == ["2 images have more than 8 bits, the largest value is 4095: set data.range=4095"]
-    assert told(saved(sample_image(), "PNG"), saved(GREY12 * 16)) == []  # all 16 bits are used
-    assert told(tiff(np.array([[[-1000], [3000]]], np.int16))) == [
+    assert problems(dark, saved(GREY12)) == ["2 images have more than 8 bits, the largest value is 4095: set data.range=4095"]
+    assert problems(saved(sample_image(), "PNG"), saved(GREY12 * 16)) == []  # all 16 bits are used
+    assert problems(tiff(np.array([[[-1000], [3000]]], np.int16))) == [
         "1 image has more than 8 bits, the values go from -1000 to 3000: set data.range=[-1000,3000]"
     ]
-    both = told(saved(GREY12), saved(np.array([[0, 1.02]], np.float32)))
+    both = problems(saved(GREY12), saved(np.array([[0, 1.02]], np.float32)))
     assert both[0] == "1 image has more than 8 bits (uint16), the largest value is 4095: set data.range=4095"
     assert both[1] == "1 image has more than 8 bits (float32), the largest value is 1.02: set data.range=1.02"
-    assert both[2] == "images of more than 8 bits hold uint16 and float32, and data.range is one for all: save them alike"
-    assert told(png16(np.full((2, 2, 3), 1023, np.uint16)))[0].endswith("the largest value is 1023: set data.range=1023")
+    assert (
+        both[2] == "images with more than 8 bits have numbers of uint16 and float32, but there is one data.range for all: save them alike"
+    )
+    assert problems(png16(np.full((2, 2, 3), 1023, np.uint16)))[0].endswith("the largest value is 1023: set data.range=1023")
 
 
-def test_a_damaged_deep_file_is_told():
+def test_a_damaged_deep_file_is_reported():
     content = bytearray(png16(RNG.integers(0, 65536, (9, 7, 3), dtype=np.uint16)))
     for cut in (60, len(content) // 2):
         with pytest.raises(CorruptImageError):
@@ -298,8 +301,8 @@ def test_detection_and_segmentation_data_are_read_and_checked_likewise(tmp_path)
     source.heights[0] = 63
     with pytest.raises(CorruptImageError, match="64 x 64 pixels, .* says 64 x 63"):
         source.pixels(0)
-    told = f"of some images: {wanted}; `convnext data check` reads all"
-    assert deep.remarks(open_segmentation(str(tmp_path)), None) == [told]
+    message = f"in a sample of the images: {wanted}; `convnext data check` reads all"
+    assert deep.remarks(open_segmentation(str(tmp_path)), None) == [message]
     assert deep.remarks(open_segmentation(str(tmp_path)), 4095.0) == []
 
 
@@ -311,7 +314,7 @@ def test_the_samples_of_a_run_have_one_scale_in_training_and_evaluation(tmp_path
             Image.fromarray(GREY12).save(root / name / f"{i}.png")
     more = {"data.train": str(root), "data.val": str(root), "data.range": 4095, "data.image_size": 64, "augment.rand_augment": None}
     crop = {"augment.crop_scale": (1.0, 1.0), "augment.crop_aspect": (1.0, 1.0), "augment.random_erasing": 0}
-    data = tasks.get("classify").open_data(load_recipe("digits", more | crop))
+    data = tasks.get("classify").open(load_recipe("digits", more | crop))
     trained, tested = data.train[0, 0].image, data.val[EVALUATION, 0].image
     assert torch.allclose(trained, tested, atol=1e-5)
     assert len(tested.unique()) > 2000

@@ -10,7 +10,7 @@ from file_server import Server
 from shard_files import NUMBERS, decoded, pixels, three_shards
 
 from convnext.data import download as fetch_module
-from convnext.data.download import fetch
+from convnext.data.download import download
 from convnext.data.sources.shards import open_shards
 from convnext.errors import ConvnextError, UsageError
 
@@ -48,7 +48,7 @@ def test_that_nothing_beside_the_shards_names_classes_is_found_out_once(server):
 
 def test_a_transfer_cut_off_is_resumed_where_it_ended(server, tmp_path):
     server.cuts, server.most = 3, 2000
-    fetch(server.address + "/set/train-000.tar", tmp_path / "a.tar")
+    download(server.address + "/set/train-000.tar", tmp_path / "a.tar")
     assert [wanted for _, wanted in server.log] == [None, "bytes=2000-", "bytes=4000-", "bytes=6000-"]
     assert (tmp_path / "a.tar").read_bytes() == server.files["set/train-000.tar"]
     assert not (tmp_path / ".a.tar.part").exists()
@@ -59,33 +59,33 @@ def test_a_later_run_resumes_unless_the_file_has_changed(server, tmp_path):
     for changed in (False, True):
         server.cuts, server.most = 5, 400
         with pytest.raises(
-            ConvnextError, match=f"could not fetch {address} .the connection ended after 2000 of 20480 bytes.* put it at {path}"
+            ConvnextError, match=f"could not download {address} .the connection ended after 2000 of 20480 bytes.* put it at {path}"
         ):
-            fetch(address, path)
+            download(address, path)
         assert not path.exists()
         if changed:
             server.files["set/train-000.tar"] = server.files["set/train-002.tar"]
         server.log.clear()
-        fetch(address, path)
+        download(address, path)
         assert server.log == [("set/train-000.tar", "bytes=2000-")]
         assert path.read_bytes() == server.files["set/train-000.tar"]
         path.unlink()
 
 
-def test_an_error_that_passes_is_tried_again_and_one_that_stays_is_told(server, tmp_path):
+def test_an_error_that_passes_is_retried_and_one_that_stays_is_reported(server, tmp_path):
     address = server.address + "/set/train-009.tar"
-    with pytest.raises(ConvnextError, match=f"could not fetch {address} .*404.* download it and put it at .*train-009.tar"):
+    with pytest.raises(ConvnextError, match=f"could not download {address} .*404.* put it at .*train-009.tar"):
         open_shards(address)
     assert len(server.log) == 1
     server.files["set/train-009.tar"] = 503
     with pytest.raises(ConvnextError, match="503"):
         open_shards(address)
     assert len(server.log) == 6
-    with pytest.raises(ConvnextError, match="could not fetch http://127.0.0.1:9/a.tar .*Connection refused"):
+    with pytest.raises(ConvnextError, match="could not download http://127.0.0.1:9/a.tar .*Connection refused"):
         open_shards("http://127.0.0.1:9/a.tar")
 
 
-def test_a_shard_that_is_cut_at_its_origin_is_told_by_its_place_in_the_cache(server, tmp_path):
+def test_a_shard_that_is_cut_at_its_origin_is_reported_by_its_path_in_the_cache(server, tmp_path):
     server.files["set/train-001.tar"] = server.files["set/train-001.tar"][:1000]
     with pytest.raises(
         ConvnextError, match=f"{tmp_path}/cache/shards/.*/train-001.tar has 488 of the .* bytes of its file '0010.jpg': remove it"
@@ -103,7 +103,7 @@ def test_of_processes_that_start_at_once_one_fetches_each_shard(server):
     assert len(server.log) == 5
 
 
-def test_shards_on_the_hub_are_fetched_by_its_own_client(server, tmp_path):
+def test_shards_on_the_hub_are_downloaded_by_its_own_client(server, tmp_path):
     for name in ("train-000.tar", "train-001.tar"):
         server.files[f"datasets/some/body/resolve/main/data/{name}"] = server.files[f"set/{name}"]
     code = """if True:
@@ -120,7 +120,7 @@ def test_shards_on_the_hub_are_fetched_by_its_own_client(server, tmp_path):
         done = subprocess.run([sys.executable, "-c", code], env=env | {"HF_HUB_OFFLINE": offline}, capture_output=True, text=True)
         first, second = done.stdout.splitlines()
         assert first == f"7 {json.dumps(['0', '1', '2'])}".replace('"', "'")
-        assert second.startswith("ConvnextError could not fetch hf://datasets/some/body/data/train-007.tar (")
+        assert second.startswith("ConvnextError could not download hf://datasets/some/body/data/train-007.tar (")
         assert "hf download some/body --repo-type dataset" in second
 
 
@@ -148,7 +148,7 @@ def test_caches_of_shards_stay_valid_and_names_stay_within_the_cache():
         assert len(path.name) < 200
 
 
-def test_who_has_no_home_is_told_where_to_name_one(monkeypatch):
+def test_who_has_no_home_is_reported_where_to_name_one(monkeypatch):
     monkeypatch.delenv("CONVNEXT_CACHE", raising=False)
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
@@ -159,7 +159,7 @@ def test_who_has_no_home_is_told_where_to_name_one(monkeypatch):
 def test_a_lock_whose_holder_does_nothing_is_not_waited_for_for_ever(server, tmp_path, monkeypatch):
     monkeypatch.setattr(fetch_module, "_PATIENCE", 0)
     with filelock.FileLock(tmp_path / ".a.tar.lock"), pytest.raises(ConvnextError, match="another process holds .*a.tar.lock"):
-        fetch(server.address + "/set/train-000.tar", tmp_path / "a.tar")
+        download(server.address + "/set/train-000.tar", tmp_path / "a.tar")
 
 
 def test_a_redirect_does_not_leave_encryption():

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from convnext.data.convert.annotations import yolo_to_coco
+from convnext.data.annotations import mask_files
+from convnext.data.convert.yolo import yolo_to_coco
 from convnext.data.images import ENDINGS, FORMATS, CorruptImageError, read_image, read_pixels, size_of
-from convnext.data.sources import mask_files
 from convnext.errors import ConvnextError, UsageError
 
 
@@ -150,7 +150,7 @@ def test_animations_give_their_first_frame():
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("keep", [0.0, 0.05, 0.5, 0.9])
 @pytest.mark.parametrize("read", [read_image, read_pixels])
-def test_truncated_files_are_told_by_path(tmp_path, kind, keep, read):
+def test_truncated_files_are_reported_by_path(tmp_path, kind, keep, read):
     content, path = encoded(sample_image(), kind), tmp_path / "bad.jpg"
     path.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(CorruptImageError, match=rf"{path}: \S"):
@@ -165,7 +165,7 @@ def jpeg_bomb():
 
 
 @pytest.mark.parametrize("read", [read_image, read_pixels])
-def test_no_image_and_a_bomb_are_told(tmp_path, read):
+def test_no_image_and_a_bomb_are_reported(tmp_path, read):
     (tmp_path / "page.jpg").write_text("<html>not found</html>")
     with pytest.raises(CorruptImageError, match=r"page\.jpg: not an image"):
         read(tmp_path / "page.jpg")
@@ -177,16 +177,16 @@ def test_no_image_and_a_bomb_are_told(tmp_path, read):
 
 @settings(max_examples=150, deadline=None)
 @given(position=st.floats(0, 1), byte=st.integers(0, 255), kind=st.sampled_from(["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"]))
-def test_a_damaged_byte_gives_a_image_or_a_told_error(position, byte, kind):
+def test_a_damaged_byte_gives_an_image_or_a_one_line_error(position, byte, kind):
     content = bytearray(encoded(sample_image(size=(20, 16)), kind))
     content[int(position * (len(content) - 1))] = byte
     for read in (read_image, read_pixels):
-        told = ""
+        message = ""
         try:
             read(bytes(content))
         except CorruptImageError as error:
-            told = str(error)
-        assert "\n" not in told
+            message = str(error)
+        assert "\n" not in message
 
 
 def test_formats_and_endings_are_one_list(tmp_path):
@@ -223,7 +223,7 @@ def test_opening_runs_no_other_program(tmp_path, monkeypatch):
     with pytest.raises(CorruptImageError, match="PostScript"):
         read_pixels(tmp_path / "a.jpg")
     with pytest.raises(CorruptImageError):
-        mask_files.read_mask(tmp_path / "masks" / "a.png", mask_files.coding([mask_files.Entry("a")], "x"))
+        mask_files.read_mask(tmp_path / "masks" / "a.png", mask_files.coding([mask_files.ClassLine("a")], "x"))
     with pytest.raises(ConvnextError, match="not an image"):
         yolo_to_coco(tmp_path / "images", tmp_path / "labels", ["a"])
     assert not (tmp_path / "called").exists()
@@ -267,39 +267,39 @@ def test_arrays_of_more_bits_have_the_scale_of_files(array, wanted):
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "message"),
     [
-        (np.zeros((3, 40, 48), np.uint8), r"array of shape \(3, 40, 48\) is no image.*channels come last, array.transpose\(1, 2, 0\)"),
-        (np.zeros((40, 48, 2), np.uint8), "is no image"),
-        (np.zeros((40, 48, 5), np.uint8), "is no image"),
-        (np.zeros((0, 48, 3), np.uint8), "is no image"),
-        (np.zeros(48, np.uint8), "is no image"),
-        (np.zeros((2, 40, 48, 3), np.uint8), r"several images are given as a list, list\(array\)"),
-        (np.zeros((40, 48, 3), object), "object is no type of number that an image has"),
-        (np.zeros((40, 48, 3), complex), "complex128 is no type of number"),
-        (torch.zeros(3, 40, 48), r"Tensor is no image: give it as tensor.permute\(1, 2, 0\).numpy\(\)"),
-        (7, "int is no image: give a path, bytes, a PIL image or a NumPy array"),
-        (None, "NoneType is no image"),
+        (np.zeros((3, 40, 48), np.uint8), r"array of shape \(3, 40, 48\) is not an image.*channels come last, array.transpose\(1, 2, 0\)"),
+        (np.zeros((40, 48, 2), np.uint8), "is not an image"),
+        (np.zeros((40, 48, 5), np.uint8), "is not an image"),
+        (np.zeros((0, 48, 3), np.uint8), "is not an image"),
+        (np.zeros(48, np.uint8), "is not an image"),
+        (np.zeros((2, 40, 48, 3), np.uint8), r"give several images as a list, list\(array\)"),
+        (np.zeros((40, 48, 3), object), "images can't have numbers of type object"),
+        (np.zeros((40, 48, 3), complex), "images can't have numbers of type complex128"),
+        (torch.zeros(3, 40, 48), r"Tensor is not an image: give it as tensor.permute\(1, 2, 0\).numpy\(\)"),
+        (7, "int is not an image: give a path, bytes, a PIL image or a NumPy array"),
+        (None, "NoneType is not an image"),
     ],
 )
-def test_what_is_no_image_is_refused_with_the_remedy(source, told):
-    with pytest.raises(UsageError, match=told):
+def test_other_objects_are_refused_with_the_remedy(source, message):
+    with pytest.raises(UsageError, match=message):
         read_image(source)
 
 
 def test_arrays_with_nan_or_beyond_the_range_are_refused():
-    for value, told in (
+    for value, message in (
         (np.nan, "1 of its 5760 numbers are NaN"),
         (3, "values up to 3, beyond 1: set data.range=3"),
         (-1, "values from -1 to"),
     ):
         array = RGB / 255
         array[3, 4, 1] = value
-        with pytest.raises(CorruptImageError, match=rf"array of shape \(40, 48, 3\): {told}"):
+        with pytest.raises(CorruptImageError, match=rf"array of shape \(40, 48, 3\): {message}"):
             read_image(array).pixels(None)
 
 
-def test_a_pil_image_that_cannot_be_read_is_told_by_its_file(tmp_path):
+def test_a_pil_image_that_cannot_be_read_is_reported_by_its_file(tmp_path):
     content = encoded(sample_image(size=(200, 200)), "JPEG")
     (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
     with pytest.raises(CorruptImageError, match=r"cut\.jpg: image file is truncated"):

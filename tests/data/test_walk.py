@@ -1,4 +1,4 @@
-"""The one walk through folders: what systems leave is no image, and links lead in no circle."""
+"""The one walk through folders: the files of operating systems are no images, and links lead in no circle."""
 
 import os
 
@@ -42,7 +42,7 @@ def test_files_that_systems_leave_are_skipped_by_kind(tmp_path):
     found = walk(root)
     assert (found.images, found.others) == (["ants/1.jpg"], ["ants/notes.txt"])
     assert found.remarks() == [
-        "skipped what systems leave behind, no images: "
+        "skipped files of operating systems: "
         "2 ._* (macOS), 1 Icon\\r (macOS), 1 Thumbs.db (Windows), 1 desktop.ini (Windows), 2 hidden (.*)"
     ]
 
@@ -56,7 +56,7 @@ def test_links_that_lead_back_up_are_not_followed(tmp_path, where, target):
     found = walk(root)
     assert found.images == ["ants/1.jpg", "ants/deep/er/2.jpg", "bees/3.jpg"]
     assert found.loops == [where]
-    assert f"not followed, the first {where}" in found.remarks()[0]
+    assert f"to a folder above, the first {where}" in found.remarks()[0]
     assert ImageFolder(root).classes == ["ants", "bees"]
     assert len(find_items([str(root)])) == len(find_items([f"{root}/**/*.jpg"])) == 3
 
@@ -78,7 +78,7 @@ def test_a_folder_that_cannot_be_listed_is_named_and_a_pipe_is_no_image(tmp_path
     root = files(tmp_path, "ants/1.jpg")
     os.mkfifo(root / "ants" / "2.jpg")
     os.symlink("nowhere.jpg", root / "ants" / "3.jpg")
-    assert walk(root).images == ["ants/1.jpg", "ants/3.jpg"]  # that the link's file is missing is told when it is read
+    assert walk(root).images == ["ants/1.jpg", "ants/3.jpg"]  # reading the link reports that its file is missing
     assert walk(root).others == ["ants/2.jpg"]
     with pytest.raises(ConvnextError, match="folder .*nowhere can't be read: No such file"):
         walk(root / "nowhere")

@@ -1,1 +1,1 @@
-"""Annotations of other formats to COCO's."""
+"""Conversion of annotations in other formats to COCO's JSON, one file per format."""

@@ -1,1 +1,1 @@
-"""Datasets, one file each: what opens them and reads their images and labels."""
+"""Sources: the classes that read datasets, one file per format; `open.py` has the table of formats."""

@@ -16,14 +16,14 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from convnext.data.download import fetch
+from convnext.data.download import download
 from convnext.data.images import to_pixels
 from convnext.errors import ConvnextError, UsageError, nearest
 
 
 @dataclass(frozen=True)
 class Version:
-    """One of the two data sets, as published."""
+    """One of the two datasets, as published."""
 
     title: str
     archive: str
@@ -59,14 +59,14 @@ _PIXELS = (3, 32, 32)  # the red plane, the green, the blue
 
 
 class Cifar:
-    """One part of one of the data sets as (RGB image, label) pairs: 50,000 to train on ("train") or the other 10,000 ("val").
+    """One part of CIFAR-10 or CIFAR-100 as (RGB image, label) pairs: 50,000 to train on ("train") or the other 10,000 ("val").
 
     Args:
         version: "cifar10" or "cifar100" (with its 100 fine labels).
         part: "train" or "val".
-        root: the folder that holds the archive, or is to hold it: it is fetched where it is missing.
+        root: the folder of the archive, which is downloaded to it if it is missing.
 
-    Raises ConvnextError, naming the archive, if it is missing and can't be fetched, or is not the published one.
+    Raises ConvnextError, naming the archive, if it is missing and can't be downloaded, or is not the published one.
     """
 
     def __init__(self, version: str, part: str, root: Path) -> None:
@@ -79,47 +79,42 @@ class Cifar:
         return len(_content(self.version, self.part, self.root)[0])
 
     def read(self, index: int) -> Image.Image:
-        """The image of that position, 32 x 32 RGB."""
+        """Return the image at a position, 32 x 32 RGB."""
         return Image.fromarray(_content(self.version, self.part, self.root)[0][index].transpose(1, 2, 0))
 
     def pixels(self, index: int) -> Tensor:
-        """The same as a uint8 (3, 32, 32) tensor."""
+        """Return the image as a uint8 (3, 32, 32) tensor."""
         return to_pixels(self.read(index))
 
     def label(self, index: int) -> int:
-        """The label of that position."""
+        """Return the position in `classes` of the image's class."""
         return int(_content(self.version, self.part, self.root)[1][index])
 
     def name(self, index: int) -> str:
-        """What to call that position in a report."""
+        """Return what reports call the image: dataset, part and number."""
         return f"{VERSIONS[self.version].title} {self.part} {index}"
 
     key = name
 
     def label_bytes(self, index: int) -> bytes:
-        """Its label, to be compared."""
+        """Return the label as bytes, to compare it with a later run's."""
         return b"%d" % self.label(index)
 
 
-def is_cifar(where: str) -> bool:
-    """Whether `where` is for `open_cifar`."""
-    return where.startswith(tuple(f"{version}:" for version in VERSIONS))
-
-
 def open_cifar(where: str, classes: Sequence[str] | None = None) -> Cifar:
-    """The images of `cifar10:train`, `cifar10:val`, `cifar100:train` or `cifar100:val`.
+    """Return the images of `cifar10:train`, `cifar10:val`, `cifar100:train` or `cifar100:val`.
 
     Args:
-        where: one of these; the archive lies in `$CONVNEXT_DATA`, by default `data`, or in the folder that is named
-            between, as in `cifar10:/some/folder:train`.
-        classes: the class names that the labels count, where a network already has some.
+        where: one of these; the archive is in `$CONVNEXT_DATA`, by default `data`, or in the folder named between the
+            colons, as in `cifar10:/some/folder:train`.
+        classes: the class names that the labels count, if a network already has some.
 
-    Raises UsageError for another part, and ConvnextError if the archive can't be had or its classes are others.
+    Raises UsageError for another part, and ConvnextError if the archive can't be downloaded or its classes differ from `classes`.
     """
     version, _, rest = where.partition(":")
     root, _, part = rest.rpartition(":")
     if part not in ("train", "val"):
-        raise UsageError(f"no data is called {where!r}{nearest(where, [f'{version}:train', f'{version}:val'])}")
+        raise UsageError(f"unknown dataset {where!r}{nearest(where, [f'{version}:train', f'{version}:val'])}")
     source = Cifar(version, part, Path(root or os.environ.get("CONVNEXT_DATA") or "data").expanduser())
     if classes is not None and list(classes) != source.classes:
         raise ConvnextError(f"the classes of {where} are {_some(source.classes)}, not the network's {_some(classes)}")
@@ -132,15 +127,15 @@ def _some(classes: Sequence[str]) -> str:
 
 @functools.cache  # 150 MB at most; kept out of the object, so that it is not pickled for a worker
 def _content(version: str, part: str, root: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Pixels, (images, 3, 32, 32) of uint8; labels; class names."""
+    """Return pixels, uint8 (images, 3, 32, 32); labels, int64 (images,); and class names."""
     about = VERSIONS[version]
     path = root / about.archive
-    fetch(_ADDRESS + about.archive, path)
+    download(_ADDRESS + about.archive, path)
     with path.open("rb") as file:
         if (found := hashlib.file_digest(file, "md5").hexdigest()) != about.md5:
             raise ConvnextError(
                 f"{path} is damaged or not the published archive (MD5 {found}, not {about.md5}): remove it, "
-                f"and it is fetched again from {_ADDRESS}{about.archive}"
+                f"and the next run downloads it again from {_ADDRESS}{about.archive}"
             )
     files = {f"{about.folder}/{name}": b"" for name in (*about.parts[part], about.names)}
     with tarfile.open(path) as archive:  # in the order of the archive: going back in a compressed one means unpacking it again

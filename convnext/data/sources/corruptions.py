@@ -17,8 +17,9 @@ from torch import Tensor
 from convnext.data.deep import DeepImage, shown
 from convnext.data.images import to_pixels
 from convnext.data.randomness import seeded
+from convnext.data.sources.base import ClassifySource
 from convnext.data.sources.folder import ImageFolder
-from convnext.data.sources.open import Source, open_source
+from convnext.data.sources.open import open_source
 from convnext.errors import ConvnextError, UsageError
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -32,18 +33,18 @@ CORRUPTIONS = {
         *("inverse_sparkles", "perlin_noise", "plasma_noise", "single_frequency_greyscale", "sparkles"),
     ),
 }
-_LIBRARY = "imagecorruptions-imaug"  # of the forks of imagecorruptions the one that runs with today's NumPy and scikit-image
-_OWN_GENERATOR = ("impulse_noise", "glass_blur")  # these take a seed, the others draw from NumPy's global generator
-_SEED = 0x0C0  # of the generated corruptions, so that everybody who generates them gets the same
+_LIBRARY = "imagecorruptions-imaug"  # the fork of imagecorruptions that runs with today's NumPy and scikit-image
+_OWN_GENERATOR = ("impulse_noise", "glass_blur")  # these take a seed; the others draw from NumPy's global generator
+_SEED = 0x0C0  # of the generated corruptions: always the same, so that results can be compared
 
 
 class CorruptedImages:
     """Sources one after the other, one for each corruption and severity.
 
-    The images are the central squares already, 224 pixels a side as published: to be taken whole.
+    The images are central squares already, 224 pixels a side as published: evaluation must not crop them again.
     """
 
-    def __init__(self, parts: list[tuple[str, int]], sources: Sequence[Source]) -> None:
+    def __init__(self, parts: list[tuple[str, int]], sources: Sequence[ClassifySource]) -> None:
         self.parts, self.sources = parts, sources
         self.classes = sources[0].classes
         self.skipped = list(dict.fromkeys(name for source in sources for name in source.skipped))
@@ -51,10 +52,10 @@ class CorruptedImages:
         self._ends = np.cumsum([len(source) for source in sources])
 
     def part(self, index: int) -> int:
-        """Which of `parts` that position belongs to."""
+        """Return the number in `parts` of the corruption and severity of an image."""
         return int(np.searchsorted(self._ends, index, side="right"))
 
-    def _find(self, index: int) -> tuple[Source, int]:
+    def _find(self, index: int) -> tuple[ClassifySource, int]:
         part = self.part(index)
         return self.sources[part], index - (int(self._ends[part - 1]) if part else 0)
 
@@ -77,15 +78,24 @@ class CorruptedImages:
         source, at = self._find(index)
         return source.name(at)
 
+    def key(self, index: int) -> str:
+        """Return corruption and severity before the image's own key."""
+        (corruption, severity), (source, at) = self.parts[self.part(index)], self._find(index)
+        return f"{corruption}/{severity}/{source.key(at)}"
 
-class Generated:
-    """Images corrupted as they are read, as the published ones were made: cropped to 224 pixels, corrupted, saved as JPEG.
+    def label_bytes(self, index: int) -> bytes:
+        source, at = self._find(index)
+        return source.label_bytes(at)
 
-    A function of the corruption, the severity and the position alone. The corruptions are imagecorruptions', Hendrycks and
-    Dietterich's code made free of ImageMagick; the noise is other than the published files'.
+
+class GeneratedCorruption:
+    """Images corrupted when they are read, in the steps of the published ones: cropped to 224 pixels, corrupted, saved as JPEG.
+
+    An image is a function of the corruption, the severity and the position alone. The code is imagecorruptions', Hendrycks and
+    Dietterich's without ImageMagick; its noise differs from that in the published files.
     """
 
-    def __init__(self, source: Source, corruption: str, severity: int) -> None:
+    def __init__(self, source: ClassifySource, corruption: str, severity: int) -> None:
         self.source, self.corruption, self.severity = source, corruption, severity
         self.classes, self.skipped, self.remarks = source.classes, source.skipped, source.remarks
 
@@ -93,42 +103,47 @@ class Generated:
         return len(self.source)
 
     def read(self, index: int) -> Image.Image:
-        """The corrupted image of that position, 224 x 224 RGB. Raises CorruptImageError as its source does."""
+        """Return the corrupted image at a position, 224 x 224 RGB. Raises CorruptImageError as its source does."""
         from imagecorruptions import corrupt
         from torchvision.transforms import v2
 
         crop = v2.Compose([v2.Resize(256, v2.InterpolationMode.BILINEAR), v2.CenterCrop(224)])
         pixels = np.asarray(crop(shown(self.source.read(index))))
-        place = (_SEED, CORRUPTIONS["c"].index(self.corruption), self.severity, index)
-        # These two draw from generators of their own, the others from NumPy's global one.
-        own = (
-            {"seed": int(np.random.SeedSequence(place).generate_state(1)[0])} if self.corruption in ("impulse_noise", "glass_blur") else {}
-        )
-        with seeded(*place):
+        seed = (_SEED, CORRUPTIONS["c"].index(self.corruption), self.severity, index)
+        own = {"seed": int(np.random.SeedSequence(seed).generate_state(1)[0])} if self.corruption in _OWN_GENERATOR else {}
+        with seeded(*seed):
             corrupted = corrupt(pixels, self.severity, self.corruption, **own)
         saved = BytesIO()
         Image.fromarray(corrupted).save(saved, "JPEG", quality=85, optimize=True)
         return Image.open(saved, formats=("JPEG",)).convert("RGB")
 
     def pixels(self, index: int) -> Tensor:
-        """The same as a uint8 (3, 224, 224) tensor."""
+        """Return the image as a uint8 (3, 224, 224) tensor."""
         return to_pixels(self.read(index))
 
     def label(self, index: int) -> int:
-        """The label of that position."""
+        """Return the position in `classes` of the image's class."""
         return self.source.label(index)
 
     def name(self, index: int) -> str:
-        """What to call that position in a report: the uncorrupted image, the corruption and its severity."""
+        """Return what reports call the image: the uncorrupted image, the corruption and its severity."""
         return f"{self.source.name(index)} ({self.corruption} {self.severity})"
+
+    def key(self, index: int) -> str:
+        """Return the key of the uncorrupted image."""
+        return self.source.key(index)
+
+    def label_bytes(self, index: int) -> bytes:
+        """Return the label as bytes, to compare it with a later run's."""
+        return self.source.label_bytes(index)
 
 
 def open_corrupted(folder: str, kind: str, classes: Sequence[str]) -> tuple[CorruptedImages, list[str]]:
-    """The images of ImageNet-C ("c") or ImageNet-C-bar ("c-bar") in a folder, and what is to be told of them.
+    """Return the images of ImageNet-C ("c") or ImageNet-C-bar ("c-bar") in a folder, and remarks for the user.
 
-    Where ImageNet-C's folder holds images by class instead, the corruptions are generated from these.
+    If ImageNet-C's folder holds images by class instead, the corruptions are generated from these.
 
-    Raises ConvnextError, naming them, if some of the corruptions or severities are missing, and UsageError without such a folder.
+    Raises ConvnextError that names the missing corruptions and severities if there are any, and UsageError without such a folder.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -136,26 +151,26 @@ def open_corrupted(folder: str, kind: str, classes: Sequence[str]) -> tuple[Corr
     folders = {name: _folder(root, name) for name in CORRUPTIONS[kind]}
     if not any(path.is_dir() for path in folders.values()):
         if kind != "c":
-            raise ConvnextError(f"{root} has none of {', '.join(CORRUPTIONS[kind])}, and no kept library generates these")
+            raise ConvnextError(f"{root} has none of {', '.join(CORRUPTIONS[kind])}, and no maintained library generates these")
         return _generated(folder, classes)
     parts = [(name, severity) for name in CORRUPTIONS[kind] for severity in SEVERITIES]
     paths = [folders[name] / str(severity) for name, severity in parts]
     if missing := [str(path.relative_to(root)) for path in paths if not path.is_dir()]:
         some = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
-        raise ConvnextError(f"{root} lacks {some} ({len(missing)} of {len(paths)}): the mean is over all of them, so unpack these too")
+        raise ConvnextError(f"{root} lacks {some} ({len(missing)} of {len(paths)}): the mean is over all, so unpack these too")
     sources = [ImageFolder(path, classes) for path in paths]
     for source in sources:
         source.paths = [sys.intern(path) for path in source.paths]  # 50,000 names, the same in each of 75 folders
-    told = []
+    remarks = []
     if len({len(source) for source in sources}) > 1:
         counts = [(len(source), f"{name}/{severity}") for source, (name, severity) in zip(sources, parts, strict=True)]
-        (least, first), (most, last) = min(counts), max(counts)
-        told.append(f"the parts have not the same number of images: {first} has {least}, {last} {most}")
-    return CorruptedImages(parts, sources), told
+        (fewest, first), (most, last) = min(counts), max(counts)
+        remarks.append(f"the parts differ in their number of images: {first} has {fewest}, {last} has {most}")
+    return CorruptedImages(parts, sources), remarks
 
 
 def _folder(root: Path, corruption: str) -> Path:
-    # ImageNet-C comes in archives of several corruptions, which some unpack each into a folder of its own, such as noise/.
+    # ImageNet-C is published as archives of several corruptions, which some people unpack into folders such as noise/.
     below = [path for path in root.glob(f"*/{corruption}") if path.is_dir()]
     return below[0] if below else root / corruption
 
@@ -164,17 +179,17 @@ def _generated(folder: str, classes: Sequence[str]) -> tuple[CorruptedImages, li
     source = open_source(folder, classes)
     version = _library_version()
     parts = [(name, severity) for name in CORRUPTIONS["c"] for severity in SEVERITIES]
-    told = f"the corruptions are not the published files: {_LIBRARY} {version} generated them from the images of {folder}"
-    return CorruptedImages(parts, [Generated(source, *part) for part in parts]), [told]
+    remark = f"the corruptions are not the published files: {_LIBRARY} {version} generated them from the images of {folder}"
+    return CorruptedImages(parts, [GeneratedCorruption(source, *part) for part in parts]), [remark]
 
 
 def _library_version() -> str:
     try:
-        import imagecorruptions  # noqa: F401  whether it can be imported
+        import imagecorruptions  # noqa: F401  only to find out whether it can be imported
 
         return importlib.metadata.version(_LIBRARY)
     except ImportError as error:
         raise UsageError(
-            f"the corruptions of ImageNet-C are not on the disk, and generating them needs {_LIBRARY} ({error}): "
+            f"the corruptions of ImageNet-C are not in the folder, and generating them needs {_LIBRARY} ({error}): "
             "pip install 'convnext[robustness]', or name the folder of the published files"
         ) from error

@@ -1,15 +1,17 @@
-"""scikit-learn's 1,797 handwritten digits (8 x 8, ten classes): the data set that is always there.
+"""scikit-learn's 1,797 handwritten digits (8 x 8, ten classes): a dataset that needs no download.
 
 Source: the test part of UCI's *Optical Recognition of Handwritten Digits* (Alpaydin and Kaynak, 1998).
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from convnext.data.images import to_pixels
+from convnext.errors import ConvnextError, UsageError, nearest
 
 CLASSES = [str(digit) for digit in range(10)]
 HELD_OUT = 360
@@ -40,23 +42,36 @@ class Digits:
         return len(self.indices)
 
     def read(self, index: int) -> Image.Image:
-        """The image of that position, 8 x 8 RGB."""
+        """Return the image at a position, 8 x 8 RGB."""
         return Image.fromarray(_arrays()[0][self.indices[index]]).convert("RGB")
 
     def pixels(self, index: int) -> Tensor:
-        """The same as a uint8 (3, 8, 8) tensor."""
+        """Return the image as a uint8 (3, 8, 8) tensor."""
         return to_pixels(self.read(index))
 
     def label(self, index: int) -> int:
-        """The digit of that position."""
+        """Return the digit that the image shows."""
         return int(_arrays()[1][self.indices[index]])
 
     def name(self, index: int) -> str:
-        """What to call that position in a report."""
+        """Return what reports call the image: its number in scikit-learn's file."""
         return f"digit {self.indices[index]}"
 
     key = name
 
     def label_bytes(self, index: int) -> bytes:
-        """Its label, to be compared."""
+        """Return the label as bytes, to compare it with a later run's."""
         return b"%d" % self.label(index)
+
+
+def open_digits(where: str, classes: Sequence[str] | None = None) -> Digits:
+    """Return the images of `digits:train` or `digits:val`; `digits` alone means `digits:val`.
+
+    Raises UsageError for another part, and ConvnextError if `classes`, those of a network, are not the ten digits.
+    """
+    if where not in ("digits:train", "digits:val", "digits"):
+        raise UsageError(f"unknown dataset {where!r}{nearest(where, ['digits:train', 'digits:val'])}")
+    source = Digits("train" if where == "digits:train" else "val")
+    if classes is not None and list(classes) != source.classes:
+        raise ConvnextError(f"the classes of {where} are {', '.join(source.classes)}, not the network's {', '.join(classes)}")
+    return source

@@ -1,6 +1,6 @@
-"""The published sets that networks of ImageNet's classes are tested on, each judged as its authors judge it.
+"""The published test sets for networks with ImageNet's classes, each evaluated by its authors' rules.
 
-Named `imagenet-a:FOLDER` and the like: `imagenet.EVALUATION_SETS` has all of them with the layouts they come in.
+Their names are `imagenet-a:FOLDER` and so on: `imagenet.EVALUATION_SETS` has all of them with their layouts.
 """
 
 import re
@@ -10,28 +10,28 @@ import torch
 from torch import Tensor
 
 from convnext.data import imagenet
+from convnext.data.sources.base import ClassifySource, ClassifySubset
 from convnext.data.sources.corruptions import CORRUPTIONS, CorruptedImages, open_corrupted
-from convnext.data.sources.open import Source, Subset, open_source
+from convnext.data.sources.open import open_source
 from convnext.errors import ConvnextError, UsageError
 
-_MOST_MISSING = 1  # classes without an output: of ImageNet-1K's, the 22K heads lack the teddy bear alone
+_MAX_MISSING = 1  # classes without an output: of ImageNet-1K's classes, the 22K heads lack the teddy bear
 
 
-class EvaluationSet(Subset):
-    """Images of a published set, with all that judging a network's answers takes.
+class EvaluationSet(ClassifySubset):
+    """Images of a published set, with the rules by which a network's answers are correct.
 
     Args:
         source: the images.
         classes: the synsets that compete, by label.
-        outputs: for each of them the network's output that stands for it, or -1 for none.
-        answers: for each image the labels that count as right; images that have none are left out. By default an image's
-            own label.
-        remarks: to be told to the user.
+        outputs: for each of them the network's output, or -1 if the network has none.
+        answers: for each image the labels that are correct; images without any are skipped. By default the image's own label.
+        remarks: facts to report to the user, one per line.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: ClassifySource,
         classes: list[str],
         outputs: Sequence[int],
         answers: Sequence[Sequence[int]] | None = None,
@@ -43,20 +43,20 @@ class EvaluationSet(Subset):
         self.corrupted = source if isinstance(source, CorruptedImages) else None
 
     def label(self, index: int) -> int:
-        """The label of that position: the published one, or the first of the answers where it is none of them."""
+        """Return the label of an image: the published one, or the first correct answer if the published one is not correct."""
         label = super().label(index)
         answers = [label] if self._answers is None else self._answers[self.indices[index]]
         return label if label in answers else answers[0]
 
     def competing(self, logits: Tensor) -> Tensor:
-        """Of a network's logits (N, outputs) those of the classes (N, classes). A class without an output gets the row's least."""
+        """Return the logits (N, classes) of the set's classes from a network's (N, outputs); the row's minimum for a class without one."""
         chosen = logits[:, self.outputs.clamp(min=0).to(logits.device)]
         if (missing := self.outputs < 0).any():
             chosen[:, missing] = chosen[:, ~missing].amin(1, keepdim=True)
         return chosen
 
     def accepted(self, indices: Sequence[int]) -> Tensor | None:
-        """Which classes count as right at these positions, bool (N, classes); None where it is the label alone."""
+        """Return which classes are correct for the images at these positions, bool (N, classes); None if only the label is."""
         if self._answers is None:
             return None
         accepted = torch.zeros(len(indices), len(self.classes), dtype=torch.bool)
@@ -66,16 +66,16 @@ class EvaluationSet(Subset):
 
 
 def is_evaluation_set(where: str) -> bool:
-    """Whether `where` is for `open_evaluation_set`."""
+    """Return whether `where` is a name for `open_evaluation_set`."""
     return where.partition(":")[0] in imagenet.EVALUATION_SETS and ":" in where
 
 
 def open_evaluation_set(where: str, classes: Sequence[str] | None, num_classes: int) -> EvaluationSet:
-    """The set that `where` names, for a network of `num_classes` outputs; `classes` are their names where they are known.
+    """Return the set that `where` names, for a network of `num_classes` outputs; `classes` are their names if they are known.
 
-    The logits of the set's own classes alone compete: 200 of ImageNet-A and -R, 1,000 of the others, whatever the head.
+    Only the logits of the set's own classes compete: 200 for ImageNet-A and -R, 1,000 for the others, whatever the head.
 
-    Raises UsageError if no folder is named, and ConvnextError if its layout is not the set's, or if the network has not its classes.
+    Raises UsageError if `where` names no folder, and ConvnextError if its layout is not the set's, or if the network lacks its classes.
     """
     name, _, folder = where.partition(":")
     if not folder:
@@ -84,20 +84,20 @@ def open_evaluation_set(where: str, classes: Sequence[str] | None, num_classes: 
     synsets = imagenet.subset_synsets(kind) if kind in ("a", "r") else imagenet.synsets(1000)
     outputs, remarks = _outputs(where, synsets, classes, num_classes)
     try:
-        source, told = _open(kind, folder, synsets)
+        source, found = _open(kind, folder, synsets)
     except UsageError:
         raise
     except ConvnextError as error:
         raise ConvnextError(f"{where} is not laid out as that set ({imagenet.EVALUATION_SETS[name]}): {error}") from error
     if kind != "real":
-        return EvaluationSet(source, synsets, outputs, remarks=remarks + told)
+        return EvaluationSet(source, synsets, outputs, remarks=remarks + found)
     answers = _answers(where, source)
     if [] in answers:
-        remarks.append(f"{answers.count([])} of {len(answers)} images have no ReaL label and are left out")
+        remarks.append(f"skipped {answers.count([])} of {len(answers)} images, which have no ReaL label")
     return EvaluationSet(source, synsets, outputs, answers, remarks)
 
 
-def _open(kind: str, folder: str, synsets: list[str]) -> tuple[Source, list[str]]:
+def _open(kind: str, folder: str, synsets: list[str]) -> tuple[ClassifySource, list[str]]:
     if kind in CORRUPTIONS:
         return open_corrupted(folder, kind, synsets)
     numbered = kind == "v2"  # its folders count the synsets
@@ -105,22 +105,24 @@ def _open(kind: str, folder: str, synsets: list[str]) -> tuple[Source, list[str]
 
 
 def _outputs(where: str, synsets: list[str], classes: Sequence[str] | None, num_classes: int) -> tuple[list[int], list[str]]:
-    """The output of each synset, -1 for none, and what is to be told of it."""
+    """Return the output of each synset, -1 for none, and a remark for each synset without one."""
     if classes is None:
         classes = imagenet.synsets(num_classes) if num_classes in imagenet.SUBSETS else ()
-    places = {name: output for output, name in enumerate(classes)}
-    missing = [synset for synset in synsets if synset not in places]
-    if len(missing) > _MOST_MISSING:
+    by_name = {name: output for output, name in enumerate(classes)}
+    missing = [synset for synset in synsets if synset not in by_name]
+    if len(missing) > _MAX_MISSING:
         raise ConvnextError(
-            f"{where} wants a network of ImageNet's classes: this one, of {num_classes}, has no output called {missing[0]} "
+            f"{where} needs a network with ImageNet's classes: this one, with {num_classes}, has no output called {missing[0]} "
             f"nor {len(missing) - 1} others of the {len(synsets)}"
         )
-    told = [f"the network has no output for {synset} ({imagenet.readable([synset])[0]}): its images count as wrong" for synset in missing]
-    return [places.get(synset, -1) for synset in synsets], told
+    remarks = [
+        f"the network has no output for {synset} ({imagenet.readable([synset])[0]}): its images count as errors" for synset in missing
+    ]
+    return [by_name.get(synset, -1) for synset in synsets], remarks
 
 
-def _answers(where: str, source: Source) -> list[list[int]]:
-    """The ReaL labels of each image, found by the number in its published name."""
+def _answers(where: str, source: ClassifySource) -> list[list[int]]:
+    """Return the ReaL labels of each image, looked up by the number in its published name."""
     labels, answers = imagenet.real_labels(), []
     for index in range(len(source)):
         match = re.search(r"ILSVRC2012_val_(\d{8})", source.name(index))

@@ -1,4 +1,4 @@
-"""Folders of images with a folder of masks beside them, and ADE20K, which is one."""
+"""Folders of images with a folder of masks beside them, and ADE20K, which has this layout."""
 
 import os
 import re
@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from convnext.data.annotations import mask_files
+from convnext.data.annotations.mask_files import ClassLine, Coding, coding, read_classes, read_mask
 from convnext.data.deep import DeepImage
 from convnext.data.images import read_image, read_pixels
-from convnext.data.sources import mask_files
 from convnext.data.sources.folder import part_kind
-from convnext.data.sources.mask_files import Coding, Entry, coding, read_classes, read_mask
 from convnext.data.walk import folders_in, walk
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.text import class_name, read_lines
@@ -26,10 +26,10 @@ _LAYOUT = "a folder needs images/ and masks/ with files of the same names, and c
 
 
 class MaskFolder:
-    """The images under `images`, sorted by path, each with the mask of the same path, but for the ending, under `masks`.
+    """The images under `images`, sorted by path, each with the mask under `masks` whose path differs at most in its ending.
 
-    `skipped` lists files that are no images, or no lossless ones for masks, by their ending, `remarks` what else is to be
-    told; `problems` masks without an image, or more than one of an image. That an image has no mask is told when its mask is read.
+    `skipped` lists files that are not images, or not lossless ones for masks, by their ending; `problems` lists masks without an
+    image, and masks of an image that has another. Reading the mask of an image that has none raises ConvnextError.
 
     Raises ConvnextError, naming the folders, if they hold no images, or not one image has a mask.
     """
@@ -41,7 +41,7 @@ class MaskFolder:
         files, values = walk(images), walk(masks, mask_files.ENDINGS)
         self.paths, found = files.images, values.images
         self.skipped = [str(images / path) for path in files.others] + [str(masks / path) for path in values.others]
-        self.remarks = [f"{place}: {told}" for place, one in ((images, files), (masks, values)) for told in one.remarks()]
+        self.remarks = [f"{folder}: {remark}" for folder, one in ((images, files), (masks, values)) for remark in one.remarks()]
         self._masks = {_stem(path): path for path in found}
         wanted = {_stem(path) for path in self.paths}
         self.problems = [
@@ -61,30 +61,30 @@ class MaskFolder:
         return len(self.paths)
 
     def read(self, index: int) -> Image.Image | DeepImage:
-        """The image of that position. Raises CorruptImageError if it can't be decoded."""
+        """Return the image at a position. Raises CorruptImageError if it can't be decoded."""
         return read_image(self.images / self.paths[index])
 
     def pixels(self, index: int) -> Tensor | DeepImage:
-        """The same as a uint8 (3, H, W) tensor. Raises CorruptImageError likewise."""
+        """Return the image as a uint8 (3, H, W) tensor. Raises CorruptImageError as `read` does."""
         return read_pixels(self.images / self.paths[index])
 
     def mask(self, index: int) -> Tensor:
-        """Its classes, uint8 (H, W), 255 where ignored; raises as `read_mask` does, and ConvnextError where there is no mask."""
+        """Return an image's mask, uint8 (H, W), 255 where ignored. Raises as `read_mask` does, and ConvnextError if it is missing."""
         path = self._mask_path(index)
         if _stem(self.paths[index]) not in self._masks:
             raise ConvnextError(f"{self.name(index)} has no mask: add {path}, or remove the image")
         return torch.from_numpy(read_mask(path, self.meaning))
 
     def name(self, index: int) -> str:
-        """What to call that position in a report: its path."""
+        """Return what reports call the image: its path."""
         return str(self.images / self.paths[index])
 
     def key(self, index: int) -> str:
-        """Its path within the folder of images."""
+        """Return the image's path within the folder of images."""
         return self.paths[index]
 
     def label_bytes(self, index: int) -> bytes:
-        """What masks mean, and the size in bytes of its mask's file, to be compared."""
+        """Return what masks mean and the size of the mask's file as bytes, to compare them with a later run's."""
         path = self._mask_path(index)
         return self._meaning_bytes + (b"%d" % path.stat().st_size if path.exists() else b"-")
 
@@ -93,19 +93,19 @@ class MaskFolder:
 
 
 def _stem(path: str) -> str:
-    """By what an image and its mask are matched: the path without its ending, é in one Unicode form."""
+    """Return the part of a path that an image and its mask share: the path without its ending, é in one Unicode form."""
     return unicodedata.normalize("NFC", os.path.splitext(path)[0])
 
 
-def open_folder(where: str, classes: Sequence[str] | None = None) -> MaskFolder:
-    """The images of `FOLDER`, or with `FOLDER:PART` those of FOLDER/images/PART and FOLDER/masks/PART.
+def open_mask_folder(where: str, classes: Sequence[str] | None = None) -> MaskFolder:
+    """Return the images of `FOLDER`, or with `FOLDER:PART` those of FOLDER/images/PART and FOLDER/masks/PART.
 
-    `:ignore=11` behind it (or `:ignore=11,12`) says which values of the masks are to be ignored besides 255.
-    Raises UsageError if there is no such folder, part or layout, and ConvnextError for a `classes.txt` that is none.
+    `:ignore=11` after it (or `:ignore=11,12`) lists values of the masks that are ignored besides 255.
+    Raises UsageError if there is no such folder, part or layout, and ConvnextError for an invalid `classes.txt`.
     """
     text, separator, ignored = where.partition(":ignore=")
     if separator and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", ignored):
-        raise UsageError(f"{where}: after ignore= come values of masks, as in :ignore=11 or :ignore=11,12")
+        raise UsageError(f"{where}: write values of masks after ignore=, as in :ignore=11 or :ignore=11,12")
     folder, _, part = text.rpartition(":") if not Path(text).expanduser().is_dir() and ":" in text else (text, "", "")
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -116,10 +116,10 @@ def open_folder(where: str, classes: Sequence[str] | None = None) -> MaskFolder:
     if part and part not in parts:
         raise UsageError(f"{root} has no part {part!r}: it needs images/{part} and masks/{part}{nearest(part, parts)}")
     if not part and (split := [name for name in parts if part_kind(name)]):
-        raise UsageError(f"{root} has the parts {', '.join(parts)}: say which, as in {root}:{split[0]}")
+        raise UsageError(f"{root} has the parts {', '.join(parts)}: name one, as in {root}:{split[0]}")
     values = [int(value) for value in ignored.split(",")] if ignored else []
     if beyond := [value for value in values if value > mask_files.IGNORED]:
-        raise UsageError(f"{where}: {beyond[0]} is no value of a mask, which are 0 to 255")
+        raise UsageError(f"{where}: {beyond[0]} is not a value of a mask: these are 0 to 255")
     meaning = _folder_coding(root, values, classes)
     return MaskFolder(root / "images" / part, root / "masks" / part, meaning)
 
@@ -129,30 +129,30 @@ def _folder_coding(root: Path, ignored: list[int], classes: Sequence[str] | None
     if path.is_file():
         entries = read_classes(path)
     elif classes is not None:
-        entries = [Entry(class_name(name)) for name in classes]
+        entries = [ClassLine(class_name(name)) for name in classes]
     else:
         raise ConvnextError(
-            f"no {path}: write one class name a line, the first for the value 0; with 'road 128 64 128' masks can be colours"
+            f"no {path}: write one class name per line, the first for the value 0; with 'road 128 64 128' masks can be colours"
         )
     if ignored and entries and entries[0].colour is not None:
         raise UsageError(
-            f"ignore={ignored[0]}: {path} gives colours; there put the name of what to ignore in parentheses, as in '(void) 0 0 0'"
+            f"ignore={ignored[0]}: {path} gives colours; put the name of the class to ignore in parentheses there, as in '(void) 0 0 0'"
         )
     return coding(entries, str(path), ignored, classes)
 
 
 def open_ade20k(where: str, classes: Sequence[str] | None = None) -> MaskFolder:
-    """ADE20K as distributed for scene parsing, 150 classes: `ade20k:train` or `ade20k:val`.
+    """Return ADE20K as distributed for scene parsing, 150 classes: `ade20k:train` or `ade20k:val`.
 
-    It lies in ADEChallengeData2016 in `$CONVNEXT_DATA`, by default `data`, or where `ade20k:/some/folder:train` says.
-    The value 0, everything else, is ignored; 1 to 150 become 0 to 149. Classes bear the first of their names.
+    Its folder is ADEChallengeData2016 in `$CONVNEXT_DATA`, by default `data`, or the one in `ade20k:/some/folder:train`.
+    The value 0, which means everything else, is ignored; 1 to 150 become 0 to 149. Of a class's names the first is used.
     Source: Zhou et al., *Scene Parsing through ADE20K Dataset* (2017), http://sceneparsing.csail.mit.edu.
 
-    Raises UsageError for another part, and ConvnextError if files are not there.
+    Raises UsageError for another part, and ConvnextError if files are missing.
     """
     given, _, part = where.partition(":")[2].rpartition(":")
     if part not in _ADE20K_PARTS:
-        raise UsageError(f"no data is called {where!r}{nearest(where, [f'{ADE20K}:{part}' for part in _ADE20K_PARTS])}")
+        raise UsageError(f"unknown dataset {where!r}{nearest(where, [f'{ADE20K}:{part}' for part in _ADE20K_PARTS])}")
     root = Path(given or Path(os.environ.get("CONVNEXT_DATA") or "data", "ADEChallengeData2016")).expanduser()
     images, masks, names = root / "images" / _ADE20K_PARTS[part], root / "annotations" / _ADE20K_PARTS[part], root / "objectInfo150.txt"
     if absent := [path for path in (images, masks, names) if not path.exists()]:
@@ -160,5 +160,5 @@ def open_ade20k(where: str, classes: Sequence[str] | None = None) -> MaskFolder:
             f"no {absent[0]}: unpack ADEChallengeData2016.zip and name its folder, as in {ADE20K}:/some/ADEChallengeData2016:{part}"
         )
     lines = read_lines(names)[1:]
-    entries = [Entry("(other)", is_ignored=True), *(Entry(line.split("\t")[-1].split(",")[0].strip()) for line in lines)]
+    entries = [ClassLine("(other)", is_ignored=True), *(ClassLine(line.split("\t")[-1].split(",")[0].strip()) for line in lines)]
     return MaskFolder(images, masks, coding(entries, str(names), classes=classes))

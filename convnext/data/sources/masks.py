@@ -1,76 +1,29 @@
-"""From the text of `data.train` and `data.val` to images with masks, and what can be wrong with them."""
+"""Images with masks, whatever format they come in: their checks, their parts, and objects turned into masks."""
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from convnext.data.contents import Listed
+from convnext.data.annotations.mask_files import IGNORED
 from convnext.data.deep import DeepImage, Depths
 from convnext.data.images import CorruptImageError
-from convnext.data.sources.mask_files import IGNORED
-from convnext.data.sources.mask_folder import ADE20K, open_ade20k, open_folder
-from convnext.data.sources.open import Subset
-from convnext.data.sources.semantic import open_semantic
+from convnext.data.run_lengths import decode
+from convnext.data.sources.base import DetectSource, MaskIds, SegmentSource, SegmentSubset
 from convnext.data.split import split
 from convnext.errors import ConvnextError
 
-
-class MaskSource(Listed, Protocol):
-    """Images with masks by position: what every format offers. A new one is a file and a line in `open_segmentation`."""
-
-    classes: list[str]
-    class_ids: list[int | tuple[int, int, int]] | None  # what in masks means each class, a value or a colour; None where no file says
-    skipped: list[str]  # files left out, to be told
-    remarks: list[str]  # what else is to be told
-    problems: list[str]  # what opening found wrong, for `check`
-
-    def __len__(self) -> int: ...
-    def read(self, index: int) -> Image.Image | DeepImage: ...
-    def pixels(self, index: int) -> Tensor | DeepImage: ...  # the same as a uint8 (3, H, W) tensor, where it has 8 bits
-    def mask(self, index: int) -> Tensor: ...  # uint8 (H, W): class indices from 0, 255 = ignored
-    def name(self, index: int) -> str: ...
+BACKGROUND = "background"
 
 
-class MaskSubset(Subset):
-    """Some positions of another source."""
+def mask_of(source: SegmentSource, index: int, image: Image.Image | DeepImage | Tensor) -> Tensor:
+    """Return the mask of a position, uint8 (H, W), after comparing its size with that of `image`, which is read from there.
 
-    def __init__(self, source: MaskSource, indices: Sequence[int]) -> None:
-        super().__init__(source, indices)
-        self.class_ids, self.problems = source.class_ids, source.problems
-
-    def mask(self, index: int) -> Tensor:
-        return self.source.mask(self.indices[index])
-
-
-def open_segmentation(where: str, classes: Sequence[str] | None = None) -> MaskSource:
-    """The images with masks that `where` names.
-
-    Args:
-        where: `ade20k:train`, `ade20k:val` or `ade20k:/folder:train`; or a folder with images/, masks/ and classes.txt,
-            `FOLDER:train` for its images/train and masks/train, with `:ignore=11` behind it where the value 11 is no class;
-            or data to detect in, `scenes:train` or `coco:ANNOTATIONS.json:FOLDER`, whose pixels are objects or background.
-        classes: the class names that the masks count, where a network already has some.
-
-    Line n of classes.txt, from 0, names what the value n of a mask means, or, as `road 128 64 128`, what a colour means. A name
-    in parentheses, as `(void)`, is of no class but to be ignored; so is the value 255. See `mask_files.read_classes`.
-    """
-    if where.startswith(f"{ADE20K}:"):
-        return open_ade20k(where, classes)
-    if where.startswith(("scenes:", "coco:")):
-        return open_semantic(where, classes)
-    return open_folder(where, classes)
-
-
-def mask_of(source: MaskSource, index: int, image: Image.Image | DeepImage | Tensor) -> Tensor:
-    """The mask of a position, whose image is that.
-
-    Raises CorruptImageError if it can't be decoded, and ConvnextError if it is none of that image.
+    Raises CorruptImageError if the mask can't be decoded, and ConvnextError if it is not a mask of that image.
     """
     mask = source.mask(index)
     height, width = image.shape[1:] if isinstance(image, Tensor) else image.size[::-1]
@@ -82,11 +35,11 @@ def mask_of(source: MaskSource, index: int, image: Image.Image | DeepImage | Ten
     return mask
 
 
-def check(source: MaskSource, depths: Depths | None = None) -> list[str]:
-    """Everything that is wrong with images and masks, each by its path, on one line; reads them all, in a few threads.
+def check(source: SegmentSource, depths: Depths | None = None) -> list[str]:
+    """Return everything wrong with images and masks, one problem per line, by path. Reads all of them, in up to eight threads.
 
     Args:
-        depths: what notes the images of more than 8 bits.
+        depths: collects the images with more than 8 bits.
     """
 
     def read(index: int) -> tuple[str | None, set[int]]:
@@ -99,7 +52,7 @@ def check(source: MaskSource, depths: Depths | None = None) -> list[str]:
             return str(error), set()
         return None, set(torch.bincount(mask.flatten()).nonzero().flatten().tolist())
 
-    # Decoding an image sets and restores Python's filter of warnings, in threads not always in that order.
+    # Decoding an image sets and restores Python's filter of warnings, and threads may do so in any order.
     with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = list(pool.map(read, range(len(source))))
     problems = source.problems + [message for message, _ in found if message]
@@ -112,7 +65,63 @@ def check(source: MaskSource, depths: Depths | None = None) -> list[str]:
     return problems
 
 
-def hold_out(source: MaskSource, fraction: float, seed: int) -> tuple[MaskSource, MaskSource]:
-    """Split a source in two, the second with about `fraction` of the images, at least one, chosen by name; see `split.split`."""
+def hold_out(source: SegmentSource, fraction: float, seed: int) -> tuple[SegmentSource, SegmentSource]:
+    """Return a source in two parts, the second with about `fraction` of the images, at least one, chosen by name; see `split.split`."""
     rest, held = split(source, fraction, seed, groups=[0] * len(source))
-    return MaskSubset(source, rest), MaskSubset(source, held)
+    return SegmentSubset(source, rest), SegmentSubset(source, held)
+
+
+class Semantic:
+    """Images of a detection source with masks (H, W): 0 for background, 1 for its first class. Later objects cover earlier ones."""
+
+    def __init__(self, source: DetectSource) -> None:
+        self.source, self.classes = source, [BACKGROUND, *source.classes]
+        self.skipped, self.remarks = source.skipped, source.remarks
+        self.problems: list[str] = []
+        self.class_ids: MaskIds | None = None  # there are no mask files
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, index: int) -> Image.Image | DeepImage:
+        return self.source.read(index)
+
+    def pixels(self, index: int) -> Tensor | DeepImage:
+        return self.source.pixels(index)
+
+    def mask(self, index: int) -> Tensor:
+        """Return the class of each pixel, uint8 (H, W). Raises CorruptImageError if an object's mask can't be decoded."""
+        objects = self.source.encoded_target(index)
+        found = torch.zeros(int(self.source.heights[index]), int(self.source.widths[index]), dtype=torch.uint8)
+        for runs, label in zip(objects.run_lengths() or (), objects.labels, strict=True):
+            found[decode(runs).bool()] = int(label) + 1
+        return found
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+    def key(self, index: int) -> str:
+        return self.source.key(index)
+
+    def label_bytes(self, index: int) -> bytes:
+        return self.source.label_bytes(index)
+
+
+def open_semantic(
+    open_objects: Callable[[str, Sequence[str] | None, bool], DetectSource], where: str, classes: Sequence[str] | None = None
+) -> Semantic:
+    """Return the images that `where` names, each pixel labelled with its object's class or background.
+
+    Args:
+        open_objects: opens `where` as detection data.
+        where: as for `open_detection`: `scenes:train`, `coco:ANNOTATIONS.json:FOLDER`.
+        classes: the class names that the masks count, if a network already has some; background is the first.
+
+    Raises ConvnextError if the annotations have no masks, or if the classes do not begin with background.
+    """
+    if classes is not None and (not classes or classes[0] != BACKGROUND):
+        raise ConvnextError(f"{where} gives every pixel the class of an object or {BACKGROUND!r}, and the network has no such class")
+    source = open_objects(where, None if classes is None else classes[1:], True)
+    if not source.has_masks:
+        raise ConvnextError(f"{where} has boxes but no masks: segmentation needs masks")
+    return Semantic(source)

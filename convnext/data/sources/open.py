@@ -1,107 +1,157 @@
-"""From the text of `data.train` and `data.val` to labelled images."""
+"""From the text of `data.train` and `data.val` to a source: the table of all formats of datasets.
+
+A new format is one file and one entry of `_FORMATS`; a program adds its own with `register_source`.
+"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
-
-from PIL import Image
-from torch import Tensor
 
 from convnext.data import imagenet
-from convnext.data.contents import Listed
-from convnext.data.deep import DeepImage
-from convnext.data.sources.cifar import VERSIONS, is_cifar, open_cifar
-from convnext.data.sources.digits import Digits
+from convnext.data.sources.base import ClassifySource, ClassifySubset, DetectSource, SegmentSource
+from convnext.data.sources.cifar import VERSIONS, open_cifar
+from convnext.data.sources.coco import open_coco, open_coco_layout
+from convnext.data.sources.digits import open_digits
 from convnext.data.sources.folder import ImageFolder, parts_of
+from convnext.data.sources.mask_folder import open_ade20k, open_mask_folder
+from convnext.data.sources.masks import open_semantic
+from convnext.data.sources.scenes import open_scenes
 from convnext.data.sources.shards import is_shards, open_shards
 from convnext.data.split import split
-from convnext.errors import ConvnextError, UsageError, nearest
+from convnext.errors import UsageError, nearest
+
+Classes = Sequence[str] | None  # the class names that the labels count, if a network already has some
 
 
-class Source(Protocol):
-    """Labelled images by position: what every data set format offers. A new format is one file and one line in `open_source`."""
+@dataclass(frozen=True)
+class SourceFormat:
+    """A format of datasets: which names it recognises, and how it opens them for each kind of label that it has.
 
-    classes: list[str]
-    skipped: list[str]  # files that are no images
-    remarks: list[str]  # what else is to be told to the user
-
-    def __len__(self) -> int: ...
-    def read(self, index: int) -> Image.Image | DeepImage: ...
-    def pixels(self, index: int) -> Tensor | DeepImage: ...  # the same as a uint8 (3, H, W) tensor, the fastest way there is: for training
-    def label(self, index: int) -> int: ...
-    def name(self, index: int) -> str: ...
-
-
-class TrainingSource(Source, Listed, Protocol):
-    """Images to train on: a resumed run must be able to tell whether they changed."""
-
-
-class Subset:
-    """Some positions of another source."""
-
-    def __init__(self, source: Any, indices: Sequence[int]) -> None:
-        self.source, self.indices = source, indices
-        self.classes, self.skipped, self.remarks = source.classes, source.skipped, list(source.remarks)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def read(self, index: int) -> Image.Image | DeepImage:
-        return self.source.read(self.indices[index])
-
-    def pixels(self, index: int) -> Tensor | DeepImage:
-        return self.source.pixels(self.indices[index])
-
-    def label(self, index: int) -> int:
-        return self.source.label(self.indices[index])
-
-    def name(self, index: int) -> str:
-        return self.source.name(self.indices[index])
-
-    def key(self, index: int) -> str:
-        return self.source.key(self.indices[index])
-
-    def label_bytes(self, index: int) -> bytes:
-        return self.source.label_bytes(self.indices[index])
-
-
-def open_source(where: str, classes: Sequence[str] | None = None) -> TrainingSource:
-    """The labelled images that `where` names.
-
-    Args:
-        where: `digits:train` or `digits:val`; `cifar10:train`, `cifar100:val` and the like, or `cifar10:/folder:train`;
-            WebDataset shards (`x-{000..007}.tar`, `x-*.tar`, a folder of them, an `https://` or `hf://datasets/…` address);
-            or a folder with one folder of images a class, named as one likes or by ImageNet's synsets.
-        classes: the class names that the labels count, where a network already has some.
+    The openers raise UsageError for a name that is wrong, and ConvnextError for data that can't be used or lack the classes.
     """
-    if where in ("digits:train", "digits:val", "digits"):
-        source = Digits("train" if where == "digits:train" else "val")
-        if classes is not None and list(classes) != source.classes:
-            raise ConvnextError(f"the classes of {where} are {', '.join(source.classes)}, not the network's {', '.join(classes)}")
-        return source
-    if where.startswith("digits:"):
-        raise UsageError(f"no data is called {where!r}{nearest(where, ['digits:train', 'digits:val'])}")
-    if is_cifar(where):
-        return open_cifar(where, classes)
-    if is_shards(where):
-        return open_shards(where, classes)
-    kind, colon, folder = where.partition(":")
-    if colon and re.fullmatch(r"[\w-]{2,}", kind) and not Path(where).exists():  # one letter is a drive of Windows
-        if kind in imagenet.EVALUATION_SETS:
-            raise UsageError(f"{where} is a set for `convnext eval --data` alone; to train on its images give the folder, {folder}")
-        known = ["digits", *VERSIONS, *imagenet.EVALUATION_SETS]
-        raise UsageError(f"no data is called {where!r}{nearest(kind + ':', [f'{name}:' for name in known])}")
+
+    name: str
+    prefixes: tuple[str, ...] = ()  # of the names that it recognises, up to the colon: "digits" of digits:train
+    recognises: Callable[[str], bool] | None = None  # other names that it recognises
+    classify: Callable[[str, Classes], ClassifySource] | None = None
+    detect: Callable[[str, Classes, bool], DetectSource] | None = None  # the flag: whether to keep images without objects
+    segment: Callable[[str, Classes], SegmentSource] | None = None
+
+    def takes(self, where: str) -> bool:
+        """Return whether a name is of this format."""
+        if self.recognises is not None and self.recognises(where):
+            return True
+        return where.startswith(tuple(f"{prefix}:" for prefix in self.prefixes))
+
+
+def _is_digits(where: str) -> bool:
+    return where == "digits"
+
+
+def _is_path(where: str) -> bool:
+    """Return whether a name is a path: it does not begin with a word and a colon, or it exists."""
+    return not re.match(r"[\w-]{2,}:", where) or Path(where).exists()  # one letter and a colon are a drive of Windows
+
+
+def _open_image_folder(where: str, classes: Classes) -> ImageFolder:
     return ImageFolder(Path(where).expanduser(), classes)
 
 
+def _any_name(where: str) -> bool:
+    return True
+
+
+# A name goes to the first format that takes it. The formats of plain folders are last.
+_FORMATS = [
+    SourceFormat("digits", ("digits",), _is_digits, classify=open_digits),
+    SourceFormat("CIFAR", tuple(VERSIONS), classify=open_cifar),
+    SourceFormat("scenes", ("scenes",), detect=open_scenes, segment=partial(open_semantic, open_scenes)),
+    SourceFormat("COCO file", ("coco",), detect=open_coco, segment=partial(open_semantic, open_coco)),
+    SourceFormat("ADE20K", ("ade20k",), segment=open_ade20k),
+    SourceFormat("shards", (), is_shards, classify=open_shards),
+    SourceFormat("folders of classes", (), _is_path, classify=_open_image_folder),
+    SourceFormat("COCO's layout", (), _any_name, detect=open_coco_layout),
+    SourceFormat("images and masks", (), _any_name, segment=open_mask_folder),
+]
+
+
+def register_source(entry: SourceFormat) -> None:
+    """Add a format of datasets. Names go to the format that was registered last among those that take them."""
+    _FORMATS.insert(0, entry)
+
+
+def formats() -> Iterator[SourceFormat]:
+    """Return all formats, in the order in which they are tried."""
+    return iter(tuple(_FORMATS))
+
+
+def open_source(where: str, classes: Classes = None) -> ClassifySource:
+    """Return the images with one label each that `where` names.
+
+    Args:
+        where: `digits:train` or `digits:val`; `cifar10:train`, `cifar100:val` and so on, or `cifar10:/folder:train`;
+            WebDataset shards (`x-{000..007}.tar`, `x-*.tar`, a folder of them, an `https://` or `hf://datasets/…` address);
+            or a folder with one folder of images per class, named freely or by ImageNet's synsets.
+        classes: the class names that the labels count, if a network already has some.
+
+    Raises UsageError if nothing has this name, and ConvnextError if the data can't be used or lack the classes.
+    """
+    for entry in _FORMATS:
+        if entry.classify is not None and entry.takes(where):
+            return entry.classify(where, classes)
+    kind, _, folder = where.partition(":")
+    if kind in imagenet.EVALUATION_SETS:
+        raise UsageError(f"{where} is a set for `convnext eval --data` alone; to train on its images give the folder, {folder}")
+    known = [prefix for entry in _FORMATS if entry.classify is not None for prefix in entry.prefixes]
+    raise UsageError(f"unknown dataset {where!r}{nearest(f'{kind}:', [f'{name}:' for name in (*known, *imagenet.EVALUATION_SETS)])}")
+
+
+def open_detection(where: str, classes: Classes = None, keep_empty: bool = True) -> DetectSource:
+    """Return the images with objects that `where` names.
+
+    Args:
+        where: `scenes:train` or `scenes:val`; `coco:ANNOTATIONS.json:FOLDER`; or a folder of images in COCO's own layout, such as
+            `coco/train2017`, with its annotations in `coco/annotations/instances_train2017.json`.
+        classes: the class names that the labels count, if a network already has some.
+        keep_empty: whether to keep the images without objects; see `CocoSource`.
+
+    Raises UsageError if nothing has this name, and ConvnextError if the data can't be used or lack the classes.
+    """
+    for entry in _FORMATS:
+        if entry.detect is not None and entry.takes(where):
+            return entry.detect(where, classes, keep_empty)
+    raise UsageError(f"unknown dataset {where!r}")
+
+
+def open_segmentation(where: str, classes: Classes = None) -> SegmentSource:
+    """Return the images with masks that `where` names.
+
+    Args:
+        where: `ade20k:train`, `ade20k:val` or `ade20k:/folder:train`; a folder with images/, masks/ and classes.txt, or
+            `FOLDER:train` for its images/train and masks/train, followed by `:ignore=11` if the value 11 is no class;
+            or detection data, `scenes:train` or `coco:ANNOTATIONS.json:FOLDER`, whose pixels are objects or background.
+        classes: the class names that the masks count, if a network already has some.
+
+    Line n of classes.txt, counted from 0, names the class that the value n of a mask means, or, as `road 128 64 128`, that a colour
+    means. A name in parentheses, as `(void)`, is ignored, and so is the value 255. See `mask_files.read_classes`.
+
+    Raises UsageError if nothing has this name, and ConvnextError if the data can't be used or lack the classes.
+    """
+    for entry in _FORMATS:
+        if entry.segment is not None and entry.takes(where):
+            return entry.segment(where, classes)
+    raise UsageError(f"unknown dataset {where!r}")
+
+
 def train_and_val(where: str) -> tuple[str, str]:
-    """The two names, for `open_source`, of a data set that has both parts.
+    """Return the two names, for `open_source`, of the training and the validation part of a dataset.
 
     Args:
         where: `digits`, `cifar10`, `cifar100`, or a folder with train/ and val/ or with train-*.tar and val-*.tar.
 
-    Raises UsageError if it has not.
+    Raises UsageError if the dataset lacks one of them.
     """
     if where in ("digits", "cifar10", "cifar100"):
         return f"{where}:train", f"{where}:val"
@@ -114,7 +164,7 @@ def train_and_val(where: str) -> tuple[str, str]:
     raise UsageError(f"{where} has no train and val: neither folders of these names nor shards train-*.tar and val-*.tar")
 
 
-def hold_out(source: TrainingSource, fraction: float, seed: int) -> tuple[TrainingSource, TrainingSource]:
-    """Split a source in two, the second with about `fraction` of each class, chosen by name; see `split.split`."""
+def hold_out(source: ClassifySource, fraction: float, seed: int) -> tuple[ClassifySource, ClassifySource]:
+    """Return a source in two parts, the second with about `fraction` of each class, chosen by name; see `split.split`."""
     rest, held = split(source, fraction, seed, groups=[source.label(index) for index in range(len(source))])
-    return Subset(source, rest), Subset(source, held)
+    return ClassifySubset(source, rest), ClassifySubset(source, held)

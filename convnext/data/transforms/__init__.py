@@ -1,1 +1,1 @@
-"""From an opened image to what the network takes: one file a task."""
+"""From an opened image to the input of a network: one file per task."""

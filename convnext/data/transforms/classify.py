@@ -1,8 +1,8 @@
-"""Training augmentation: timm's transforms, which are the published ones, but for a faster resize."""
+"""Training augmentation for classification: timm's transforms, which are the published ones, with a faster resize."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import PIL.Image
 import torch
@@ -16,75 +16,102 @@ from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_pil_i
 from torch import Tensor
 from torchvision.transforms import v2
 
-from convnext.data.deep import DeepImage, to_bytes
+from convnext.data.deep import DeepImage, Range, to_bytes
 from convnext.data.images import to_pixels
-from convnext.data.transforms.preprocessing import to_normalised
+from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, to_normalised
 from convnext.errors import UsageError
-from convnext.recipe import Augment, Data
 
 
-def train_transform(data: Data, augment: Augment, interpolation: str) -> Callable[[Image | DeepImage | Tensor], Tensor]:
-    """A function from an opened image, or its uint8 (3, H, W) tensor, to an augmented float32 (3, image_size, image_size) tensor.
+@dataclass(frozen=True)
+class Augmentation:
+    """The settings of the training transform. By default it crops and mirrors only."""
 
-    Its randomness comes from the global generators of Python, NumPy and PyTorch: call it under `seeded`.
-    The order, the settings and the draws are those of timm's `create_transform` as the paper's code calls it; so is the result,
-    but for the rounding of `ResizedCrop`. An image of more than 8 bits keeps its levels, but for RandAugment and colour jitter.
+    image_size: int = 224  # pixels a side
+    interpolation: str = "bicubic"  # filter of the resize, and of RandAugment's geometric operations
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random crop, as a fraction of the image's
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)  # its width over its height
+    flip: float = 0.5  # probability of the mirror image
+    rand_augment: str | None = None  # RandAugment in timm's notation, for instance rand-m9-mstd0.5-inc1
+    color_jitter: float = 0.0  # strength of colour jitter, which RandAugment replaces
+    random_erasing: float = 0.0  # probability of erasing a rectangle with per-pixel noise
+    mean: tuple[float, ...] = IMAGENET_MEAN  # subtracted from RGB in 0 to 1
+    std: tuple[float, ...] = IMAGENET_STD  # divided by after that
+    range: Range | None = None  # of images with more than 8 bits, see `DeepImage.pixels`
+
+
+def train_transform(settings: Augmentation) -> Callable[[Image | DeepImage | Tensor], Tensor]:
+    """Return the function from an opened image to an augmented, normalised float32 tensor (3, image_size, image_size).
+
+    The function also takes an image's uint8 tensor (3, H, W). It draws from the global generators of Python, NumPy and PyTorch: call
+    it under `seeded`. The order, the settings and the draws are those of timm's `create_transform` as the paper's code calls it; so
+    is the result, except for the rounding of `ResizedCrop`. Images with more than 8 bits keep their levels, except through
+    RandAugment and colour jitter.
     """
-    steps: list[Any] = [ResizedCrop(data, augment, interpolation)]
-    if augment.flip:
-        steps.append(partial(_flip, probability=augment.flip))
-    if augment.rand_augment:
-        steps += [_to_image, _rand_augment(augment.rand_augment, data, interpolation)]
-    elif augment.color_jitter:
-        steps += [_to_image, v2.ColorJitter(*(augment.color_jitter,) * 3)]
-    steps.append(to_normalised(data.mean, data.std))
-    if augment.random_erasing:
-        steps.append(RandomErasing(augment.random_erasing, mode="pixel", device="cpu"))
+    steps: list[Callable[..., object]] = [ResizedCrop(settings)]
+    if settings.flip:
+        steps.append(partial(_flip, probability=settings.flip))
+    if settings.rand_augment:
+        steps += [_to_image, _rand_augment(settings.rand_augment, settings)]
+    elif settings.color_jitter:
+        steps += [_to_image, v2.ColorJitter(*(settings.color_jitter,) * 3)]
+    steps.append(to_normalised(settings.mean, settings.std))
+    if settings.random_erasing:
+        steps.append(RandomErasing(settings.random_erasing, mode="pixel", device="cpu"))
     return v2.Compose(steps)
 
 
 class ResizedCrop:
-    """timm's random crop, drawn as timm draws it, resized by PyTorch in a third of Pillow's time.
+    """timm's random crop with timm's draws, resized by PyTorch in a third of Pillow's time.
 
-    From an opened image, or its uint8 (3, H, W) tensor, to a uint8 (3, image_size, image_size) tensor, or a float32 one from 0 to 255
-    where it has more than 8 bits. PyTorch's 8-bit kernel is Pillow's algorithm, horizontal pass first; its weights have fewer bits,
-    so 0.3% of the values are off by one level and one in a million by two. Pillow 13 runs the vertical pass first on some upright
-    crops; where the first pass clips an overshoot, single values then differ more, as they do between Pillow 13 and the Pillow of
-    the published runs.
+    It takes an opened image, or its uint8 (3, H, W) tensor, and returns a uint8 (3, image_size, image_size) tensor, or a float32 one
+    from 0 to 255 if the image has more than 8 bits. PyTorch's 8-bit kernel is Pillow's algorithm, horizontal pass first; its weights
+    have fewer bits, so 0.3% of the values are off by one level and one in a million by two. Pillow 13 runs the vertical pass first on
+    some upright crops; where the first pass clips an overshoot, single values then differ more, as they do between Pillow 13 and the
+    Pillow of the published runs.
     """
 
-    def __init__(self, data: Data, augment: Augment, interpolation: str) -> None:
-        self.crop = RandomResizedCropAndInterpolation(data.image_size, augment.crop_scale, augment.crop_aspect)
-        self.range = data.range
-        self.size = (data.image_size, data.image_size)
-        self.how: dict[str, Any] = {"mode": "nearest-exact"} if interpolation == "nearest" else {"mode": interpolation, "antialias": True}
+    def __init__(self, settings: Augmentation) -> None:
+        self.crop = RandomResizedCropAndInterpolation(settings.image_size, settings.crop_scale, settings.crop_aspect)
+        self.range = settings.range
+        self.size = (settings.image_size, settings.image_size)
+        self.antialias = settings.interpolation != "nearest"
+        self.mode = settings.interpolation if self.antialias else "nearest-exact"
 
     def __call__(self, image: Image | DeepImage | Tensor) -> Tensor:
         pixels = to_pixels(image, self.range)
         top, left, height, width = self.crop.get_params(pixels, self.crop.scale, self.crop.ratio)
-        # Of an image of a few pixels the drawn crop can be empty: then it is the nearest row or column.
+        # In an image of a few pixels the drawn crop can be empty: then the nearest row or column is taken.
         top, left = min(top, pixels.shape[1] - 1), min(left, pixels.shape[2] - 1)
         part = pixels[None, :, top : top + max(height, 1), left : left + max(width, 1)]
-        return F.interpolate(part.contiguous(memory_format=torch.channels_last), self.size, **self.how)[0]
+        part = part.contiguous(memory_format=torch.channels_last)
+        return F.interpolate(part, self.size, mode=self.mode, antialias=self.antialias)[0]
 
 
 def _flip(pixels: Tensor, probability: float) -> Tensor:
-    return pixels.flip(-1) if torch.rand(1) < probability else pixels  # the draw of torchvision's flip, which timm takes
+    return pixels.flip(-1) if torch.rand(1) < probability else pixels  # the draw of torchvision's flip, which timm uses
 
 
 def _to_image(pixels: Tensor) -> Image:
     return PIL.Image.fromarray(to_bytes(pixels).permute(1, 2, 0).numpy())
 
 
-def batch_mixing(augment: Augment, label_smoothing: float, num_classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-    """Mixup or CutMix of a whole batch, chosen evenly, or None where both are off.
+def batch_mixing(
+    mixup: float, cutmix: float, label_smoothing: float, num_classes: int
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """Return the function that mixes a whole batch by mixup or CutMix, chosen evenly; None if both are off.
 
     The function takes images (N, 3, H, W) and labels (N,), N even, and returns mixed images and smoothed soft targets
-    (N, num_classes). Its randomness comes from NumPy's global generator.
+    (N, num_classes). It draws from NumPy's global generator.
+
+    Args:
+        mixup: alpha of mixup, 0 for off.
+        cutmix: alpha of CutMix, 0 for off.
+        label_smoothing: fraction of a target that is spread over all classes.
+        num_classes: length of a target.
     """
-    if not (augment.mixup or augment.cutmix):
+    if not (mixup or cutmix):
         return None
-    mix = Mixup(augment.mixup, augment.cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
+    mix = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
 
     def apply(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         # timm mixes in place and builds its targets on the labels' device.
@@ -94,14 +121,14 @@ def batch_mixing(augment: Augment, label_smoothing: float, num_classes: int) -> 
     return apply
 
 
-def _rand_augment(notation: str, data: Data, interpolation: str) -> Any:
-    settings = {
-        "translate_const": int(data.image_size * 0.45),
-        "img_mean": tuple(min(255, round(255 * x)) for x in data.mean),
-        "interpolation": str_to_pil_interp(interpolation),
+def _rand_augment(notation: str, settings: Augmentation) -> Callable[..., object]:
+    how = {
+        "translate_const": int(settings.image_size * 0.45),
+        "img_mean": tuple(min(255, round(255 * x)) for x in settings.mean),
+        "interpolation": str_to_pil_interp(settings.interpolation),
     }
     try:
-        augment = rand_augment_transform(notation, settings)
+        augment = rand_augment_transform(notation, how)
     except (AssertionError, ValueError, KeyError) as error:
         raise UsageError(f"augment.rand_augment: {notation!r} is not in timm's notation, for instance rand-m9-mstd0.5-inc1") from error
     for op in augment.ops:
@@ -110,8 +137,8 @@ def _rand_augment(notation: str, data: Data, interpolation: str) -> Any:
     return augment
 
 
-def _posterize(image: Image, bits_to_keep: int, **_: Any) -> Image:
-    # At its greatest strength the published augmentation keeps 0 bits, a black image; Pillow 13 refuses to do that.
+def _posterize(image: Image, bits_to_keep: int, **_: object) -> Image:
+    # At its greatest strength the published augmentation keeps 0 bits, which gives a black image; Pillow 13 raises an error there.
     if bits_to_keep >= 8:
         return image
     return ImageOps.posterize(image, bits_to_keep) if bits_to_keep else PIL.Image.new(image.mode, image.size)

@@ -1,14 +1,13 @@
-"""Training augmentation for detection, and the resize to test with: the published ones, geometry as in mmdetection.
+"""Training augmentation and test resize for detection: the published ones, with mmdetection's geometry.
 
-Images are resized as OpenCV's INTER_LINEAR does, which the published runs used: half-pixel centres, and no antialiasing where a
-image shrinks. PyTorch's 8-bit kernel differs from it by rounding alone, a level at most. Masks are resized by INTER_NEAREST, which
-is PyTorch's "nearest" exactly.
+Images are resized like OpenCV's INTER_LINEAR, which the published runs used: half-pixel centres, and no antialiasing where an
+image shrinks. PyTorch's 8-bit kernel differs from it only by rounding, at most one level. Masks are resized by INTER_NEAREST, which
+equals PyTorch's "nearest".
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,45 +15,46 @@ import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
+from convnext.data.annotations.objects import ImageObjects
 from convnext.data.deep import DeepImage, Range
 from convnext.data.images import to_pixels
 from convnext.data.run_lengths import EncodedMasks
-from convnext.data.sources.objects import Objects
-from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, range_from_json, to_normalised
+from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, to_normalised
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Pixels of training images; the defaults are published (those of DETR, Carion et al., 2020, which Swin and ConvNeXt took)."""
+class DetectAugmentation:
+    """The settings of the training transform. Sizes are in pixels; the recipe's schema has the published ones."""
 
-    short: tuple[int, ...] = tuple(range(480, 801, 32))  # of the short side, one is drawn
-    longest: int = 1333  # the long side never gets longer
-    crop_short: tuple[int, ...] = (400, 500, 600)  # of the short side before a crop, one is drawn
-    crop: tuple[int, int] = (384, 600)  # least and greatest side of the crop
+    short: tuple[int, ...]  # of the short side, one is drawn
+    longest: int  # of the long side, at most
+    crop_short: tuple[int, ...]  # of the short side before a crop, one is drawn
+    crop: tuple[int, int]  # smallest and largest side of the crop
+    flip: float = 0.5  # probability of the mirror image
+    mean: tuple[float, ...] = IMAGENET_MEAN  # subtracted from RGB in 0 to 1
+    std: tuple[float, ...] = IMAGENET_STD  # divided by after that
+    range: Range | None = None  # of images with more than 8 bits, see `DeepImage.pixels`
 
 
-def train_transform(
-    sizes: Sizes,
-    flip: float = 0.5,
-    mean: tuple[float, ...] = IMAGENET_MEAN,
-    std: tuple[float, ...] = IMAGENET_STD,
-    scale: Range | None = None,
-) -> Callable[[Image | DeepImage | Tensor, Objects], tuple[Tensor, Objects]]:
-    """A function from an opened image, or its uint8 (3, H, W) tensor, and its objects to an augmented float32 (3, H', W') and its own.
+ObjectsTransform = Callable[[Image | DeepImage | Tensor, ImageObjects], tuple[Tensor, ImageObjects]]
 
-    Flip, then one of two with equal chance: resize; or resize, crop and resize. Crowds and objects less than a pixel wide or high
-    are left out before, as published; a crop may leave an image without objects. Sizes differ from image to image, nothing is
-    padded. Its randomness comes from NumPy's global generator: call it under `seeded`.
+
+def train_transform(settings: DetectAugmentation) -> ObjectsTransform:
+    """Return the function from an opened image and its objects to a normalised float32 tensor (3, H', W') and the objects in it.
+
+    The function also takes an image's uint8 tensor (3, H, W). It flips, and then either resizes, or resizes, crops and resizes, with
+    equal probability. Before that it drops crowds and objects less than a pixel wide or high, as published; a crop may leave an image
+    without objects. Sizes differ from image to image, nothing is padded. It draws from NumPy's global generator: call it under `seeded`.
     """
-    return partial(_augment, sizes=sizes, flip=flip, normalised=to_normalised(mean, std), scale=scale)
+    return partial(_augment, settings=settings, normalised=to_normalised(settings.mean, settings.std))
 
 
 @dataclass(frozen=True)
 class DetectPreprocessing(Preprocessing):
-    """How a detector wants its images; travels with its weights.
+    """How a detector takes its images.
 
     Args:
-        short, longest: pixels of the short side, or fewer where the long side would be longer than `longest`; published: 800, 1333.
+        short, longest: pixels of the short side, or fewer if the long side would be longer than `longest`; published: 800, 1333.
         mean, std: subtracted from RGB in 0 to 1, and divided by.
         range: of images with more than 8 bits: the number that is white, or those that are black and white.
     """
@@ -66,40 +66,29 @@ class DetectPreprocessing(Preprocessing):
     range: Range | None = None
 
     def transform(self) -> Callable[[Image | DeepImage | Tensor], Tensor]:
-        """A function from an opened image, or its uint8 (3, H, W) tensor, to a float32 (3, H', W').
+        """Return the function from an opened image, or its uint8 (3, H, W) tensor, to a float32 (3, H', W').
 
-        `Detector.predict(images, output_sizes)` gives boxes and masks in the image as it was.
+        `Detector.predict(images, output_sizes)` gives boxes and masks in pixels of the original image.
         """
         normalised = to_normalised(self.mean, self.std)
         return partial(_prepare, short=self.short, longest=self.longest, normalised=normalised, scale=self.range)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, to travel in a weight file's metadata."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_json`."""
-        return cls(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"]), "range": range_from_json(values)})
-
 
 def _augment(
     image: Image | DeepImage | Tensor,
-    objects: Objects,
-    sizes: Sizes,
-    flip: float,
+    objects: ImageObjects,
+    settings: DetectAugmentation,
     normalised: Callable[[Tensor], Tensor],
-    scale: Range | None,
-) -> tuple[Tensor, Objects]:
-    pixels = to_pixels(image, scale)
+) -> tuple[Tensor, ImageObjects]:
+    pixels = to_pixels(image, settings.range)
     sides = objects.boxes[:, 2:] - objects.boxes[:, :2]
     objects = objects.take(~objects.iscrowd & (sides >= 1).all(1))
-    if np.random.random() < flip:
+    if np.random.random() < settings.flip:
         pixels, objects = flipped(pixels, objects)
     if np.random.random() < 0.5:
-        pixels, objects = resized(pixels, objects, _one_of(sizes.crop_short), sizes.longest)
-        pixels, objects = cropped(pixels, objects, *_crop_window(pixels.shape[1], pixels.shape[2], sizes.crop))
-    pixels, objects = resized(pixels, objects, _one_of(sizes.short), sizes.longest)
+        pixels, objects = resized(pixels, objects, _one_of(settings.crop_short), settings.longest)
+        pixels, objects = cropped(pixels, objects, *_crop_window(pixels.shape[1], pixels.shape[2], settings.crop))
+    pixels, objects = resized(pixels, objects, _one_of(settings.short), settings.longest)
     return normalised(pixels), objects
 
 
@@ -115,35 +104,35 @@ def _one_of(choices: tuple[int, ...]) -> int:
 
 
 def _crop_window(height: int, width: int, sides: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random crop; a side shorter than `sides` is kept whole."""
-    least, most = sides
-    crop_height = np.random.randint(min(height, least), min(height, most) + 1)
-    crop_width = np.random.randint(min(width, least), min(width, most) + 1)
+    """Return top, left, height and width of a random crop; a side shorter than `sides` is kept whole."""
+    smallest, largest = sides
+    crop_height = np.random.randint(min(height, smallest), min(height, largest) + 1)
+    crop_width = np.random.randint(min(width, smallest), min(width, largest) + 1)
     top, left = np.random.randint(height - crop_height + 1), np.random.randint(width - crop_width + 1)
     return top, left, crop_height, crop_width
 
 
 def rescaled_size(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
-    """Height and width for the short side to be `short`, or less where the long side would exceed `longest` (mmcv's rule)."""
+    """Return height and width with a short side of `short`, or less if the long side would exceed `longest` (mmcv's rule)."""
     scale = min(longest / max(height, width), short / min(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def resized(pixels: Tensor, objects: Objects, short: int, longest: int) -> tuple[Tensor, Objects]:
-    """An image uint8 (3, H, W) and its objects, resized to `rescaled_size`; boxes are clipped to the image."""
+def resized(pixels: Tensor, objects: ImageObjects, short: int, longest: int) -> tuple[Tensor, ImageObjects]:
+    """Return an image uint8 (3, H, W) and its objects, resized to `rescaled_size`; boxes are clipped to the image."""
     height, width = pixels.shape[1:]
     size = rescaled_size(height, width, short, longest)
     boxes = objects.boxes * torch.tensor([size[1] / width, size[0] / height] * 2)
     masks = objects.masks
     if isinstance(masks, EncodedMasks):
         masks = masks.resized(size)
-    elif masks is not None:  # F.interpolate refuses none
+    elif masks is not None:  # F.interpolate refuses an empty tensor
         masks = F.interpolate(masks[None], size, mode="nearest")[0] if len(masks) else masks.new_zeros(0, *size)
     return _interpolated(pixels, size), replace(objects, boxes=_clipped(boxes, *size), masks=masks)
 
 
-def cropped(pixels: Tensor, objects: Objects, top: int, left: int, height: int, width: int) -> tuple[Tensor, Objects]:
-    """A window of an image (3, H, W) and the objects with some of their box within it."""
+def cropped(pixels: Tensor, objects: ImageObjects, top: int, left: int, height: int, width: int) -> tuple[Tensor, ImageObjects]:
+    """Return a window of an image (3, H, W) and the objects whose box overlaps with it."""
     boxes = _clipped(objects.boxes - torch.tensor([left, top] * 2), height, width)
     masks, rows, columns = objects.masks, slice(top, top + height), slice(left, left + width)
     if masks is not None:
@@ -152,8 +141,8 @@ def cropped(pixels: Tensor, objects: Objects, top: int, left: int, height: int, 
     return pixels[:, rows, columns], replace(objects, boxes=boxes, masks=masks).take(inside)
 
 
-def flipped(pixels: Tensor, objects: Objects) -> tuple[Tensor, Objects]:
-    """The mirror image of an image (3, H, W) and its objects."""
+def flipped(pixels: Tensor, objects: ImageObjects) -> tuple[Tensor, ImageObjects]:
+    """Return the mirror image of an image (3, H, W) and its objects."""
     left, top, right, bottom = objects.boxes.unbind(1)
     width = pixels.shape[2]
     boxes = torch.stack([width - right, top, width - left, bottom], 1)

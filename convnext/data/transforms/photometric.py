@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PhotometricDistortion:
-    """Brightness, contrast, saturation and hue, each changed with a chance of a half; contrast comes second or last.
+    """Changes brightness, contrast, saturation and hue, each with a probability of one half; contrast is the second or the last.
 
     Takes and returns a uint8 (3, H, W) tensor, RGB. The draws and their order are the published code's, from NumPy's global
     generator, and so is the rounding to 8 bits after each step, which coarsens hues to two degrees wherever saturation or hue change.
@@ -49,27 +49,27 @@ class PhotometricDistortion:
 
 
 def to_hsv(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Hue (0 to 179, two degrees each), saturation and value (0 to 255) of a uint8 (3, H, W) tensor, as whole float32 numbers (H, W)."""
+    """Return hue (0 to 179, in two degrees), saturation and value (0 to 255) of a uint8 (3, H, W) tensor: whole float32 numbers (H, W)."""
     red, green, blue = pixels.float()
     value = torch.maximum(torch.maximum(red, green), blue)
     spread = value - torch.minimum(torch.minimum(red, green), blue)
     saturation = (spread * 255).div_(value.clamp(min=1)).add_(0.5).floor_()
-    # Each sector of the colour circle counts from its middle: red 0, green 2, blue 4.
+    # Hues of a sector of the colour circle are counted from its middle: red 0, green 2, blue 4.
     sector = torch.where(value == red, green - blue, torch.where(value == green, blue - red + 2 * spread, red - green + 4 * spread))
     hue = sector.mul_(30).div_(spread.clamp(min=1)).add_(0.5).floor_()
     return torch.where(hue < 0, hue + 180, hue), saturation, value
 
 
 def to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """The inverse of `to_hsv`, a uint8 (3, H, W) tensor."""
+    """Return the uint8 (3, H, W) tensor of hue, saturation and value; the inverse of `to_hsv`."""
     sector, chroma = hue / 30, value * saturation / 255
-    # How much of its chroma a channel lacks, as a function of the hue: 0 for a third of the circle, then a ramp of a sixth, then 1.
+    # The fraction of its chroma that a channel lacks, as a function of the hue: 0 for a third of the circle, then a ramp, then 1.
     red, green, blue = 2 - (sector - 3).abs_(), (sector - 2).abs_() - 1, (sector - 4).abs_() - 1
     return torch.stack([value - lacks.clamp_(0, 1).mul_(chroma) for lacks in (red, green, blue)]).round_().to(torch.uint8)
 
 
 def _to_bytes(values: Tensor) -> Tensor:
-    return values.clamp_(0, 255).to(torch.uint8)  # cut off, not rounded: as published
+    return values.clamp_(0, 255).to(torch.uint8)  # truncated, not rounded: as published
 
 
 def _coin() -> bool:

@@ -1,10 +1,10 @@
-"""From a decoded image to the tensor that a network evaluates: resize, crop, normalise."""
+"""From an opened image to the tensor that a network evaluates: resize, crop, normalise."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Self
 
 from PIL.Image import Image
 from torch import Tensor
@@ -27,19 +27,21 @@ class Preprocessing(ABC):
     def transform(self) -> Callable[[Image | DeepImage], Tensor]:
         """Return the function from an opened image to a normalised float32 tensor (3, H, W)."""
 
-    @abstractmethod
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain values, to travel in a weight file's metadata."""
+        assert is_dataclass(self)
+        return asdict(self)
 
     @classmethod
-    @abstractmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """Return the inverse of `to_json`."""
+    def from_json(cls, values: Mapping[str, object]) -> Self:
+        """Return the inverse of `to_json`. Keys that older files lack get their defaults; TypeError for unknown keys."""
+        build: Callable[..., Self] = cls
+        return build(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 @dataclass(frozen=True)
 class ClassifyPreprocessing(Preprocessing):
-    """How a network wants its images; travels with its weights.
+    """How a classifier takes its images.
 
     The published test setting: resize the short side to `image_size / crop_ratio` and take the centre square, or, with
     `warp` (used from 384 pixels up), resize the whole image to the square.
@@ -51,47 +53,34 @@ class ClassifyPreprocessing(Preprocessing):
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    range: Range | None = None  # of images with more than 8 bits: the number that is white, or those that are black and white
+    range: Range | None = None
 
     def transform(self) -> Callable[[Image | DeepImage], Tensor]:
-        """A function from an opened image to a float32 (3, image_size, image_size) tensor."""
+        """Return the function from an opened image to a float32 (3, image_size, image_size) tensor."""
         from torchvision.transforms import v2
 
         mode = v2.InterpolationMode(self.interpolation)
         size = self.image_size
         if self.warp:
-            geometry: list[Any] = [v2.Resize((size, size), mode)]
+            geometry: list[Callable[..., object]] = [v2.Resize((size, size), mode)]
         else:
             geometry = [v2.Resize(int(size / self.crop_ratio), mode), v2.CenterCrop(size)]
         return partial(_transformed, steps=v2.Compose([*geometry, to_normalised(self.mean, self.std)]), scale=self.range)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, to travel in a weight file's metadata."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_json`."""
-        return cls(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"]), "range": range_from_json(values)})
-
-
-def range_from_json(values: dict[str, Any]) -> Range | None:
-    """The `range` of a preprocessing that JSON has made a list of; older files have none."""
-    found = values.get("range")
-    return tuple(found) if isinstance(found, list) else found
-
 
 def _transformed(image: Image | DeepImage, steps: Callable[[Image | Tensor], Tensor], scale: Range | None) -> Tensor:
-    # Resized by Pillow where it has 8 bits, as the published accuracies were measured; else by PyTorch, which keeps all levels.
+    # Pillow resizes images of 8 bits, as when the published accuracies were measured; PyTorch resizes others and keeps all levels.
     return steps(to_pixels(image, scale) if isinstance(image, DeepImage) else image)
 
 
 def to_normalised(
     mean: tuple[float, ...], std: tuple[float, ...], scale: Range | None = None
 ) -> Callable[[Image | DeepImage | Tensor], Tensor]:
-    """The step from an opened image, or its (3, H, W) tensor from 0 to 255, to a normalised float32 tensor.
+    """Return the function from an opened image, or its (3, H, W) tensor from 0 to 255, to a normalised float32 tensor.
 
     Args:
+        mean: subtracted from RGB in 0 to 1.
+        std: divided by after that.
         scale: of a DeepImage, see `DeepImage.pixels`.
     """
     import torch
@@ -101,7 +90,7 @@ def to_normalised(
 
 
 def _normalised(image: Image | DeepImage | Tensor, factor: Tensor, shift: Tensor, scale: Range | None) -> Tensor:
-    # torchvision's steps one by one take three times as long: a copy, a division, and checks of types in each.
+    # torchvision's steps take three times as long: each copies, divides and checks types.
     import torch
 
     pixels = to_pixels(image, scale)

@@ -1,39 +1,15 @@
-import dataclasses
-import hashlib
-import io
 import pickle
-import tarfile
 
 import numpy as np
 import pytest
+from source_files import EACH, archive
 
 from convnext.data import download
 from convnext.data.loader import InOrder, Samples, make_loader
 from convnext.data.sources import cifar
-from convnext.data.sources.cifar import VERSIONS, is_cifar, open_cifar
+from convnext.data.sources.cifar import VERSIONS, open_cifar
+from convnext.data.sources.open import formats
 from convnext.errors import ConvnextError, UsageError
-
-EACH = 7  # records a file
-
-
-def archive(folder, version, monkeypatch):
-    """An archive in the published form with random records. Returns the records of each file by its name."""
-    about, rng = VERSIONS[version], np.random.default_rng(0)
-    count = 10 if version == "cifar10" else 100
-    files, records = {about.names: "".join(f"class_{i}\n" for i in range(count)).encode() + b"\n"}, {}
-    for name in reversed([name for part in about.parts.values() for name in part]):  # the order in the archive means nothing
-        records[name] = rng.integers(0, 256, (EACH, about.label_bytes + 3072), dtype=np.uint8)
-        records[name][:, about.label_bytes - 1] = rng.integers(0, count, EACH)
-        files[name] = records[name].tobytes()
-    folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(folder / about.archive, "w:gz") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(f"{about.folder}/{name}")
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    md5 = hashlib.md5((folder / about.archive).read_bytes()).hexdigest()
-    monkeypatch.setitem(VERSIONS, version, dataclasses.replace(about, md5=md5))
-    return records
 
 
 @pytest.fixture(autouse=True)
@@ -67,15 +43,16 @@ def test_the_folder_comes_from_the_name_the_environment_or_is_data(tmp_path, mon
     monkeypatch.chdir("/")
     monkeypatch.setenv("CONVNEXT_DATA", str(tmp_path / "data"))
     assert len(open_cifar("cifar10:val")) == EACH
-    assert is_cifar("cifar100:val")
-    assert not is_cifar("cifar10")
-    assert not is_cifar("digits:val")
+    (cifar,) = [entry for entry in formats() if entry.name == "CIFAR"]
+    assert cifar.takes("cifar100:val")
+    assert not cifar.takes("cifar10")
+    assert not cifar.takes("digits:val")
 
 
-def test_mistakes_are_told(tmp_path, monkeypatch):
+def test_mistakes_are_reported(tmp_path, monkeypatch):
     archive(tmp_path, "cifar10", monkeypatch)
     for where in ("cifar10:vla", f"cifar10:{tmp_path}", "cifar10:"):
-        with pytest.raises(UsageError, match="no data is called 'cifar10:.*cifar10:val"):
+        with pytest.raises(UsageError, match="unknown dataset 'cifar10:.*cifar10:val"):
             open_cifar(where)
     with pytest.raises(ConvnextError, match="the classes of .* are class_0, .*, not the network's ant, bee"):
         open_cifar(f"cifar10:{tmp_path}:val", ["ant", "bee"])
@@ -92,7 +69,9 @@ def test_another_archive_than_the_published_one_is_never_read(tmp_path):
 def test_without_a_network_the_error_says_which_archive_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setattr(download, "_WAITS", (0,))
-    wanted = f"could not fetch https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz .* put it at {tmp_path}/new/cifar-100-binary.tar.gz"
+    wanted = (
+        f"could not download https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz .* put it at {tmp_path}/new/cifar-100-binary.tar.gz"
+    )
     with pytest.raises(ConvnextError, match=wanted):
         open_cifar(f"cifar100:{tmp_path}/new:val")
 

@@ -1,4 +1,4 @@
-"""Against pycocotools on real annotations; every fault told by file and annotation id."""
+"""Against pycocotools on real annotations; every fault is reported by file and annotation id."""
 
 import json
 import math
@@ -15,7 +15,8 @@ from pycocotools import mask as theirs
 from pycocotools.coco import COCO
 
 from convnext.data.images import CorruptImageError
-from convnext.data.sources.coco import Coco, check, open_detection
+from convnext.data.sources.coco import CocoSource, check
+from convnext.data.sources.open import open_detection
 from convnext.errors import ConvnextError, UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
@@ -31,7 +32,7 @@ def compressed(values):
     return {"size": encoded["size"], "counts": encoded["counts"].decode()}
 
 
-def data_set(root, annotations, images=(7, 9)):
+def dataset(root, annotations, images=(7, 9)):
     """A COCO file of that many images, category ids with gaps; annotation ids from 1 where they have none."""
     (root / "images").mkdir(exist_ok=True)
     for key in images:
@@ -46,7 +47,7 @@ def data_set(root, annotations, images=(7, 9)):
 
 
 def opened(root, **arguments):
-    return Coco(root / "file.json", root / "images", **arguments)
+    return CocoSource(root / "file.json", root / "images", **arguments)
 
 
 @pytest.mark.parametrize("part", ["train2017", "val2017"])
@@ -83,9 +84,9 @@ def test_polygons_run_lengths_and_gaps_in_ids(tmp_path):
     parts = [SQUARE, [0.4, 0.6, 7.3, 1.2, 3.5, 8.9]]
     mask = np.zeros((HEIGHT, WIDTH))
     mask[10:25, 10:30] = 1
-    outlines = [[SQUARE], RUNS, compressed(mask), parts]
+    masks = [[SQUARE], RUNS, compressed(mask), parts]
     categories = [3, 90, 17, 90]
-    data_set(tmp_path, [GOOD | {"segmentation": o, "category_id": c} for o, c in zip(outlines, categories, strict=True)])
+    dataset(tmp_path, [GOOD | {"segmentation": o, "category_id": c} for o, c in zip(masks, categories, strict=True)])
     source = opened(tmp_path)
     objects = source.target(0)
     assert source.classes == ["ant", "cat", "zebra"]
@@ -99,7 +100,7 @@ def test_polygons_run_lengths_and_gaps_in_ids(tmp_path):
 
 def test_annotations_in_any_order_go_to_their_images(tmp_path):
     shuffled = [GOOD | {"image_id": key, "bbox": [key, 10, at + 1, 15]} for at, key in enumerate([11, 7, 9, 11, 7])]
-    data_set(tmp_path, shuffled, images=(9, 7, 11))
+    dataset(tmp_path, shuffled, images=(9, 7, 11))
     source = opened(tmp_path)
     assert source.ids == [9, 7, 11]
     assert [source.annotation_ids(i) for i in range(3)] == [[3], [2, 5], [1, 4]]
@@ -108,36 +109,36 @@ def test_annotations_in_any_order_go_to_their_images(tmp_path):
 
 
 def test_a_network_s_classes_number_the_labels(tmp_path):
-    data_set(tmp_path, [GOOD])
+    dataset(tmp_path, [GOOD])
     assert opened(tmp_path, classes=["zebra", "yak", "cat", "ant"]).target(0).labels.tolist() == [3]
-    with pytest.raises(ConvnextError, match=r"file\.json: category 'zebra' is none of the classes trained on; did you mean 'zebras'"):
+    with pytest.raises(ConvnextError, match=r"file\.json: category 'zebra' is not one of the classes trained on; did you mean 'zebras'"):
         opened(tmp_path, classes=["ant", "cat", "zebras"])
 
 
 def test_training_can_leave_out_images_without_objects(tmp_path):
-    data_set(tmp_path, [GOOD | {"image_id": 11}, GOOD | {"image_id": 9, "iscrowd": 1, "segmentation": RUNS}], images=(7, 9, 11))
+    dataset(tmp_path, [GOOD | {"image_id": 11}, GOOD | {"image_id": 9, "iscrowd": 1, "segmentation": RUNS}], images=(7, 9, 11))
     assert opened(tmp_path).ids == [7, 9, 11]
     source = opened(tmp_path, keep_empty=False)
     assert source.ids == [11]
-    assert "2 of 3 images are without objects: left out" in source.remarks[0]
+    assert "skipped 2 of 3 images, which have no objects" in source.remarks[0]
     assert source.target(0).boxes.tolist() == [[10, 10, 30, 25]]
-    data_set(tmp_path, [])
+    dataset(tmp_path, [])
     with pytest.raises(ConvnextError, match="lists no images with objects"):
         opened(tmp_path, keep_empty=False)
 
 
-def test_boxes_alone_are_told(tmp_path):
+def test_boxes_alone_are_reported(tmp_path):
     bare = {key: value for key, value in GOOD.items() if key != "segmentation"}
-    data_set(tmp_path, [bare, bare])
+    dataset(tmp_path, [bare, bare])
     source = opened(tmp_path)
     assert (source.has_masks, source.target(0).masks, source.remarks) == (False, None, [])
     assert "masks" not in source.target(0).to_dict()
-    data_set(tmp_path, [GOOD, bare])
+    dataset(tmp_path, [GOOD, bare])
     assert "1 of 2 annotations have no segmentation, the first 2" in opened(tmp_path).remarks[0]
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"bbox": [10, 10, 0, 15]}, "box without area"),
         ({"bbox": [10, 10, 20, -15]}, "box without area"),
@@ -162,14 +163,14 @@ def test_boxes_alone_are_told(tmp_path):
         ({"segmentation": {"size": [40, 48], "counts": 5}}, "neither a list nor a text"),
     ],
 )
-def test_what_cannot_be_used_is_left_out_and_told(tmp_path, change, told):
-    data_set(tmp_path, [GOOD, GOOD | {"id": 41} | change, GOOD | {"image_id": 9}])
+def test_what_cannot_be_used_is_skipped_and_reported(tmp_path, change, message):
+    dataset(tmp_path, [GOOD, GOOD | {"id": 41} | change, GOOD | {"image_id": 9}])
     source = opened(tmp_path)
     assert [len(source.target(i)) for i in range(2)] == [1, 1]
     [problem] = source.problems
     assert problem.startswith(f"{tmp_path}/file.json: annotation {change.get('id', 41)} ")
-    assert told in problem
-    assert source.remarks == [f"1 annotation that can't be used is left out, the first: {problem}"]
+    assert message in problem
+    assert source.remarks == [f"skipped 1 invalid annotation, the first: {problem}"]
     assert problem in check(source)
 
 
@@ -179,16 +180,16 @@ def test_check_reads_what_opening_does_not(tmp_path):
         GOOD | {"segmentation": compressed(np.zeros((HEIGHT, WIDTH)))},
     ]
     damaged = GOOD | {"image_id": 9, "segmentation": {"size": [HEIGHT, WIDTH], "counts": "ZZZZZ"}}
-    data_set(tmp_path, [GOOD, *upside_down, GOOD | {"bbox": [10, 10, 20, 60]}, damaged], images=(7, 9, 11, 13))
+    dataset(tmp_path, [GOOD, *upside_down, GOOD | {"bbox": [10, 10, 20, 60]}, damaged], images=(7, 9, 11, 13))
     sample_image(0, (20, 20)).save(tmp_path / "images" / "7.png")
     (tmp_path / "images" / "9.png").write_bytes(b"no image")
     (tmp_path / "images" / "13.png").unlink()
     source = opened(tmp_path)
     problems = check(source)
-    told = ["image .*13.png is missing", "7.png: 20 x 20 pixels, .*file.json says 48 x 40", "annotation 2 .*does not fit its box",
+    expected = ["image .*13.png is missing", "7.png: 20 x 20 pixels, .*file.json says 48 x 40", "annotation 2 .*does not fit its box",
             "annotation 3 .*without a pixel", "annotation 4 .*reaches over the border", "9.png: not an image", "annotation 5 .*damaged mask"]  # fmt: skip
-    assert len(problems) == len(told)
-    assert all(re.search(pattern, problem) for pattern, problem in zip(told, problems, strict=True)), problems
+    assert len(problems) == len(expected)
+    assert all(re.search(pattern, problem) for pattern, problem in zip(expected, problems, strict=True)), problems
     assert "1 of the 4 images" in source.remarks[0]
     for read in (source.read, source.pixels):
         for index in (0, 1, 3):
@@ -199,9 +200,9 @@ def test_check_reads_what_opening_does_not(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        ({"images": None}, "no COCO annotation file: it lacks the list 'images'"),
+        ({"images": None}, "not a COCO annotation file: it lacks the list 'images'"),
         ({"categories": [{"id": 3}]}, "entry 0 of 'categories' has no 'name' that is a text"),
         ({"categories": [{"id": 3, "name": "ant"}, {"id": 4, "name": "ant"}]}, "two categories are called 'ant'"),
         ({"categories": [{"id": 3, "name": "ant"}, {"id": 3, "name": "bee"}]}, "entry 1 of 'categories' has the id 3 of an earlier one"),
@@ -214,44 +215,44 @@ def test_check_reads_what_opening_does_not(tmp_path):
         ({"images": []}, "lists no images"),
     ],
 )
-def test_what_is_no_coco_file_is_told(tmp_path, change, told):
-    content = data_set(tmp_path, [GOOD])
+def test_other_than_a_coco_file_is_reported(tmp_path, change, message):
+    content = dataset(tmp_path, [GOOD])
     (tmp_path / "file.json").write_text(json.dumps(content | change))
-    with pytest.raises(ConvnextError, match=told):
+    with pytest.raises(ConvnextError, match=message):
         opened(tmp_path)
 
 
-def test_names_of_data_sets(tmp_path):
-    data_set(tmp_path, [GOOD])
+def test_names_of_datasets(tmp_path):
+    dataset(tmp_path, [GOOD])
     assert open_detection(f"coco:{tmp_path}/file.json:{tmp_path}/images").ids == [7, 9]
     (tmp_path / "annotations").mkdir()
     (tmp_path / "file.json").rename(tmp_path / "annotations" / "instances_images.json")
     assert open_detection(str(tmp_path / "images"), keep_empty=False).ids == [7]
     assert open_detection("scenes:val").classes == [str(digit) for digit in range(10)]
-    for where, told in (
+    for where, message in (
         (str(tmp_path), f"several parts: name one, {tmp_path}/images"),
-        (str(tmp_path / "photos"), "no annotations of .*photos': neither .*annotations/instances_photos.json"),
+        (str(tmp_path / "photos"), "no annotations of .*photos': .*annotations/instances_photos.json .* does not exist"),
         ("coco:file.json", "write coco:ANNOTATIONS.json:FOLDER"),
         (f"coco:{tmp_path}/nowhere.json:{tmp_path}", "no annotation file .*nowhere.json"),
         (f"coco:{tmp_path}/annotations/instances_images.json:{tmp_path}/nowhere", "no folder .*nowhere"),
         ("scenes:vla", "did you mean 'scenes:val'"),
     ):
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             open_detection(where)
     with pytest.raises(ConvnextError, match="the classes of scenes:val are 0, 1"):
         open_detection("scenes:val", classes=["ant"])
     (tmp_path / "annotations" / "instances_images.json").write_text("{")
-    with pytest.raises(ConvnextError, match="instances_images.json is no JSON"):
+    with pytest.raises(ConvnextError, match="instances_images.json is not JSON"):
         open_detection(str(tmp_path / "images"))
 
 
 def test_a_source_travels_to_a_worker(tmp_path):
-    data_set(tmp_path, [GOOD, GOOD | {"image_id": 9}])
+    dataset(tmp_path, [GOOD, GOOD | {"image_id": 9}])
     source = opened(tmp_path)
     copy = pickle.loads(pickle.dumps(source))
     assert torch.equal(copy.target(1).masks, source.target(1).masks)
 
 
 def test_the_evaluation_library_is_loaded_when_needed_only():
-    code = "import sys, convnext, convnext.data.sources.coco, convnext.tasks.detect.average_precision; sys.exit('faster_coco_eval' in sys.modules)"
+    code = "import sys, convnext, convnext.data.sources.coco, convnext.tasks.detect.metric; sys.exit('faster_coco_eval' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

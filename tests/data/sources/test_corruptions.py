@@ -28,8 +28,8 @@ def validation(tmp_path):
 @pytest.fixture
 def generated(validation):
     pytest.importorskip("imagecorruptions", reason="needs convnext[robustness]")
-    source, told = open_corrupted(str(validation), "c", CLASSES)
-    assert "are not the published files: imagecorruptions-imaug 1" in told[0]
+    source, remarks = open_corrupted(str(validation), "c", CLASSES)
+    assert "are not the published files: imagecorruptions-imaug 1" in remarks[0]
     return source
 
 

@@ -10,12 +10,12 @@ from helpers import image_folder, shared
 from convnext.data.counts import described
 from convnext.data.images import CorruptImageError
 from convnext.data.sources.folder import ImageFolder
-from convnext.data.sources.mask_folder import open_folder
+from convnext.data.sources.mask_folder import open_mask_folder
 from convnext.data.sources.open import open_source, train_and_val
 from convnext.errors import ConvnextError
 from convnext.inference.inputs import find_items
 from convnext.recipe import load_recipe
-from convnext.tasks.classify import task
+from convnext.tasks.classify.task import ClassifyTask
 
 SIXTEEN = "16 images, 2 classes: ants 8, bees 8"
 NFC, NFD = (unicodedata.normalize(form, "fourmi é") for form in ("NFC", "NFD"))
@@ -35,7 +35,7 @@ NFC, NFD = (unicodedata.normalize(form, "fourmi é") for form in ("NFC", "NFD"))
 def test_the_root_of_a_dataset_is_not_taken_for_classes(tmp_path, parts, keys):
     for part in parts:
         image_folder(tmp_path / part, ("ants", "bees"), each=2)
-    for opened in (open_source, task.check, lambda where: open_source(where, ["ants", "bees"])):
+    for opened in (open_source, ClassifyTask().check, lambda where: open_source(where, ["ants", "bees"])):
         with pytest.raises(ConvnextError) as error:
             opened(str(tmp_path))
         assert f"Give {keys.format(tmp_path)}" in str(error.value)
@@ -52,21 +52,21 @@ def test_classes_may_be_called_train_or_test_among_others(tmp_path):
 
 
 def test_one_class_is_refused_with_the_folder_to_give(tmp_path):
-    def told(where):
+    def error_of(where):
         with pytest.raises(ConvnextError) as error:
-            task.open_data(load_recipe("digits", [f"data.train={where}", "data.val=null"]))
-        assert task.check(str(where)) == [str(error.value).removeprefix("data.train=")]
+            ClassifyTask().open(load_recipe("digits", [f"data.train={where}", "data.val=null"]))
+        assert ClassifyTask().check(str(where)) == [str(error.value).removeprefix("data.train=")]
         return str(error.value)
 
     deep = image_folder(tmp_path / "deep" / "a" / "insects", ("ants", "bees"), each=2).parents[1]
-    assert told(deep).endswith(f"if its folders ants, bees are the classes, give {deep}/a/insects")
+    assert error_of(deep).endswith(f"if its folders ants, bees are the classes, give {deep}/a/insects")
     one = image_folder(tmp_path / "one", ("ants",), each=2)
-    assert told(one).endswith(
-        "one has one class, ants, and a classifier needs two or more: put the images of each into a folder named after it"
+    assert error_of(one).endswith(
+        "one has one class, ants, and a classifier needs two or more: put the images of each class into a folder named after it"
     )
     assert len(open_source(str(one), ["ants", "bees"])) == 2  # to be tested on it will do
     os.symlink("..", one / "ants" / "up")
-    assert "needs two or more" in told(one)  # and does not look for ever
+    assert "needs two or more" in error_of(one)  # and the search ends
 
 
 def test_a_class_is_one_however_unicode_writes_it(tmp_path):
@@ -81,17 +81,17 @@ def test_a_class_is_one_however_unicode_writes_it(tmp_path):
     assert open_source(str(tmp_path / "val"), ["abeille", NFD]).classes == train.classes  # as weights of before may spell it
 
 
-def test_an_empty_class_folder_and_images_beside_the_classes_are_told(tmp_path):
+def test_an_empty_class_folder_and_images_beside_the_classes_are_reported(tmp_path):
     root = image_folder(tmp_path / "val", ("ants", "bees"), each=2)
     (root / "wasps" / "@eaDir").mkdir(parents=True)
     (root / "stray.jpg").write_bytes((root / "ants" / "000.jpg").read_bytes())
     source = open_source(str(root), ["ants", "bees"])
-    assert task.remarks_on(source) == [
-        "skipped what systems leave behind, no images: 1 @eaDir (Synology)",
-        "1 image beside the class folders, of no class: the first stray.jpg",
+    assert ClassifyTask().remarks_on(source) == [
+        "skipped files of operating systems: 1 @eaDir (Synology)",
+        "skipped 1 image outside the class folders, the first stray.jpg",
         f"class folder {root}/wasps holds no images",
     ]
-    assert task.counts(source) == "4 images, 2 classes: ants 2, bees 2"
+    assert ClassifyTask().counts(source) == "4 images, 2 classes: ants 2, bees 2"
 
 
 def test_a_class_and_a_file_of_any_bytes_are_read_and_named_printably(tmp_path):
@@ -103,14 +103,14 @@ def test_a_class_and_a_file_of_any_bytes_are_read_and_named_printably(tmp_path):
     assert [source.read(i).size for i in (0, 1, 3)] == [(48, 40)] * 3
     with pytest.raises(CorruptImageError):
         source.read(2)
-    assert task.overview(str(root)) == ["4 images, 3 classes: $x$ 1, caf\\xe9 2, two\\nlines 1"]
+    assert ClassifyTask().overview(str(root)) == ["4 images, 3 classes: $x$ 1, caf\\xe9 2, two\\nlines 1"]
 
 
 def test_counts_of_many_classes_are_their_first_and_their_extremes():
     names = [f"c{i}" for i in range(30)]
     assert described(465, names, list(range(1, 31))) == "465 images, 30 classes: c0 1, c1 2, c2 3, c3 4, c4 5, …; fewest c0 1, most c29 30"
     assert described(1, ["dot"], [7], objects=True) == "1 image, 7 objects, 1 class: dot 7"
-    assert task.overview("digits:val")[0].startswith("360 images, 10 classes: 0 ")
+    assert ClassifyTask().overview("digits:val")[0].startswith("360 images, 10 classes: 0 ")
 
 
 def test_masks_are_found_whatever_lies_beside_them(tmp_path):
@@ -119,7 +119,7 @@ def test_masks_are_found_whatever_lies_beside_them(tmp_path):
             (tmp_path / part / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / part / path).touch()
     (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbf(void)\r\nred\r\n")
-    source = open_folder(str(tmp_path))
+    source = open_mask_folder(str(tmp_path))
     assert (source.paths, source.classes, source.problems) == ([f"{NFC}/0.jpg"], ["red"], [])
 
 
@@ -127,6 +127,6 @@ def test_masks_are_found_whatever_lies_beside_them(tmp_path):
 def test_folders_as_people_bring_them_are_sixteen_images(tmp_path, case):
     runpy.run_path(str(shared("cases/make.py")))["CASES"][case.split("/")[0]](tmp_path)
     root = tmp_path / "linked" if "/" in case else tmp_path
-    assert task.overview(str(root))[0] == SIXTEEN
-    assert task.check(str(root)) == []
+    assert ClassifyTask().overview(str(root))[0] == SIXTEEN
+    assert ClassifyTask().check(str(root)) == []
     assert len(find_items([str(root)])) == 16

@@ -1,4 +1,4 @@
-"""Folders of images with masks, ADE20K and CamVid, and what is told of bad ones."""
+"""Folders of images with masks, ADE20K and CamVid, and the errors for invalid ones."""
 
 import pickle
 
@@ -7,28 +7,17 @@ import pytest
 import torch
 from helpers import sample_image, shared
 from PIL import Image
+from source_files import mask_folder
 
 from convnext.data.images import CorruptImageError
-from convnext.data.sources.masks import check, hold_out, mask_of, open_segmentation
+from convnext.data.sources.masks import check, hold_out, mask_of
+from convnext.data.sources.open import open_segmentation
 from convnext.errors import ConvnextError, UsageError
 
 
 def read_pair(source, index, evaluation=False):
     image = source.read(index) if evaluation else source.pixels(index)
     return image, mask_of(source, index, image)
-
-
-def mask_folder(root, count=4, part="", classes="ground\nthing\n", size=(48, 40)):
-    """Images with masks of two classes, the lower half the second."""
-    for kind in ("images", "masks"):
-        (root / kind / part).mkdir(parents=True, exist_ok=True)
-    values = np.zeros((size[1], size[0]), np.uint8)
-    values[size[1] // 2 :] = 1
-    for i in range(count):
-        sample_image(i, size).save(root / "images" / part / f"{i:02d}.jpg")
-        Image.fromarray(values).save(root / "masks" / part / f"{i:02d}.png")
-    (root / "classes.txt").write_text(classes)
-    return root
 
 
 def test_a_folder_is_read_and_sound(tmp_path):
@@ -48,7 +37,7 @@ def test_parts_and_folders_within(tmp_path):
     mask_folder(tmp_path, 3, "val")
     assert len(open_segmentation(f"{tmp_path}:train")) == 2
     assert len(open_segmentation(f"{tmp_path}:val")) == 3
-    with pytest.raises(UsageError, match="has the parts train, val: say which, as in .*:train"):
+    with pytest.raises(UsageError, match="has the parts train, val: name one, as in .*:train"):
         open_segmentation(str(tmp_path))
     with pytest.raises(UsageError, match="has no part 'vla': it needs images/vla and masks/vla; did you mean 'val'"):
         open_segmentation(f"{tmp_path}:vla")
@@ -71,7 +60,7 @@ def test_ade20k_is_read_as_distributed(monkeypatch):
     assert check(source) == []
     with pytest.raises(ConvnextError, match="no .*images/training: unpack ADEChallengeData2016.zip"):
         open_segmentation(f"ade20k:{root}:train")
-    with pytest.raises(UsageError, match="no data is called 'ade20k:vla'; did you mean 'ade20k:val'"):
+    with pytest.raises(UsageError, match="unknown dataset 'ade20k:vla'; did you mean 'ade20k:val'"):
         open_segmentation("ade20k:vla")
     monkeypatch.setenv("CONVNEXT_DATA", str(root.parent / "nowhere"))
     with pytest.raises(ConvnextError, match=r"no .*nowhere/ADEChallengeData2016/images/validation"):
@@ -86,7 +75,7 @@ def test_camvid_has_11_classes_and_void():
         raw = np.asarray(Image.open(root / "masks" / "val" / f"{source.paths[i][:-4]}.png"))
         assert np.array_equal(source.mask(i).numpy(), np.where(raw == 11, 255, raw))
     assert check(source) == []
-    # Unless it is said, 11 is no class but a mistake, told by path, value and number.
+    # Without a declaration, 11 is not a class but a mistake, reported by path, value and number.
     undeclared = open_segmentation(f"{root}:val")
     void = int((np.asarray(Image.open(root / "masks" / "val" / f"{source.paths[0][:-4]}.png")) == 11).sum())
     problems = check(undeclared)
@@ -108,26 +97,26 @@ def test_given_classes_decide_the_indices(tmp_path):
     assert open_segmentation(str(root), ["thing", "sky", "ground"]).mask(0).unique().tolist() == [0, 2]
     (root / "classes.txt").unlink()
     assert open_segmentation(str(root), ["thing", "ground"]).mask(0)[0, 0] == 0
-    with pytest.raises(ConvnextError, match=r"no .*classes.txt: write one class name a line"):
+    with pytest.raises(ConvnextError, match=r"no .*classes.txt: write one class name per line"):
         open_segmentation(str(root))
 
 
-def test_what_names_no_data_is_told(tmp_path):
+def test_unknown_names_are_reported(tmp_path):
     with pytest.raises(UsageError, match="no folder .*nowhere: a folder needs images/ and masks/"):
         open_segmentation(str(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match=f"{tmp_path} has no folder images: .*; ADE20K is named as in ade20k:{tmp_path}:train"):
         open_segmentation(str(tmp_path))
     root = mask_folder(tmp_path / "colours", classes="ground 0 0 0\nthing 1 1 1\n")
     for wrong in ("x", "", "1,", "-1"):
-        with pytest.raises(UsageError, match="after ignore= come values of masks"):
+        with pytest.raises(UsageError, match="write values of masks after ignore="):
             open_segmentation(f"{root}:ignore={wrong}")
-    with pytest.raises(UsageError, match="999 is no value of a mask"):
+    with pytest.raises(UsageError, match="999 is not a value of a mask"):
         open_segmentation(f"{root}:ignore=999")
     with pytest.raises(UsageError, match=r"ignore=1: .*classes.txt gives colours; .*\(void\) 0 0 0"):
         open_segmentation(f"{root}:ignore=1")
 
 
-def test_images_without_masks_and_masks_without_images_are_told(tmp_path):
+def test_images_without_masks_and_masks_without_images_are_reported(tmp_path):
     root = mask_folder(tmp_path)
     (root / "masks" / "01.png").unlink()
     (root / "images" / "02.jpg").unlink()
@@ -136,7 +125,7 @@ def test_images_without_masks_and_masks_without_images_are_told(tmp_path):
     (root / "images" / ".hidden.png").touch()
     source = open_segmentation(str(root))
     assert source.skipped == [str(root / "masks" / "00.jpg")]
-    assert source.remarks == [f"{root}/images: skipped what systems leave behind, no images: 1 hidden (.*)"]
+    assert source.remarks == [f"{root}/images: skipped files of operating systems: 1 hidden (.*)"]
     assert check(source) == [
         f"{root}/masks/02.png is a mask without an image in {root}/images",
         f"{root}/masks/03.png is a second mask of one image, beside {root}/masks/03.tif",
@@ -154,7 +143,7 @@ def test_images_without_masks_and_masks_without_images_are_told(tmp_path):
         open_segmentation(str(root))
 
 
-def test_a_mask_of_another_size_is_told_by_both_sizes(tmp_path):
+def test_a_mask_of_another_size_is_reported_by_both_sizes(tmp_path):
     root = mask_folder(tmp_path)
     Image.fromarray(np.zeros((40, 47), np.uint8)).save(root / "masks" / "02.png")
     # A camera that stood upright: 48 x 40 in the file, 40 x 48 to the eye, and so must be its mask.
@@ -171,7 +160,7 @@ def test_a_mask_of_another_size_is_told_by_both_sizes(tmp_path):
             read_pair(source, 2, evaluation)
 
 
-def test_damaged_files_are_told(tmp_path):
+def test_damaged_files_are_reported(tmp_path):
     root = mask_folder(tmp_path)
     (root / "images" / "00.jpg").write_bytes(b"no image")
     (root / "masks" / "01.png").write_bytes(b"no mask")

@@ -21,7 +21,7 @@ def test_digits_are_all_there_and_split_once():
     assert np.array_equal(np.round(grey.astype(float) * 16 / 255), bunch.images[val.indices[5]])
 
 
-def test_image_folder_finds_every_image_and_tells_what_is_none(tmp_path):
+def test_image_folder_finds_every_image_and_lists_other_files(tmp_path):
     root = image_folder(tmp_path / "photos")
     (root / "ant" / "deep" / "er").mkdir(parents=True)
     (root / "bee" / "000.jpg").rename(root / "ant" / "deep" / "er" / "x.JPG")
@@ -35,18 +35,18 @@ def test_image_folder_finds_every_image_and_tells_what_is_none(tmp_path):
     assert folder.name(0) == str(root / "ant" / "000.jpg")
 
 
-def test_folder_mistakes_are_told_by_path(tmp_path):
+def test_folder_mistakes_are_reported_by_path(tmp_path):
     with pytest.raises(UsageError, match="no folder .*nowhere"):
         open_source(str(tmp_path / "nowhere"))
     with pytest.raises(ConvnextError, match="has no class folders"):
         open_source(str(tmp_path))
     root = image_folder(tmp_path / "photos")
-    with pytest.raises(ConvnextError, match="wasp is none of the classes trained on; did you mean 'wasps'"):
+    with pytest.raises(ConvnextError, match="wasp is not one of the classes trained on; did you mean 'wasps'"):
         ImageFolder(root, ["ant", "bee", "wasps"])
     (root / "empty").mkdir()
     with pytest.raises(ConvnextError, match="empty holds no images"):
         ImageFolder(root)
-    with pytest.raises(UsageError, match="no data is called 'digits:vla'; did you mean 'digits:val'"):
+    with pytest.raises(UsageError, match="unknown dataset 'digits:vla'; did you mean 'digits:val'"):
         open_source("digits:vla")
 
 

@@ -65,19 +65,19 @@ def test_given_classes_are_matched_by_name_to_those_of_the_shards(tmp_path):
     assert [source.label(i) for i in range(3)] == [1, 3, 0]
     assert source.classes == ["ant", "bee", "cat", "wasp"]
     assert [open_shards(path, ["0", "1", "2"]).label(i) for i in range(3)] == [0, 1, 2]  # a network trained on numbers
-    with pytest.raises(ConvnextError, match="wasp in .*classes.txt is none of the classes trained on; did you mean 'wasps'"):
+    with pytest.raises(ConvnextError, match="wasp in .*classes.txt is not one of the classes trained on; did you mean 'wasps'"):
         open_shards(path, ["ant", "bee", "wasps"])
     (tmp_path / "classes.txt").write_text("bee\nant\nbee\n")
     with pytest.raises(ConvnextError, match="classes.txt names the class bee twice"):
         open_shards(path)
 
 
-def test_files_of_no_sample_are_told_and_a_broken_image_is_named(tmp_path):
+def test_files_of_no_sample_are_reported_and_a_broken_image_is_named(tmp_path):
     files = [("README", b"hi"), ("._0000.jpg", b""), *samples(0, 1), ("b.jpg", jpeg(1)[:100]), ("b.cls", b"0")]
     path = shard(tmp_path / "a.tar", files)
     source = open_shards(str(path))
     assert source.skipped == [f"{path}/README"]
-    assert source.remarks == ["skipped 1 file that systems leave in archives, no images"]
+    assert source.remarks == ["skipped 1 file that operating systems leave in archives"]
     assert len(source) == 2
     with pytest.raises(CorruptImageError, match="a.tar/b: "):
         source.read(1)
@@ -98,16 +98,16 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_sample_is_told_by_shard_and_key_at_opening(tmp_path, kind):
+def test_a_bad_sample_is_reported_by_shard_and_key_at_opening(tmp_path, kind):
     files, message = BAD[kind]
     path = shard(tmp_path / "bad.tar", [*samples(0, 2), *files])
-    with pytest.raises(ConvnextError, match=message) as told:
+    with pytest.raises(ConvnextError, match=message) as error:
         open_shards(str(path))
-    assert f"of {path} " in str(told.value)
-    assert "write the shard again" in str(told.value)
+    assert f"of {path} " in str(error.value)
+    assert "write the shard again" in str(error.value)
 
 
-def test_a_label_that_is_none_of_the_classes_is_told(tmp_path):
+def test_a_label_outside_the_classes_is_reported(tmp_path):
     path = str(shard(tmp_path / "a.tar", samples(0, 3)))
     with pytest.raises(ConvnextError, match="sample '0002' .* has the label 2, which is not one of 0 to 1"):
         open_shards(path, ["ant", "bee"])
@@ -116,7 +116,7 @@ def test_a_label_that_is_none_of_the_classes_is_told(tmp_path):
         open_shards(path, ["ant", "bee"])
 
 
-def test_missing_and_empty_and_compressed_shards_are_told(tmp_path):
+def test_missing_and_empty_and_compressed_shards_are_reported(tmp_path):
     three_shards(tmp_path)
     for where, message in [
         (f"{tmp_path}/train-{{001..004}}.tar", "no shard .*train-003.tar; .* names 4"),
@@ -133,19 +133,19 @@ def test_missing_and_empty_and_compressed_shards_are_told(tmp_path):
     with pytest.raises(ConvnextError, match="a.tar holds no samples: remove it"):
         open_shards(str(path))
     path.write_bytes(b"")
-    with pytest.raises(ConvnextError, match="a.tar is damaged or ends early after its beginning .empty file.: remove it, and fetch"):
+    with pytest.raises(ConvnextError, match="a.tar is damaged or ends early after its beginning .empty file.: remove it, and download"):
         open_shards(str(path))
     with tarfile.open(path, "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("a.jpg"))
     with pytest.raises(ConvnextError, match="a.tar is compressed"):
         open_shards(str(path))
     shard(tmp_path / "val-000.tar", samples(0, 1))
-    with pytest.raises(UsageError, match=r"holds train-\*.tar and val-\*.tar: say which, as in .*/train-\*.tar"):
+    with pytest.raises(UsageError, match=r"holds train-\*.tar and val-\*.tar: name one, as in .*/train-\*.tar"):
         open_shards(str(tmp_path))
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_a_shard_cut_anywhere_is_told_at_opening(tmp_path, format):
+def test_a_shard_cut_anywhere_is_reported_at_opening(tmp_path, format):
     long = "" if format == tarfile.USTAR_FORMAT else "long" * 40  # beyond the 100 bytes of a plain header
     files = [(f"{long}{name}", content) for name, content in samples(0, 3)]
     path = shard(tmp_path / "a.tar", files, format)
@@ -156,13 +156,13 @@ def test_a_shard_cut_anywhere_is_told_at_opening(tmp_path, format):
     mark = len(whole.rstrip(b"\0")) // 512 * 512 + 512  # the end mark begins with the block behind the last label
     for cut in range(0, mark + 512, 64):
         path.write_bytes(whole[:cut])
-        with pytest.raises(ConvnextError, match="a.tar .*: remove it, and fetch or write it again"):
+        with pytest.raises(ConvnextError, match="a.tar .*: remove it, and download or write it again"):
             open_shards(str(path))
     path.write_bytes(whole[: mark + 512])
     assert len(open_shards(str(path))) == 3
 
 
-def test_damaged_headers_and_joined_files_are_told_at_opening(tmp_path):
+def test_damaged_headers_and_joined_files_are_reported_at_opening(tmp_path):
     path = shard(tmp_path / "a.tar", samples(0, 3))
     whole = path.read_bytes()
     with tarfile.open(path) as tar:
@@ -172,7 +172,7 @@ def test_damaged_headers_and_joined_files_are_told_at_opening(tmp_path):
         with pytest.raises(ConvnextError, match="a.tar is damaged .*: remove it"):
             open_shards(str(path))
     path.write_bytes(whole + whole)
-    with pytest.raises(ConvnextError, match="goes on behind its end mark, after '0002.cls' .tar files can't be joined"):
+    with pytest.raises(ConvnextError, match="continues after its end mark, which follows '0002.cls' .cat can't join tar files"):
         open_shards(str(path))
 
 

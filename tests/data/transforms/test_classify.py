@@ -1,6 +1,7 @@
 """Against timm's own factory, called as the paper's code calls it."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,12 +14,11 @@ from torchvision import transforms
 
 from convnext.data.images import to_pixels
 from convnext.data.randomness import seed_everything
-from convnext.data.transforms.classify import ResizedCrop, batch_mixing, train_transform
+from convnext.data.transforms.classify import Augmentation, ResizedCrop, batch_mixing, train_transform
 from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, ClassifyPreprocessing
 from convnext.errors import UsageError
-from convnext.recipe import Augment, Data
 
-PUBLISHED = Augment(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25)
+PUBLISHED = Augmentation(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25)
 
 
 def both(ours, theirs, image, seed):
@@ -40,7 +40,7 @@ def test_training_augmentation_is_the_published_one():
         224, is_training=True, color_jitter=0.4, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic",
         re_prob=0.25, re_mode="pixel", re_count=1, scale=(1.0, 1.0), ratio=(1.0, 1.0),
     )  # fmt: skip
-    ours, image, equal = train_transform(Data(train=""), PUBLISHED.model_copy(update=whole), "bicubic"), sample_image(size=(224, 224)), 0
+    ours, image, equal = train_transform(replace(PUBLISHED, **whole)), sample_image(size=(224, 224)), 0
     for seed in range(40):
         found, wanted = both(ours, theirs, image, seed)
         if wanted is not None:
@@ -51,8 +51,7 @@ def test_training_augmentation_is_the_published_one():
 
 def test_colour_jitter_is_the_published_one():
     theirs = create_transform(64, is_training=True, color_jitter=0.4, interpolation="bicubic", scale=(1.0, 1.0), ratio=(1.0, 1.0))
-    jitter = Augment(color_jitter=0.4, crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0))
-    ours = train_transform(Data(train="", image_size=64), jitter, "bicubic")
+    ours = train_transform(Augmentation(image_size=64, color_jitter=0.4, crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0)))
     for seed in range(10):
         found, wanted = both(ours, theirs, sample_image(size=(64, 64)), seed)
         assert torch.allclose(found, wanted, atol=1e-5)
@@ -61,7 +60,7 @@ def test_colour_jitter_is_the_published_one():
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (40, 30), (2000, 1500)])
 def test_crops_are_those_of_pillow_to_a_rounding(size, interpolation):
-    ours, theirs = ResizedCrop(Data(train=""), Augment(), interpolation), RandomResizedCropAndInterpolation(224)
+    ours, theirs = ResizedCrop(Augmentation(interpolation=interpolation)), RandomResizedCropAndInterpolation(224)
     rng, off = np.random.default_rng(0), []
     noise = rng.integers(-60, 60, (size[1], size[0], 3))
     image = Image.fromarray(np.clip(np.asarray(sample_image(size=size)) + noise, 0, 255).astype(np.uint8))
@@ -84,7 +83,7 @@ def test_crops_are_those_of_pillow_to_a_rounding(size, interpolation):
 
 def test_the_whole_pipeline_differs_from_timms_by_rounding():
     theirs = create_transform(224, is_training=True, color_jitter=0, interpolation="bicubic")
-    ours = train_transform(Data(train=""), Augment(), "bicubic")
+    ours = train_transform(Augmentation())
     levels = torch.tensor(IMAGENET_STD)[:, None, None] * 255
     for seed in range(20):
         found, wanted = both(ours, theirs, sample_image(size=(500, 375)), seed)
@@ -95,14 +94,14 @@ def test_the_whole_pipeline_differs_from_timms_by_rounding():
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 40), (40, 1)])
 def test_images_of_a_few_pixels_can_be_cropped(size):
-    ours = train_transform(Data(train="", image_size=32), Augment(), "bicubic")
+    ours = train_transform(Augmentation(image_size=32))
     for seed in range(50):
         seed_everything(seed)
         assert ours(sample_image(size=size)).isfinite().all()
 
 
 def test_pixels_and_the_image_give_the_same():
-    ours, image = train_transform(Data(train=""), PUBLISHED, "bicubic"), sample_image(size=(300, 200))
+    ours, image = train_transform(PUBLISHED), sample_image(size=(300, 200))
     before = to_pixels(image)
     for seed in range(5):
         seed_everything(seed)
@@ -114,7 +113,7 @@ def test_pixels_and_the_image_give_the_same():
 
 def test_transforms_travel_to_worker_processes():
     for transform in (
-        train_transform(Data(train=""), PUBLISHED.model_copy(update={"rand_augment": None}), "bicubic"),
+        train_transform(replace(PUBLISHED, rand_augment=None)),
         ClassifyPreprocessing().transform(),
     ):
         image = sample_image(size=(300, 200))
@@ -125,15 +124,15 @@ def test_transforms_travel_to_worker_processes():
 
 
 def test_the_strongest_posterisation_is_black_as_published():
-    transform = train_transform(Data(train="", image_size=32), Augment(rand_augment="rand-m10-n1", flip=0), "bicubic")
+    transform = train_transform(Augmentation(image_size=32, rand_augment="rand-m10-n1", flip=0))
     op = next(op for step in transform.transforms for op in getattr(step, "ops", ()) if op.name.startswith("Posterize"))
     assert not np.asarray(op.aug_fn(sample_image(), 0)).any()
     assert np.array_equal(np.asarray(op.aug_fn(sample_image(), 4)), np.asarray(sample_image()) & 0xF0)
 
 
-def test_a_wrong_notation_is_told():
+def test_an_invalid_notation_raises():
     with pytest.raises(UsageError, match="augment.rand_augment: 'strong' is not in timm's notation"):
-        train_transform(Data(train=""), Augment(rand_augment="strong"), "bicubic")
+        train_transform(Augmentation(rand_augment="strong"))
 
 
 @pytest.mark.parametrize("size", [(300, 200), (64, 500)])
@@ -149,7 +148,7 @@ def test_evaluation_preprocessing_is_the_published_one(size):
 
 
 def test_mixing_pairs_images_and_keeps_targets_a_distribution():
-    mix = batch_mixing(Augment(mixup=0.8, cutmix=1.0), 0.1, 5)
+    mix = batch_mixing(0.8, 1.0, 0.1, 5)
     images, labels = torch.randn(8, 3, 16, 16), torch.arange(8) % 5
     before, kinds = images.clone(), set()
     for i in range(20):
@@ -165,4 +164,4 @@ def test_mixing_pairs_images_and_keeps_targets_a_distribution():
             assert torch.allclose(mixed[0], share * images[0] + (1 - share) * partner[0], atol=1e-4)
     assert kinds == {True, False}
     assert torch.equal(images, before)  # the caller's batch is left alone
-    assert batch_mixing(Augment(), 0.1, 5) is None
+    assert batch_mixing(0.0, 0.0, 0.1, 5) is None

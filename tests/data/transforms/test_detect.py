@@ -10,13 +10,22 @@ from helpers import sample_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from convnext.data.annotations.objects import ImageObjects
 from convnext.data.images import to_pixels
 from convnext.data.randomness import seeded
-from convnext.data.sources.objects import Objects
 from convnext.data.sources.scenes import Scenes
-from convnext.data.transforms.detect import DetectPreprocessing, Sizes, cropped, flipped, rescaled_size, resized, train_transform
+from convnext.data.transforms.detect import (
+    DetectAugmentation,
+    DetectPreprocessing,
+    cropped,
+    flipped,
+    rescaled_size,
+    resized,
+    train_transform,
+)
 
-SMALL = Sizes(short=(96, 128), longest=160, crop_short=(80, 100), crop=(60, 90))
+SMALL = DetectAugmentation(short=(96, 128), longest=160, crop_short=(80, 100), crop=(60, 90))
+PUBLISHED = DetectAugmentation(tuple(range(480, 801, 32)), 1333, (400, 500, 600), (384, 600))
 
 # cv2.resize of ((np.arange(35).reshape(5, 7) * 37) % 256).astype(np.uint8), by OpenCV 5.0
 PATTERN = ((np.arange(35).reshape(5, 7) * 37) % 256).astype(np.uint8)
@@ -41,13 +50,13 @@ NEAREST = {
 
 
 def rectangles(boxes, height, width):
-    """Objects whose masks are their boxes, given by whole pixels."""
+    """ImageObjects whose masks are their boxes, given by whole pixels."""
     masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8)
     for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
         mask[top:bottom, left:right] = 1
     count = len(boxes)
     corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    return Objects(corners, torch.arange(count), masks, torch.zeros(count, dtype=torch.bool), masks.sum((1, 2)).float(), 5)
+    return ImageObjects(corners, torch.arange(count), masks, torch.zeros(count, dtype=torch.bool), masks.sum((1, 2)).float(), 5)
 
 
 def box_of(mask):
@@ -122,7 +131,7 @@ def test_sizes_are_mmcv_s():
 @pytest.mark.parametrize("size", [(8, 11), (3, 4)])
 def test_pixels_and_masks_are_where_opencv_puts_them(size):
     pixels = torch.from_numpy(PATTERN).expand(3, -1, -1)
-    objects = Objects(
+    objects = ImageObjects(
         torch.zeros(1, 4), torch.zeros(1, dtype=torch.long), torch.from_numpy(PATTERN)[None], torch.zeros(1, dtype=torch.bool), torch.zeros(1), 0
     )  # fmt: skip
     small, found = resized(pixels, objects, *size)
@@ -133,8 +142,8 @@ def test_pixels_and_masks_are_where_opencv_puts_them(size):
 def test_training_images_are_a_function_of_the_seed():
     source, transform = Scenes("train", 4), pickle.loads(pickle.dumps(train_transform(SMALL)))
     results = []
-    for place in ((1, 2, 3), (1, 2, 3), (1, 2, 4)):
-        with seeded(*place):
+    for key in ((1, 2, 3), (1, 2, 3), (1, 2, 4)):
+        with seeded(*key):
             results.append([transform(source.pixels(i), source.target(i)) for i in range(4)])
     for (image, objects), (again, others) in zip(*results[:2], strict=True):
         assert torch.equal(image, again)
@@ -148,7 +157,7 @@ def test_training_images_are_a_function_of_the_seed():
 
 def test_the_published_sizes_and_chances():
     objects = rectangles([(0, 0, 100, 300), (500, 20, 640, 427)], 427, 640)
-    pixels, transform = to_pixels(sample_image(size=(640, 427))), train_transform(Sizes())
+    pixels, transform = to_pixels(sample_image(size=(640, 427))), train_transform(PUBLISHED)
     shorts, mirrored, in_part, lost, count = set(), 0, 0, 0, 60
     for seed in range(count):
         with seeded(0, 0, seed):
@@ -175,7 +184,7 @@ def test_crowds_and_slivers_are_not_trained_on():
     objects = rectangles([(0, 0, 20, 20), (30, 30, 60, 60), (5, 5, 9, 9)], 64, 64)
     objects.boxes[2, 2] = 5.6
     objects.iscrowd[0] = True
-    _, found = train_transform(Sizes(short=(64,), longest=64, crop_short=(64,), crop=(64, 64)), flip=0.0)(
+    _, found = train_transform(DetectAugmentation(short=(64,), longest=64, crop_short=(64,), crop=(64, 64), flip=0.0))(
         torch.zeros(3, 64, 64).byte(), objects
     )
     assert (found.labels.tolist(), found.boxes.tolist()) == ([1], [[30, 30, 60, 60]])
@@ -183,7 +192,7 @@ def test_crowds_and_slivers_are_not_trained_on():
 
 def test_a_crop_may_leave_no_objects():
     objects = rectangles([(0, 0, 4, 4)], 128, 128)
-    transform, counts = train_transform(Sizes((64,), 64, (128,), (32, 32)), flip=0.0), set()
+    transform, counts = train_transform(DetectAugmentation((64,), 64, (128,), (32, 32), flip=0.0)), set()
     for seed in range(20):
         with seeded(seed):
             _, found = transform(torch.zeros(3, 128, 128, dtype=torch.uint8), objects)

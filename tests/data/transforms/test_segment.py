@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from convnext.data.images import to_pixels
 from convnext.data.randomness import seeded
-from convnext.data.sources.masks import mask_of, open_segmentation
+from convnext.data.sources.masks import mask_of
+from convnext.data.sources.open import open_segmentation
 from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from convnext.data.transforms.segment import SegmentPreprocessing, TrainTransform, resize, resize_mask, scaled_size
 
@@ -35,7 +36,7 @@ def blocks(height, width, seed, cell=12, labels=(0, 1, 2, 3, 255)):
 
 
 def as_image(mask):
-    """An image whose levels tell the class: 10 of class 0, 40 of class 1, …, 250 where ignored."""
+    """An image whose levels mean its class: 10 of class 0, 40 of class 1, …, 250 where ignored."""
     grey = torch.where(mask == 255, 250, 10 + 30 * mask.int()).to(torch.uint8)
     return torch.stack([grey, 255 - grey, grey])
 
@@ -51,7 +52,7 @@ def plain_bilinear(pixels, size):
 
 
 def plain_nearest(mask, size):
-    """A mask (H, W) at another size, in OpenCV's arithmetic, which is off by one where a place falls on a pixel's very edge."""
+    """A mask (H, W) at another size, in OpenCV's arithmetic, which is off by one where a position falls on a pixel's very edge."""
     rows, columns = (
         [min(math.floor(i * (1 / (new / old))), old - 1) for i in range(new)] for new, old in zip(size, mask.shape, strict=True)
     )
@@ -126,7 +127,7 @@ def test_no_class_covers_too_much_of_a_crop():
 def test_ignored_pixels_do_not_count_as_a_class():
     mask = torch.full((96, 96), 255, dtype=torch.uint8)
     mask[::8, 0::2], mask[::8, 1::2] = 0, 1  # an eighth is labelled, half of it each class
-    for seed in range(20):  # so that the first place drawn is taken
+    for seed in range(20):  # so that the first window drawn is taken
         with seeded(seed):
             found = TrainTransform(32, None, (1.0, 1.0), **GEOMETRY)(as_image(mask), mask)[0]
         with seeded(seed):
@@ -202,18 +203,18 @@ def published_pipeline(pixels, mask, crop_size, scale):
     new = int(width * factor + 0.5), int(height * factor + 0.5)
     pixels, mask = plain_bilinear(pixels, new[::-1]), plain_nearest(mask, new[::-1])
 
-    def place():
+    def window():
         top = np.random.randint(0, max(new[1] - crop_size, 0) + 1)
         left = np.random.randint(0, max(new[0] - crop_size, 0) + 1)
         return slice(top, top + crop_size), slice(left, left + crop_size)
 
-    crop = place()
+    crop = window()
     for _ in range(10):
         labels, counts = np.unique(mask[crop], return_counts=True)
         counts = counts[labels != 255]
         if len(counts) > 1 and np.max(counts) / np.sum(counts) < 0.75:
             break
-        crop = place()
+        crop = window()
     pixels, mask = pixels[crop], mask[crop]
     if np.random.rand() < 0.5:
         pixels, mask = np.flip(pixels, 1), np.flip(mask, 1)

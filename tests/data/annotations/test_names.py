@@ -6,8 +6,8 @@ import pytest
 from helpers import sample_image
 
 from convnext.cli import app
-from convnext.data.names import read_names
-from convnext.data.sources.mask_files import read_classes
+from convnext.data.annotations.mask_files import read_classes
+from convnext.data.annotations.names import read_names
 from convnext.errors import ConvnextError, UsageError
 
 
@@ -35,26 +35,26 @@ def test_names_of_yaml(tmp_path, name, text, names):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("train: x\nnc: 2\n", "has no `names`"),
         ("- red\n- blue\n", "has no `names`"),
         ("names: red\n", "has no `names`"),
         ("names: [red, blue]\nnc: 3\n", "has 2 names, and nc says 3"),
         ("names: [red, red]\n", "names 'red' twice"),
-        ("names: [no, yes]\n", "False is no name: write names in quotation marks"),
-        ("names: [red, '']\n", "'' is no name"),
-        ("names: {red: 0, blue: 1}\n", "'red' is no number"),
-        ("names: {-1: red}\n", "-1 is no number"),
-        ("names: {0: red, '0': blue}\n", "'0' is no number of a class, .* or is there twice"),
+        ("names: [no, yes]\n", "False is not a name: write names in quotation marks"),
+        ("names: [red, '']\n", "'' is not a name"),
+        ("names: {red: 0, blue: 1}\n", "'red' is not a class's number"),
+        ("names: {-1: red}\n", "-1 is not a class's number"),
+        ("names: {0: red, '0': blue}\n", "'0' is not a class's number, .* or occurs twice"),
         ("names: []\n", "names no class"),
-        ("names: [red\n", "is no YAML"),
-        (b"names: [caf\xe9]\n", "is no UTF-8"),
-        ("nc: 2\nnames: ['red', 'blue']\n".encode("utf-16"), "is no UTF-8"),
+        ("names: [red\n", "is not YAML"),
+        (b"names: [caf\xe9]\n", "is not UTF-8"),
+        ("nc: 2\nnames: ['red', 'blue']\n".encode("utf-16"), "is not UTF-8"),
     ],
 )
-def test_yaml_that_does_not_name_the_classes(tmp_path, text, told):
-    with pytest.raises(ConvnextError, match=told):
+def test_yaml_that_does_not_name_the_classes(tmp_path, text, message):
+    with pytest.raises(ConvnextError, match=message):
         read_names(written(tmp_path, "data.yaml", text))
 
 
@@ -95,8 +95,8 @@ def test_names_that_only_look_like_something_else(tmp_path, names):
 
 
 def test_empty_lines_and_doubles_and_nothing(tmp_path):
-    for text, told in (("red\n\nblue\n", "line 2 of .* is empty"), ("red\nred\n", "names 'red' twice"), ("\n", "names no class")):
-        with pytest.raises(ConvnextError, match=told):
+    for text, message in (("red\n\nblue\n", "line 2 of .* is empty"), ("red\nred\n", "names 'red' twice"), ("\n", "names no class")):
+        with pytest.raises(ConvnextError, match=message):
             read_names(written(tmp_path, "names.txt", text))
     with pytest.raises(UsageError, match="no file"):
         read_names(tmp_path / "nowhere.yaml")
@@ -109,7 +109,7 @@ def test_a_classes_txt_with_a_byte_order_mark(tmp_path):
 
 
 @pytest.mark.parametrize("names", [["--names", "{root}/data.yaml"], []])
-def test_a_yolo_data_set_as_it_is_exported_is_converted_with_its_classes(tmp_path, names):
+def test_a_yolo_dataset_as_it_is_exported_is_converted_with_its_classes(tmp_path, names):
     for folder in ("images", "labels"):
         (tmp_path / "train" / folder).mkdir(parents=True)
     sample_image(0, (60, 50)).save(tmp_path / "train" / "images" / "a.jpg")

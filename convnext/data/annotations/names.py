@@ -1,11 +1,10 @@
-"""Files that name classes: a text with a name on each line, or the YAML that YOLO's tools write; and telling what is neither."""
+"""Files that name classes: a text with one name per line, or the YAML that YOLO's tools write."""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -17,17 +16,17 @@ _COLOURED = re.compile(r"\D\d+[\s,]+\d+[\s,]+\d+$")  # a line of a classes.txt w
 
 
 def read_names(path: Path) -> list[str | None]:
-    """The classes' names in their order: of a YAML file its `names`, a list or a mapping from numbers; of others a line each.
+    """Return the classes' names in their order: a YAML file's `names`, a list or a mapping from numbers; the lines of other files.
 
-    A number that such a mapping leaves out has no name, None.
+    A number that such a mapping lacks gives None.
 
-    Raises UsageError if there is no such file, ConvnextError for what is no such list: doubles, empty lines, another number of names
-    than `nc` says, or a text that is another format's.
+    Raises UsageError if there is no such file, ConvnextError for an invalid list: doubles, empty lines, a number of names that differs
+    from `nc`, or a text in another format.
     """
     if not path.is_file():
         raise UsageError(f"no file {path}")
     text = read_text(path)
-    names: list[str | None] = _of_yaml(text, path) if path.suffix.lower() in YAML else [*_of_lines(text, path)]
+    names: list[str | None] = _from_yaml(text, path) if path.suffix.lower() in YAML else [*_from_lines(text, path)]
     if not names:
         raise ConvnextError(f"{path} names no class")
     if twice := [name for name in names if name is not None and names.count(name) > 1]:
@@ -36,7 +35,7 @@ def read_names(path: Path) -> list[str | None]:
 
 
 def refuse_markup(text: str, path: Path) -> None:
-    """Raise ConvnextError if what should be a list of names, one per line, is visibly JSON, YAML, HTML, CSV or a numbered list."""
+    """Raise ConvnextError if a text that should have one name per line is visibly JSON, YAML, HTML, CSV or a numbered list."""
     lines = [line.strip() for line in lines_of(text) if line.strip()]
     kind = None
     if lines and re.match(r"<(!doctype|!--|\?xml|html|[a-z]+>)", lines[0], re.IGNORECASE):
@@ -61,36 +60,38 @@ def _is_json(text: str) -> bool:
 def _is_yaml(text: str) -> bool:
     try:
         found = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # the latter: a date that is none
+    except (yaml.YAMLError, ValueError):  # ValueError: an invalid date
         return False
     return isinstance(found, dict) or (isinstance(found, list) and bool(found))
 
 
 def _is_table(lines: Sequence[str]) -> bool:
-    """Whether each line, but perhaps a heading, begins or ends with a number behind a separator, and these rise from line to line."""
+    """Return whether each line, except perhaps a heading, begins or ends with a number and a separator, and the numbers rise."""
     for rows in (lines, lines[1:]):
         for pattern in (r"(\d+)\s*[,;:\t]", r".*[,;\t]\s*(\d+)$"):
             numbers = [int(match[1]) for line in rows if (match := re.match(pattern, line))]
             if len(rows) > 1 and len(numbers) == len(rows) and all(a < b for a, b in pairwise(numbers)):
                 return True
-    # "1 euro" and "2 euro" may be names; what is counted from 0 is numbered.
+    # "1 euro" and "2 euro" may be names; lines counted from 0 are numbered.
     return len(lines) > 2 and all(line.split()[0] == str(number) for number, line in enumerate(lines))
 
 
-def _of_lines(text: str, path: Path) -> list[str]:
+def _from_lines(text: str, path: Path) -> list[str]:
     refuse_markup(text, path)
     names = [class_name(line.strip()) for line in lines_of(text)]
     if "" in names:
-        raise ConvnextError(f"line {names.index('') + 1} of {path} is empty: which class has that number? Write a name on each line")
+        raise ConvnextError(f"line {names.index('') + 1} of {path} is empty: write the name of the class with that number")
     return names
 
 
-def _of_yaml(text: str, path: Path) -> list[str | None]:
+def _from_yaml(text: str, path: Path) -> list[str | None]:
     try:
-        content = yaml.safe_load(text)
+        content: object = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
-        raise ConvnextError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    given = content.get("names") if isinstance(content, dict) else None
+        raise ConvnextError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        content = {}
+    given: object = content.get("names")
     if isinstance(given, dict):
         given = _in_order(given, path)
     if not isinstance(given, list):
@@ -102,24 +103,31 @@ def _of_yaml(text: str, path: Path) -> list[str | None]:
     return names
 
 
-_MISSING, _MOST = object(), 100_000
+_MISSING, _MAX_NUMBER = object(), 100_000
 
 
-def _in_order(names: dict[Any, Any], path: Path) -> list[Any]:
-    by_number: dict[int, Any] = {}
+def _in_order(names: Mapping[object, object], path: Path) -> list[object]:
+    """Return the values by their keys, class numbers from 0, with `_MISSING` for numbers that are no keys."""
+    by_number: dict[int, object] = {}
     for key, value in names.items():
-        is_number = (isinstance(key, int) and not isinstance(key, bool)) or (isinstance(key, str) and key.strip().isdecimal())
-        if not is_number or int(key) < 0 or int(key) in by_number:
-            raise ConvnextError(f"{path}: under `names`, {key!r} is no number of a class, counted from 0, or is there twice")
-        by_number[int(key)] = value
+        number = _number(key)
+        if number is None or number in by_number:
+            raise ConvnextError(f"{path}: under `names`, {key!r} is not a class's number, counted from 0, or occurs twice")
+        by_number[number] = value
     last = max(by_number, default=-1)
-    if last > _MOST:
-        raise ConvnextError(f"{path}: under `names`, {last} is no number of a class, counted from 0")
+    if last > _MAX_NUMBER:
+        raise ConvnextError(f"{path}: under `names`, {last} is not a class's number, counted from 0")
     return [by_number.get(number, _MISSING) for number in range(last + 1)]
 
 
-def _name(value: Any, path: Path) -> str:
-    # YAML reads `no` as false, 1 as a number: what was written is not known any more, or is a number.
+def _number(key: object) -> int | None:
+    if isinstance(key, bool) or not isinstance(key, int | str) or (isinstance(key, str) and not key.strip().isdecimal()):
+        return None
+    return int(key) if int(key) >= 0 else None
+
+
+def _name(value: object, path: Path) -> str:
+    # YAML reads `no` as false, and 1 as a number: the text of the file is lost.
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise ConvnextError(f"{path}: under `names`, {value!r} is no name: write names in quotation marks")
+        raise ConvnextError(f"{path}: under `names`, {value!r} is not a name: write names in quotation marks")
     return class_name(str(value).strip())

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convnext.data.annotations.mask_files import ClassLine, coding, read_classes, read_mask
 from convnext.data.images import CorruptImageError
-from convnext.data.sources.mask_files import Entry, coding, read_classes, read_mask
 from convnext.errors import ConvnextError
 
 VALUES = np.array([[0, 1, 2, 255], [2, 2, 1, 0]], np.uint8)
-ABC = coding([Entry("a"), Entry("b"), Entry("c")], "classes.txt")
+ABC = coding([ClassLine("a"), ClassLine("b"), ClassLine("c")], "classes.txt")
 
 
 def lines(tmp_path, text):
@@ -68,21 +68,21 @@ def test_parentheses_and_values_say_what_is_ignored(tmp_path):
     assert meaning.classes == ("wall", "floor, flooring")
     assert read_mask(saved(tmp_path, np.arange(5, dtype=np.uint8)[None]), meaning).tolist() == [[255, 0, 1, 255, 255]]
     # The value of a class that is named loses it; one beyond the names is only ignored.
-    meaning = coding([Entry("a"), Entry("b"), Entry("c")], "classes.txt", ignored=[1, 9])
+    meaning = coding([ClassLine("a"), ClassLine("b"), ClassLine("c")], "classes.txt", ignored=[1, 9])
     assert meaning.classes == ("a", "c")
     assert read_mask(saved(tmp_path, np.array([[0, 1, 2, 9]], np.uint8)), meaning).tolist() == [[0, 255, 1, 255]]
 
 
 def test_given_classes_decide_the_indices(tmp_path):
-    meaning = coding([Entry("a"), Entry("b")], "classes.txt", classes=["b", "x", "a"])
+    meaning = coding([ClassLine("a"), ClassLine("b")], "classes.txt", classes=["b", "x", "a"])
     assert meaning.classes == ("b", "x", "a")
     assert read_mask(saved(tmp_path, np.array([[0, 1]], np.uint8)), meaning).tolist() == [[2, 0]]
-    with pytest.raises(ConvnextError, match="'rode' of somewhere/classes.txt is none of the classes trained on; did you mean 'road'"):
-        coding([Entry("rode")], "somewhere/classes.txt", classes=["road", "sky"])
+    with pytest.raises(ConvnextError, match="'rode' of somewhere/classes.txt is not one of the classes trained on; did you mean 'road'"):
+        coding([ClassLine("rode")], "somewhere/classes.txt", classes=["road", "sky"])
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32])
-def test_values_beyond_the_classes_are_told_by_value_count_and_place(tmp_path, kind):
+def test_values_beyond_the_classes_are_reported_by_value_count_and_place(tmp_path, kind):
     values = np.zeros((6, 8), kind)
     values[2, 3:6], values[5, 7] = 7, 9
     path = saved(tmp_path, values, "m.tif")
@@ -93,14 +93,14 @@ def test_values_beyond_the_classes_are_told_by_value_count_and_place(tmp_path, k
 
 
 @pytest.mark.parametrize("value", [256, 65535, -1])
-def test_values_that_no_byte_holds_are_told(tmp_path, value):
+def test_values_that_no_byte_holds_are_reported(tmp_path, value):
     values = np.zeros((6, 8), np.int32)
     values[1, 1] = value
-    with pytest.raises(ConvnextError, match=rf"m\.tif has the value {value} in 1 pixel, first at x 1, y 1, .*: mend the mask$"):
+    with pytest.raises(ConvnextError, match=rf"m\.tif has the value {value} in 1 pixel, first at x 1, y 1, .*: correct the mask$"):
         read_mask(saved(tmp_path, values, "m.tif"), ABC)
 
 
-def test_unknown_colours_are_told_by_colour_and_place(tmp_path):
+def test_unknown_colours_are_reported_by_colour_and_place(tmp_path):
     meaning = coding(read_classes(lines(tmp_path, "road 128 64 128\n")), "classes.txt")
     pixels = np.full((5, 6, 3), (128, 64, 128), np.uint8)
     pixels[4, 1:3] = (1, 2, 3)
@@ -115,7 +115,7 @@ def test_a_image_is_no_mask_of_values(tmp_path, mode):
         read_mask(saved(tmp_path, image, "m.tif" if mode in ("CMYK", "F") else "m.png"), ABC)
 
 
-def test_a_damaged_mask_is_told_by_path(tmp_path):
+def test_a_damaged_mask_is_reported_by_path(tmp_path):
     path = saved(tmp_path, np.random.default_rng(0).integers(0, 3, (50, 50), dtype=np.uint8))
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(CorruptImageError, match=r"m\.png: "):
@@ -128,16 +128,16 @@ def test_a_damaged_mask_is_told_by_path(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a\n\nb\n", "line 2 of .*classes.txt, '', is no class"),
+        ("a\n\nb\n", "line 2 of .*classes.txt, '', is not a class"),
         ("a\nb\na\n", "line 3 of .* has the name of a line before it"),
         ("a 1 2 3\nb 1 2 3\n", "line 2 of .* has the colour of a line before it"),
         ("a 1 2 3\nb\n", "gives a colour on some lines and not on others"),
-        ("a 1 2 300\n", "line 1 of .*'a 1 2 300', is no class"),
+        ("a 1 2 300\n", "line 1 of .*'a 1 2 300', is not a class"),
         ("", "has 0 classes"),
         ("(a)\n(b)\n", "has 0 classes"),
-        ("\n".join(f"c{i}" for i in range(255)), "has 255 classes: masks can tell 1 to 254 apart"),
+        ("\n".join(f"c{i}" for i in range(255)), "has 255 classes: masks can have 1 to 254"),
     ],
 )
-def test_a_wrong_class_list_is_told_by_line(tmp_path, text, message):
+def test_a_wrong_class_list_is_reported_by_line(tmp_path, text, message):
     with pytest.raises(ConvnextError, match=message):
         coding(read_classes(lines(tmp_path, text)), "classes.txt")

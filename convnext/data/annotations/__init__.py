@@ -1,0 +1,1 @@
+"""Annotations of images, and the files that hold them: objects, COCO's JSON, mask files."""
