@@ -1,10 +1,10 @@
-"""Depthwise convolution on an NVIDIA GPU: ours, cuDNN's, and a copy of the same bytes, in bfloat16.
+"""Time depthwise convolution on an NVIDIA GPU: ours, cuDNN's, and a copy of the same bytes, in bfloat16.
 
     python benchmarks/gpu_depthwise.py [--kernel 7] [--batch 128] [--rounds 20]
 
-At the maps of ConvNeXt-T's four stages, NHWC. Each pass reads and writes as many bytes as `x.clone()`: the ratio to the copy's speed is how
-near it comes to what memory allows. All take turns, round by round, each after a write of 256 MB so that none finds its input in the cache;
-milliseconds are medians over the rounds, by the GPU's clock. Compiling and tuning come before. Prints a Markdown table.
+The maps are those of ConvNeXt-T's four stages, NHWC. Each pass reads and writes as many bytes as `x.clone()`, so the ratio to the copy's
+speed compares it with the limit of the memory. All take turns, round by round, each after a write of 256 MB, which clears the cache of
+inputs. Milliseconds are medians over the rounds, by the GPU's clock. Compiling and tuning are not timed. Prints a Markdown table.
 """
 
 import argparse
@@ -19,7 +19,7 @@ STAGES = [(96, 56), (192, 28), (384, 14), (768, 7)]
 
 
 def milliseconds(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median time of each, taking turns."""
+    """Return the median time of each in milliseconds; they take turns."""
     flush = torch.empty(256 * 2**20, dtype=torch.int8, device="cuda")
     times: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(rounds + 3):  # the first three warm up
@@ -36,7 +36,7 @@ def milliseconds(works: dict[str, Callable[[], object]], rounds: int) -> dict[st
 
 
 def passes(x: torch.Tensor, dy: torch.Tensor, kernel: int) -> dict[str, Callable[[], object]]:
-    """What is timed, by name; parameters in bfloat16 too, as under autocast."""
+    """Return the work to time, by name. Parameters are in bfloat16 too, as under autocast."""
     from convnext.ops.triton import depthwise
 
     channels, pad = x.shape[1], kernel // 2

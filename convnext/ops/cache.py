@@ -1,7 +1,7 @@
-"""Compiled libraries in the user's cache: compiled once, checked before every load, compiled anew when damaged.
+"""Compiled libraries in the user's cache: compiled once, checked before every load, compiled again when damaged.
 
-A library runs as the user who loads it. So it lies in a folder of the user's own, and nothing that another user could have put there is
-loaded. Behind its bytes stands their SHA-256, since mapping a file that was cut off ends the process with a bus error.
+A library runs with the rights of the user who loads it. So it is in a folder that belongs to this user, and nothing that another user
+could have put there is loaded. The SHA-256 of its bytes follows them, since mapping a truncated file ends the process with a bus error.
 """
 
 import ctypes
@@ -24,26 +24,27 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from convnext.errors import first_line
+from convnext.text import counted
 
-_ANSWER, _COMPILE = 30, 300  # seconds that a compiler may take: to tell its version, and for one file
-_UNUSED = 30 * 24 * 3600  # seconds after which a library that no process loaded is deleted
+_VERSION_TIMEOUT, _COMPILE_TIMEOUT = 30, 300  # seconds that a compiler may take: to print its version, and for one file
+_MAX_UNUSED = 30 * 24 * 3600  # seconds after which a library that no process loaded is deleted
 
 
 class NoCompilerError(Exception):
-    """There is no compiler, which is no fault of this machine's setup."""
+    """No C++ compiler is installed: an expected state, reported without a warning."""
 
 
 class BuildError(Exception):
     """The library could not be compiled, or must not be loaded."""
 
 
-def load_or_tell(sources: Path, flags: Sequence[str], functions: Iterable[str]) -> tuple[ctypes.CDLL | None, str]:
-    """The library and where it lies, or None and why. Whatever goes wrong is printed in one line: it must never be what ends a process."""
+def load_or_warn(sources: Path, flags: Sequence[str], functions: Iterable[str]) -> tuple[ctypes.CDLL | None, str]:
+    """Return the library and its path, or None and the reason. Every failure is printed in one line and ends no process."""
     try:
         return load(sources, flags, functions)
     except NoCompilerError as error:
         return None, str(error)
-    except Exception as error:  # of files, compilers and systems that nobody has seen
+    except Exception as error:  # any failure of files, compilers and systems
         reason = first_line(error)
         with suppress(OSError):
             print(f"convnext: the fast CPU operators are off, PyTorch's run instead: {reason}", file=sys.stderr, flush=True)
@@ -51,9 +52,9 @@ def load_or_tell(sources: Path, flags: Sequence[str], functions: Iterable[str]) 
 
 
 def load(sources: Path, flags: Sequence[str], functions: Iterable[str]) -> tuple[ctypes.CDLL, str]:
-    """The library of the C++ files in the folder `sources`, compiled if the cache has no sound one, and where it lies.
+    """Return the library of the C++ files in the folder `sources`, compiled if the cache has no sound one, and its path.
 
-    Raises NoCompilerError, BuildError (also where one of `functions` is missing), OSError and RuntimeError (no home directory).
+    Raises NoCompilerError, BuildError (also if one of `functions` is missing), OSError and RuntimeError (no home directory).
     """
     compiler = _compiler()
     name = f"{_fingerprint(compiler, sources, flags)}.so"
@@ -63,14 +64,14 @@ def load(sources: Path, flags: Sequence[str], functions: Iterable[str]) -> tuple
             with _only_builder(path) as alone:
                 if (descriptor := _sound(folder, name)) is None:
                     if not alone:
-                        raise BuildError("the process that was compiling them stopped before it was done")
+                        raise BuildError("the process that was compiling them stopped before it had finished")
                     _delete_unused(folder)
                     _store(folder, name, _compile(compiler, sources, flags))
                     descriptor = _sound(folder, name)
     if descriptor is None:
         raise BuildError(f"{path} is damaged as soon as it is written: check the disk")
-    # The file that was checked, whatever its path names by now. It stays open: the loader knows libraries by their names, and this
-    # one's is the descriptor.
+    # By its descriptor, so that the file that was checked is loaded, even if its path was replaced. It stays open, since the loader
+    # identifies a library by its name, here the descriptor's.
     found = ctypes.CDLL(f"/proc/self/fd/{descriptor}")
     if missing := [function for function in functions if not hasattr(found, function)]:
         raise BuildError(f"{path} lacks the functions {', '.join(missing)}: delete it")
@@ -78,7 +79,7 @@ def load(sources: Path, flags: Sequence[str], functions: Iterable[str]) -> tuple
 
 
 def _compiler() -> list[str]:
-    """The command of the C++ compiler, with its arguments: CXX, or what there is."""
+    """Return the command of the C++ compiler, with its arguments: CXX, or the first that is installed."""
     named = os.environ.get("CXX", "").strip()
     if not named:
         found = next(filter(shutil.which, ("c++", "g++", "clang++")), None)
@@ -95,15 +96,15 @@ def _compiler() -> list[str]:
 
 
 def _fingerprint(compiler: Sequence[str], sources: Path, flags: Sequence[str]) -> str:
-    """Of all that decides what the compiler makes."""
+    """Return a hash of everything that decides the compiler's result."""
     cpu = next((line for line in Path("/proc/cpuinfo").read_bytes().splitlines() if line.startswith(b"flags")), b"")
-    parts = [_run([*compiler, "--version"], _ANSWER), " ".join([*compiler[1:], *flags]).encode(), platform.machine().encode(), cpu]
+    parts = [_run([*compiler, "--version"], _VERSION_TIMEOUT), " ".join([*compiler[1:], *flags]).encode(), platform.machine().encode(), cpu]
     parts += [path.read_bytes() for path in sorted(sources.iterdir()) if path.suffix in (".h", ".cpp")]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 def _own_folder() -> Path:
-    """The user's folder for libraries, made if it is not there yet."""
+    """Return the user's folder for libraries; create it if it does not exist."""
     try:
         cache = Path(os.environ.get("CONVNEXT_CACHE") or "~/.cache/convnext").expanduser()
     except RuntimeError as error:
@@ -120,11 +121,11 @@ def _own_folder() -> Path:
 
 @contextmanager
 def _opened_folder(path: Path) -> Iterator[int]:
-    """A descriptor of the folder, so that all that follows is in the one that was checked."""
+    """Yield a descriptor of the folder, so that all file operations are in the folder that was checked."""
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
-        raise BuildError(f"{path} is no folder that can be opened ({error.strerror}): remove it") from error
+        raise BuildError(f"{path} is not a folder that can be opened ({error.strerror}): remove it") from error
     try:
         if not _is_own(os.fstat(folder)):
             raise BuildError(f"{path} belongs to another user or can be written by others: remove it, or name a folder in CONVNEXT_CACHE")
@@ -138,7 +139,7 @@ def _is_own(status: os.stat_result) -> bool:
 
 
 def _sound(folder: int, name: str) -> int | None:
-    """A descriptor of the library of that name; None where it is missing, damaged, or not the user's own."""
+    """Return a descriptor of the library of that name; None if it is missing, damaged or belongs to another user."""
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     except OSError:
@@ -150,7 +151,7 @@ def _sound(folder: int, name: str) -> int | None:
                 content = file.read()
             size = hashlib.sha256().digest_size
             if len(content) > size and hashlib.sha256(content[:-size]).digest() == content[-size:]:
-                with suppress(OSError):  # of a cache that can only be read
+                with suppress(OSError):  # fails in a read-only cache
                     os.utime(descriptor)
                 return descriptor
     except OSError:
@@ -161,13 +162,13 @@ def _sound(folder: int, name: str) -> int | None:
 
 @contextmanager
 def _only_builder(path: Path) -> Iterator[bool]:
-    """Within, no other process compiles this library. Gives whether none did before, either."""
+    """Within, no other process compiles this library. Yields False if another did so while this one waited."""
     lock = FileLock(path.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
         alone = True
     except Timeout:
-        lock.acquire(timeout=2 * _COMPILE)
+        lock.acquire(timeout=2 * _COMPILE_TIMEOUT)
         alone = False
     try:
         yield alone
@@ -176,39 +177,39 @@ def _only_builder(path: Path) -> Iterator[bool]:
 
 
 def _compile(compiler: Sequence[str], sources: Path, flags: Sequence[str]) -> bytes:
-    print("compiling the fast CPU operators, once on this machine (some 10 seconds)", file=sys.stderr, flush=True)
+    print("compiling the fast CPU operators, once on this machine (about 10 seconds)", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="convnext-") as temporary, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         objects = {source: str(Path(temporary, f"{source.stem}.o")) for source in sorted(sources.glob("*.cpp"))}
         commands = [[*compiler, *flags, "-c", str(source), "-o", made] for source, made in objects.items()]
-        for _ in pool.map(_run, commands, [_COMPILE] * len(commands)):
+        for _ in pool.map(_run, commands, [_COMPILE_TIMEOUT] * len(commands)):
             pass
         library = Path(temporary, "library.so")
-        _run([*compiler, *flags, "-shared", *objects.values(), "-o", str(library)], _COMPILE)
+        _run([*compiler, *flags, "-shared", *objects.values(), "-o", str(library)], _COMPILE_TIMEOUT)
         return library.read_bytes()
 
 
-def _run(command: Sequence[str], seconds: float) -> bytes:
-    """What the command prints. Raises BuildError if it fails, or is not done after so many seconds."""
+def _run(command: Sequence[str], seconds: int) -> bytes:
+    """Return the standard output of a command. Raises BuildError if it fails or takes longer than `seconds`."""
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     ) as process:
         try:
-            said, complaints = process.communicate(timeout=seconds)
+            output, errors = process.communicate(timeout=seconds)
         except BaseException as error:
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # with what the compiler itself has started
+                os.killpg(process.pid, signal.SIGKILL)  # also the compiler's own child processes
             if isinstance(error, subprocess.TimeoutExpired):
-                raise BuildError(f"{shlex.join(command)[:200]} was not done after {seconds:g} seconds") from error
+                raise BuildError(f"{shlex.join(command)[:200]} did not finish within {counted(seconds, 'second')}") from error
             raise
     if process.returncode:
-        lines = complaints.decode(errors="replace").strip().splitlines() or [f"exit status {process.returncode}"]
+        lines = errors.decode(errors="replace").strip().splitlines() or [f"exit status {process.returncode}"]
         reason = next((line for line in lines if "error" in line), lines[0])
-        raise BuildError(f"{command[0]} says: {reason[:300]}")
-    return said
+        raise BuildError(f"{command[0]} failed: {reason[:300]}")
+    return output
 
 
 def _store(folder: int, name: str, content: bytes) -> None:
-    """Write the library with its hash behind it: whole, or not at all."""
+    """Write the library and its hash, atomically."""
     temporary = f".{name}.{os.getpid()}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600, dir_fd=folder)
     try:
@@ -225,8 +226,8 @@ def _store(folder: int, name: str, content: bytes) -> None:
 
 
 def _delete_unused(folder: int) -> None:
-    """Delete what no process has loaded for long: libraries of earlier versions and compilers."""
+    """Delete libraries that no process has loaded for 30 days: those of earlier versions and compilers."""
     for name in os.listdir(folder):
         with suppress(OSError):
-            if time.time() - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime > _UNUSED:
+            if time.time() - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime > _MAX_UNUSED:
                 os.unlink(name, dir_fd=folder)

@@ -1,23 +1,23 @@
 """Depthwise convolution with stride 1 and 'same' padding on maps that lie in memory as NHWC."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from convnext.ops import native
 from convnext.ops.dispatch import fast, lowered
+from convnext.ops.interface import KERNELS
+from convnext.ops.operands import Context
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Plain PyTorch: x (N, C, H, W), weight (C, 1, K, K) with K odd, bias (C,)."""
+    """Return the convolution of x (N, C, H, W) by weight (C, 1, K, K), K odd, plus bias (C,), in plain PyTorch."""
     return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As `reference`, by the compiled operator where there is one for these tensors: kernels 3 to 11, float32 or bf16."""
-    if weight.shape[-1] in native.KERNELS and fast(x, weight, bias):
+    """Return what `reference` does, by the compiled operator for kernels 3 to 11 in float32 or bf16."""
+    if weight.shape[-1] in KERNELS and fast(x, weight, bias):
         return _forward(x.to(lowered(x)), weight, bias)
     return reference(x, weight, bias)
 
@@ -50,7 +50,7 @@ def _weight_gradient(x: Tensor, dy: Tensor, kernel: int) -> tuple[Tensor, Tensor
 
 
 def like(x: Tensor) -> Tensor:
-    """An empty map of x's shape that lies in memory as NHWC."""
+    """Return an empty map of x's shape that lies in memory as NHWC."""
     return torch.empty_like(x.permute(0, 2, 3, 1), memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
 
 
@@ -70,13 +70,13 @@ def _(x: Tensor, dy: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
     return x.new_empty(channels, 1, kernel, kernel, dtype=torch.float32), x.new_empty(channels, dtype=torch.float32)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _save(ctx: Context, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
     x, weight, bias = inputs
     ctx.save_for_backward(x, weight)
     ctx.bias_dtype = None if bias is None else bias.dtype
 
 
-def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Context, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     dx = dweight = dbias = None
     if ctx.needs_input_grad[0]:

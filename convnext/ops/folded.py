@@ -1,20 +1,19 @@
 """Inference operators on weights that were folded and packed beforehand."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from convnext.ops import inference, native
 from convnext.ops.depthwise import like
+from convnext.ops.inference import tensors_per_block as tensors_per_block
 
 
 @torch.library.custom_op("convnext::folded_block", mutates_args=())
 def folded_block(
     x: Tensor, taps: Tensor, bias: Tensor, eps: float, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor, hidden: int
 ) -> Tensor:
-    """ConvNeXt's block on x (N, C, H, W); taps (K, K, C) and bias (C,) of the convolution, the rest from `native.packed`."""
-    weights = native.Packed(first, first_bias, second, second_bias, hidden)
+    """Return ConvNeXt's block of x (N, C, H, W); taps (K, K, C) and bias (C,) of the convolution, the rest from `native.pack_mlp`."""
+    weights = native.PackedMlp(first, first_bias, second, second_bias, hidden)
     return native.block_forward(x, taps, bias, eps, weights, None, False)[0]
 
 
@@ -30,8 +29,8 @@ def folded_patchify(
     patch: int,
     outputs: int,
 ) -> Tensor:
-    """A patchifying convolution with the norm before or behind it: the fields of `inference.Patchify`."""
-    return inference.patchify_forward(x, inference.Patchify(weight, bias, norm_weight, norm_bias, eps, normed, patch, outputs))
+    """Return a patchifying convolution of x, with the norm before or behind it: the fields of `inference.PackedPatchify`."""
+    return inference.patchify_forward(x, inference.PackedPatchify(weight, bias, norm_weight, norm_bias, eps, normed, patch, outputs))
 
 
 @torch.library.custom_op("convnext::folded_stage", mutates_args=())
@@ -45,27 +44,14 @@ def folded_stage(
     normed: bool,
     patch: int,
     outputs: int,
-    blocks: list[Tensor],
-    rest: Tensor | None,
+    tensors: list[Tensor],
+    gelu_parameters: Tensor | None,
     eps: float,
     hidden: int,
 ) -> Tensor:
-    """A patchifying layer and the blocks behind it: the fields of `inference.Patchify` and of `inference.Blocks`."""
-    before = inference.Patchify(weight, bias, norm_weight, norm_bias, patch_eps, normed, patch, outputs)
-    return inference.stage_forward(x, before, inference.Blocks(blocks, rest, eps, hidden))
-
-
-@folded_block.register_fake
-def _(x: Tensor, *_: object) -> Tensor:
-    return like(x)
-
-
-@folded_patchify.register_fake
-@folded_stage.register_fake
-def _(x: Tensor, *others: Any) -> Tensor:
-    n, _, height, width = x.shape
-    patch, outputs = others[6:8]
-    return x.new_empty(n, height // patch, width // patch, outputs, dtype=torch.float32).permute(0, 3, 1, 2)
+    """Return x after a patchifying layer and its blocks: the fields of `inference.PackedPatchify` and of `inference.PackedBlocks`."""
+    patchify = inference.PackedPatchify(weight, bias, norm_weight, norm_bias, patch_eps, normed, patch, outputs)
+    return inference.stage_forward(x, patchify, inference.PackedBlocks(tensors, gelu_parameters, eps, hidden))
 
 
 @torch.library.custom_op("convnext::int8_block", mutates_args=())
@@ -86,11 +72,48 @@ def int8_block(
     fraction: int,
     hidden: int,
 ) -> Tensor:
-    """ConvNeXt's block on x (N, C, H, W) float32 with products of 8 bits: the fields of `inference.Quantized`."""
+    """Return ConvNeXt's block of x (N, C, H, W) float32 with products of 8 bits: the fields of `inference.QuantizedMlp`."""
     weights = first, first_bias, second, second_bias, first_scale, second_scale
-    return inference.int8_block_forward(x, taps, bias, eps, inference.Quantized(*weights, table, multiplier, step, fraction, hidden))
+    return inference.int8_block_forward(x, taps, bias, eps, inference.QuantizedMlp(*weights, table, multiplier, step, fraction, hidden))
 
 
+@folded_block.register_fake
 @int8_block.register_fake
 def _(x: Tensor, *_: object) -> Tensor:
     return like(x)
+
+
+def _patches(x: Tensor, patch: int, outputs: int) -> Tensor:
+    n, _, height, width = x.shape
+    return x.new_empty(n, height // patch, width // patch, outputs, dtype=torch.float32).permute(0, 3, 1, 2)
+
+
+@folded_patchify.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    normed: bool,
+    patch: int,
+    outputs: int,
+) -> Tensor:
+    return _patches(x, patch, outputs)
+
+
+@folded_stage.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    patch_eps: float,
+    normed: bool,
+    patch: int,
+    outputs: int,
+    *_: object,
+) -> Tensor:
+    return _patches(x, patch, outputs)

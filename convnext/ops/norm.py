@@ -1,22 +1,21 @@
 """LayerNorm over the last dimension."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from convnext.ops import native
 from convnext.ops.dispatch import fast
+from convnext.ops.operands import Context
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Plain PyTorch: x (…, C), weight and bias (C,)."""
+    """Return LayerNorm of x (…, C) with weight and bias (C,), in plain PyTorch."""
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """As `reference`, by the compiled operator where there is one for these tensors; the result has x's dtype, under autocast too."""
+    """Return what `reference` does, in x's dtype also under autocast, by the compiled operator if it takes these tensors."""
     if fast(x, weight, bias):
         return _forward(x, weight, bias, eps)[0]
     return reference(x, weight, bias, eps)
@@ -57,16 +56,17 @@ def _(x: Tensor, dy: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> tup
     return _like(x), x.new_empty(x.shape[-1], dtype=torch.float32), x.new_empty(x.shape[-1], dtype=torch.float32)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.set_materialize_grads(False)  # of what is only kept, zeros would be made
+def _save(ctx: Context, inputs: tuple[Tensor, Tensor, Tensor, float], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)  # means and 1 / std have no gradients: no zeros are made for them
     x, weight, bias, _ = inputs
     ctx.save_for_backward(x, weight, *output[1:])
     ctx.bias_dtype = bias.dtype
 
 
-def _backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Context, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, mean, scale = ctx.saved_tensors
     dx, dweight, dbias = _gradients(x, dy, weight, mean, scale)
+    assert ctx.bias_dtype is not None
     return dx, dweight.to(weight.dtype), dbias.to(ctx.bias_dtype), None
 
 

@@ -8,14 +8,17 @@ from convnext.ops.dispatch import fast, lowered
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Plain PyTorch: x (N, C, H, W), weight (O, C, p, p) and bias (O,); rows and columns that fill no patch are left out."""
+    """Return the convolution of x (N, C, H, W) by weight (O, C, p, p) with stride p, plus bias (O,), in plain PyTorch.
+
+    Rows and columns that fill no patch are ignored.
+    """
     return F.conv2d(x, weight, bias, stride=weight.shape[-1])
 
 
 def patchify(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """As `reference`; on a CPU, where gradients are wanted, as a product of matrices.
+    """Return what `reference` does; on a CPU with gradients enabled as a product of matrices.
 
-    oneDNN's gradients of the convolution take longer than those of the product: three times between ConvNeXt-T's last stages.
+    oneDNN's gradients of the convolution take longer than those of the product: three times as long between ConvNeXt-T's last stages.
     """
     if x.is_cuda or not torch.is_grad_enabled() or not fast(x, weight, bias):
         return reference(x, weight, bias)

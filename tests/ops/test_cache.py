@@ -1,4 +1,4 @@
-"""The cache of compiled libraries, with a real compiler and a library of two lines: whatever is wrong there ends no process."""
+"""The cache of compiled libraries, with a real compiler and a library of two lines: no fault there ends a process."""
 
 import os
 import shlex
@@ -32,14 +32,14 @@ def sources(tmp_path):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A cache of this test's own."""
+    """An empty cache."""
     monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CXX", raising=False)
     return tmp_path / "cache"
 
 
 def loaded(sources, *functions):
-    return cache.load_or_tell(sources, FLAGS, functions or ("answer",))
+    return cache.load_or_warn(sources, FLAGS, functions or ("answer",))
 
 
 def command(sources, before=""):
@@ -51,14 +51,14 @@ def command(sources, before=""):
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         {before}
-        found, reason = module.load_or_tell(Path({str(sources)!r}), {FLAGS!r}, ["answer"])
+        found, reason = module.load_or_warn(Path({str(sources)!r}), {FLAGS!r}, ["answer"])
         print(found and found.answer(), reason)
     """
     return [sys.executable, "-c", textwrap.dedent(code)]
 
 
 def elsewhere(sources, before=""):
-    """What another process gets: what it prints, its exit status, and what it says."""
+    """Standard output, exit status and standard error of another process that loads the library."""
     done = subprocess.run(command(sources, before), capture_output=True, text=True, timeout=120)
     return done.stdout, done.returncode, done.stderr
 
@@ -67,29 +67,29 @@ def refused(result, capsys, *words):
     """There is no library, and one line says why."""
     found, reason = result
     assert found is None
-    told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("compiling")]
-    assert len(told) == 1
-    assert all(word in told[0] and word in reason for word in words), told
+    printed = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("compiling")]
+    assert len(printed) == 1
+    assert all(word in printed[0] and word in reason for word in words), printed
 
 
 def test_a_library_is_compiled_once_and_is_the_users_alone(sources, home, capsys):
-    found, place = loaded(sources)
+    found, path = loaded(sources)
     assert found.answer() == 42
-    assert Path(place).parent == home / f"ops-{os.geteuid()}"
-    assert stat.S_IMODE(Path(place).parent.stat().st_mode) == 0o700
+    assert Path(path).parent == home / f"ops-{os.geteuid()}"
+    assert stat.S_IMODE(Path(path).parent.stat().st_mode) == 0o700
     assert "compiling" in capsys.readouterr().err
-    before = Path(place).stat().st_ino
+    before = Path(path).stat().st_ino
     assert loaded(sources)[0].answer() == 42
-    assert Path(place).stat().st_ino == before
+    assert Path(path).stat().st_ino == before
     assert not capsys.readouterr().err
 
 
 def test_two_processes_compile_once(sources, home):
     both = [subprocess.Popen(command(sources), stdout=-1, stderr=-1, text=True) for _ in range(2)]
-    told = [process.communicate(timeout=120) for process in both]
-    assert told[0][0] == told[1][0]
-    assert told[0][0].startswith("42")
-    assert sum("compiling" in messages for _, messages in told) == 1
+    printed = [process.communicate(timeout=120) for process in both]
+    assert printed[0][0] == printed[1][0]
+    assert printed[0][0].startswith("42")
+    assert sum("compiling" in messages for _, messages in printed) == 1
     assert [path.suffix for path in (home / f"ops-{os.geteuid()}").iterdir() if path.suffix != ".lock"] == [".so"]
 
 
@@ -99,7 +99,7 @@ def cut(file):
 
 
 def without_symbols(file):
-    """A library of somebody's, sound but another."""
+    """Write a library without our functions."""
     subprocess.run(["c++", "-shared", "-x", "c++", "-o", str(file), "/dev/null"], check=True)
 
 
@@ -121,10 +121,10 @@ def test_a_damaged_file_is_compiled_anew(damage, sources, home):
     assert elsewhere(sources)[0].startswith("42")
     (file,) = (home / f"ops-{os.geteuid()}").glob("*.so")
     damage(file)
-    printed, status, told = elsewhere(sources)
+    printed, status, messages = elsewhere(sources)
     assert (printed.split()[0], status) == ("42", 0)
-    assert "compiling" in told
-    assert not elsewhere(sources)[2]  # mended
+    assert "compiling" in messages
+    assert not elsewhere(sources)[2]  # the file is sound again
 
 
 def test_what_another_user_could_have_planted_is_not_loaded(sources, home, tmp_path, capsys):
@@ -143,13 +143,13 @@ def test_what_another_user_could_have_planted_is_not_loaded(sources, home, tmp_p
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another user")
 def test_what_belongs_to_another_user_is_not_loaded(sources, home, capsys):
-    _, place = loaded(sources)
-    os.chown(place, 12345, 12345)
+    _, path = loaded(sources)
+    os.chown(path, 12345, 12345)
     capsys.readouterr()
     assert loaded(sources)[0].answer() == 42
     assert "compiling" in capsys.readouterr().err
-    assert Path(place).stat().st_uid == 0
-    os.chown(Path(place).parent, 12345, 12345)
+    assert Path(path).stat().st_uid == 0
+    os.chown(Path(path).parent, 12345, 12345)
     refused(loaded(sources), capsys, "another user")
 
 
@@ -158,23 +158,23 @@ def test_no_home_directory(sources):
     forget = 'os.environ.pop("HOME", None); os.environ.pop("CONVNEXT_CACHE", None); os.setuid(54321)'
     with tempfile.TemporaryDirectory() as folder:  # that this user can read
         Path(folder).chmod(0o755)
-        printed, status, told = elsewhere(shutil.copytree(sources, Path(folder, "csrc")), forget)
+        printed, status, messages = elsewhere(shutil.copytree(sources, Path(folder, "csrc")), forget)
     assert (printed.split()[0], status) == ("None", 0)
-    assert "home directory" in told
-    assert "CONVNEXT_CACHE" in told
-    assert len(told.splitlines()) == 1
+    assert "home directory" in messages
+    assert "CONVNEXT_CACHE" in messages
+    assert len(messages.splitlines()) == 1
 
 
-@pytest.mark.parametrize("place", ["/proc/cache", "/dev/null/cache", "~nobodyofthatname/cache"])
-def test_a_cache_that_can_not_be_written(place, sources, home, capsys, monkeypatch):
-    monkeypatch.setenv("CONVNEXT_CACHE", place)
+@pytest.mark.parametrize("folder", ["/proc/cache", "/dev/null/cache", "~nobodyofthatname/cache"])
+def test_a_cache_that_can_not_be_written(folder, sources, home, capsys, monkeypatch):
+    monkeypatch.setenv("CONVNEXT_CACHE", folder)
     refused(loaded(sources), capsys, "CONVNEXT_CACHE")
 
 
 def test_a_cache_that_can_only_be_read_is_read(sources, home, monkeypatch):
-    _, place = loaded(sources)
-    Path(place).with_suffix(".lock").unlink()
-    Path(place).parent.chmod(0o500)
+    _, path = loaded(sources)
+    Path(path).with_suffix(".lock").unlink()
+    Path(path).parent.chmod(0o500)
     monkeypatch.setattr(cache, "_compile", None)  # would be an error
     assert loaded(sources)[0].answer() == 42
 
@@ -189,7 +189,7 @@ def test_cxx_may_have_arguments(named, sources, home, monkeypatch):
     ("named", "word"),
     [("/nowhere/c++", "not there"), ("nothing -O1", "not there"), ("'", "can't be read"), ("true", "No such file"), ("false", "status 1")],
 )
-def test_a_compiler_that_is_none(named, word, sources, home, capsys, monkeypatch):
+def test_an_unusable_compiler(named, word, sources, home, capsys, monkeypatch):
     monkeypatch.setenv("CXX", named)
     refused(loaded(sources), capsys, word)
 
@@ -206,15 +206,15 @@ def test_a_compiler_that_hangs_is_given_up_with_what_it_started(hangs, sources, 
     script.write_text(f"#!/bin/sh\n{unless}sleep 600 & echo $! >{shlex.quote(str(pid))}; wait\n")
     script.chmod(0o755)
     monkeypatch.setenv("CXX", str(script))
-    monkeypatch.setattr(cache, "_ANSWER", 1)
-    monkeypatch.setattr(cache, "_COMPILE", 1)
-    refused(loaded(sources), capsys, "1 seconds")
+    monkeypatch.setattr(cache, "_VERSION_TIMEOUT", 1)
+    monkeypatch.setattr(cache, "_COMPILE_TIMEOUT", 1)
+    refused(loaded(sources), capsys, "did not finish within 1 second")
     time.sleep(0.1)
     state = Path(f"/proc/{pid.read_text().strip()}/stat")
     assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
-def test_missing_functions_are_told(sources, home, capsys):
+def test_missing_functions_are_named(sources, home, capsys):
     refused(loaded(sources, "answer", "question"), capsys, "question")
 
 

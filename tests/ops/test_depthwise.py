@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convnext.ops import build, depthwise_conv, dispatch, native, using
+from convnext.ops import build, depthwise_conv, dispatch, using
 from convnext.ops.depthwise import reference
+from convnext.ops.interface import KERNELS
 
 needs_compiler = pytest.mark.skipif(build.library() is None, reason=f"no compiled operators here: {build.reason()}")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # relative to the largest value of the float32 result
@@ -35,7 +36,7 @@ def drawn(shape, dtype, layout, seed):
 @settings(max_examples=60, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 19), st.integers(1, 33)),
-    kernel=st.sampled_from(native.KERNELS),
+    kernel=st.sampled_from(KERNELS),
     dtype=st.sampled_from(list(TOLERANCE)),
     layout=st.sampled_from(["nchw", "nhwc", "strided"]),
     bias=st.booleans(),

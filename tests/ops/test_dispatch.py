@@ -1,4 +1,4 @@
-"""Which operators run: by what the CPU has, whether gradients are needed, and how large a batch is."""
+"""Dispatch between compiled operators and PyTorch: by the CPU's features, the need for gradients and the size of the batch."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_without_amx_training_and_single_images_are_left_to_pytorch(shape, gradi
 
 
 @without_tiles
-def test_what_pays_is_what_runs_and_can_be_forced():
+def test_the_faster_operators_run_and_the_compiled_ones_can_be_forced():
     assert ran(8, 14, False) == {"block"}
     assert ran(8, 14, True) == set()
     assert ran(1, 14, False) == set()
@@ -65,9 +65,9 @@ def test_what_pays_is_what_runs_and_can_be_forced():
 
 
 @without_tiles
-def test_info_says_so():
-    assert "inference with several images" in ops.status()["block and MLP in float32, CPU"]["why"]
-    assert ops.status()["block and MLP in bf16, CPU"]["runs"] == "PyTorch"
+def test_status_reports_it():
+    assert "inference with several images" in ops.status()["block in float32, CPU"]["why"]
+    assert ops.status()["block in bf16, CPU"]["runs"] == "PyTorch"
 
 
 @pytest.mark.skipif(not build.has_tiles() or dispatch._SETTING == "off", reason="for CPUs with AMX")
@@ -77,7 +77,7 @@ def test_with_amx_they_always_run():
 
 def test_tensors_of_a_class_of_their_own_are_left_to_pytorch():
     class Quantized(torch.Tensor):
-        """As torchao's: what it is stands elsewhere than in its memory."""
+        """Like torchao's: its values are not in its own memory."""
 
     with ops.using(True):
         x, weight = torch.randn(2, 8, 9, 9), torch.randn(8, 1, 3, 3)
@@ -95,7 +95,7 @@ def test_the_switch_has_these_values(given, wanted, monkeypatch, recwarn):
     assert not recwarn.list
 
 
-def test_a_misspelt_switch_is_warned_of(monkeypatch):
+def test_a_misspelt_switch_warns(monkeypatch):
     monkeypatch.setenv("CONVNEXT_OPS", "of")
     with pytest.warns(UserWarning, match="CONVNEXT_OPS=of is unknown .* on, off or triton"):
         assert dispatch._setting() == "on"

@@ -1,4 +1,4 @@
-"""The scratch memory of the compiled operators: each thread's own, and freed when it ends."""
+"""The scratch buffers of the compiled operators: each thread has its own, which is freed when it ends."""
 
 import shutil
 import subprocess
@@ -12,10 +12,10 @@ PROGRAM = """
 #include "memory.h"
 #include <string.h>
 extern "C" int touch(size_t bytes) {
-    void *memory = workspace(bytes);
+    void *memory = scratch_buffer(bytes);
     if (!memory) return 1;
     memset(memory, 1, bytes);
-    return workspace(bytes / 2) == memory && workspace<1>(64) != memory ? 0 : 2;
+    return scratch_buffer(bytes / 2) == memory && scratch_buffer<1>(64) != memory ? 0 : 2;
 }
 """
 
@@ -28,12 +28,12 @@ from threading import Thread
 
 
 def resident():
-    """Bytes of memory that this process has."""
+    """Return the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def grown(run, threads):
-    """By how many bytes so many threads, one after the other, have grown the process."""
+    """Return by how many bytes so many threads, one after the other, have grown the process."""
     before = resident()
     for _ in range(threads):
         thread = Thread(target=run)
@@ -51,8 +51,8 @@ found = []
 growth = grown(lambda: found.append(touch(8 << 20)), 40)
 assert growth < 64 << 20, growth  # of 320
 assert set(found) == {0}
-assert touch(1 << 60) == 1  # there is not so much
-assert touch(100) == 0  # and the next call is none the worse
+assert touch(1 << 60) == 1  # more than there is
+assert touch(100) == 0  # and the next call works
 """
 )
 

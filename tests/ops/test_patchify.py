@@ -41,7 +41,7 @@ def _with_gradients(run, inputs, seed=1):
     seed=st.integers(0, 2**30),
 )
 def test_forward_and_gradients(batch, channels, outputs, patch, over, last, seed):
-    """Of any size, those that patches do not fill among them, in both memory layouts."""
+    """Maps of any size, also those that patches do not fill, in both memory layouts."""
     inputs = _inputs(seed, batch, channels, outputs, patch, patch + over[0], patch + over[1])
     if last:
         inputs[:2] = [one.detach().contiguous(memory_format=torch.channels_last).requires_grad_() for one in inputs[:2]]

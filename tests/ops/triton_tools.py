@@ -1,4 +1,4 @@
-"""How Triton kernels are tested where there is no GPU: run by Triton's interpreter, and compiled for one all the same."""
+"""Tools to test Triton kernels without a GPU: Triton's interpreter runs them, and its compiler compiles them for a GPU."""
 
 import os
 import re
@@ -22,17 +22,17 @@ gpu = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="n
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
-def run_under_interpreter(file):
-    """Run a file's interpreted tests in a process of their own: Triton looks for the variable when it is imported."""
+def run_under_interpreter(*files, select=""):
+    """Run the interpreted tests of files in a process of their own: Triton reads the variable when it is imported."""
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", file]  # addopts has one -q, with which the summary is there
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", select, *files]  # one -q of addopts keeps the summary
     result = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert " passed" in result.stdout, result.stdout
 
 
 def assert_rounded(found, wanted, sums=2e-6):
-    """What was found is `wanted` (float64), rounded once to its type, but for errors of sums in float32: `sums` of the largest."""
+    """Check that `found` is `wanted` (float64), rounded once to its type, but for errors of float32 sums: `sums` times the largest."""
     # The interpreter cuts float32 to bfloat16 where a GPU rounds.
     unit = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-7 if INTERPRETED else 2**-8}[found.dtype]
     assert found.shape == wanted.shape
@@ -43,7 +43,7 @@ def assert_rounded(found, wanted, sums=2e-6):
 
 @contextmanager
 def compiling(capability=90):
-    """Compile what is launched, in each of the tiles that would be tried, instead of running it; yields a list of what that used."""
+    """Compile each kernel that is launched, in each tile that would be tried, instead of running it. Yields a list of what they use."""
     used = []
 
     def compile_kernel(kernel, *arguments, grid, warmup, **named):
@@ -75,7 +75,7 @@ def compiling(capability=90):
 
 
 def _resources(cubin):
-    """Registers a thread, and bytes of stack a thread, which are registers that did not fit."""
+    """Return the registers and the bytes of stack (spilled registers) of a thread."""
     path = Path(os.environ.get("TMPDIR", "/tmp")) / f"convnext-{os.getpid()}.cubin"
     path.write_bytes(cubin)
     command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", path]

@@ -1,48 +1,48 @@
-"""`convnext.optimize`: the same network for inference on a CPU, as fast as that CPU can have it.
+"""`convnext.optimize`: a copy of a network for fast inference on a CPU.
 
-What is done, each of it exact but for rounding: a norm's affine is folded into the layer behind it, the layer scale into the linear
-layer before it; each block becomes one compiled operator that takes slabs of the map through all its layers while they lie in a
-core's cache; freed memory is kept. In bf16 the products are rounded to it, sums and the map that blocks add to stay float32. In float32,
-where a CPU multiplies bf16 in tiles, each number is the sum of two bf16 and 16 bits of it count: outputs err by some 1e-5.
+Each change is exact but for rounding. A norm's affine is folded into the layer behind it, and the layer scale into the linear layer
+before it. Each block becomes one compiled operator, which passes slabs of the map through all its layers while they lie in a core's
+cache. Freed memory is kept. In bf16 the operands of products are rounded to bf16; sums and the map that blocks add to stay float32. In
+float32, where a CPU multiplies bf16 in tiles, each operand is the sum of two bf16, which keeps 16 bits of it: outputs differ by about 1e-5.
 """
 
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext.errors import UsageError, nearest
-from convnext.models.backbones.convnext import Block, ConvNeXt, LayerNorm, LayerNorm2d
-from convnext.models.backbones.convnext import Patchify as PatchifyConv
+from convnext.models.backbones.convnext import Block, ConvNeXt, LayerNorm, LayerNorm2d, Patchify
 from convnext.models.backbones.untouched import untouched
 from convnext.models.optimize.quantize import Int8Block, Ranges, calibrate
 from convnext.ops import dispatch, inference, native
 from convnext.ops.folded import folded_block, folded_patchify, folded_stage
+from convnext.ops.interface import KERNELS, SPLIT
 from convnext.ops.memory import keep_memory
 
-_DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32, "int8": torch.bfloat16}  # int8: of what is not quantized
+_DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32, "int8": torch.bfloat16}  # int8: of the layers that are not quantized
 PRECISIONS = ("auto", *_DTYPES)
-_MAP_BYTES = 64 << 20  # of an image's map, of which each thread keeps one
-_SLICE_BYTES = 4 << 20  # of hidden values at a time where PyTorch computes them: what a cache holds
+_MAX_MAP_BYTES = 64 << 20  # of one image's map in a stage that runs as one operator: each thread keeps one such map
+_SLICE_BYTES = 4 << 20  # of hidden values that PyTorch computes at a time, so that they stay in a cache
 
 
 def why_not(model: nn.Module) -> str | None:
-    """Why `optimize` would not take this network; None if it would."""
+    """Return why `optimize` refuses this network; None if it accepts it."""
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
-            there = f"{name} is {parameter.dtype} on {parameter.device}"
-            return f"optimize takes a float32 network on the CPU; {there}: load it with device='cpu' (--device cpu), or leave optimize out"
+            found = f"{name} is {parameter.dtype} on {parameter.device}"
+            return f"optimize takes a float32 network on the CPU; {found}: load it with device='cpu' (--device cpu), or do not optimize it"
     if not any(isinstance(module, Block) for module in model.modules()):
-        return "this network has no block of ConvNeXt, which is what optimize knows to make faster; see torch.compile"
+        return "this network has no block of ConvNeXt, and optimize makes only these faster; try torch.compile"
     return None
 
 
 def fastest() -> str | None:
-    """The precision that is fastest on this CPU without a change that would have to be measured; None for the network as it is."""
+    """Return the fastest precision on this CPU that does not change accuracy; None if the unchanged network is the fastest."""
     if dispatch.has_amx():
         return "bf16"
     return "float32" if dispatch.compiled(torch.float32) else None
@@ -51,38 +51,38 @@ def fastest() -> str | None:
 def optimize(
     model: nn.Module, precision: str = "auto", *, calibration: Callable[[nn.Module], object] | None = None, compile: bool = False
 ) -> nn.Module:
-    """A copy of a network of any task for inference on the CPU; it is called as the original is, and gives float32.
+    """Return a copy of a network of any task for inference on the CPU. It is called as the original is, and its outputs are float32.
 
-    ConvNeXt's blocks and patchifying layers become fast ones, alone or under a detector or segmenter; what else there is stays, and so
-    does a block with a hook, an adapter or another change in it.
+    ConvNeXt's blocks and patchifying layers become fast ones, in a classifier or under a detector or segmenter. All other layers stay as
+    they are, and so does a block with a hook, an adapter or another change in it.
 
     Args:
         model: on the CPU, in float32.
-        precision: of the products. "auto" takes what is fastest here: bf16 on a CPU with AMX, float32 on one with AVX-512, and elsewhere,
-            where there is nothing to gain, the network as it is. "bf16", "float32" and "int8" are taken on any CPU, int8 on one with
-            AMX only; it changes what the network says: measure it. For float32 to the last bit take the network as it is.
-        calibration: for int8, a function that takes some hundred images, like those to come, through the network it is given:
+        precision: of the products. "auto" is the fastest here: bf16 on a CPU with AMX, float32 on one with AVX-512, and elsewhere, where
+            nothing is faster, the unchanged network. "bf16" and "float32" work on any CPU, "int8" on one with AMX only. int8 changes
+            predictions: measure the accuracy. For float32 exact to the last bit use the original network.
+        calibration: for int8, a function that passes a few hundred typical images through the network that it is given:
             `lambda network: network(images)`.
-        compile: pass what is left through torch.compile. The first call takes half a minute, later processes find the result on disk.
+        compile: pass the result through torch.compile. The first call takes half a minute; later processes find the result on disk.
 
-    Warns of bf16 where it is slower than float32. Raises UsageError for an unknown precision, a network elsewhere or of another dtype, one
-    without ConvNeXt's blocks, and for int8 without images or on a CPU without AMX.
+    Warns of bf16 where it is slower than float32. Raises UsageError for an unknown precision, a network that is not in float32 on the CPU
+    or has no ConvNeXt block, and for int8 without images or on a CPU without AMX.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}{nearest(precision, PRECISIONS)}")
     if reason := why_not(model):
         raise UsageError(reason)
     if reason := dispatch.slow_on_cpu(precision):
-        warnings.warn(f"{reason}: take float32, or no precision, which takes the fastest", stacklevel=2)
+        warnings.warn(f"{reason}: use float32, or name no precision to get the fastest", stacklevel=2)
     ranges: Ranges = {}
     if precision == "int8":
         if not dispatch.compiled(torch.bfloat16):
             other = fastest()
-            instead = "leave optimize out, which gains nothing here" if other is None else f"take {other}, which is the fastest here"
-            raise UsageError(f"int8 needs a CPU with AMX and the compiled operators (`convnext info` says what is missing): {instead}")
+            instead = "do not optimize, nothing is faster here" if other is None else f"use {other}, the fastest here"
+            raise UsageError(f"int8 needs a CPU with AMX and the compiled operators (`convnext info` prints what is missing): {instead}")
         if calibration is None:
             raise UsageError(
-                "int8 needs images to calibrate with: give a function as calibration that takes some hundred through the network"
+                "int8 needs images to calibrate with: pass a function as `calibration` that puts a few hundred through the network"
             )
         ranges = calibrate(model, calibration)
     keep_memory()
@@ -90,14 +90,18 @@ def optimize(
     chosen = fastest() if precision == "auto" else precision
     if chosen is not None:
         _make_fast(fast, _DTYPES[chosen], ranges)
-    return torch.compile(fast) if compile else fast  # type: ignore[return-value]
+    if not compile:
+        return fast
+    compiled = torch.compile(fast)
+    assert isinstance(compiled, nn.Module)
+    return compiled
 
 
 def _make_fast(fast: nn.Module, dtype: torch.dtype, ranges: Ranges) -> None:
     for name, (scale, zero) in ranges.items():
         block = fast.get_submodule(name)
         assert isinstance(block, Block)
-        if _is_whole(block) and block.dwconv.kernel_size[0] in native.KERNELS:
+        if _is_whole(block) and block.dwconv.kernel_size[0] in KERNELS:
             fast.set_submodule(name, Int8Block(block, scale, zero))
     _replace(fast, dtype)
     for module in fast.modules():
@@ -106,13 +110,13 @@ def _make_fast(fast: nn.Module, dtype: torch.dtype, ranges: Ranges) -> None:
 
 
 def _is_whole(block: nn.Module) -> TypeGuard[Block]:
-    """Whether nobody looks into the block or has changed what is in it, so that another module can stand for it."""
-    return untouched(block, Block) and block.whole() is not None
+    """Return whether no hook watches the block and nothing in it was changed, so that another module can replace it."""
+    return untouched(block, Block) and block.fusable() is not None
 
 
 def _products(dtype: torch.dtype) -> torch.dtype:
-    """Which products stand for those of that dtype."""
-    return native.SPLIT if dtype == torch.float32 and dispatch.compiled(torch.bfloat16) else dtype
+    """Return the kind of products that computes those in `dtype`."""
+    return SPLIT if dtype == torch.float32 and dispatch.compiled(torch.bfloat16) else dtype
 
 
 def _replace(module: nn.Module, dtype: torch.dtype) -> None:
@@ -127,31 +131,29 @@ def _replace(module: nn.Module, dtype: torch.dtype) -> None:
 def _fast(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
     compiled = dispatch.compiled(dtype)
     if _is_whole(module):
-        return FoldedBlock(module, dtype) if compiled and module.dwconv.kernel_size[0] in native.KERNELS else SlicedBlock(module, dtype)
+        return FoldedBlock(module, dtype) if compiled and module.dwconv.kernel_size[0] in KERNELS else SlicedBlock(module, dtype)
     if not compiled or not untouched(module, nn.Sequential) or len(module) != 2:
         return None
     first, second = module
     if untouched(first, LayerNorm2d) and _is_patchifying(second) and second.in_channels % 16 == 0:
-        return Patchify(second, dtype, before=first)
+        return FoldedPatchify(second, dtype, before=first)
     if _is_patchifying(first) and untouched(second, LayerNorm2d):
-        return Patchify(first, dtype, behind=second)
+        return FoldedPatchify(first, dtype, behind=second)
     return None
 
 
 def _join_stages(network: ConvNeXt) -> None:
-    """Make each patchifying layer and the blocks behind it one module, where all of them are compiled."""
+    """Make each patchifying layer and the blocks behind it one module if all of them are compiled."""
     for i, (before, stage) in enumerate(zip(network.downsample_layers, network.stages, strict=True)):
-        blocks = list(stage.children())
-        if (
-            isinstance(before, Patchify)
-            and untouched(stage, nn.Sequential)
-            and {type(block) for block in blocks} in ({FoldedBlock}, {Int8Block})
-        ):
+        if not isinstance(before, FoldedPatchify) or not untouched(stage, nn.Sequential):
+            continue
+        blocks = [block for block in stage.children() if isinstance(block, FoldedBlock | Int8Block)]
+        if blocks and len(blocks) == len(stage) and len({type(block) for block in blocks}) == 1:
             network.downsample_layers[i], network.stages[i] = nn.Identity(), nn.Sequential(FoldedStage(before, blocks))
 
 
 def _is_patchifying(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    if not (untouched(module, nn.Conv2d) or untouched(module, PatchifyConv)) or module.bias is None:
+    if not (untouched(module, nn.Conv2d) or untouched(module, Patchify)) or module.bias is None:
         return False
     square = module.kernel_size == module.stride and module.kernel_size[0] == module.kernel_size[1]
     return square and module.padding == (0, 0) and module.dilation == (1, 1) and module.groups == 1
@@ -160,6 +162,13 @@ def _is_patchifying(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 class FoldedBlock(nn.Module):
     """A block as one compiled operator with packed weights."""
 
+    taps: Tensor
+    bias: Tensor
+    first: Tensor
+    first_bias: Tensor
+    second: Tensor
+    second_bias: Tensor
+
     names = ("taps", "bias", "first", "first_bias", "second", "second_bias")
 
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
@@ -167,18 +176,22 @@ class FoldedBlock(nn.Module):
         self.eps, bias = block.norm.eps, block.dwconv.bias
         assert bias is not None
         linear = block.pwconv1.weight, block.pwconv1.bias, block.pwconv2.weight, block.pwconv2.bias
-        weights = native.packed(*linear, block.gamma, _products(dtype), (block.norm.weight, block.norm.bias))
+        weights = native.pack_mlp(*linear, block.gamma, (block.norm.weight, block.norm.bias), _products(dtype))
         self.hidden = weights.hidden
         tensors = (native.taps_of(block.dwconv.weight), bias.detach().clone(), *weights[:4])
         for name, tensor in zip(self.names, tensors, strict=True):
             self.register_buffer(name, tensor)
+
+    def tensors(self) -> list[Tensor]:
+        """Return the block's tensors as `PackedBlocks` holds them."""
+        return [self.get_buffer(name) for name in self.names]
 
     def forward(self, x: Tensor) -> Tensor:
         return folded_block(x, self.taps, self.bias, self.eps, self.first, self.first_bias, self.second, self.second_bias, self.hidden)
 
 
 class SlicedBlock(nn.Module):
-    """A block in plain PyTorch, folded, its MLP on some rows of the map at a time."""
+    """A block in plain PyTorch, folded; its MLP computes some rows of the map at a time."""
 
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
         super().__init__()
@@ -203,8 +216,13 @@ class SlicedBlock(nn.Module):
         return x + branch.view(y.shape).permute(0, 3, 1, 2)
 
 
-class Patchify(nn.Module):
-    """A convolution whose kernel is its stride as one compiled operator, with the norm before or behind it."""
+class FoldedPatchify(nn.Module):
+    """A convolution whose kernel is its stride, with the norm before or behind it, as one compiled operator."""
+
+    weight: Tensor
+    bias: Tensor
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, before: LayerNorm | None = None, behind: LayerNorm | None = None) -> None:
         super().__init__()
@@ -220,26 +238,27 @@ class Patchify(nn.Module):
         for name, tensor in zip(("weight", "bias", "norm_weight", "norm_bias"), (*packed, *affine), strict=True):
             self.register_buffer(name, tensor)
 
-    def arguments(self) -> tuple[Any, ...]:
-        """What the operators want to know of it."""
-        tensors = self.weight, self.bias, self.norm_weight, self.norm_bias
-        return *tensors, self.eps, self.normed, self.patch, self.outputs
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float, bool, int, int]:
+        """Return the operators' arguments, in their order."""
+        return self.weight, self.bias, self.norm_weight, self.norm_bias, self.eps, self.normed, self.patch, self.outputs
 
     def forward(self, x: Tensor) -> Tensor:
         return folded_patchify(x, *self.arguments())
 
 
 class FoldedStage(nn.Module):
-    """A patchifying layer and the blocks behind it: as one operator where images can be shared out evenly, else one after the other.
+    """A patchifying layer and the blocks behind it: one operator if the threads can share the images evenly, else layer by layer.
 
-    In the operator each thread takes images of its own through all layers: it waits for no other, and maps stay in its core's cache.
+    In the operator each thread takes images of its own through all layers. It waits for no other, and maps stay in its core's cache.
     """
 
-    def __init__(self, before: Patchify, blocks: Sequence[nn.Module]) -> None:
+    gelu_parameters: Tensor | None
+
+    def __init__(self, before: FoldedPatchify, blocks: Sequence[FoldedBlock | Int8Block]) -> None:
         super().__init__()
-        self.before, self.blocks = before, nn.Sequential(*blocks)
-        rest = [block.rest for block in blocks if isinstance(block, Int8Block)]
-        self.register_buffer("rest", torch.tensor(rest) if rest else None)
+        self.before, self.blocks, self.eps, self.hidden = before, nn.Sequential(*blocks), blocks[0].eps, blocks[0].hidden
+        parameters = [block.gelu_parameters for block in blocks if isinstance(block, Int8Block)]
+        self.register_buffer("gelu_parameters", torch.tensor(parameters) if parameters else None)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._whole(x) if self._pays(x) else self.blocks(self.before(x))
@@ -248,9 +267,8 @@ class FoldedStage(nn.Module):
         n, _, height, width = x.shape
         positions, threads = (height // self.before.patch) * (width // self.before.patch), dispatch.threads()
         shared_out = n % threads == 0 or n >= 8 * threads
-        return shared_out and 0 < positions * self.before.outputs * 4 <= _MAP_BYTES
+        return shared_out and 0 < positions * self.before.outputs * 4 <= _MAX_MAP_BYTES
 
     def _whole(self, x: Tensor) -> Tensor:
-        last: Any = self.blocks[-1]
-        tensors = [getattr(block, name) for block in self.blocks.children() for name in last.names]
-        return folded_stage(x, *self.before.arguments(), tensors, self.rest, last.eps, last.hidden)
+        tensors = [tensor for block in self.blocks if isinstance(block, FoldedBlock | Int8Block) for tensor in block.tensors()]
+        return folded_stage(x, *self.before.arguments(), tensors, self.gelu_parameters, self.eps, self.hidden)

@@ -1,8 +1,8 @@
-"""Post-training quantization of ConvNeXt's blocks to 8 bits: what calibration finds, and the block that uses it.
+"""Post-training quantization of ConvNeXt's blocks to 8 bits: calibration, and the quantized block.
 
-Ranges of hidden values come from torch.ao.quantization's histogram observer, which looks for the range of least squared error. Weights
-have a scale for each output, a position's normalised values one of their own, computed as they come. Norms, GELU, sums and the map
-that blocks add to stay float32; stem, downsampling layers and head are not quantized.
+The histogram observer of torch.ao.quantization finds the range of hidden values with the smallest squared error. Weights have a scale for
+each output. Normalised values have a scale for each position, which is computed from them. Norms, GELU, sums and the map that blocks
+add to stay float32; stem, downsampling layers and head are not quantized.
 """
 
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from convnext.models.backbones.convnext import Block
 from convnext.ops import inference, native
 from convnext.ops.folded import int8_block
 
-Ranges = dict[str, tuple[float, int]]  # of each block's hidden values: scale and zero point
+Ranges = dict[str, tuple[float, int]]  # scale and zero point of each block's hidden values, by the block's name
 
 
 @torch.inference_mode()
 def calibrate(model: nn.Module, run: Callable[[nn.Module], object]) -> Ranges:
-    """Observe each block's values behind GELU while `run` takes images through the network.
+    """Return the range of each block's hidden values (behind GELU) while `run` passes images through the network.
 
-    Raises UsageError if it took none.
+    Raises UsageError if it passed none.
     """
     observers = {name: HistogramObserver(dtype=torch.quint8) for name, module in model.named_modules() if isinstance(module, Block)}
-    hooks = [model.get_submodule(f"{name}.pwconv1").register_forward_hook(_watching(observer)) for name, observer in observers.items()]
+    hooks = [model.get_submodule(f"{name}.pwconv1").register_forward_hook(_observe_with(observer)) for name, observer in observers.items()]
     try:
         run(model.eval())
     finally:
@@ -36,21 +36,31 @@ def calibrate(model: nn.Module, run: Callable[[nn.Module], object]) -> Ranges:
     found: Ranges = {}
     for name, observer in observers.items():
         if not observer.min_val.isfinite():
-            raise UsageError("int8 needs images to calibrate with, and the network saw none")
+            raise UsageError("int8 needs images to calibrate with, and `calibration` passed none through the network")
         scale, zero = observer.calculate_qparams()
         found[name] = scale.item(), int(zero)
     return found
 
 
-def _watching(observer: nn.Module) -> Callable[..., None]:
-    def watch(_: nn.Module, __: tuple[Tensor, ...], z: Tensor) -> None:
+def _observe_with(observer: nn.Module) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def observe(_: nn.Module, __: tuple[Tensor, ...], z: Tensor) -> None:
         observer(F.gelu(z))
 
-    return watch
+    return observe
 
 
 class Int8Block(nn.Module):
     """A block as one compiled operator with products of 8 bits."""
+
+    taps: Tensor
+    bias: Tensor
+    first: Tensor
+    first_bias: Tensor
+    second: Tensor
+    second_bias: Tensor
+    first_scale: Tensor
+    second_scale: Tensor
+    table: Tensor
 
     names = ("taps", "bias", "first", "first_bias", "second", "second_bias", "first_scale", "second_scale", "table")
 
@@ -62,12 +72,17 @@ class Int8Block(nn.Module):
         with torch.no_grad():
             folded1 = first.weight * norm.weight, first.bias + first.weight @ norm.bias
             folded2 = second.weight * gamma.unsqueeze(1), second.bias * gamma
-            weights = inference.quantized(*folded1, *folded2, scale, zero)
-        self.eps, self.rest, self.hidden = norm.eps, weights[7:10], weights.hidden
+            weights = inference.quantize_mlp(*folded1, *folded2, scale, zero)
+        self.eps, self.hidden = norm.eps, weights.hidden
+        self.gelu_parameters = weights.multiplier, weights.step, weights.fraction
         tensors = (native.taps_of(block.dwconv.weight), bias.detach().clone(), *weights[:7])
         for name, tensor in zip(self.names, tensors, strict=True):
             self.register_buffer(name, tensor.detach())
 
+    def tensors(self) -> list[Tensor]:
+        """Return the block's tensors as `PackedBlocks` holds them."""
+        return [self.get_buffer(name) for name in self.names]
+
     def forward(self, x: Tensor) -> Tensor:
-        taps, bias, *weights = (getattr(self, name) for name in self.names)
-        return int8_block(x, taps, bias, self.eps, *weights, *self.rest, self.hidden)
+        tensors = self.taps, self.bias, self.eps, self.first, self.first_bias, self.second, self.second_bias
+        return int8_block(x, *tensors, self.first_scale, self.second_scale, self.table, *self.gelu_parameters, self.hidden)

@@ -1,15 +1,15 @@
-// The backward pass of the MLP, slab by slab. Hidden values are computed again, 32 columns of them at a time, and meet everything they are
-// needed for while they lie in a core's cache; of the hidden width only dz, the gradient before GELU, is held for a slab.
+// The backward pass of the norm and the MLP, slab by slab. Hidden values are computed again, 32 columns at a time, and used for everything
+// that needs them while they lie in a core's cache. Of the hidden width, a slab stores only dz, the gradient before GELU.
 //   z = y W1ᵀ + b1    dh = d (γ W2)    dz = dh GELU'(z)    dy = dz W1    dW1 = dzᵀ y    dW2 = dᵀ GELU(z)
-// where d is the gradient of the result times keep. What is summed for W2 and b2 is dᵀ GELU(z) and d, without the branch's scale γ.
-// In the whole block y is the norm's result, computed again from the convolution's, and the gradient goes on through the norm.
+// where d is the gradient of the result times keep. For W2 and b2, dᵀ GELU(z) and d are summed without the layer scale γ. y is the
+// norm's result, computed again from the convolution's; dy then passes through the norm.
 #include "norm.h"
 #include "slab.h"
 #include "transpose.h"
 
-#define SLAB_BYTES (3 << 19)  // of a slab's values: what a second-level cache of 2 MB holds beside weights
+#define BACKWARD_SLAB_BYTES (3 << 19)  // of a slab's values: 1.5 MB, which fit a second-level cache of 2 MB beside weights
 
-struct Source {  // of y: the map itself, or what the norm (the rest, else null) makes of it
+struct NormedMap {  // y: the convolution's result and the norm's statistics and parameters
     const void *map;
     const float *means, *scales, *weight, *bias;
 };
@@ -19,24 +19,24 @@ struct Packed {  // W1 (hidden, width), (γ W2)ᵀ (hidden, width) and W1ᵀ (wi
     const float *first_bias;
 };
 
-// Of one thread: (width, hidden) twice, (hidden), (width) three times, all padded to 32. The first two are in panels of 32 columns of the
-// hidden width, so that what a panel adds to them lies in one piece.
-struct Sums {
+// Sums of one thread: (width, hidden) twice, (hidden), (width) three times, all padded to 32. The first two are in panels of 32 columns of
+// the hidden width, so that each panel adds to contiguous memory.
+struct ThreadSums {
     float *dw1_transposed, *dw2, *db1, *db2, *dweight, *dbias;
-    Sums(float *memory, int64_t width, int64_t hidden)
+    ThreadSums(float *memory, int64_t width, int64_t hidden)
         : dw1_transposed(memory), dw2(memory + width * hidden), db1(memory + 2 * width * hidden), db2(db1 + hidden),
           dweight(db2 + width), dbias(dweight + width) {}
     static int64_t size(int64_t width, int64_t hidden) { return 2 * width * hidden + hidden + 3 * width; }
 };
 
-static int64_t slabs_for(int64_t rows, int64_t width, int64_t hidden, int64_t value_bytes) {
-    return slabs_of(rows, most(256, SLAB_BYTES / ((4 * width + hidden) * value_bytes)));
+static int64_t backward_slab_count(int64_t rows, int64_t width, int64_t hidden, int64_t value_bytes) {
+    return slab_count(rows, max(256, BACKWARD_SLAB_BYTES / ((4 * width + hidden) * value_bytes)));
 }
 
-// As many as have a slab to work on, and as have all their sums in a gigabyte.
-static int threads_for(int64_t rows, int64_t width, int64_t hidden, int64_t value_bytes) {
-    const int64_t useful = least(omp_get_max_threads(), slabs_for(rows, width, hidden, value_bytes));
-    return (int)most(1, least(useful, (1 << 28) / Sums::size(width, hidden)));
+// At most a thread for each slab, and so many that all their sums fit 1 GiB.
+static int backward_thread_count(int64_t rows, int64_t width, int64_t hidden, int64_t value_bytes) {
+    const int64_t useful = min(omp_get_max_threads(), backward_slab_count(rows, width, hidden, value_bytes));
+    return (int)max(1, min(useful, (1 << 28) / ThreadSums::size(width, hidden)));
 }
 
 template <class P> struct Buffers {
@@ -45,13 +45,14 @@ template <class P> struct Buffers {
     float *z_panel;
     int64_t y_stride, t_stride, dz_stride;
 
-    bool take(int64_t rows, int64_t width, int64_t hidden) {  // all multiples of 32
+    bool allocate(int64_t rows, int64_t width, int64_t hidden) {  // all multiples of 32
         y_stride = width, t_stride = rows, dz_stride = hidden;
-        const int64_t sizes[] = {rows * y_stride, rows * y_stride, width * t_stride, width * t_stride, rows * dz_stride, rows * 32, rows * 32};
+        const int64_t map = rows * y_stride, transposed = width * t_stride, panel = rows * 32;
+        const int64_t sizes[] = {map, map, transposed, transposed, rows * dz_stride, panel, panel};
         Value **buffers[] = {&y, &d, &y_transposed, &d_transposed, &dz, &hidden_panel, &dz_panel};
         int64_t total = rows * 32 * sizeof(float);
         for (int64_t size : sizes) total += size * sizeof(Value);
-        char *memory = (char *)workspace(total);
+        char *memory = (char *)scratch_buffer(total);
         if (!memory) return false;
         for (int i = 0; i < 7; i++) *buffers[i] = (Value *)memory, memory += sizes[i] * sizeof(Value);
         z_panel = (float *)memory;
@@ -59,27 +60,26 @@ template <class P> struct Buffers {
     }
 };
 
-// Rows of y and of the result's gradient into a slab, and the second bias's gradient.
-template <class P, int Y_DTYPE, int DTYPE>
-static void read_slab(const Buffers<P> &b, const Source &y, const void *dout, const float *keep, int64_t positions, int64_t first,
+// Reads rows of y and of the result's gradient into a slab, and sums the second bias's gradient.
+template <class P, int DTYPE>
+static void read_slab(const Buffers<P> &b, const NormedMap &y, const void *dout, const float *keep, int64_t positions, int64_t first,
                       int64_t count, int64_t padded, int64_t channels, float *db2) {
     for (int64_t c = 0; c < b.y_stride; c += LANES) {
-        const int lanes = (int)most(0, least(LANES, channels - c));
-        const f32x16 weight = y.means ? load(y.weight + c, FLOAT32, lanes) : broadcast(0);
-        const f32x16 bias = y.means ? load(y.bias + c, FLOAT32, lanes) : broadcast(0);
+        const int lanes = (int)max(0, min(LANES, channels - c));
+        const f32x16 weight = load(y.weight + c, FLOAT32, lanes), bias = load(y.bias + c, FLOAT32, lanes);
         f32x16 total = load(db2 + c, FLOAT32, LANES);
         for (int64_t row = 0; row < count; row++) {
-            const int64_t place = (first + row) * channels + c;
-            f32x16 value = load(at(y.map, place, Y_DTYPE), Y_DTYPE, lanes), d = load(at(dout, place, DTYPE), DTYPE, lanes);
-            if (y.means) value = (value - y.means[first + row]) * y.scales[first + row] * weight + bias;
+            const int64_t offset = (first + row) * channels + c;
+            f32x16 value = load(at(y.map, offset, P::DTYPE), P::DTYPE, lanes), d = load(at(dout, offset, DTYPE), DTYPE, lanes);
+            value = (value - y.means[first + row]) * y.scales[first + row] * weight + bias;
             if (keep) d *= keep[(first + row) / positions];
             total += d;
-            P::put(P::place(b.y, row, c, b.y_stride), value);
-            P::put(P::place(b.d, row, c, b.y_stride), d);
+            P::put(P::address(b.y, row, c, b.y_stride), value);
+            P::put(P::address(b.d, row, c, b.y_stride), d);
         }
         for (int64_t row = count; row < padded; row++) {
-            P::put(P::place(b.y, row, c, b.y_stride), broadcast(0));
-            P::put(P::place(b.d, row, c, b.y_stride), broadcast(0));
+            P::put(P::address(b.y, row, c, b.y_stride), broadcast(0));
+            P::put(P::address(b.d, row, c, b.y_stride), broadcast(0));
         }
         store(db2 + c, total, FLOAT32, LANES);
     }
@@ -89,16 +89,16 @@ static void read_slab(const Buffers<P> &b, const Source &y, const void *dout, co
     }
 }
 
-// 32 hidden columns of a slab: their dz, and what they add to the weights' gradients.
+// Computes dz of 32 hidden columns of a slab and adds their part to the weights' gradients.
 template <class P>
 static void hidden_columns(const Buffers<P> &b, const Packed &w, typename P::Scratch &scratch, int64_t n, int64_t padded, int64_t width,
-                           Sums &sums, bool begin) {
+                           ThreadSums &sums, bool begin) {
     typedef typename P::Value Value;
     P::multiply(b.y, padded, (const Value *)w.first + n * width, width, 32, w.first_bias + n, scratch,
                 [&](int64_t row, int64_t, f32x16 left, f32x16 right) __attribute__((always_inline)) {
                     Float32::store32(b.z_panel + row * 32, left, right);
                 });
-    typename P::Writer of_hidden = {b.hidden_panel}, of_dz = {b.dz_panel};
+    typename P::Writer hidden_writer = {b.hidden_panel}, dz_writer = {b.dz_panel};
     f32x16 left_sum = load(sums.db1 + n, FLOAT32, LANES), right_sum = load(sums.db1 + n + LANES, FLOAT32, LANES);
     P::multiply(b.d, padded, (const Value *)w.second + n * width, width, 32, nullptr, scratch,
                 [&](int64_t row, int64_t, f32x16 left, f32x16 right) __attribute__((always_inline)) {
@@ -106,9 +106,9 @@ static void hidden_columns(const Buffers<P> &b, const Packed &w, typename P::Scr
                     const f32x16 z_left = load(z, FLOAT32, LANES), z_right = load(z + LANES, FLOAT32, LANES);
                     left *= P::slope(z_left), right *= P::slope(z_right);
                     left_sum += left, right_sum += right;
-                    of_hidden.put(row, P::activation(z_left), P::activation(z_right));
-                    of_dz.put(row, left, right);
-                    P::store32(P::place(b.dz, row, n, b.dz_stride), left, right);
+                    hidden_writer.put(row, P::activation(z_left), P::activation(z_right));
+                    dz_writer.put(row, left, right);
+                    P::store32(P::address(b.dz, row, n, b.dz_stride), left, right);
                 });
     Float32::store32(sums.db1 + n, left_sum, right_sum);
     const auto add_to = [&](float *gradient) {
@@ -122,69 +122,65 @@ static void hidden_columns(const Buffers<P> &b, const Packed &w, typename P::Scr
     P::multiply(b.d_transposed, width, b.hidden_panel, padded, 32, nullptr, scratch, add_to(sums.dw2));
 }
 
-template <class P, int Y_DTYPE, int DTYPE>
-static int backward(const Source &y, const void *dout, const Packed &w, const float *keep, void *dy, float *all_sums, int &threads,
+template <class P, int DTYPE>
+static int backward(const NormedMap &y, const void *dout, const Packed &w, const float *keep, void *dy, float *all_sums, int &threads,
                     int64_t rows, int64_t positions, int64_t channels, int64_t hidden_channels) {
     typedef typename P::Value Value;
     const int64_t width = (channels + 31) / 32 * 32, hidden = (hidden_channels + 31) / 32 * 32;
-    const int64_t slabs = slabs_for(rows, width, hidden, sizeof(Value));
+    const int64_t slabs = backward_slab_count(rows, width, hidden, sizeof(Value));
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
         typename P::Scratch scratch;
         P::begin();
-        if (omp_get_thread_num() == 0) threads = omp_get_num_threads();  // may be fewer than were asked for
-        const int64_t size = Sums::size(width, hidden);
-        Sums sums(all_sums + omp_get_thread_num() * size, width, hidden);
+        if (omp_get_thread_num() == 0) threads = omp_get_num_threads();  // may be fewer than requested
+        const int64_t size = ThreadSums::size(width, hidden);
+        ThreadSums sums(all_sums + omp_get_thread_num() * size, width, hidden);
         memset(sums.db1, 0, (size - 2 * width * hidden) * sizeof(float));
-        bool begin = true;  // the large sums are not cleared: a thread's first slab begins them
+        bool begin = true;  // the large sums are not cleared: a thread's first slab writes them
 #pragma omp for schedule(static)
         for (int64_t s = 0; s < slabs; s++) {
             const int64_t first = rows * s / slabs, count = rows * (s + 1) / slabs - first, padded = (count + 31) / 32 * 32;
             Buffers<P> b;
-            if (!b.take(padded, width, hidden)) { failed = 1; continue; }
-            read_slab<P, Y_DTYPE, DTYPE>(b, y, dout, keep, positions, first, count, padded, channels, sums.db2);
+            if (!b.allocate(padded, width, hidden)) { failed = 1; continue; }
+            read_slab<P, DTYPE>(b, y, dout, keep, positions, first, count, padded, channels, sums.db2);
             for (int64_t n = 0; n < hidden; n += 32) hidden_columns(b, w, scratch, n, padded, width, sums, begin);
             begin = false;
-            // Of y where it was given; d is not needed any more, and holds it where the norm follows.
-            const bool normed = y.means;
+            // dy overwrites d, which is not needed any more.
             P::multiply(b.dz, count, (const Value *)w.first_transposed, hidden, width, nullptr, scratch,
                         [&](int64_t row, int64_t column, f32x16 left, f32x16 right) __attribute__((always_inline)) {
-                            if (normed) return P::store32(b.d + row * b.y_stride + column, left, right);
-                            void *to = at(dy, (first + row) * channels + column, Y_DTYPE);
-                            store(to, left, Y_DTYPE, (int)least(LANES, channels - column));
-                            store(at(to, LANES, Y_DTYPE), right, Y_DTYPE, (int)most(0, least(LANES, channels - column - LANES)));
+                            P::store32(b.d + row * b.y_stride + column, left, right);
                         });
-            for (int64_t row = 0; normed && row < count; row++) {
-                const int64_t place = (first + row) * channels;
-                backward_row<Y_DTYPE, P::DTYPE>(at(y.map, place, Y_DTYPE), b.d + row * b.y_stride, y.weight, y.means[first + row],
-                                                y.scales[first + row], at(dy, place, Y_DTYPE), sums.dweight, sums.dbias, channels);
+            for (int64_t row = 0; row < count; row++) {
+                const int64_t offset = (first + row) * channels;
+                backward_row<P::DTYPE, P::DTYPE>(at(y.map, offset, P::DTYPE), b.d + row * b.y_stride, y.weight, y.means[first + row],
+                                                y.scales[first + row], at(dy, offset, P::DTYPE), sums.dweight, sums.dbias, channels);
             }
         }
         failed |= scratch.failed;
         if (begin) memset(sums.dw1_transposed, 0, 2 * width * hidden * sizeof(float));
         P::end();
     }
-    return failed ? NO_MEMORY : WELL;
+    return failed ? OUT_OF_MEMORY : OK;
 }
 
-// Where the parameters' gradients go; the last two are null without a norm. gamma: of a scale of 1 where there is none.
-struct Found {
-    float *w1, *b1, *w2, *b2, *gamma, *norm_weight, *norm_bias;  // (hidden, width), (hidden), (width, hidden), and (width) four times
+// The results. Without a layer scale, gamma is the gradient of a scale of 1.
+struct ParameterGradients {
+    float *norm_weight, *norm_bias, *w1, *b1, *w2, *b2, *gamma;  // (width) twice, (hidden, width), (hidden), (width, hidden), (width) twice
 };
 
-// From the sums of all threads, in the order of the threads, whichever was done first. The branch times its gradient, summed over
-// positions, is W2 times dᵀ GELU(z), summed over hidden values, and b2 times the sum of d: so follows the scale's gradient.
-static void finish(float *sums, int threads, const float *w2, const float *b2, const float *gamma, const Found &to,
+// Adds the sums of all threads in the order of the threads, whichever finished first. The branch times its gradient, summed over positions,
+// is W2 times dᵀ GELU(z), summed over hidden values, plus b2 times the sum of d: this gives γ's gradient.
+static void reduce_sums(float *sums, int threads, const float *w2, const float *b2, const float *gamma, const ParameterGradients &to,
                    int64_t channels, int64_t hidden_channels) {
-    const int64_t width = (channels + 31) / 32 * 32, hidden = (hidden_channels + 31) / 32 * 32, size = Sums::size(width, hidden);
-    const Sums of(sums, width, hidden);
+    const int64_t width = (channels + 31) / 32 * 32, hidden = (hidden_channels + 31) / 32 * 32, size = ThreadSums::size(width, hidden);
+    const ThreadSums all(sums, width, hidden);
     const auto total = [&](const float *first) __attribute__((always_inline)) {
         f32x16 sum = load(first, FLOAT32, LANES);
         for (int thread = 1; thread < threads; thread++) sum += load(first + thread * size, FLOAT32, LANES);
         return sum;
     };
-    const auto lanes = [](int64_t place, int64_t count) { return (int)most(0, least(LANES, count - place)); };
+    const auto lanes = [](int64_t offset, int64_t count) { return (int)max(0, min(LANES, count - offset)); };
     const auto panel = [&](const float *gradient, int64_t c, int64_t h) { return gradient + h / 32 * 32 * width + c * 32 + h % 32; };
 #pragma omp parallel
     {
@@ -194,19 +190,19 @@ static void finish(float *sums, int threads, const float *w2, const float *b2, c
             for (int64_t h = 0; h < hidden_channels; h += LANES)
                 for (int i = 0; i < lanes(c, channels); i++) {
                     const int count = lanes(h, hidden_channels);
-                    const int64_t place = (c + i) * hidden_channels + h;
-                    const f32x16 sum = total(panel(of.dw2, c + i, h));
-                    along[i] += sum * load(w2 + place, FLOAT32, count);
-                    store(to.w2 + place, gamma ? gamma[c + i] * sum : sum, FLOAT32, count);
+                    const int64_t offset = (c + i) * hidden_channels + h;
+                    const f32x16 sum = total(panel(all.dw2, c + i, h));
+                    along[i] += sum * load(w2 + offset, FLOAT32, count);
+                    store(to.w2 + offset, gamma ? gamma[c + i] * sum : sum, FLOAT32, count);
                 }
             for (int i = 0; i < lanes(c, channels); i++) to.gamma[c + i] = sum16(along[i]);
         }
 #pragma omp for schedule(static)
         for (int64_t h = 0; h < hidden; h += LANES) {
-            store(to.b1 + h, total(of.db1 + h), FLOAT32, lanes(h, hidden_channels));
+            store(to.b1 + h, total(all.db1 + h), FLOAT32, lanes(h, hidden_channels));
             for (int64_t c = 0; c < width; c += LANES) {
                 u32x16 rows[LANES];
-                for (int i = 0; i < LANES; i++) rows[i] = (u32x16)total(panel(of.dw1_transposed, c + i, h));
+                for (int i = 0; i < LANES; i++) rows[i] = (u32x16)total(panel(all.dw1_transposed, c + i, h));
                 transpose16(rows);
                 for (int i = 0; i < lanes(h, hidden_channels); i++)
                     store(to.w1 + (h + i) * channels + c, (f32x16)rows[i], FLOAT32, lanes(c, channels));
@@ -215,35 +211,40 @@ static void finish(float *sums, int threads, const float *w2, const float *b2, c
     }
     for (int64_t c = 0; c < channels; c += LANES) {
         const int count = lanes(c, channels);
-        const f32x16 sum = total(of.db2 + c);
+        const f32x16 sum = total(all.db2 + c);
         store(to.b2 + c, gamma ? sum * load(gamma + c, FLOAT32, count) : sum, FLOAT32, count);
         store(to.gamma + c, load(to.gamma + c, FLOAT32, count) + sum * load(b2 + c, FLOAT32, count), FLOAT32, count);
-        if (!to.norm_weight) continue;
-        store(to.norm_weight + c, total(of.dweight + c), FLOAT32, count);
-        store(to.norm_bias + c, total(of.dbias + c), FLOAT32, count);
+        store(to.norm_weight + c, total(all.dweight + c), FLOAT32, count);
+        store(to.norm_bias + c, total(all.dbias + c), FLOAT32, count);
     }
 }
 
-// How many floats mlp_backward wants as `sums`.
-extern "C" int64_t mlp_backward_sums(int64_t rows, int64_t channels, int64_t hidden, int tiles) {
+// Returns how many floats norm_mlp_backward needs as `sums`.
+extern "C" int64_t norm_mlp_backward_sums(int64_t rows, int64_t channels, int64_t hidden, int dtype) {
     const int64_t width = (channels + 31) / 32 * 32, columns = (hidden + 31) / 32 * 32;
-    return threads_for(rows, width, columns, tiles ? 2 : 4) * Sums::size(width, columns);
+    return backward_thread_count(rows, width, columns, bytes_of(dtype)) * ThreadSums::size(width, columns);
 }
 
-// Returns WELL or NO_MEMORY. dy has y's dtype. means to bias: of the norm before y, or null. first to first_transposed: packed;
-// w2, b2 and gamma (or null) as they are, float32. The last seven: as Found.
-extern "C" int mlp_backward(const void *y, const float *means, const float *scales, const float *weight, const float *bias,
-                            const void *dout, const void *first, const float *first_bias, const void *second, const void *first_transposed,
-                            const float *w2, const float *b2, const float *gamma, const float *keep, void *dy, float *sums, int dtype,
-                            int64_t rows, int64_t positions, int64_t channels, int64_t hidden, int tiles, float *dw1, float *db1,
-                            float *dw2, float *db2, float *dgamma, float *dnorm_weight, float *dnorm_bias) {
+// convolved and its gradient have `dtype`; dout is float32 or has it too. first, second (times γ) and first_transposed are packed; w2, b2
+// and gamma (or null) are plain float32. The last seven are the results, float32. Returns OK, OUT_OF_MEMORY, UNSUPPORTED_DTYPES or
+// NEEDS_TILES.
+extern "C" int norm_mlp_backward(const void *convolved, const float *means, const float *scales, const float *norm_weight,
+                                 const float *norm_bias, const void *dout, const void *first, const float *first_bias, const void *second,
+                                 const void *first_transposed, const float *w2, const float *b2, const float *gamma, const float *keep,
+                                 void *dconvolved, float *sums, int dtype, int dout_dtype, int64_t rows, int64_t positions,
+                                 int64_t channels, int64_t hidden, float *dnorm_weight, float *dnorm_bias, float *dw1, float *db1,
+                                 float *dw2, float *db2, float *dgamma) {
+    if (dtype == BFLOAT16 && !TILES_COMPILED) return NEEDS_TILES;
+    if (dtype == FLOAT32 && dout_dtype != FLOAT32) return UNSUPPORTED_DTYPES;
+    const NormedMap y = {convolved, means, scales, norm_weight, norm_bias};
     const Packed w = {first, second, first_transposed, first_bias};
-    auto run = !tiles              ? backward<Float32, FLOAT32, FLOAT32>
-               : dtype == FLOAT32 ? backward<Tiles, BFLOAT16, FLOAT32>
-                                   : backward<Tiles, BFLOAT16, BFLOAT16>;
+    auto run = dtype == FLOAT32        ? backward<Float32, FLOAT32>
+               : dout_dtype == FLOAT32 ? backward<Tiles, FLOAT32>
+                                       : backward<Tiles, BFLOAT16>;
     const int64_t width = (channels + 31) / 32 * 32, columns = (hidden + 31) / 32 * 32;
-    int threads = threads_for(rows, width, columns, tiles ? 2 : 4);
-    const int failed = run({y, means, scales, weight, bias}, dout, w, keep, dy, sums, threads, rows, positions, channels, hidden);
-    if (!failed) finish(sums, threads, w2, b2, gamma, {dw1, db1, dw2, db2, dgamma, dnorm_weight, dnorm_bias}, channels, hidden);
+    int threads = backward_thread_count(rows, width, columns, bytes_of(dtype));
+    const int failed = run(y, dout, w, keep, dconvolved, sums, threads, rows, positions, channels, hidden);
+    const ParameterGradients to = {dnorm_weight, dnorm_bias, dw1, db1, dw2, db2, dgamma};
+    if (!failed) reduce_sums(sums, threads, w2, b2, gamma, to, channels, hidden);
     return failed;
 }

@@ -1,16 +1,17 @@
 // Depthwise convolution with stride 1 and 'same' padding on NHWC maps: forward and weight gradient. The input gradient is the forward
-// with the kernel turned by 180 degrees. A map is (N, H, W, C) without gaps; weights come as float32 [K][K][C], so that 16 channels
-// of one tap are one load.
+// with the kernel rotated by 180 degrees. A map is a contiguous (N, H, W, C); taps are float32 [K][K][C], so that 16 channels of one tap
+// are one load.
 #include "depthwise.h"
 
 #include <stdlib.h>
 
-#define BAND 8  // rows of the map that a thread takes at once
+#define ROWS_PER_TASK 8  // rows of the map that a thread computes at once: each input row is read from memory once or twice, not K times
 
-// Taps of the gradient that stay in registers together: whole rows of the kernel.
+// Rows of the kernel whose gradient is summed in registers at once: the sums and operands must fit 32 registers.
 template <int K> constexpr int rows_at_once() { return K <= 3 ? K : K <= 5 ? 3 : K <= 7 ? 4 : 2; }
 
-// 16 channels of one image's gradient, from maps that were made float32 and padded: in is [H + K - 1][W + K - 1][16], out [H][W][16].
+// Adds the gradient from one band of rows, 16 channels of it, to sums. Maps are float32: in [H + K - 1][W + K - 1][16], which is padded,
+// and out [H][W][16].
 template <int K, int ROWS>
 static void taps_gradient(const float *in, const float *out, float *sums, int64_t height, int64_t width, int first) {
     f32x16 total[ROWS][K];
@@ -45,30 +46,30 @@ static void all_taps(const float *in, const float *out, float *sums, int64_t hei
     }
 }
 
-// Some rows at a time, so that what is read K times stays in the first cache.
-static int64_t band_of(int64_t height, int64_t width, int64_t kernel) {
+// Rows at a time: a band takes 36 KB, so that rows which are read K times stay in the first-level cache.
+static int64_t band_rows(int64_t height, int64_t width, int64_t kernel) {
     const int64_t rows = 36 * 1024 / ((2 * width + kernel - 1) * LANES * 4) - kernel / 2;
-    return most(1, least(rows, height));
+    return max(1, min(rows, height));
 }
 
-// Each thread owns its 16 channels: no two add to one sum, and the order is the same for any number of threads.
+// Each thread has 16 channels of its own: no two add to the same sum, and the order is the same for any number of threads.
 template <int DTYPE, int DY_DTYPE, int K>
-static int weight_gradient(const void *x, const void *dy, float *dweight, float *dbias, int64_t n, int64_t height, int64_t width,
+static int weight_gradient(const void *x, const void *dy, float *dtaps, float *dbias, int64_t n, int64_t height, int64_t width,
                            int64_t channels) {
-    const int64_t blocks = (channels + LANES - 1) / LANES, padded = width + K - 1, band = band_of(height, width, K);
+    const int64_t blocks = (channels + LANES - 1) / LANES, padded = width + K - 1, band = band_rows(height, width, K);
     int failed = 0;
 #pragma omp parallel for schedule(dynamic) reduction(| : failed)
     for (int64_t block = 0; block < blocks; block++) {
-        const int64_t c = first_of(block * LANES, channels), again = block * LANES - c;
-        const int count = (int)least(LANES, channels);
+        const int64_t c = first_channel(block * LANES, channels), overlap = block * LANES - c;
+        const int count = (int)min(LANES, channels);
         float *in = (float *)aligned_alloc(64, ((band + K - 1) * padded + band * width) * LANES * sizeof(float));
-        if (!in) { failed = NO_MEMORY; continue; }
+        if (!in) { failed = OUT_OF_MEMORY; continue; }
         float *out = in + (band + K - 1) * padded * LANES;
         alignas(64) float sums[K * K * LANES] = {};
         f32x16 bias_sum = broadcast(0);
         for (int64_t image = 0; image < n; image++)
             for (int64_t top = 0; top < height; top += band) {
-                const int64_t rows = least(band, height - top);
+                const int64_t rows = min(band, height - top);
                 for (int64_t r = 0; r < rows + K - 1; r++) {
                     const int64_t h = top + r - K / 2;
                     float *to = in + r * padded * LANES;
@@ -87,9 +88,9 @@ static int weight_gradient(const void *x, const void *dy, float *dweight, float 
                 }
                 all_taps<K, 0>(in, out, sums, rows, width);
             }
-        const size_t own = (count - again) * sizeof(float);
-        for (int tap = 0; tap < K * K; tap++) memcpy(dweight + tap * channels + c + again, sums + tap * LANES + again, own);
-        memcpy(dbias + c + again, (float *)&bias_sum + again, own);
+        const size_t bytes = (count - overlap) * sizeof(float);
+        for (int tap = 0; tap < K * K; tap++) memcpy(dtaps + tap * channels + c + overlap, sums + tap * LANES + overlap, bytes);
+        memcpy(dbias + c + overlap, (float *)&bias_sum + overlap, bytes);
         free(in);
     }
     return failed;
@@ -108,28 +109,30 @@ template <int DTYPE, int DY_DTYPE> static WeightGradient *weight_gradient_of(int
     return nullptr;
 }
 
-// y = convolution + bias, or convolution + add; both may be null. x float32 gives y float32, x bf16 either. Both return WELL, NO_MEMORY or
-// NO_KERNEL.
-extern "C" int depthwise_forward(const void *x, const float *weight, const float *bias, const void *add, void *y, int dtype, int y_dtype,
+// y = convolution + bias, or convolution + add; both may be null. x float32 gives y float32, x bf16 either. Returns OK, UNSUPPORTED_KERNEL
+// or UNSUPPORTED_DTYPES.
+extern "C" int depthwise_forward(const void *x, const float *taps, const float *bias, const void *add, void *y, int dtype, int y_dtype,
                                  int64_t n, int64_t height, int64_t width, int64_t channels, int64_t kernel) {
+    if (dtype == FLOAT32 && y_dtype != FLOAT32) return UNSUPPORTED_DTYPES;
     DepthwiseRows *run = dtype == FLOAT32     ? depthwise_rows_of<FLOAT32, FLOAT32>(kernel)
                          : y_dtype == FLOAT32 ? depthwise_rows_of<BFLOAT16, FLOAT32>(kernel)
                                               : depthwise_rows_of<BFLOAT16, BFLOAT16>(kernel);
-    if (!run) return NO_KERNEL;
+    if (!run) return UNSUPPORTED_KERNEL;
 #pragma omp parallel for schedule(static)
-    for (int64_t row = 0; row < n * height; row += BAND) {
-        const int64_t place = row * width * channels;
-        run({x, height, width, channels}, weight, bias, add ? at(add, place, y_dtype) : nullptr, at(y, place, y_dtype), row,
-            least(row + BAND, n * height));
+    for (int64_t row = 0; row < n * height; row += ROWS_PER_TASK) {
+        const int64_t offset = row * width * channels;
+        run({x, height, width, channels}, taps, bias, add ? at(add, offset, y_dtype) : nullptr, at(y, offset, y_dtype), row,
+            min(row + ROWS_PER_TASK, n * height));
     }
-    return 0;
+    return OK;
 }
 
-// x and dy of one dtype, or x float32 and dy bf16.
-extern "C" int depthwise_weight_gradient(const void *x, const void *dy, float *dweight, float *dbias, int dtype, int dy_dtype, int64_t n,
+// x and dy have one dtype, or x is float32 and dy bf16. Returns OK, OUT_OF_MEMORY, UNSUPPORTED_KERNEL or UNSUPPORTED_DTYPES.
+extern "C" int depthwise_weight_gradient(const void *x, const void *dy, float *dtaps, float *dbias, int dtype, int dy_dtype, int64_t n,
                                          int64_t height, int64_t width, int64_t channels, int64_t kernel) {
-    WeightGradient *run = dtype == BFLOAT16    ? weight_gradient_of<BFLOAT16, BFLOAT16>(kernel)
+    if (dtype == BFLOAT16 && dy_dtype != BFLOAT16) return UNSUPPORTED_DTYPES;
+    WeightGradient *run = dtype == BFLOAT16     ? weight_gradient_of<BFLOAT16, BFLOAT16>(kernel)
                           : dy_dtype == FLOAT32 ? weight_gradient_of<FLOAT32, FLOAT32>(kernel)
                                                 : weight_gradient_of<FLOAT32, BFLOAT16>(kernel);
-    return run ? run(x, dy, dweight, dbias, n, height, width, channels) : NO_KERNEL;
+    return run ? run(x, dy, dtaps, dbias, n, height, width, channels) : UNSUPPORTED_KERNEL;
 }

@@ -1,14 +1,14 @@
-// Rows of a depthwise convolution, which the convolution alone and the whole block share.
+// Rows of a depthwise convolution, shared by the convolution alone and the whole block.
 #pragma once
 #include "vector.h"
 
-struct Image {  // (height, width, channels) without gaps
+struct Image {  // (height, width, channels), contiguous
     const void *x;
     int64_t height, width, channels;
 };
 
-// T neighbouring outputs, 16 channels of them: their sums stay in registers while each input is read once and meets up to K taps.
-// They begin with `add` (laid out as y) or bias, where there is one. INSIDE: no input column lies beyond the map.
+// Computes T adjacent outputs of 16 channels. Their sums stay in registers while each input is read once and multiplied by up to K taps.
+// Sums begin with `add` (laid out as y), the bias, or 0. INSIDE: no input column lies beyond the map.
 template <int DTYPE, int Y_DTYPE, int K, int T, bool INSIDE>
 static void depthwise_tile(const Image &image, const float *weight, const float *bias, const void *add, void *y, int64_t h, int64_t w,
                            int lanes) {
@@ -18,7 +18,7 @@ static void depthwise_tile(const Image &image, const float *weight, const float 
         if (add) sums[t] = load(at(add, t * image.channels, Y_DTYPE), Y_DTYPE, lanes);
         else sums[t] = bias ? load(bias, FLOAT32, lanes) : broadcast(0);
     }
-    const int64_t first = most(0, K / 2 - h), last = least(K, image.height + K / 2 - h);
+    const int64_t first = max(0, K / 2 - h), last = min(K, image.height + K / 2 - h);
     for (int64_t ky = first; ky < last; ky++) {
         const void *row = at(image.x, ((h + ky - K / 2) * image.width + w - K / 2) * image.channels, DTYPE);
         f32x16 taps[K];
@@ -37,23 +37,23 @@ static void depthwise_tile(const Image &image, const float *weight, const float 
     for (int t = 0; t < T; t++) store(at(y, t * image.channels, Y_DTYPE), sums[t], Y_DTYPE, lanes);
 }
 
-// Rows first to last - 1 of maps (n * height rows in all) to y, which begins with the first of them. 16 channels go through all rows
-// before the next 16, so that what K rows share is read from the first cache. Widths that no tile divides: the last tile moves left and
-// computes some outputs again.
+// Computes rows first to last - 1 of maps (n * height rows in all) into y, which begins with the first of them. 16 channels pass through
+// all rows before the next 16, so that the input that K rows share is read from the first-level cache. Where no tile divides the width,
+// the last tile moves left and computes some outputs again.
 template <int DTYPE, int Y_DTYPE, int K>
 static void depthwise_rows(Image maps, const float *weight, const float *bias, const void *add, void *y, int64_t first, int64_t last) {
     const int64_t width = maps.width, channels = maps.channels, tile = width >= 14 ? 14 : width >= 7 ? 7 : 1;
-    const int lanes = (int)least(LANES, channels);
+    const int lanes = (int)min(LANES, channels);
     for (int64_t block = 0; block < channels; block += LANES) {
-        const int64_t c = first_of(block, channels);
+        const int64_t c = first_channel(block, channels);
         const float *weight_c = weight + c, *bias_c = bias ? bias + c : nullptr;
         for (int64_t row = first; row < last; row++) {
             const int64_t h = row % maps.height, begin = (row - first) * width * channels + c;
             const Image image = {at(maps.x, (row - h) * width * channels + c, DTYPE), maps.height, width, channels};
             for (int64_t next = 0; next < width; next += tile) {
-                const int64_t w = least(next, width - tile), place = begin + w * channels;
-                const void *add_here = add ? at(add, place, Y_DTYPE) : nullptr;
-                void *to = at(y, place, Y_DTYPE);
+                const int64_t w = min(next, width - tile), offset = begin + w * channels;
+                const void *add_here = add ? at(add, offset, Y_DTYPE) : nullptr;
+                void *to = at(y, offset, Y_DTYPE);
                 const bool inside = w >= K / 2 && w + tile + K / 2 <= width;
 #define TILE(T, INSIDE) depthwise_tile<DTYPE, Y_DTYPE, K, T, INSIDE>(image, weight_c, bias_c, add_here, to, h, w, lanes)
                 if (tile == 14) inside ? TILE(14, true) : TILE(14, false);
@@ -65,12 +65,12 @@ static void depthwise_rows(Image maps, const float *weight, const float *bias, c
     }
 }
 
-// A kernel size that there is a function for.
+// Whether a function exists for a kernel size.
 INLINE bool is_kernel(int64_t kernel) { return kernel >= 3 && kernel <= 11 && kernel % 2; }
 
 typedef void DepthwiseRows(Image, const float *, const float *, const void *, void *, int64_t, int64_t);
 
-// The function for a kernel size, or null where there is none.
+// Returns the function for a kernel size, or null if there is none.
 template <int DTYPE, int Y_DTYPE> static DepthwiseRows *depthwise_rows_of(int64_t kernel) {
     switch (kernel) {
         case 3: return depthwise_rows<DTYPE, Y_DTYPE, 3>;

@@ -3,11 +3,11 @@
 #include "vector.h"
 
 INLINE f32x16 clamp(f32x16 x, float bound) {
-    return (f32x16)_mm512_range_ps((__m512)x, _mm512_set1_ps(bound), 2);  // the smaller magnitude, with the sign of x
+    return (f32x16)_mm512_range_ps((__m512)x, _mm512_set1_ps(bound), 2);  // imm 2: the smaller magnitude, with the sign of x
 }
 
-// For results that are rounded to bf16: within 5.4e-4 of GELU, 0 below -3.75 and x above 3.75. Φ(x) - 1/2 as an odd polynomial, fitted
-// between them to the least largest error of x Φ(x) under the condition that it is 1/2 at 3.75.
+// GELU for results that are rounded to bf16: error below 5.4e-4, 0 below -3.75 and x above 3.75. Between, Φ(x) - 1/2 is an odd
+// polynomial, fitted to the smallest maximum error of x Φ(x) under the condition that it is 1/2 at 3.75.
 INLINE f32x16 gelu_to_bf16(f32x16 x) {
     const f32x16 t = clamp(x, 3.75f), u = t * t;
     f32x16 p = broadcast(-4.6681407184223644e-07f);
@@ -19,7 +19,7 @@ INLINE f32x16 gelu_to_bf16(f32x16 x) {
     return x * (t * p + 0.5f);
 }
 
-// Its derivative, within 2.2e-4: 0 below -4.25 and 1 above 4.25, in between fitted in the same way.
+// Its derivative: error below 2.2e-4, 0 below -4.25 and 1 above 4.25, fitted between in the same way.
 INLINE f32x16 gelu_slope_to_bf16(f32x16 x) {
     const f32x16 t = clamp(x, 4.25f), u = t * t;
     f32x16 p = broadcast(4.593307956213266e-10f);
@@ -34,8 +34,8 @@ INLINE f32x16 gelu_slope_to_bf16(f32x16 x) {
     return t * p + 0.5f;
 }
 
-// For results that keep 16 bits: within 5e-6. Fitted up to 4.8 as the one above, as a polynomial in 2 (t / 4.8)² - 1, whose terms do not
-// cancel each other.
+// GELU for results that keep 16 bits: error below 5e-6. Fitted up to 4.8 as above, but as a polynomial in 2 (t / 4.8)² - 1, whose terms
+// do not cancel.
 INLINE f32x16 gelu_to_split(f32x16 x) {
     const f32x16 t = clamp(x, 4.8f), y = t * t * 0.08680555555555555f - 1.0f;
     f32x16 p = broadcast(0.0014437540667131543f);
@@ -56,7 +56,7 @@ INLINE f32x16 magnitude(f32x16 x) { return (f32x16)((i32x16)x & 0x7fffffff); }
 
 // 2^x for x <= 0, relative error below 2e-7; 2^-126 below -126.
 INLINE f32x16 exp2_negative(f32x16 x) {
-    const float shift = 12582912.0f;  // 1.5 x 2^23: adding it rounds to whole numbers, which then stand in the lowest bits
+    const float shift = 12582912.0f;  // 1.5 x 2^23: adding it rounds to an integer, which is then in the lowest bits
     x = (f32x16)_mm512_max_ps((__m512)x, _mm512_set1_ps(-126));
     const f32x16 shifted = x + shift, f = x - (shifted - shift);
     f32x16 p = broadcast(1.54035303933816e-4f);
@@ -69,8 +69,8 @@ INLINE f32x16 exp2_negative(f32x16 x) {
     return (f32x16)((i32x16)p + ((i32x16)shifted << 23));
 }
 
-// Φ(-|x|), absolute error of x Φ(x) below 3e-7. Its logarithm is nearly a parabola: a polynomial, fitted on [0, 5.5] to the least largest
-// error of |x| Φ(-|x|); beyond, it falls by a line.
+// Φ(-|x|), with an absolute error of x Φ(x) below 3e-7. Its logarithm is nearly a parabola: a polynomial, fitted on [0, 5.5] to the
+// smallest maximum error of |x| Φ(-|x|), and a line beyond.
 INLINE f32x16 tail(f32x16 x) {
     const f32x16 distance = magnitude(x), t = (f32x16)_mm512_min_ps((__m512)distance, _mm512_set1_ps(5.5f));
     f32x16 p = broadcast(3.1578988455294166e-06f);

@@ -1,16 +1,16 @@
-// Scratch memory of a thread.
+// Scratch buffers of a thread.
 #pragma once
 #include <stddef.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
-// Grows, and is freed when its thread ends. Memory of 2 MB pages, if the system has them.
-struct Memory {
+// Grows on demand and is freed when its thread ends. In pages of 2 MB, if the system has them.
+struct ScratchBuffer {
     void *begin = nullptr;
     size_t size = 0;
-    ~Memory() { free(begin); }
+    ~ScratchBuffer() { free(begin); }
 
-    void *at_least(size_t bytes) {  // null if memory ran out
+    void *reserve(size_t bytes) {  // returns null if memory runs out
         if (bytes <= size) return begin;
         const size_t page = 2 << 20;
         free(begin);
@@ -22,8 +22,8 @@ struct Memory {
     }
 };
 
-// Memory of this thread that stays from call to call, one piece for each number: fresh memory costs a page fault every 4 KB.
-template <int NUMBER = 0> inline void *workspace(size_t bytes) {
-    static thread_local Memory memory;
-    return memory.at_least(bytes);
+// Per-thread scratch buffer, reused across calls, since new memory costs a page fault every 4 KB. SLOT selects one of several.
+template <int SLOT = 0> inline void *scratch_buffer(size_t bytes) {
+    static thread_local ScratchBuffer buffer;
+    return buffer.reserve(bytes);
 }

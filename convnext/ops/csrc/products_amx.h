@@ -1,4 +1,4 @@
-// Products of matrices for one thread on tiles, sums in float32: of bf16, and of float32 as sums of two bf16.
+// Products of matrices in one thread on tiles, sums in float32: of bf16, and of float32 numbers, each split into two bf16.
 #pragma once
 #include "tiles.h"
 
@@ -10,7 +10,7 @@ struct Amx {
     typedef bf16 Value;
     typedef TileScratch Scratch;
     static constexpr int DTYPE = BFLOAT16;
-    static constexpr int64_t PAD = 32;  // rows beyond the last are multiplied too, and dropped
+    static constexpr int64_t PAD = 32;  // padding rows are multiplied too, and their sums dropped
 
     static void begin() { begin_tiles(); }
     static void end() { _tile_release(); }
@@ -21,21 +21,21 @@ struct Amx {
         _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)right, (__m512)left));
     }
 
-    __attribute__((always_inline)) static u32x16 pairs(f32x16 even, f32x16 odd) {  // 16 times two bf16
+    __attribute__((always_inline)) static u32x16 pairs(f32x16 even, f32x16 odd) {  // 16 pairs of bf16
         alignas(64) static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
         const __m512i side_by_side = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
         return (u32x16)_mm512_permutexvar_epi16(_mm512_load_si512(order), side_by_side);
     }
 
-    // Row by row in tiles of 16 rows and 32 columns, `stride` columns wide: a product then reads its left matrix from front to back, as
-    // caches like it. Of a place, the values up to the next multiple of 32 columns lie behind it.
-    template <class Any> static Any *place(Any *a, int64_t row, int64_t column, int64_t stride) {
+    // A left matrix, `stride` columns wide, is stored in tiles of 16 rows and 32 columns, row by row of tiles: a product then reads it
+    // sequentially. The values up to the next multiple of 32 columns follow an address.
+    template <class T> static T *address(T *a, int64_t row, int64_t column, int64_t stride) {
         return a + ((row >> 4) * (stride >> 5) + (column >> 5)) * 512 + (row & 15) * 32 + (column & 31);
     }
 
-    // A packed matrix (K, N) is [N / 32][K / 32][2][16][16][2]: two tiles side by side, of 16 pairs of rows and 16 columns. A writer gets
-    // row k of 32 columns, rows in order from 0.
+    // A packed matrix (K, N) is [N / 32][K / 32][2][16][16][2]: pairs of adjacent tiles, each of 16 pairs of rows and 16 columns. A
+    // writer gets 32 columns of row k, rows in order from 0.
     struct Writer {
         bf16 *panel;
         f32x16 left = {}, right = {};
@@ -49,15 +49,15 @@ struct Amx {
         }
     };
 
-    // Columns c to c + 15 of a (rows, stride) become rows of t (…, t_stride); rows is a multiple of 32.
+    // Writes columns c to c + 15 of a (rows, stride) as rows of t (…, t_stride); rows is a multiple of 32.
     static void transpose(const bf16 *a, int64_t c, int64_t stride, int64_t rows, bf16 *t, int64_t t_stride) {
         for (int64_t row = 0; row < rows; row += 32) {
             u32x16 words[16];
             for (int i = 0; i < 16; i++)
-                words[i] = pairs(load(place(a, row + 2 * i, c, stride), BFLOAT16, LANES),
-                                 load(place(a, row + 2 * i + 1, c, stride), BFLOAT16, LANES));
+                words[i] = pairs(load(address(a, row + 2 * i, c, stride), BFLOAT16, LANES),
+                                 load(address(a, row + 2 * i + 1, c, stride), BFLOAT16, LANES));
             transpose16(words);
-            for (int i = 0; i < 16; i++) memcpy(place(t, c + i, row, t_stride), &words[i], 64);
+            for (int i = 0; i < 16; i++) memcpy(address(t, c + i, row, t_stride), &words[i], 64);
         }
     }
 
@@ -66,18 +66,18 @@ struct Amx {
         static void lower() { _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7); }
     };
 
-    template <class Take>
+    template <class Consume>
     static void multiply(const bf16 *a, int64_t rows, const bf16 *b, int64_t depth, int64_t columns, const float *bias,
-                         Scratch &scratch, Take take) {
-        multiply_tiles<Single<Dot>>(a, rows, b, depth / 32, columns, bias, scratch, take);
+                         Scratch &scratch, Consume consume) {
+        multiply_tiles<OneProduct<Dot>>(a, rows, b, depth / 32, columns, bias, scratch, consume);
     }
 };
 
-// Products of float32 matrices, each number as the sum of two bf16, of which the second is what the first leaves: three products of tiles,
-// without that of the seconds. An operand keeps 16 bits, so sums of products of both signs err by some 1e-5 of their size: what PyTorch
-// calls the matmul precision "high". Only for inference.
+// Products of float32 matrices. Each number is the sum of two bf16, its high and its low part. Of the four products of parts, three are
+// computed, without low times low. An operand keeps 16 bits, so the relative error is about 1e-5: PyTorch's matmul precision "high".
+// For inference only.
 struct Split {
-    typedef float Value;  // four bytes of an operand: its first halves in one tile, the second in the next
+    typedef float Value;  // four bytes of an operand: high parts in one tile, low parts in the next
     typedef TileScratch Scratch;
     static constexpr int DTYPE = FLOAT32;
     static constexpr int64_t PAD = 32;
@@ -86,29 +86,29 @@ struct Split {
     static void end() { _tile_release(); }
     static f32x16 activation(f32x16 x) { return gelu_to_split(x); }
 
-    __attribute__((always_inline)) static f32x16 first_half(f32x16 x) { return (f32x16)(((u32x16)x + 0x8000) & 0xffff0000); }
+    __attribute__((always_inline)) static f32x16 high_part(f32x16 x) { return (f32x16)(((u32x16)x + 0x8000) & 0xffff0000); }
     static void store32(bf16 *to, f32x16 left, f32x16 right) {
-        const f32x16 of_left = first_half(left), of_right = first_half(right);
-        Amx::store32(to, of_left, of_right);
-        Amx::store32(to + 512, left - of_left, right - of_right);
+        const f32x16 left_high = high_part(left), right_high = high_part(right);
+        Amx::store32(to, left_high, right_high);
+        Amx::store32(to + 512, left - left_high, right - right_high);
     }
     static void put(bf16 *to, f32x16 values) {
-        const f32x16 half = first_half(values);
-        Amx::put(to, half);
-        Amx::put(to + 512, values - half);
+        const f32x16 high = high_part(values);
+        Amx::put(to, high);
+        Amx::put(to + 512, values - high);
     }
 
-    static bf16 *place(Value *a, int64_t row, int64_t column, int64_t stride) {
+    static bf16 *address(Value *a, int64_t row, int64_t column, int64_t stride) {
         return (bf16 *)a + ((row >> 4) * (stride >> 5) + (column >> 5)) * 1024 + (row & 15) * 32 + (column & 31);
     }
 
-    struct Writer {  // as Amx's, in fours: first halves of 16 columns and of the next 16, then the second halves
+    struct Writer {  // as Amx's, in groups of four tiles: high parts of two times 16 columns, then low parts
         Value *panel;
         f32x16 left = {}, right = {};
         __attribute__((always_inline)) void put(int64_t k, f32x16 new_left, f32x16 new_right) {
             if (k & 1) {
                 bf16 *to = (bf16 *)panel + ((k >> 5) * 2048 + ((k >> 1) & 15) * 32);
-                const f32x16 a = first_half(left), b = first_half(new_left), c = first_half(right), d = first_half(new_right);
+                const f32x16 a = high_part(left), b = high_part(new_left), c = high_part(right), d = high_part(new_right);
                 _mm512_storeu_si512(to, (__m512i)Amx::pairs(a, b));
                 _mm512_storeu_si512(to + 512, (__m512i)Amx::pairs(c, d));
                 _mm512_storeu_si512(to + 1024, (__m512i)Amx::pairs(left - a, new_left - b));
@@ -118,34 +118,34 @@ struct Split {
         }
     };
 
-    struct Three {
+    struct ThreeProducts {
         static constexpr int64_t LEFT = 2, RIGHT = 4;
-        __attribute__((always_inline)) static void step(const char *upper, const char *lower, const char *right, bool two) {
+        __attribute__((always_inline)) static void step(const char *upper, const char *lower, const char *right, bool has_lower) {
             _tile_loadd(6, right + 2048, 64);
             _tile_loadd(7, right + 3072, 64);
             _tile_loadd(4, upper, 64);
             Amx::Dot::upper();
-            if (two) {
+            if (has_lower) {
                 _tile_loadd(5, lower, 64);
                 Amx::Dot::lower();
             }
             _tile_loadd(6, right, 64);
             _tile_loadd(7, right + 1024, 64);
             Amx::Dot::upper();
-            if (two) Amx::Dot::lower();
+            if (has_lower) Amx::Dot::lower();
             _tile_loadd(4, upper + 1024, 64);
             Amx::Dot::upper();
-            if (two) {
+            if (has_lower) {
                 _tile_loadd(5, lower + 1024, 64);
                 Amx::Dot::lower();
             }
         }
     };
 
-    template <class Take>
+    template <class Consume>
     static void multiply(const Value *a, int64_t rows, const Value *b, int64_t depth, int64_t columns, const float *bias, Scratch &scratch,
-                         Take take) {
-        multiply_tiles<Three>(a, rows, b, depth / 32, columns, bias, scratch, take);
+                         Consume consume) {
+        multiply_tiles<ThreeProducts>(a, rows, b, depth / 32, columns, bias, scratch, consume);
     }
 };
 #endif

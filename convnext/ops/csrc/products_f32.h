@@ -1,4 +1,4 @@
-// Products of float32 matrices for one thread, on vector units: rows (M, K) times a packed matrix, 32 columns of it at a time.
+// Products of float32 matrices in one thread, on vector units: rows (M, K) times a packed matrix, 32 of its columns at a time.
 #pragma once
 #include "gelu.h"
 #include "transpose.h"
@@ -6,9 +6,9 @@
 struct Float32 {
     typedef float Value;
     static constexpr int DTYPE = FLOAT32;
-    static constexpr int64_t PAD = 1;  // rows, of which there may be any number
+    static constexpr int64_t PAD = 1;  // the number of rows is padded to a multiple of this
     struct Scratch {
-        bool failed = false;  // memory ran out; products need none here
+        bool failed = false;  // no memory is allocated, so none runs out
     };
 
     static void begin() {}
@@ -18,26 +18,26 @@ struct Float32 {
     static void put(float *to, f32x16 values) { store(to, values, FLOAT32, LANES); }
     static void store32(float *to, f32x16 left, f32x16 right) { store(to, left, FLOAT32, LANES), store(to + LANES, right, FLOAT32, LANES); }
 
-    template <class Any> static Any *place(Any *a, int64_t row, int64_t column, int64_t stride) { return a + row * stride + column; }
+    template <class T> static T *address(T *a, int64_t row, int64_t column, int64_t stride) { return a + row * stride + column; }
 
-    // A packed matrix (K, N), K and N multiples of 32, is [N / 32][K][32]. A writer gets row k of 32 columns, rows in order from 0.
+    // A packed matrix (K, N), K and N multiples of 32, is [N / 32][K][32]. A writer gets 32 columns of row k, rows in order from 0.
     struct Writer {
         float *panel;
         __attribute__((always_inline)) void put(int64_t k, f32x16 left, f32x16 right) const { store32(panel + k * 32, left, right); }
     };
 
-    // Columns c to c + 15 of a (rows, stride) become rows of t (…, t_stride); rows is a multiple of 32.
+    // Writes columns c to c + 15 of a (rows, stride) as rows of t (…, t_stride); rows is a multiple of 32.
     static void transpose(const float *a, int64_t c, int64_t stride, int64_t rows, float *t, int64_t t_stride) {
         for (int64_t row = 0; row < rows; row += 16) {
             u32x16 words[16];
-            for (int i = 0; i < 16; i++) words[i] = (u32x16)load(place(a, row + i, c, stride), FLOAT32, LANES);
+            for (int i = 0; i < 16; i++) words[i] = (u32x16)load(address(a, row + i, c, stride), FLOAT32, LANES);
             transpose16(words);
-            for (int i = 0; i < 16; i++) store(place(t, c + i, row, t_stride), (f32x16)words[i], FLOAT32, LANES);
+            for (int i = 0; i < 16; i++) store(address(t, c + i, row, t_stride), (f32x16)words[i], FLOAT32, LANES);
         }
     }
 
-    template <int ROWS, class Take>
-    static void tile(const float *a, const float *b, int64_t depth, const float *bias, int64_t row, int64_t column, Take &take) {
+    template <int ROWS, class Consume>
+    static void tile(const float *a, const float *b, int64_t depth, const float *bias, int64_t row, int64_t column, Consume &consume) {
         f32x16 sums[ROWS][2];
 #pragma GCC unroll 12
         for (int r = 0; r < ROWS; r++) {
@@ -54,19 +54,19 @@ struct Float32 {
             }
         }
 #pragma GCC unroll 12
-        for (int r = 0; r < ROWS; r++) take(row + r, column, sums[r][0], sums[r][1]);
+        for (int r = 0; r < ROWS; r++) consume(row + r, column, sums[r][0], sums[r][1]);
     }
 
-    // a (rows, depth) times b, plus bias where there is one; take(row, column, left, right) gets each row's sums of 32 columns.
-    template <class Take>
+    // Multiplies a (rows, depth) by b and adds the bias if there is one; consume(row, column, left, right) gets 32 columns of a row.
+    template <class Consume>
     static void multiply(const float *a, int64_t rows, const float *b, int64_t depth, int64_t columns, const float *bias,
-                         Scratch &, Take take) {
+                         Scratch &, Consume consume) {
         for (int64_t n = 0; n < columns; n += 32) {
-            const float *panel = b + n * depth, *of_n = bias ? bias + n : nullptr;
+            const float *panel = b + n * depth, *panel_bias = bias ? bias + n : nullptr;
             int64_t m = 0;
-            for (; m + 12 <= rows; m += 12) tile<12>(a + m * depth, panel, depth, of_n, m, n, take);
-            for (; m + 4 <= rows; m += 4) tile<4>(a + m * depth, panel, depth, of_n, m, n, take);
-            for (; m < rows; m++) tile<1>(a + m * depth, panel, depth, of_n, m, n, take);
+            for (; m + 12 <= rows; m += 12) tile<12>(a + m * depth, panel, depth, panel_bias, m, n, consume);
+            for (; m + 4 <= rows; m += 4) tile<4>(a + m * depth, panel, depth, panel_bias, m, n, consume);
+            for (; m < rows; m++) tile<1>(a + m * depth, panel, depth, panel_bias, m, n, consume);
         }
     }
 };

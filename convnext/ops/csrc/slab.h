@@ -1,4 +1,4 @@
-// What the forward and the backward pass share: weights, the memory of a thread, how rows are shared out, and which products there are.
+// Shared by the forward and the backward pass: packed weights, the division of rows among threads, and the kinds of products.
 #pragma once
 #include "memory.h"
 #include "products_amx.h"
@@ -6,7 +6,7 @@
 
 #include <omp.h>
 
-struct Weights {  // packed; widths and biases padded by zeros to multiples of 32
+struct Weights {  // packed; widths and biases are padded with zeros to multiples of 32
     const void *first, *second;
     const float *first_bias, *second_bias;
     int64_t width, hidden;
@@ -14,25 +14,32 @@ struct Weights {  // packed; widths and biases padded by zeros to multiples of 3
     int64_t padded_hidden() const { return (hidden + 31) / 32 * 32; }
 };
 
-// How many of about equal size, as many for each thread.
-static int64_t slabs_of(int64_t rows, int64_t each) {
+// A slab's values and hidden values take about SLAB_BYTES (420 KB), a part of a second-level cache of 2 MB. But a slab has at least
+// MIN_SLAB_ROWS positions, since each slab reads all weights. docs/results.md measures the operators with these values, on a Xeon with AMX.
+#define SLAB_BYTES 430080
+#define MIN_SLAB_ROWS 224
+
+// The number of slabs of about `each` rows: a multiple of the number of threads, unless there are fewer rows.
+static int64_t slab_count(int64_t rows, int64_t each) {
     const int64_t threads = omp_get_max_threads();
-    return least(rows, (((rows + each - 1) / each + threads - 1) / threads) * threads);
+    return min(rows, (((rows + each - 1) / each + threads - 1) / threads) * threads);
 }
 
 #if defined(HAS_TILES)
+enum { TILES_COMPILED = 1 };
 typedef Amx Tiles;
 typedef Split SplitTiles;
 #else
-typedef Float32 Tiles, SplitTiles;  // never asked for: has_tiles() is 0
+enum { TILES_COMPILED = 0 };
+typedef Float32 Tiles, SplitTiles;  // never used: has_tiles() is 0
 #endif
 
-enum { OF_FLOAT32, OF_BF16, OF_SPLIT };  // the kinds of products
+enum { PRODUCTS_FLOAT32, PRODUCTS_BF16, PRODUCTS_SPLIT };  // kinds of products: PRODUCTS of ops/interface.py
 
-// `rows` in slabs of about `each`; work(first, last, scratch) says whether it had the memory that it needs. Returns WELL or NO_MEMORY.
-// A thread takes its next slab when it is done with the last: whatever else a processor has to do delays nobody else.
-template <class P, class Work> static int each_slab(int64_t rows, int64_t each, Work work) {
-    const int64_t slabs = slabs_of(rows, each);
+// Divides `rows` into slabs of about `each`. work(first, last, scratch) returns false if memory ran out. Returns OK or OUT_OF_MEMORY.
+// A thread takes its next slab when it has finished the last, so a core that is busy with another process does not delay the others.
+template <class P, class Work> static int for_each_slab(int64_t rows, int64_t each, Work work) {
+    const int64_t slabs = slab_count(rows, each);
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {
@@ -43,5 +50,5 @@ template <class P, class Work> static int each_slab(int64_t rows, int64_t each, 
         failed |= scratch.failed;
         P::end();
     }
-    return failed ? NO_MEMORY : WELL;
+    return failed ? OUT_OF_MEMORY : OK;
 }

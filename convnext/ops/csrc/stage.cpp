@@ -1,6 +1,6 @@
-// A patchifying layer and the blocks of one width behind it: each thread takes images of its own through all of them and waits for no
-// other. One image at a time, so that the maps between stay in its core's cache; some at once where the weights, which are read anew
-// each time, weigh more than the map of one.
+// A patchifying layer and the blocks of one width behind it. Each thread takes images of its own through all layers and waits for no
+// other. It takes one image at a time, so that the maps between layers stay in its core's cache, or several where the weights, which are
+// read again each time, are larger than one image's map.
 #include "block.h"
 #include "int8.h"
 #include "patchify.h"
@@ -8,11 +8,12 @@
 #include <new>
 #include <vector>
 
-#define MAP 1  // the workspace of the maps; 0 is that of the slabs
+#define MAP_SLOT 1  // the scratch buffer of the maps; slabs have slot 0
 
-// As few images of `height` rows as fill slabs, whose positions are multiplied 32 at a time, within 3 % as well as a thread's share.
+// Returns the smallest number of images of `height` rows that waste at most 3 % more of the products than a thread's whole share does.
+// Products compute 32 positions of a slab at a time, so a slab's last ones are padded.
 static int64_t images_at_once(int64_t n, int64_t height, int64_t width, int64_t slab) {
-    const auto multiplied = [&](int64_t images) {  // positions for each of them
+    const auto multiplied = [&](int64_t images) {  // positions per image, padding included
         const int64_t rows = images * height, last = rows % slab;
         return (rows / slab * ((slab * width + 31) / 32) + (last * width + 31) / 32) * 32.0 / images;
     };
@@ -22,52 +23,54 @@ static int64_t images_at_once(int64_t n, int64_t height, int64_t width, int64_t 
     return share;
 }
 
-// A block's result begins kernel / 2 rows before its input in one piece of memory: a slab writes over rows that no later one reads.
+// Input and result of a block share one buffer. The result begins kernel / 2 rows before the input, so a slab overwrites only rows that
+// no later slab reads.
 template <class Block, int DTYPE>
 static int stage(const void *x, const Patches &p, const Block *blocks, int64_t count, int64_t kernel, float *out, int64_t n) {
     typedef typename Block::Products P;
     typedef typename Block::Patchifying Patchifying;
     const int64_t height = p.out_height(), width = p.out_width(), row = width * p.out_channels, shift = kernel / 2;
     const int64_t slab = blocks[0].rows_at_once(width);
-    const bool one = blocks[0].bytes() <= height * row * (int64_t)sizeof(float);
-    const int64_t images = one ? 1 : images_at_once(n, height, width, slab);
+    const bool one_image = blocks[0].bytes() <= height * row * (int64_t)sizeof(float);
+    const int64_t images = one_image ? 1 : images_at_once(n, height, width, slab);
     const auto in_slabs = [](int64_t rows, int64_t each, auto work) {
-        bool well = true;
-        for (int64_t top = 0; well && top < rows; top += each) well = work(top, least(top + each, rows));
-        return well;
+        bool ok = true;
+        for (int64_t top = 0; ok && top < rows; top += each) ok = work(top, min(top + each, rows));
+        return ok;
     };
-    return each_slab<P>(n, images, [&](int64_t first, int64_t last, typename P::Scratch &scratch) {
+    return for_each_slab<P>(n, images, [&](int64_t first, int64_t last, typename P::Scratch &scratch) {
         const int64_t rows = (last - first) * height;
-        float *map = (float *)workspace<MAP>((rows + (count - 1) * shift) * row * sizeof(float));
+        float *map = (float *)scratch_buffer<MAP_SLOT>((rows + (count - 1) * shift) * row * sizeof(float));
         if (!map) return false;
         map += (count - 1) * shift * row;
         const void *pixels = at(x, first * p.height * p.width * p.channels, DTYPE);
-        bool well = in_slabs(rows, p.rows_at_once(), [&](int64_t top, int64_t bottom) {
+        bool ok = in_slabs(rows, p.rows_at_once(), [&](int64_t top, int64_t bottom) {
             return patchify_rows<Patchifying, DTYPE>(pixels, p, map, top, bottom, scratch);
         });
-        for (int64_t b = 0; well && b < count; b++) {
+        for (int64_t b = 0; ok && b < count; b++) {
             float *to = b == count - 1 ? out + first * height * row : map - shift * row;
-            well = in_slabs(rows, slab, [&](int64_t top, int64_t bottom) {
+            ok = in_slabs(rows, slab, [&](int64_t top, int64_t bottom) {
                 return blocks[b].rows(map, to, height, width, top, bottom, scratch);
             });
             map = to;
         }
-        return well;
+        return ok;
     });
 }
 
-// pointers: of each block taps, bias, first, first_bias, second, second_bias, and for 8 bits after them the scales of first and of second
-// and GELU's table. rest: for 8 bits, of each block multiplier, step and fraction of GELU; else null.
+// tensors: taps, bias, first, first_bias, second and second_bias of each block; for 8 bits then also first_scale, second_scale and GELU's
+// table. gelu_parameters: multiplier, step and fraction of each block for 8 bits, else null.
 template <class P, int DTYPE>
-static int stage_of(const void *x, const Patches &p, const void *const *pointers, const int64_t *rest, int64_t count, float eps,
+static int stage_of(const void *x, const Patches &p, const void *const *tensors, const int64_t *gelu_parameters, int64_t count, float eps,
                     int64_t hidden, int64_t kernel, float *out, int64_t n) {
-    const auto floats = [&](int64_t block, int i) { return (const float *)pointers[block * (rest ? 9 : 6) + i]; };
+    const auto floats = [&](int64_t block, int i) { return (const float *)tensors[block * (gelu_parameters ? 9 : 6) + i]; };
     const int64_t channels = p.out_channels;
 #if defined(HAS_TILES)
-    if (rest) {
+    if (gelu_parameters) {
         std::vector<Block8> blocks;
         for (int64_t b = 0; b < count; b++) {
-            const Gelu8 gelu = {(const uint8_t *)floats(b, 8), (int16_t)rest[3 * b], (int)rest[3 * b + 1], (int)rest[3 * b + 2]};
+            const Gelu8 gelu = {(const uint8_t *)floats(b, 8), (int16_t)gelu_parameters[3 * b],
+                                (int)gelu_parameters[3 * b + 1], (int)gelu_parameters[3 * b + 2]};
             blocks.push_back({floats(b, 0), floats(b, 1), eps, floats(b, 2), floats(b, 4), floats(b, 6), floats(b, 3), floats(b, 7),
                               floats(b, 5), gelu, channels, hidden, kernel});
         }
@@ -82,20 +85,21 @@ static int stage_of(const void *x, const Patches &p, const void *const *pointers
     return stage<Block<P, FLOAT32>, DTYPE>(x, p, blocks.data(), count, kernel, out, n);
 }
 
-// x (n, height, width, channels) float32 or bf16, out (n, height / patch, width / patch, out_channels) float32. Returns
-// WELL, NO_MEMORY or NO_KERNEL.
+// x (n, height, width, channels) is float32 or bf16, out (n, height / patch, width / patch, out_channels) float32. Returns OK, OUT_OF_MEMORY,
+// UNSUPPORTED_KERNEL or NEEDS_TILES.
 extern "C" int stage_forward(const void *x, int normed, float patch_eps, const void *packed, const float *bias, const float *norm_weight,
-                             const float *norm_bias, const void *const *pointers, const int64_t *rest, float eps, float *out, int dtype,
-                             int64_t n, int64_t height, int64_t width, int64_t channels, int64_t patch, int64_t out_channels,
-                             int64_t count, int64_t hidden, int64_t kernel, int products) {
-    if (!is_kernel(kernel)) return NO_KERNEL;
+                             const float *norm_bias, const void *const *block_tensors, const int64_t *gelu_parameters, float eps, float *out,
+                             int dtype, int64_t n, int64_t height, int64_t width, int64_t channels, int64_t patch, int64_t out_channels,
+                             int64_t blocks, int64_t hidden, int64_t kernel, int products) {
+    if (!is_kernel(kernel)) return UNSUPPORTED_KERNEL;
+    if ((products != PRODUCTS_FLOAT32 || gelu_parameters) && !TILES_COMPILED) return NEEDS_TILES;
     const Patches p = {height, width, channels, patch, out_channels, normed != 0, patch_eps, packed, bias, norm_weight, norm_bias};
-    auto run = products == OF_SPLIT  ? (dtype == FLOAT32 ? stage_of<SplitTiles, FLOAT32> : stage_of<SplitTiles, BFLOAT16>)
-               : products == OF_BF16 ? (dtype == FLOAT32 ? stage_of<Tiles, FLOAT32> : stage_of<Tiles, BFLOAT16>)
-                                     : (dtype == FLOAT32 ? stage_of<Float32, FLOAT32> : stage_of<Float32, BFLOAT16>);
+    auto run = products == PRODUCTS_SPLIT  ? (dtype == FLOAT32 ? stage_of<SplitTiles, FLOAT32> : stage_of<SplitTiles, BFLOAT16>)
+               : products == PRODUCTS_BF16 ? (dtype == FLOAT32 ? stage_of<Tiles, FLOAT32> : stage_of<Tiles, BFLOAT16>)
+                                           : (dtype == FLOAT32 ? stage_of<Float32, FLOAT32> : stage_of<Float32, BFLOAT16>);
     try {
-        return run(x, p, pointers, rest, count, eps, hidden, kernel, out, n);
-    } catch (const std::bad_alloc &) {  // of a vector; one that left a C function would end the process
-        return NO_MEMORY;
+        return run(x, p, block_tensors, gelu_parameters, blocks, eps, hidden, kernel, out, n);
+    } catch (const std::bad_alloc &) {  // of a vector; an exception that leaves a C function ends the process
+        return OUT_OF_MEMORY;
     }
 }

@@ -1,12 +1,12 @@
-// Transposition of 16 x 16 words of 32 bits in registers (Eklundh, 1972): at each step, rows and columns swap one bit of their numbers.
+// Transposes 16 x 16 words of 32 bits in registers (Eklundh, 1972): each step swaps one bit of the row and column indices.
 #pragma once
 #include "vector.h"
 
 template <int BIT> INLINE void swap_bit(u32x16 *rows) {
-    const u32x16 number = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const u32x16 here = number, there = (number ^ BIT) + 16;  // lanes of the first and of the second of two rows
-    const u32x16 set = (u32x16)((number & BIT) != 0);
-    const u32x16 upper = (here & ~set) | (there & set), lower = ((number | BIT) & ~set) | ((number + 16) & set);
+    const u32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const u32x16 first = lane, second = (lane ^ BIT) + 16;  // lanes of the first and of the second row of a pair
+    const u32x16 set = (u32x16)((lane & BIT) != 0);
+    const u32x16 upper = (first & ~set) | (second & set), lower = ((lane | BIT) & ~set) | ((lane + 16) & set);
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) {
         if (i & BIT) continue;

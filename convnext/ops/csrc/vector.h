@@ -1,5 +1,10 @@
-// Vectors of 16 floats (AVX-512), and the two dtypes that they are read from and written to. Sums are in float32 whatever the dtype.
-// Arithmetic is written with GCC's and Clang's vector extensions, intrinsics stand where these have no word for it.
+// Vectors of 16 floats (AVX-512), read from and written to float32 or bf16 memory. Sums are in float32 for both dtypes.
+// Arithmetic uses the vector extensions of GCC and Clang, and intrinsics for what these cannot express.
+//
+// Checked once under g++ 12.2 with -fsanitize=address,undefined, on a CPU without AVX-512: the intrinsics of AVX-512 and AMX were replaced
+// by plain C++. All tests of the operators (96) and the first 24 of 57 tests of convnext.optimize ran without a report of an invalid
+// access of memory. The block, LayerNorm and the depthwise convolution, forward and backward, and a small optimized network in float32,
+// bf16 and int8 ran without a report of undefined behaviour.
 #pragma once
 #include <immintrin.h>
 #include <math.h>
@@ -15,11 +20,12 @@ typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 typedef uint16_t bf16;
-enum { FLOAT32 = 0, BFLOAT16 = 1 };  // the dtypes, as ops/build.py numbers them
-enum { WELL = 0, NO_MEMORY = 1, NO_KERNEL = 2 };  // what operators return, as ops/build.py explains it
+enum { FLOAT32 = 0, BFLOAT16 = 1 };  // dtypes: DTYPES of ops/interface.py
+// What operators return: FAILURES of ops/interface.py.
+enum { OK = 0, OUT_OF_MEMORY = 1, UNSUPPORTED_KERNEL = 2, UNSUPPORTED_DTYPES = 3, NEEDS_TILES = 4 };
 
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 INLINE f32x16 broadcast(float value) { return value - f32x16{}; }
 
@@ -29,7 +35,7 @@ INLINE f32x16 select16(i32x16 where, f32x16 yes, f32x16 no) {
 
 INLINE f32x16 widen(u16x16 values) { return (f32x16)(__builtin_convertvector(values, u32x16) << 16); }
 
-INLINE u16x16 narrow(f32x16 values) {  // to the nearest, ties to even; NaN stays NaN
+INLINE u16x16 narrow(f32x16 values) {  // rounds to nearest, ties to even; NaN stays NaN
 #if defined(__AVX512BF16__)
     return (u16x16)_mm512_cvtneps_pbh((__m512)values);
 #else
@@ -45,7 +51,7 @@ INLINE int64_t bytes_of(int dtype) { return dtype == BFLOAT16 ? 2 : 4; }
 INLINE const void *at(const void *base, int64_t index, int dtype) { return (const char *)base + index * bytes_of(dtype); }
 INLINE void *at(void *base, int64_t index, int dtype) { return (char *)base + index * bytes_of(dtype); }
 
-// The first `count` of 16 lanes, the others 0. What lies behind them is not touched.
+// Reads the first `count` of 16 lanes; the others become 0, and their memory is not read.
 INLINE f32x16 load(const void *from, int dtype, int count) {
     const __mmask16 lanes = (__mmask16)((1u << count) - 1);
     if (dtype == BFLOAT16) return widen((u16x16)_mm256_maskz_loadu_epi16(lanes, from));
@@ -58,8 +64,8 @@ INLINE void store(void *to, f32x16 values, int dtype, int count) {
     else _mm512_mask_storeu_ps(to, lanes, (__m512)values);
 }
 
-// Where the 16 channels from `block` on begin: the last ones move left where fewer than 16 remain, and some are computed again.
-INLINE int64_t first_of(int64_t block, int64_t channels) {
+// The first of the 16 channels of a block. Where fewer than 16 remain, the last block moves left and computes some channels again.
+INLINE int64_t first_channel(int64_t block, int64_t channels) {
     return block + LANES <= channels || channels < LANES ? block : channels - LANES;
 }
 

@@ -1,14 +1,16 @@
 """Depthwise convolution, stride 1, on NVIDIA GPUs in Triton: forward, input gradient, weight gradient.
 
-Maps are (N, C, H, W) tensors that lie in memory as NHWC: a program's threads lie along the channels, so that every access is
-coalesced and no thread needs another's data. By count, 49 multiply-adds for 4 bytes, arithmetic and memory limit these about equally on
-an H100, so what comes beside the multiply-adds is kept small: a loaded value is converted to float32 once and used for K taps from
-registers, and addresses advance by additions. Written without a GPU: compiled for one, never timed on one.
+Maps are (N, C, H, W) tensors that lie in memory as NHWC: a program's threads are laid out along the channels, so that every access is
+coalesced and no thread needs another's data. With 49 multiply-adds for 4 bytes, arithmetic and memory limit these kernels about equally on
+an H100. So they do little beside multiply-adds: a loaded value is converted to float32 once and used for K taps from registers, and
+addresses advance by additions. They are compiled for GPUs in the tests, but have not been timed on one.
+
+`_convolve` and `_weight_gradient` are long, since Triton keeps their sums in registers only within one function.
 """
 
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-call,assignment"
 # ruff: noqa: N803  # constants of compilation are capitals, as everywhere in Triton
-# Triton has no types, and a tuple that grows in a kernel is a new type at each step.
+# Triton has no type annotations, and a tuple that grows in a kernel has a new type at each step.
 
 import torch
 import triton
@@ -17,19 +19,19 @@ from torch import Tensor
 
 from convnext.errors import UsageError
 
-# How large a tile a program of the forward pass computes; all have four values a thread, which stays below 100 registers.
-# The order of the sums does not depend on the choice, so neither do the results.
+# Tiles of a program of the forward pass. All have four values per thread, which takes less than 100 registers. The order of the sums, and
+# so the result, does not depend on the tile.
 _TILES = [
     triton.Config({"ROWS": rows, "BLOCK_W": columns, "BLOCK_C": channels}, num_warps=warps)
     for rows, columns, channels, warps in [(7, 8, 32, 2), (7, 8, 64, 4), (4, 8, 32, 2), (4, 8, 64, 4)]
 ]
-# The weight gradient is not tuned by timing: its tile decides the order of its sums, which has to be the same in every run.
-_COLUMNS, _CHANNELS, _STRIP, _PROGRAMS = 8, 32, 64, 396  # 396: three programs, what the registers hold, on each of 132 multiprocessors
+# The weight gradient is not tuned by timing: its tile decides the order of its sums, which must be the same in every run.
+_COLUMNS, _CHANNELS, _STRIP, _PROGRAMS = 8, 32, 64, 396  # 396: three programs, as many as fit the registers, on each of 132 multiprocessors
 
 
 @triton.jit
 def _mask(w: tl.tensor, width: tl.tensor, c_inside: tl.tensor, alive: tl.tensor) -> tl.tensor:
-    """Which of the columns w of a row are in the map, none where `alive` is false."""
+    """Return which of the columns w of a row are in the map; none if `alive` is false."""
     return ((w >= 0) & (w < tl.where(alive, width, 0)))[:, None] & c_inside[None, :]
 
 
@@ -46,7 +48,7 @@ def _convolve(
     C: tl.constexpr,
     K: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    TURNED: tl.constexpr,
+    ROTATED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -70,13 +72,13 @@ def _convolve(
     for _ in tl.static_range(ROWS):
         sums += (start,)
 
-    # Column by column of the kernel, so that K weights are in registers at a time; each input row serves up to K output rows.
+    # One column of the kernel at a time, so that K weights are in registers; each input row serves up to K output rows.
     column_ptrs = x_ptr + (first_row - pad) * stride - pad * C + offsets
     for kx in range(K):
         weights = ()
         for ky in tl.static_range(K):
             tap = ky * K + kx
-            if TURNED:
+            if ROTATED:
                 tap = K * K - 1 - tap
             weights += (tl.load(weight_ptr + tap * C + c, mask=c_inside, other=0.0)[None, :],)
         column = w + (kx - pad)
@@ -112,7 +114,7 @@ def _load_shifted(
     C: tl.constexpr,
     SHIFTS: tl.constexpr,
 ) -> tl.tensor:
-    """A row of x as the taps at columns first, first + 1, … see it."""
+    """Return a row of x as the taps at columns first, first + 1, … read it."""
     shifted = ()
     for j in tl.static_range(SHIFTS):
         shifted += (tl.load(ptrs + j * C, mask=_mask(w + (first + j), width, c_inside, alive), other=0.0),)
@@ -152,8 +154,8 @@ def _weight_gradient(
     for _ in tl.static_range(GROUP * K):
         sums += (zero,)
 
-    # Down a strip of rows: the K rows of dy that an input row meets stay in registers, and one of each is read a step. The
-    # next step's are asked for before this step's arithmetic, which hides their way from memory.
+    # Down a strip of rows: the K rows of dy that an input row is multiplied by stay in registers, and each step reads one row of x and
+    # one of dy. The next step's rows are loaded before this step's arithmetic, which hides their latency.
     strips = tl.cdiv(height, strip)
     for item in range(program // tl.cdiv(width, BLOCK_W), images * strips, splits):
         top = (item % strips) * strip
@@ -168,7 +170,7 @@ def _weight_gradient(
             row = start - pad + i
             dy = tl.load(dy_ptrs, mask=_mask(w, width, c_inside, (row >= top) & (row < bottom)), other=0.0).to(tl.float32)
             bias += dy
-            above = (dy,) + above  # noqa: RUF005  # Triton knows no star
+            above = (dy,) + above  # noqa: RUF005  # Triton has no star expressions
             dy_ptrs += stride
         x_next = _load_shifted(x_ptrs, w, width, c_inside, start < stop, first - pad, C, GROUP)
         dy_next = tl.load(dy_ptrs, mask=_mask(w, width, c_inside, start + pad < bottom), other=0.0)
@@ -197,38 +199,38 @@ def _weight_gradient(
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Depthwise convolution of stride 1 and padding K // 2; sums in float32.
+    """Return the depthwise convolution with stride 1 and padding K // 2; sums in float32.
 
     Args:
-        x: (N, C, H, W), float32, bfloat16 or float16; copied first if it does not lie as NHWC.
+        x: (N, C, H, W), float32, bfloat16 or float16; copied first if it is not NHWC in memory.
         weight: (C, 1, K, K), K odd, of any of these types.
         bias: (C,) or None.
 
     Returns:
-        (N, C, H, W) in the type of x, lying as NHWC.
+        (N, C, H, W) in the type of x, NHWC in memory.
 
     Raises:
         UsageError: for an even kernel and for other types.
     """
-    return _launch(x, weight, bias, turned=False)
+    return _launch(x, weight, bias, rotated=False)
 
 
 def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of `forward` to its input for the gradient dy (N, C, H, W) to its output: the kernel turned by 180 degrees."""
-    return _launch(dy, weight, None, turned=True)
+    """Return the gradient of the input, given that of the output, dy (N, C, H, W): a convolution with the kernel rotated by 180 degrees."""
+    return _launch(dy, weight, None, rotated=True)
 
 
 def weight_gradient(x: Tensor, dy: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
-    """The gradients of `forward` to its weight (C, 1, K, K) and bias (C,), float32, for x and dy (N, C, H, W).
+    """Return the gradients of the weight (C, 1, K, K) and the bias (C,), float32, for x and dy (N, C, H, W).
 
-    The same bits in every run: each program writes the sums of its part, and these are added in a fixed order.
+    They have the same bits in every run: each program writes the sums of its part, and these are added in a fixed order.
     """
     _check(x, kernel)
     images, channels, height, width = x.shape
     x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy.to(x.dtype)))
     if x.numel() == 0:
         return x.new_zeros(channels, 1, kernel, kernel, dtype=torch.float32), x.new_zeros(channels, dtype=torch.float32)
-    group = max(1, min(kernel, 49 // kernel))  # columns of the kernel a program sums: what fits the registers
+    group = max(1, min(kernel, 49 // kernel))  # columns of the kernel that a program sums: as many as fit the registers
     columns = triton.cdiv(width, _COLUMNS)
     alike = columns * triton.cdiv(kernel, group) * triton.cdiv(channels, _CHANNELS)
     items = images * triton.cdiv(height, _STRIP)
@@ -243,7 +245,7 @@ def weight_gradient(x: Tensor, dy: Tensor, kernel: int) -> tuple[Tensor, Tensor]
     return total[:-1].t().reshape(channels, 1, kernel, kernel), total[-1]
 
 
-def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, *, turned: bool) -> Tensor:
+def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, *, rotated: bool) -> Tensor:
     kernel = weight.shape[-1]
     _check(x, kernel)
     images, channels, height, width = x.shape
@@ -258,11 +260,11 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, *, turned: bool) -> 
         blocks = triton.cdiv(width, tile["BLOCK_W"]) * triton.cdiv(channels, tile["BLOCK_C"])
         return (images * triton.cdiv(height, tile["ROWS"]) * blocks,)
 
-    area = triton.next_power_of_2(height * width)  # tuned for a size of map, not anew for every one
+    area = triton.next_power_of_2(height * width)  # key of the tuning: not every size of map is tuned anew
     with torch.cuda.device_of(x):
         _convolve[grid](
             x, taps, taps if bias is None else bias.contiguous(), y, height, width, area,
-            C=channels, K=kernel, HAS_BIAS=bias is not None, TURNED=turned, enable_fp_fusion=True,
+            C=channels, K=kernel, HAS_BIAS=bias is not None, ROTATED=rotated, enable_fp_fusion=True,
         )  # fmt: skip
     return y
 

@@ -1,13 +1,13 @@
-"""The block's two linear layers on NVIDIA GPUs in Triton, with all that is elementwise done where the products leave the registers.
+"""The block's two linear layers on NVIDIA GPUs in Triton, fused with the elementwise operations that follow them.
 
-Rows are positions of an NHWC map. Products are of tiles on the tensor cores, with sums in float32; what follows is computed in float32 from
-these sums, and rounded once.
+Rows are positions of an NHWC map. The tensor cores multiply tiles, with sums in float32. The elementwise operations are computed in
+float32 from these sums, and their results rounded once.
 """
 
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-call"
 # ruff: noqa: N803  # constants of compilation are capitals, as everywhere in Triton
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import triton
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from convnext.errors import UsageError
 
-_VALUES = 2048  # that a program of an elementwise kernel computes
+_VALUES = 2048  # computed by a program of an elementwise kernel
 
 
 def _tile(rows: int, columns: int, depth: int, warps: int, stages: int) -> triton.Config:
@@ -24,19 +24,21 @@ def _tile(rows: int, columns: int, depth: int, warps: int, stages: int) -> trito
 
 
 _SMALL = _tile(64, 64, 32, 4, 3)
-# Of at most 64 sums a thread: with 128, what follows the product does not fit the registers beside them.
+# At most 64 sums per thread: beside 128, the elementwise operations do not fit the registers.
 _TILES = [_tile(128, 128, 64, 8, 3), _tile(128, 128, 32, 8, 4), _tile(64, 128, 64, 4, 4), _tile(128, 64, 64, 4, 3), _SMALL]
 
 
-def _for_type(tiles: list[triton.Config], arguments: dict[str, Any], *, PRECISION: str, **_: Any) -> list[triton.Config]:
-    """The tiles to try: products of full float32 are none of the tensor cores', and larger tiles of them do not fit the registers."""
-    return [_SMALL] if PRECISION == "ieee" and arguments["a_ptr"].dtype == torch.float32 else tiles
+def _tiles_for(tiles: list[triton.Config], arguments: dict[str, object], *, PRECISION: str, **_: object) -> list[triton.Config]:
+    """Return the tiles to try. Full float32 is not multiplied on the tensor cores, and its larger tiles do not fit the registers."""
+    a = arguments["a_ptr"]
+    assert isinstance(a, Tensor)
+    return [_SMALL] if PRECISION == "ieee" and a.dtype == torch.float32 else tiles
 
 
 _tuned = triton.autotune(
     configs=[_SMALL] if triton.knobs.runtime.interpret else _TILES,
     key=["size", "N", "K", "PRECISION"],
-    prune_configs_by={"early_config_prune": _for_type},
+    prune_configs_by={"early_config_prune": _tiles_for},
 )
 
 
@@ -53,9 +55,9 @@ def _product(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ) -> tl.tensor:
-    """A program's tile of a bᵀ for a (rows, K) and b (N, K), its first row's number and its columns' numbers.
+    """Return a program's first row, its columns, and its tile of a bᵀ for a (rows, K) and b (N, K).
 
-    Programs that follow each other take the tiles of GROUP rows of tiles column by column, and so find both operands in the L2 cache.
+    Consecutive programs take the tiles of GROUP rows of tiles column by column, so that they find both operands in the L2 cache.
     """
     row_tiles = tl.cdiv(rows, BLOCK_M)
     tiles: tl.constexpr = GROUP * ((N + BLOCK_N - 1) // BLOCK_N)
@@ -168,13 +170,13 @@ def _gelu_backward(
 
 
 def gelu_linear(y: Tensor, w1: Tensor, b1: Tensor, save: bool) -> tuple[Tensor, Tensor | None]:
-    """The first linear layer and its GELU (by the error function), GELU(y w1ᵀ + b1).
+    """Return the first linear layer and its GELU (by the error function), GELU(y w1ᵀ + b1).
 
     Args:
         y: (rows, C), float32, bfloat16 or float16.
         w1: (H, C), used in the type of y.
         b1: (H,), of any of these types.
-        save: also return what GELU was applied to, which its gradient needs.
+        save: also return the input of GELU, which its gradient needs.
 
     Returns:
         (rows, H) after and, if `save`, before GELU, in the type of y.
@@ -198,7 +200,7 @@ def gelu_linear(y: Tensor, w1: Tensor, b1: Tensor, save: bool) -> tuple[Tensor, 
 def linear_residual(
     hidden: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor | None, keep: Tensor | None, shortcut: Tensor, positions: int
 ) -> Tensor:
-    """The second linear layer, layer scale, stochastic depth and the shortcut: shortcut + keep gamma (hidden w2ᵀ + b2).
+    """Return the second linear layer with layer scale, stochastic depth and shortcut: shortcut + keep gamma (hidden w2ᵀ + b2).
 
     Args:
         hidden: (rows, H), float32, bfloat16 or float16.
@@ -229,7 +231,7 @@ def linear_residual(
 
 
 def gelu_backward(dhidden: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """GELU(z), computed again, and the gradient to z for that to GELU(z), both in the type of z and of any shape."""
+    """Return GELU(z), computed again, and the gradient of z given that of GELU(z), both in the type of z; any shape."""
     dhidden, z = dhidden.contiguous(), z.contiguous()
     hidden, dz = torch.empty_like(z), torch.empty_like(z)
     if z.numel():
@@ -238,12 +240,12 @@ def gelu_backward(dhidden: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     return hidden, dz
 
 
-def _grid(rows: int, columns: int) -> Any:
+def _grid(rows: int, columns: int) -> Callable[[dict[str, int]], tuple[int]]:
     return lambda tile: (triton.cdiv(rows, tile["BLOCK_M"]) * triton.cdiv(columns, tile["BLOCK_N"]),)
 
 
 def _precision(x: Tensor) -> str:
-    """How the products of float32 are taken; the other types have one way only."""
+    """Return the precision of products of float32 ("tf32" or "ieee"); the other types have only one."""
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise UsageError(f"this linear layer takes float32, bfloat16 or float16, not {x.dtype}")
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

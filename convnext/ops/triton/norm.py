@@ -1,6 +1,6 @@
 """LayerNorm over the last dimension of (rows, C) on NVIDIA GPUs in Triton, forward and backward.
 
-Both read and write each value once: a program holds whole rows in registers.
+Both passes read and write each value once: a program holds whole rows in registers.
 """
 
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-call"
@@ -14,8 +14,8 @@ from torch import Tensor
 from convnext.errors import UsageError
 
 MAX_CHANNELS = 4096  # a row stays in the registers of one program
-_VALUES = 2048  # in registers at a time, where several rows go into them
-_PROGRAMS = 528  # of the backward pass, each with sums of its own: four on each of an H100's 132 multiprocessors
+_VALUES = 2048  # that a program holds in registers at a time, if several rows fit
+_PROGRAMS = 528  # of the backward pass, each with its own sums: four on each of an H100's 132 multiprocessors
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -88,7 +88,7 @@ def _backward(
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """LayerNorm of the rows of x in float32, the variance from the centred values.
+    """Return LayerNorm of the rows of x, computed in float32, the variance from the centred values.
 
     Args:
         x: (rows, C), float32, bfloat16 or float16; C up to 4096.
@@ -113,9 +113,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor
 
 
 def backward(x: Tensor, dy: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `forward` to x (rows, C), in its type, and to weight and bias (C,), in float32.
+    """Return the gradients of x (rows, C), in its type, and of weight and bias (C,), in float32.
 
-    The same bits in every run: each program sums the rows that its number gives it, and these sums are added in a fixed order.
+    They have the same bits in every run: each program sums fixed rows, and these sums are added in a fixed order.
     """
     tile = _tile(x)
     rows, channels = x.shape
@@ -133,7 +133,7 @@ def backward(x: Tensor, dy: Tensor, weight: Tensor, mean: Tensor, scale: Tensor)
 
 
 def _tile(x: Tensor) -> dict[str, int]:
-    """How many rows of how many values a program takes at a time, for the kernels."""
+    """Return the tile of a program, as arguments of the kernels: how many rows of how many values it takes at a time."""
     channels = x.shape[1]
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise UsageError(f"this LayerNorm takes float32, bfloat16 or float16, not {x.dtype}")

@@ -1,4 +1,4 @@
-"""The optimized network beside the one it was made of: same function, all tasks, told where it can't be."""
+"""The optimized network against the original: the same function for every task, and clear errors where it can't be optimized."""
 
 import os
 import subprocess
@@ -13,13 +13,20 @@ import convnext
 from convnext import ops
 from convnext.errors import UsageError
 from convnext.models.backbones.convnext import Block
-from convnext.models.optimize.optimize import FoldedBlock, FoldedStage, Patchify, SlicedBlock, fastest
+from convnext.models.optimize.optimize import FoldedBlock, FoldedPatchify, FoldedStage, SlicedBlock, fastest
 from convnext.models.optimize.quantize import Int8Block, calibrate
 from convnext.ops import build, dispatch
 
 tiles = pytest.mark.skipif(not build.has_tiles(), reason="this CPU has no AMX")
 compiled = pytest.mark.skipif(build.library() is None, reason=f"no compiled operators here: {build.reason()}")
-BOUND = {"bf16": 1e-2, "float32": 1e-4, "int8": 0.05}
+SPLIT_ERROR, FLOAT32_ERROR = 2e-5, 2e-6  # of float32 products in tiles, each number the sum of two bf16, and of all other ones
+
+
+def bound(precision, fast=True):
+    """The largest error of an output, relative to the largest output."""
+    if precision == "float32":
+        return SPLIT_ERROR if fast and build.has_tiles() else FLOAT32_ERROR
+    return {"bf16": 1e-2, "int8": 0.05}[precision]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -38,7 +45,7 @@ def outputs(model, x, fast):
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("convnext_atto", {}),  # widths that are no multiples of 16: part of the layers stay
+        ("convnext_atto", {}),  # widths that are not multiples of 16: some layers stay
         ("convnext_tiny", {"depths": (1, 1, 2, 1)}),
         ("convnext_tiny", {"depths": (1, 1, 1, 1), "layer_scale": 0, "kernel_size": 5}),
         ("convnext_tiny", {"depths": (1, 1, 1, 1), "kernel_size": 13}),  # a kernel without an operator
@@ -54,8 +61,11 @@ def test_outputs_stay_those_of_the_network(name, arguments, precision, fast):
         optimized = convnext.optimize(model, precision)
     found = outputs(optimized, x, fast)
     assert found.dtype == torch.float32
-    assert relative_error(found, wanted) < BOUND[precision]
-    assert torch.equal(outputs(model, x, False), wanted)  # the original is as it was
+    error = relative_error(found, wanted)
+    assert error < bound(precision, fast)
+    if precision == "float32" and fast and build.has_tiles():
+        assert error > FLOAT32_ERROR  # so the bounds tell both kinds of products apart
+    assert torch.equal(outputs(model, x, False), wanted)  # the original is unchanged
 
 
 @compiled
@@ -63,7 +73,7 @@ def test_the_blocks_and_patchifying_layers_are_compiled_ones():
     optimized = convnext.optimize(random_model("convnext_tiny", depths=(1, 1, 1, 1)), "float32")
     kinds = [type(module) for module in optimized.modules()]
     assert kinds.count(FoldedBlock) == 4
-    assert kinds.count(Patchify) == 4
+    assert kinds.count(FoldedPatchify) == 4
 
 
 def test_without_compiled_operators_blocks_are_sliced():
@@ -83,7 +93,7 @@ def test_maps_under_detectors_and_segmenters(name):
         found = optimized.backbone.features(x)
         optimized([x[0]] if name.startswith("mask") else x)
     for one, other in zip(found, wanted, strict=True):
-        assert relative_error(one, other) < BOUND[fastest() or "float32"]
+        assert relative_error(one, other) < bound(fastest() or "float32")
 
 
 @compiled
@@ -109,7 +119,7 @@ def test_a_batch_gives_each_image_what_it_gets_alone(precision):
 
 
 @tiles
-def test_int8_stays_near_and_wants_images():
+def test_int8_stays_near_and_needs_images():
     model, x = random_model("convnext_tiny", depths=(1, 1, 2, 1)), torch.randn(4, 3, 64, 96)
     optimized = convnext.optimize(model, "int8", calibration=lambda network: network(x))
     assert sum(isinstance(module, Int8Block) for module in optimized.modules()) == 5
@@ -120,15 +130,15 @@ def test_int8_stays_near_and_wants_images():
 
 
 def quantized_branch(block, x, scale, zero):
-    """What 8 bits are to compute, in plain PyTorch."""
+    """What the block in 8 bits computes, in plain PyTorch."""
     y = block.dwconv(x).permute(0, 2, 3, 1)
     y = y - y.mean(-1, keepdim=True)
-    deviation = (y.square().mean(-1, keepdim=True) + block.norm.eps).sqrt()
+    std = (y.square().mean(-1, keepdim=True) + block.norm.eps).sqrt()
     of_y = y.abs().amax(-1, keepdim=True) / 127
     w1, w2 = block.pwconv1.weight * block.norm.weight, block.pwconv2.weight * block.gamma.unsqueeze(1)
     b1 = block.pwconv1.bias + block.pwconv1.weight @ block.norm.bias
     of_1, of_2 = w1.abs().amax(1) / 127, w2.abs().amax(1) / 127
-    z = (y / of_y).round() @ (w1 / of_1[:, None]).round().T * of_1 * of_y / deviation + b1
+    z = (y / of_y).round() @ (w1 / of_1[:, None]).round().T * of_1 * of_y / std + b1
     hidden = ((torch.nn.functional.gelu(z) / scale).round() + zero).clamp(0, 255) - zero
     branch = hidden @ (w2 / of_2[:, None]).round().T * of_2 * scale + block.pwconv2.bias * block.gamma
     return branch.permute(0, 3, 1, 2)
@@ -136,7 +146,7 @@ def quantized_branch(block, x, scale, zero):
 
 @tiles
 @pytest.mark.parametrize(("channels", "hidden"), [(40, 160), (24, 100), (64, 256)])
-@pytest.mark.parametrize("loudness", [0.02, 1.0, 30.0])  # of hidden values: their scale decides how GELU's fixed point is laid out
+@pytest.mark.parametrize("loudness", [0.02, 1.0, 30.0])  # of hidden values: their scale decides the fixed-point format of GELU
 def test_int8_of_any_width_is_the_quantized_function(channels, hidden, loudness):
     torch.manual_seed(0)
     block = randomise(Block(channels, 7, 0.0, 1.0)).eval()
@@ -147,7 +157,9 @@ def test_int8_of_any_width_is_the_quantized_function(channels, hidden, loudness)
         scale, zero = calibrate(torch.nn.Sequential(block), lambda network: network(x))["0"]
         found = Int8Block(block, scale, zero)(x) - x
         wanted, exact = quantized_branch(block, x, scale, zero), block(x) - x
-    assert relative_error(found, wanted) < 0.02  # a table stands for a part of GELU, and a value that lies between two may become either
+    assert (
+        relative_error(found, wanted) < 0.02
+    )  # part of GELU comes from a table, and a value halfway between two may be rounded either way
     assert relative_error(found, exact) < 0.04
 
 
@@ -158,7 +170,7 @@ def test_it_compiles_in_one_graph():
         assert relative_error(torch.compile(optimized, backend="aot_eager", fullgraph=True)(x), optimized(x)) < 1e-3
 
 
-def test_what_it_can_not_do_is_told():
+def test_errors_name_what_is_wrong():
     model = random_model("convnext_atto")
     with pytest.raises(UsageError, match="bf16"):
         convnext.optimize(model, "bf61")
@@ -187,19 +199,19 @@ def test_by_default_the_fastest_is_chosen_for_this_cpu():
         assert products == torch.float32
     elif not dispatch.has_amx():
         assert fastest() is None
-        assert kinds == kinds_of(model)  # nothing there is faster than the network as it is
+        assert kinds == kinds_of(model)  # nothing is faster there than the unchanged network
 
 
 @pytest.mark.skipif(dispatch.has_amx(), reason="this CPU has AMX, where bf16 is fast")
-def test_bf16_without_amx_is_warned_of_and_int8_names_what_to_take():
+def test_bf16_without_amx_warns_and_int8_names_another_precision():
     model = random_model("convnext_tiny", depths=(1, 1, 1, 1))
-    with pytest.warns(UserWarning, match=r"bf16 is slower than float32 .* no AMX") as told:
+    with pytest.warns(UserWarning, match=r"bf16 is slower than float32 .* no AMX") as warned:
         convnext.optimize(model, "bf16")
-    assert len(told) == 1
-    assert told[0].filename == __file__
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
     with pytest.raises(UsageError, match="AMX") as refused:
         convnext.optimize(model, "int8", calibration=lambda network: None)
-    assert ("take float32" if build.library() is not None else "leave optimize out") in str(refused.value)
+    assert ("use float32" if build.library() is not None else "do not optimize") in str(refused.value)
     assert "bf16" not in str(refused.value)
 
 
@@ -214,7 +226,7 @@ def test_the_default_without_operators_is_the_network_as_it_is():
 
 
 class Adapter(torch.nn.Module):
-    """A low-rank adapter that, as such often do, shows the weights of what it stands for."""
+    """A low-rank adapter that has the weights of the layer it replaces as its own attributes, as many do."""
 
     def __init__(self, base):
         super().__init__()
@@ -239,7 +251,7 @@ def test_a_block_that_was_changed_stays(change, precision):
     model.stages[1][1].pwconv2 = change(model.stages[1][1].pwconv2)
     wanted, optimized = outputs(model, x, False), convnext.optimize(model, precision, calibration=lambda network: network(x))
     assert type(optimized.stages[1][-1]) is Block
-    assert relative_error(outputs(optimized, x, True), wanted) < BOUND[precision]
+    assert relative_error(outputs(optimized, x, True), wanted) < bound(precision)
     assert relative_error(plain, wanted) > 0.1
 
 
@@ -252,19 +264,23 @@ def test_hooks_on_stages_and_layers_stay():
 
 
 @pytest.mark.parametrize(
-    ("environment", "told"),
-    [({"CONVNEXT_OPS": "off"}, "switched off"), ({"CXX": "/nowhere/c++"}, "PyTorch"), ({"PATH": "/nowhere", "CXX": ""}, "compiler")],
-    ids=["off", "a compiler that is none", "no compiler"],
+    ("environment", "reason"),
+    [
+        ({"CONVNEXT_OPS": "off"}, "switched off"),
+        pytest.param({"CXX": "/nowhere/c++"}, "PyTorch", marks=pytest.mark.slow),
+        pytest.param({"PATH": "/nowhere", "CXX": ""}, "compiler", marks=pytest.mark.slow),
+    ],
+    ids=["off", "no such compiler", "no compiler"],
 )
-def test_without_a_compiler_all_works_and_info_says_why(environment, told, tmp_path):
+def test_without_a_compiler_all_works_and_info_says_why(environment, reason, tmp_path):
     code = "import torch, convnext; print(convnext.create_model('convnext_atto', num_classes=2)(torch.randn(1, 3, 64, 64)).shape)"
     settings = os.environ | {"CONVNEXT_CACHE": str(tmp_path), "CONVNEXT_OPS": "on"} | environment
     done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "torch.Size([1, 2])", done.stderr
     info = subprocess.run([sys.executable, "-m", "convnext", "info"], env=settings, capture_output=True, text=True, timeout=300)
-    if told != "switched off" and torch.backends.cpu.get_cpu_capability() != "AVX512":
-        told = "AVX-512"  # which is what is missing first
-    assert told in info.stdout
+    if reason != "switched off" and torch.backends.cpu.get_cpu_capability() != "AVX512":
+        reason = "AVX-512"  # reported first
+    assert reason in info.stdout
     assert "  compiled " not in info.stdout
 
 
@@ -273,7 +289,7 @@ def test_the_library_is_built_once_and_found_again(tmp_path):
     code = "from convnext.ops import build; print(build.reason())"
     settings = os.environ | {"CONVNEXT_CACHE": str(tmp_path), "CONVNEXT_OPS": "on"}
     both = [subprocess.Popen([sys.executable, "-c", code], env=settings, stdout=-1, stderr=-1, text=True) for _ in range(2)]
-    told = [process.communicate(timeout=300) for process in both]
-    assert told[0][0] == told[1][0]
-    assert sum("compiling" in messages for _, messages in told) == 1
+    printed = [process.communicate(timeout=300) for process in both]
+    assert printed[0][0] == printed[1][0]
+    assert sum("compiling" in messages for _, messages in printed) == 1
     assert len(list(tmp_path.glob("ops-*/*.so"))) == 1

@@ -48,9 +48,15 @@ def check_tiles(monkeypatch, x, _, weight, bias):
     assert all(torch.equal(result, found[0]) for result in found[1:])
 
 
+@pytest.mark.slow
 @outside
 def test_under_the_interpreter():
     run_under_interpreter(__file__)
+
+
+@interpreted
+def test_a_small_case():
+    check(*tensors(1, 3, 4, 5, 3, torch.float32, torch.float32))
 
 
 @interpreted
@@ -75,7 +81,7 @@ def test_sizes_at_the_borders(shape):
 
 
 @interpreted
-def test_maps_that_lie_otherwise_and_no_bias():
+def test_maps_in_another_layout_and_no_bias():
     x, dy, weight, _ = tensors(2, 6, 5, 8, 5, torch.float32, torch.float32)
     crossed = x.contiguous().transpose(2, 3).contiguous().transpose(2, 3)
     wanted = F.conv2d(x.double(), weight.double(), padding=2, groups=6)
@@ -104,10 +110,11 @@ def test_other_types_and_even_kernels_are_refused():
         depthwise.weight_gradient(torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3), 4)
 
 
+@pytest.mark.slow
 @outside
 @pytest.mark.parametrize(
     ("dtype", "kernel", "capability"),
-    [(torch.bfloat16, 7, 90), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(torch.float16, 3, 80), (torch.float32, 11, 90)])],
+    [(torch.bfloat16, 7, 90), (torch.float16, 3, 80), (torch.float32, 11, 90)],
 )
 def test_compiles_without_spilling(dtype, kernel, capability):
     x, dy, weight, bias = tensors(2, 96, 14, 14, kernel, dtype, torch.float32)

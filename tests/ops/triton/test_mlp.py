@@ -16,7 +16,7 @@ MULTIPLIED = (
 
 @pytest.fixture
 def product_settings():
-    """Puts torch's setting back after a test that changes it."""
+    """Restore torch's setting after a test that changes it."""
     before = torch.backends.cuda.matmul.fp32_precision
     yield
     torch.backends.cuda.matmul.fp32_precision = before
@@ -65,9 +65,16 @@ def check_gelu_backward(shape, dtype, device="cpu"):
     assert_rounded(dz, leaf.grad)
 
 
+@pytest.mark.slow
 @outside
 def test_under_the_interpreter():
     run_under_interpreter(__file__)
+
+
+@interpreted
+def test_a_small_case():
+    check(2, 9, 8, torch.float32, torch.float32, scaled=True, dropped=True)
+    check_gelu_backward((5, 7), torch.float32)
 
 
 @interpreted
@@ -86,7 +93,7 @@ def test_equals_torch(images, positions, width, dtype, wide, scaled, dropped):
 
 
 def check_tiles(monkeypatch, images, positions, width, dtype, device="cpu"):
-    """The layers in each of the tiles that are tried: their results."""
+    """Check the results of the layers in each of the tiles that are tried."""
     for tile in mlp._TILES:
         for kernel in (mlp._gelu_linear, mlp._linear_residual):
             monkeypatch.setattr(kernel, "configs", [tile])  # which is then used without tuning
@@ -115,13 +122,11 @@ def test_other_types_are_refused():
         mlp.gelu_linear(torch.zeros(2, 3, dtype=torch.float64), torch.zeros(12, 3), torch.zeros(12), save=False)
 
 
+@pytest.mark.slow
 @outside
 @pytest.mark.parametrize(
     ("dtype", "tf32", "capability"),
-    [
-        (torch.bfloat16, False, 90),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(torch.float32, True, 90), (torch.bfloat16, False, 80)]),
-    ],
+    [(torch.bfloat16, False, 90), (torch.float32, True, 90), (torch.bfloat16, False, 80)],
 )
 @pytest.mark.usefixtures("product_settings")
 def test_compiles_without_spilling(dtype, tf32, capability):

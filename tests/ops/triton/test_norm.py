@@ -36,9 +36,15 @@ def check(x, dy, weight, bias, eps=1e-6):
     assert_rounded(dbias, inputs[2].grad)
 
 
+@pytest.mark.slow
 @outside
 def test_under_the_interpreter():
     run_under_interpreter(__file__)
+
+
+@interpreted
+def test_a_small_case():
+    check(*tensors(5, 7, torch.float32, torch.float32))
 
 
 @interpreted
@@ -67,7 +73,7 @@ def test_no_rows():
 
 @interpreted
 def test_variance_of_rows_far_from_zero():
-    """Where the mean of squares less the square of the mean would have no digit left."""
+    """Where the mean of squares minus the square of the mean has no correct digit."""
     x, _, weight, bias = tensors(4, 96, torch.float32, torch.float32, offset=4096.0)
     wanted = F.layer_norm(x.double(), (96,), weight.double(), bias.double(), 1e-6)
     assert (norm.forward(x, weight, bias, 1e-6)[0] - wanted).abs().max() < 1e-3
@@ -92,7 +98,10 @@ def test_other_types_and_wider_rows_are_refused():
 
 
 @outside
-@pytest.mark.parametrize(("channels", "dtype"), [(96, torch.bfloat16), (768, torch.bfloat16), (4096, torch.float32)])
+@pytest.mark.parametrize(
+    ("channels", "dtype"),
+    [(96, torch.bfloat16), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(768, torch.bfloat16), (4096, torch.float32)])],
+)
 def test_compiles_without_spilling(channels, dtype):
     x, dy, weight, bias = tensors(32, channels, dtype, torch.float32)
     with compiling() as used:
