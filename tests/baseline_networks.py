@@ -1,21 +1,21 @@
-"""What the tests of the rivals share: networks whose every part matters."""
+"""Networks for the tests of the baselines, with weights that make every part matter."""
 
 import torch
 
 import convnext
 from convnext.models.backbones import baselines
-from convnext.models.backbones.zoo import BACKBONES
+from convnext.models.registry import BACKBONES
 
 
 def build(network, **arguments):
-    """A network by our name or timm's."""
+    """Return a network by our name or timm's."""
     if network in BACKBONES:
         return convnext.create_model(network, **arguments)
     return (baselines.build_vit if network.startswith("deit") else baselines.build)(network, **arguments)
 
 
 def telling(model, seed=0):
-    """Weights and statistics under which every part of the network matters."""
+    """Return the network with weights and statistics that make every part matter."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.empty_like(parameter).normal_(generator=generator)

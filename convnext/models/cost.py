@@ -1,25 +1,27 @@
-"""What a network costs: parameters and multiply-adds."""
+"""Count what a network costs: parameters and multiply-adds."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+ImageSize = int | tuple[int, int]  # pixels a side, or (height, width)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one image."""
+    """What one image costs."""
 
     parameters: int
     macs: int  # multiply-adds of convolutions and matrix products; the field's tables print them as FLOPs
-    image_size: int | tuple[int, int]  # pixels a side, or (height, width)
+    image_size: ImageSize  # pixels a side, or (height, width)
 
 
-def count_cost(model: Any, image_size: int | tuple[int, int], in_channels: int = 3) -> Cost:
-    """Count a network that lies on the meta device: shapes alone are computed, so any size takes well under two seconds.
+def count_cost(model: nn.Module, image_size: ImageSize, in_channels: int = 3) -> Cost:
+    """Return the cost of a network on the meta device, where only shapes are computed: any size takes well under two seconds.
 
-    Of a segmenter as Table 4 of the ConvNeXt paper counts: parameters with its auxiliary head, multiply-adds without it.
+    A segmenter is counted as in Table 4 of the ConvNeXt paper: parameters with its auxiliary head, multiply-adds without it.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     image = torch.empty(1, in_channels, height, width, device="meta")

@@ -1,21 +1,24 @@
-"""`create_model(name)`: from a name to a network, with weights. The one place where names, networks and weight files meet."""
+"""From a name to a network with weights: `create_model(name)` and `load(source)`."""
 
 import fnmatch
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError, first_line, nearest
-from convnext.models.cost import Cost
-from convnext.models.registry import NAMES, find
+from convnext.models.cost import Cost, ImageSize
+from convnext.models.network import Network, Spec
+from convnext.models.registry import find, names
 from convnext.models.weights import download
-from convnext.models.weights.open import FUNCTION, Opened, open_weights
+from convnext.models.weights.open import FUNCTION, ClassIds, Opened, open_weights
 from convnext.models.weights.open import identify as identify
+from convnext.text import counted
 
 log = logging.getLogger("convnext")
 
@@ -23,8 +26,8 @@ Weights = str | Path | Mapping[str, Tensor] | Opened
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of models that match a shell pattern such as `convnext_*`, in the order of their size within a family."""
-    return [name for name in NAMES if fnmatch.fnmatch(name, pattern)]
+    """Return the names of models that match a shell pattern such as `convnext_*`, in the order of their size within a family."""
+    return [name for name in names() if fnmatch.fnmatch(name, pattern)]
 
 
 def create_model(
@@ -36,56 +39,62 @@ def create_model(
     layer_scale: float | None = None,
     weights: Weights | None = None,
     new_head: bool = False,
-    **architecture: Any,
+    **architecture: object,
 ) -> Any:
-    """Build the network of that name, with random weights or published ones.
+    """Return the network of that name, with random or published weights, in training mode.
+
+    It is a `Backbone`, a `Detector` or a `UperNet`. Its type is Any so that a user's code can take it for what it is without a cast.
 
     Args:
         name: one of `list_models()`.
-        num_classes: outputs of the head; 0 for none. By default those of ImageNet-1K, ADE20K (150) or COCO (80).
+        num_classes: outputs of the head; 0 for none. By default 1000 (ImageNet-1K), 150 (ADE20K) or 80 (COCO).
         in_channels: channels of the images.
         drop_path: stochastic depth of the last block.
         layer_scale: initial scale of the residual branches, 0 for none. By default as published: 1e-6, and none in
             convnext_isotropic_small and _base.
         weights: a tag such as "fb_in1k" (`convnext models NAME` lists them), a file, `hf://owner/name`, an `https://`
-            address, or a state dict; in any format of `convnext.checkpoints`. A detector or segmenter also takes those of its
+            address, or a state dict; in any format of `convnext.models.weights`. A detector or segmenter also takes those of its
             backbone alone.
         new_head: keep the fresh head even if the weights have one for as many classes.
         architecture: other arguments of the constructors of backbone and head, for instance depths, widths, patch_size, kernel_size.
 
-    Returns: an `nn.Module` in training mode: a backbone, a detector or a segmenter. (Typed Any so that its attributes need no casts.)
-
-    Raises UsageError for an unknown name, argument or tag, ConvnextError for weights that do not fit or can't be had.
+    Raises UsageError for an unknown name, argument or tag, ConvnextError for weights that do not fit or can't be downloaded.
     """
     entry = find(name)
     opened = None if weights is None else weights if isinstance(weights, Opened) else open_weights(weights, name)
-    given = {"num_classes": entry.num_classes if num_classes is None else num_classes, "in_channels": in_channels} | architecture
+    given: dict[str, object] = {"num_classes": entry.num_classes if num_classes is None else num_classes, "in_channels": in_channels}
+    given |= architecture
     if layer_scale is not None:
         given["layer_scale"] = layer_scale
-    if opened is not None:  # a network with the weights of another function would be neither
-        given = {key: value for key, value in opened.function().items() if key in entry.known} | given
-    if unknown := sorted(given.keys() - entry.known):
-        raise UsageError(f"{name} has no argument {unknown[0]!r}{nearest(unknown[0], entry.known)}")
-    model: Any = entry.make(**given, drop_path=drop_path)
+    if opened is not None:  # weights that were trained as another function need that function
+        given = {key: value for key, value in opened.function().items() if key in entry.arguments} | given
+    if unknown := sorted(given.keys() - entry.arguments.keys()):
+        raise UsageError(f"{name} has no argument {unknown[0]!r}{nearest(unknown[0], entry.arguments)}")
+    model = entry.make(**given, drop_path=drop_path)
     model.spec = {"name": name} | given  # all that rebuilds it around its weights
     if opened is not None:
         load_weights(model, opened, new_head=new_head)
     return model
 
 
-def load_weights(model: Any, weights: Weights, *, new_head: bool = False) -> None:
-    """Fill a model with weights of any known format, every key accounted for.
+def load_weights(model: Network, weights: Weights, *, new_head: bool = False) -> None:
+    """Fill a model with weights of any known format. Every key must fit.
 
-    The model's own fresh head stays if `new_head` or if the weights' head is for another number of classes, which is told.
+    The model keeps its own fresh head if `new_head`, and also, with a warning, if the weights' head is for another number of classes.
 
-    Raises ConvnextError that names the missing, unexpected and misshapen keys, and the format the weights were taken for.
+    Raises ConvnextError that names the missing, unexpected and misshapen keys, and the format that the weights were taken for.
     """
-    _fill(model, weights if isinstance(weights, Opened) else open_weights(weights, model.spec["name"]), new_head)
+    _fill(model, weights if isinstance(weights, Opened) else open_weights(weights, name_of(model)), new_head)
 
 
-def _fill(model: Any, opened: Opened, new_head: bool = False, whole: bool = False) -> None:
-    """See `load_weights`; with `whole` all of the network must be among the weights, its head too."""
-    entry = find(model.spec["name"])
+def name_of(model: Network) -> str:
+    """Return the name that `create_model` built a model by."""
+    return cast("str", model.spec["name"])
+
+
+def _fill(model: Network, opened: Opened, new_head: bool = False, whole: bool = False) -> None:
+    """Fill a model as `load_weights` does. With `whole`, all of the network must be among the weights, its head too."""
+    entry = find(name_of(model))
     _check_function(model, opened)
     native, known = entry.to_native(model, opened.state)
     own = model.state_dict()
@@ -94,13 +103,13 @@ def _fill(model: Any, opened: Opened, new_head: bool = False, whole: bool = Fals
     if new_head or theirs != model.num_classes:
         if not new_head:
             if whole:
-                raise ConvnextError(f"{opened.file} has a head of {theirs} classes, and was to have one of {model.num_classes}")
-            log.warning("the weights' head has %d classes, the model %d: its head starts afresh", theirs, model.num_classes)
+                raise ConvnextError(f"{opened.file} has a head of {counted(theirs, 'class')}, but describes one of {model.num_classes}")
+            log.warning("the weights' head has %d classes, the model %d: the model keeps its fresh head", theirs, model.num_classes)
         native = {key: tensor for key, tensor in native.items() if not entry.is_of_classes(model, key)}
         native |= {key: tensor for key, tensor in own.items() if entry.is_of_classes(model, key)}
 
     if whole:
-        native = {key: tensor for key, tensor in native.items() if not tensor.is_meta}  # what a head's weights lack is no part of them
+        native = {key: tensor for key, tensor in native.items() if not tensor.is_meta}  # the weights lack what is on the meta device
     problems = {
         "missing": sorted(own.keys() - native.keys()),
         "unexpected": sorted(native.keys() - own.keys()),
@@ -111,37 +120,38 @@ def _fill(model: Any, opened: Opened, new_head: bool = False, whole: bool = Fals
         ],
     }
     if any(problems.values()):
-        told = "; ".join(f"{what}: {_some(keys)}" for what, keys in problems.items() if keys)
-        raise ConvnextError(f"these weights (taken for the {known} format) do not fit {model.spec['name']}: {told}")
+        listed = "; ".join(f"{what}: {_some(keys)}" for what, keys in problems.items() if keys)
+        raise ConvnextError(f"these weights (taken for the {known} format) do not fit {entry.name}: {listed}")
     model.load_state_dict(native, assign=next(model.parameters()).is_meta)
 
 
-def _check_function(model: Any, opened: Opened) -> None:
+def _check_function(model: Network, opened: Opened) -> None:
+    entry = find(name_of(model))
     for key, value in opened.function().items():
-        if key == "head_norm_eps" and not hasattr(model, "norm"):  # under a head
+        if key == "head_norm_eps" and entry.backbone is not None:  # the norm is not there under a head
             continue
         ours = model.spec.get(key) or (model.spec.get("norm_eps") if key == "head_norm_eps" else None) or FUNCTION["norm_eps"]
         if ours != value:
-            name = model.spec["name"]
-            how = f"create_model({name!r}, {key}={value})" if key in find(name).known else "a ConvNeXt by its own name"
+            name = entry.name
+            how = f"create_model({name!r}, {key}={value})" if key in entry.arguments else "a ConvNeXt by its own name"
             raise ConvnextError(f"{opened.file} is of a network with {key} {value}, this {name} has {ours}: another function; build {how}")
 
 
 @dataclass
 class Loaded:
-    """A network ready to be used, and what it needs beside it."""
+    """A network ready for use, and what belongs to it."""
 
-    model: Any
-    preprocessing: Any  # of its task
+    model: Network
+    preprocessing: Preprocessing
     task: str = "classify"
-    classes: list[str] | None = None  # None where the weights do not say
-    run: Path | None = None  # the run folder it came from
-    source: str | None = None  # the address its weights come from, by the hub's commit; None where that is not known
-    class_ids: list[Any] | None = None  # the data's own number of each class; None where the weights do not say
+    classes: list[str] | None = None  # None where the weights do not name them
+    run: Path | None = None  # the run folder that it came from
+    source: str | None = None  # the address of its weights, by the hub's commit; None where it is unknown
+    class_ids: ClassIds | None = None  # the data's own number of each class; None where the weights do not say them
 
 
 def load(source: str | Path, weights: str | None = None) -> Loaded:
-    """A network in evaluation mode from what a user has of it.
+    """Return a network in evaluation mode from a run folder, a file, an address or a name.
 
     Args:
         source: a run folder (its best weights), a weight file of any known format, `hf://owner/name` (with `@revision` for one of
@@ -152,14 +162,14 @@ def load(source: str | Path, weights: str | None = None) -> Loaded:
     """
     if weights is not None:
         return _load_file(weights, str(source))
-    if str(source) in NAMES:
+    if str(source) in names():
         tags = ", ".join(find(str(source)).weights) or "no tags, so a file"
-        raise UsageError(f"{source} alone has no weights: add --weights with one of {tags}")
+        raise UsageError(f"{source} is a name without weights: add --weights with one of {tags}")
     return _load_file(source)
 
 
 def _load_file(source: str | Path, name: str | None = None) -> Loaded:
-    # Without a name, weights that others wrote are a ConvNeXt's; with one, weights of any other network are refused.
+    # Without a name, weights in a foreign format are taken for a ConvNeXt's. With one, weights of another network are refused.
     folder = download.expanded(source)
     run = folder if folder.is_dir() else None
     opened = open_weights(weights_of_run(run) if run is not None else source, name)
@@ -167,47 +177,49 @@ def _load_file(source: str | Path, name: str | None = None) -> Loaded:
         raise UsageError(f"{source} holds a {opened.spec['name']}, not a {name}")
     model = _filled(opened)
     if opened.assumed:
-        log.warning("%s does not say how it wants its images; assumed: %s", opened.file, opened.preprocessing)
+        log.warning("%s does not say how its images are prepared; assumed: %s", opened.file, opened.preprocessing)
     return Loaded(model.eval(), opened.preprocessing, opened.task, opened.classes, run, opened.source, opened.class_ids)
 
 
-def _filled(opened: Opened) -> Any:
+def _filled(opened: Opened) -> Network:
     if not opened.described:
         model = _empty_model(opened.spec)
     else:
         try:
             model = _empty_model(opened.spec)
         except UsageError as error:
-            raise ConvnextError(f"{opened.file} describes a network that is not known here: {error}") from error
-        except Exception as error:  # whatever a stranger's numbers do in a constructor
+            raise ConvnextError(f"{opened.file} describes an unknown network: {error}") from error
+        except Exception as error:  # the numbers in a stranger's file may raise anything in a constructor
             raise ConvnextError(f"{opened.file} describes a network that can't be built: {first_line(error)}") from error
     _fill(model, opened, whole=True)
     return model
 
 
-def cost_of(name: str, image_size: int | tuple[int, int] | None = None, **arguments: Any) -> Cost:
-    """Parameters and multiply-adds of a model with the classes it was published for, or as the arguments of `create_model` say.
+def cost_of(name: str, image_size: ImageSize | None = None, **arguments: object) -> Cost:
+    """Return the parameters and multiply-adds of a model with the classes it was published for, or with these arguments.
 
     Args:
         image_size: pixels a side, or (height, width); by default as in the paper's tables.
+        arguments: as for `create_model`.
     """
     entry = find(name)
     return entry.cost(_empty_model({"name": name} | arguments), image_size or entry.image_size)
 
 
-def _empty_model(spec: Mapping[str, Any]) -> Any:
-    # On the meta device: no time goes into random weights that the file's replace.
+def _empty_model(spec: Spec) -> Network:
+    # On the meta device: drawing random weights takes time, and the file's replace them.
+    build = cast("Callable[..., Network]", create_model)
     with torch.device("meta"):
-        return create_model(**spec)
+        return build(**spec)
 
 
 def weights_of_run(run: Path) -> Path:
-    """The weight file to take from a run folder: the best, or the last where there is none. Raises ConvnextError if neither is there."""
+    """Return the weight file of a run folder: the best, or else the last. Raises ConvnextError if it has neither."""
     for name in ("best.safetensors", "last.safetensors"):
         if (run / name).is_file():
             return run / name
-    raise ConvnextError(f"{run} is no run folder: it holds neither best.safetensors nor last.safetensors")
+    raise ConvnextError(f"{run} is not a run folder: it holds neither best.safetensors nor last.safetensors")
 
 
-def _some(keys: list[str], most: int = 8) -> str:
-    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
+def _some(keys: list[str], limit: int = 8) -> str:
+    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")

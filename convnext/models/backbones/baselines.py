@@ -1,64 +1,74 @@
-"""The networks that the paper compares ConvNeXt with: built by timm, under our contract.
+"""The networks that the paper compares ConvNeXt with: built by timm, used as a `Backbone`.
 
-What timm builds keeps timm's names and timm's arithmetic, so that its published weights load as they are. Three things are
-added: the contract's methods; our stochastic depth, which does not depend on how a batch is split; and images of any size,
-for detectors and segmenters, in the two families whose networks are made for one size (Swin and ViT).
+They keep timm's parameter names and timm's arithmetic, so that its published weights load as they are. Three things are added: the
+methods of `Backbone`; our stochastic depth, which does not depend on how a batch is split; and images of any size, for detectors and
+segmenters, in the two families whose networks are made for one size (Swin and ViT).
 """
 
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext.data.transforms.preprocessing import ClassifyPreprocessing
-from convnext.models.backbones.convnext import DropPath, check_drop_path
-from convnext.models.weights.published import from_timm, timm_config
+from convnext.models.backbones.convnext import check_drop_path
+from convnext.models.backbones.dropping import DropPath
+from convnext.models.network import Backbone
 
-# All that only the logits need, by its name in one family or another; what is left has no parameters.
+# The submodules that only the logits need, by their names in any of the families.
 _ONLY_FOR_LOGITS = ("norm", "conv_head", "bn2", "head", "fc", "classifier")
 
 
-class TimmBackbone(nn.Module):
-    """Our contract, mixed into the class of a network of timm.
+class Mixin(nn.Module):
+    """Methods for a class of timm. `_mix` makes a class of both, which pickle finds again by its two parts."""
 
-    `features` gives the maps (N, channels[i], H', W') of strides 4, 8, 16 and 32, or the one of stride 16 that a ViT or DeiT has
-    (its last block's, without the class token), before any last norm. H' and W' are rounded up where a side is no multiple
-    of the stride. BatchNorm keeps its meaning: its statistics are of the part of the batch that a device sees at a time, and
-    with gradient checkpointing its running averages count each part twice.
+    def __reduce__(self) -> tuple[object, ...]:
+        contract, network = type(self).__bases__
+        return _blank, (contract, network), self.__dict__.copy()
+
+
+class TimmBackbone(Mixin, Backbone):
+    """The methods of `Backbone` for a network of timm.
+
+    `features` gives the maps (N, channels[i], H', W') of strides 4, 8, 16 and 32, or, of a ViT or DeiT, the one map of stride 16 (its last
+    block's, without the class token), before any last norm. H' and W' are rounded up where a side is not a multiple of the stride.
+    BatchNorm's statistics are of the part of the batch that a device sees at a time. With gradient checkpointing its running averages count
+    each part twice.
     """
 
-    channels: tuple[int, ...]
-    strides: tuple[int, ...]
-    num_classes: int
-    num_features: int
-    head_name: str  # of the module that gives the logits, as "head.fc"
     min_size = 1  # all of them pad
-    forward_intermediates: Any  # timm's
-    group_matcher: Any  # timm's
+
+    if TYPE_CHECKING:
+        # Methods of timm's.
+        def forward_intermediates(self, x: Tensor, *, indices: int, intermediates_only: bool) -> list[Tensor]: ...
+        def group_matcher(self, coarse: bool) -> dict[str, object]: ...
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Images (N, in_channels, H, W) to the maps of `channels` and `strides`."""
+        """Return the maps of images (N, in_channels, H, W), as `channels` and `strides` say."""
         return self.forward_intermediates(x, indices=len(self.strides), intermediates_only=True)
 
+    def reset_classifier(self, num_classes: int, *args: object, **kwargs: object) -> None:
+        """As timm's: put a fresh head for that many classes on the network; 0 leaves the pooled features as output."""
+        super().reset_classifier(num_classes, *args, **kwargs)
+        self.set_num_classes(num_classes)
+
     def drop_head(self) -> None:
-        """Remove what only `forward` needs, so that under a detector or segmenter every parameter has a gradient."""
-        self.num_classes = 0
+        """Remove what only `forward` needs, so that every parameter has a gradient under a detector or segmenter."""
+        self.set_num_classes(0)
         for name in _ONLY_FOR_LOGITS:
             if name in self._modules:
                 delattr(self, name)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that are not decayed: all of one dimension, and embeddings of positions and the class token."""
+        """Return the names of all parameters of one dimension, of the embeddings of positions and of the class token."""
         own: set[str] = getattr(super(), "no_weight_decay", set)()
         return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1 or name in own}
 
     def layer_group(self, name: str) -> int:
-        """The group, from 0 at the stem, by timm's own grouping: the stem, each block, the head; a last norm is with the last block."""
+        """Return timm's own group: 0 for the stem, then each block, then the head. A last norm is in the last block's group."""
         from timm.models import group_parameters
 
         if name not in (groups := self.__dict__.setdefault("_groups", {})):
@@ -66,19 +76,19 @@ class TimmBackbone(nn.Module):
         return groups[name]
 
     def to_native(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state that timm or the network's authors wrote, in this network's names and with its grid of position embeddings."""
+        """Return a state of timm's or of the network's authors in this network's names, with its grid of position embeddings."""
         own = self.state_dict()
-        # Old files do not count BatchNorm's batches; nothing here depends on the count.
+        # Old files do not count BatchNorm's batches. Nothing here depends on the count.
         counts = {name: torch.tensor(0) for name in own if name.endswith("num_batches_tracked")}
         native = counts | dict(state)
         if any(name not in own or own[name].shape != native[name].shape for name in native if not name.startswith(self.head_name)):
             rename = getattr(sys.modules[type(self).__module__], "checkpoint_filter_fn", lambda state, network: state)
-            with suppress(AttributeError):  # of a module that this network lacks: who loads the weights tells the keys
+            with suppress(AttributeError):  # of a module that this network lacks: `load_weights` then names the keys
                 native = rename(native, self)
         return native
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch's; on the meta device (`assign`) also what is computed and not stored gets its values."""
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> object:
+        """As torch's. On the meta device (`assign`) the buffers that are computed and not stored get their values, too."""
         result = super().load_state_dict(state_dict, strict, assign)
         if assign:
             for module in self.modules():
@@ -90,14 +100,14 @@ class TimmBackbone(nn.Module):
         return result
 
 
-class SwinBlockOfAnySize(nn.Module):
-    """Window attention at sizes other than the network's own, mixed into timm's Swin block.
+class SwinBlockOfAnySize(Mixin):
+    """Window attention for timm's Swin block at sizes other than the network's own.
 
-    timm shifts the map before it pads it to whole windows and never shifts where its own size is one window; the published
-    detectors and segmenters pad first, and shift wherever a side has more than one window. At its own size both agree.
+    timm shifts the map before it pads it to whole windows, and never shifts where its own size is one window. The published detectors and
+    segmenters pad first, and shift wherever a side has more than one window. At its own size both agree.
     """
 
-    one_size_in_graphs = "windows are padded and shifted as the size of the map is"  # branches, which a graph of any size can't hold
+    one_size_in_graphs = "padding and shift of its windows depend on the size of the map"  # a graph of any size can't hold branches
     input_resolution: tuple[int, int]
     window_size: tuple[int, int]
     target_shift_size: tuple[int, int]
@@ -121,16 +131,18 @@ class SwinBlockOfAnySize(nn.Module):
 
 
 def _shift_mask(counts: tuple[int, int], window: tuple[int, int], shift: Sequence[int], like: Tensor) -> Tensor:
-    """What shifted windows add to their attention (windows, positions, positions): -100 between parts that were no neighbours."""
+    """Return what is added to the attention of shifted windows (windows, positions, positions): -100 between parts of the map that
+    were not neighbours, else 0.
+    """
     rows, columns = (_parts(*side, like.device) for side in zip(counts, window, shift, strict=True))
     parts = (3 * rows[:, None, :, None] + columns[None, :, None, :]).view(counts[0] * counts[1], window[0] * window[1])
     return torch.where(parts[:, None] == parts[:, :, None], 0.0, -100.0).to(like.dtype)
 
 
 def _parts(count: int, window: int, shift: int, device: torch.device) -> Tensor:
-    # Of a shifted side, in windows: 0 up to the last, 1 what is left of that, 2 what came around from the other end.
-    place = torch.arange(count * window, device=device).view(count, window)
-    return (place >= (count - 1) * window).long() + (place >= count * window - shift).long()
+    # Of a shifted side, in windows: 0 before the last window, 1 in the rest of it, 2 in the rows that came around from the other end.
+    index = torch.arange(count * window, device=device).view(count, window)
+    return (index >= (count - 1) * window).long() + (index >= count * window - shift).long()
 
 
 def build(
@@ -142,7 +154,7 @@ def build(
     head_init_scale: float = 1.0,
     grad_checkpointing: bool = False,
 ) -> TimmBackbone:
-    """The network of that name in timm, with random weights as timm draws them.
+    """Return the network of that name in timm, with random weights as timm draws them.
 
     Args:
         network: timm's name.
@@ -152,7 +164,7 @@ def build(
         head_init_scale: factor on the head's initial weights.
         grad_checkpointing: recompute blocks in the backward pass to save memory.
 
-    Raises UsageError for a drop_path that is no probability.
+    Raises UsageError unless drop_path is a probability below 1.
     """
     check_drop_path(drop_path)
     arguments = {"num_classes": num_classes, "in_chans": in_channels, "drop_path_rate": drop_path}
@@ -169,19 +181,19 @@ def build_vit(
     head_init_scale: float = 1.0,
     grad_checkpointing: bool = False,
 ) -> TimmBackbone:
-    """A ViT or DeiT; arguments as for `build`.
+    """Return a ViT or DeiT; other arguments are as for `build`.
 
     Args:
-        image_size: pixels a side for which there are position embeddings; by default as in the name. Weights of another size
-            are resampled when they are loaded, and images of another size resample the embeddings as they come.
+        image_size: pixels a side that have position embeddings; by default as in the name. Embeddings of weights of another size are
+            resampled when they are loaded; for images of another size they are resampled in each forward pass.
     """
     check_drop_path(drop_path)
-    arguments = {"num_classes": num_classes, "in_chans": in_channels, "drop_path_rate": drop_path}
-    arguments |= {"dynamic_img_size": True, "dynamic_img_pad": True} | ({"img_size": image_size} if image_size else {})
-    return _under_contract(network, arguments, head_init_scale, grad_checkpointing)
+    arguments: dict[str, object] = {"num_classes": num_classes, "in_chans": in_channels, "drop_path_rate": drop_path}
+    sizes: dict[str, object] = {"dynamic_img_size": True, "dynamic_img_pad": True} | ({"img_size": image_size} if image_size else {})
+    return _under_contract(network, arguments | sizes, head_init_scale, grad_checkpointing)
 
 
-def _under_contract(network: str, arguments: dict[str, Any], head_init_scale: float, grad_checkpointing: bool) -> TimmBackbone:
+def _under_contract(network: str, arguments: Mapping[str, object], head_init_scale: float, grad_checkpointing: bool) -> TimmBackbone:
     import timm
     from timm.layers import DropPath as TimmDropPath
     from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
@@ -207,29 +219,21 @@ def _under_contract(network: str, arguments: dict[str, Any], head_init_scale: fl
     return built
 
 
-def published(network: str, tags: Sequence[str], image_size: int, source: str) -> tuple[ClassifyPreprocessing, int]:
-    """How published weights were tested, and how many classes they tell apart, as timm notes it.
-
-    Args:
-        network: timm's name.
-        tags: of the weights that are known.
-        image_size: of the paper's table; where weights were tested at this size and another, it is taken.
-        source: a tag, or a file or address that has one in its name; where it has none, the first tag's answer is given.
-    """
-    if not tags:
-        return ClassifyPreprocessing(image_size=image_size), 1000
-    name = source.rpartition("/")[2]
-    tag = max((tag for tag in tags if tag in name), key=len, default=tags[0])
-    noted = timm_config(f"{network}.{tag}")
-    assert noted is not None, f"{network}.{tag} is not in timm's table"
-    return from_timm(noted, f"timm's table of {network}.{tag}", image_size), noted["num_classes"]
+_MIXED: dict[tuple[type[Mixin], type[nn.Module]], type[nn.Module]] = {}
 
 
-def _mix(contract: type, module: Any) -> None:
-    # Into its class, for a copy of the network would share with it methods that were put on the instance.
-    module.__class__ = _mixed(contract, module.__class__)
+def _mix(contract: type[Mixin], module: nn.Module) -> None:
+    # Into its class: methods that were put on the instance would be shared with its copies.
+    module.__class__ = _mixed(contract, type(module))
 
 
-@cache
-def _mixed(contract: Any, network: Any) -> Any:
-    return type(network.__name__, (contract, network), {"__module__": network.__module__})
+def _mixed(contract: type[Mixin], network: type[nn.Module]) -> type[nn.Module]:
+    if (contract, network) not in _MIXED:
+        _MIXED[contract, network] = type(network.__name__, (contract, network), {"__module__": network.__module__})
+    return _MIXED[contract, network]
+
+
+def _blank(contract: type[Mixin], network: type[nn.Module]) -> nn.Module:
+    # What pickle and copy fill.
+    made = _mixed(contract, network)
+    return made.__new__(made)

@@ -1,7 +1,7 @@
-"""The two networks with which convolution began, for the demonstration and as a baseline: LeNet-5 and AlexNet.
+"""LeNet-5 and AlexNet, the two early convolutional networks: for the demonstration and as baselines.
 
-They are under the contract of a classifier only: what they compute on the way are no maps of even strides, so `channels` and
-`strides` are empty and `features` is an error.
+They only classify: their intermediate maps have no strides of 4, 8, 16 or 32, so `channels` and `strides` are empty and `features` raises
+UsageError.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from convnext.errors import UsageError
-from convnext.models.backbones.convnext import Dropper
+from convnext.models.backbones.dropping import Dropper
+from convnext.models.network import Backbone
 
 
 class Dropout(Dropper):
@@ -20,13 +21,11 @@ class Dropout(Dropper):
         return x * self.factors(x, *x.shape[1:]) if self.training else x
 
 
-class Classic(nn.Module):
+class Classic(Backbone):
     """A plain sequence of layers, `body`, and a linear `head`."""
 
     head: nn.Linear | nn.Identity
     head_name = "head"
-    channels: tuple[int, ...] = ()
-    strides: tuple[int, ...] = ()
 
     def __init__(
         self,
@@ -40,6 +39,7 @@ class Classic(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.body, self.num_features, self.min_size = name, body, num_features, min_size
+        self.channels, self.strides = (), ()
         self.foreign = foreign  # another library's names of modules to ours
         self.reset_classifier(num_classes)
         if isinstance(self.head, nn.Linear):
@@ -47,42 +47,42 @@ class Classic(nn.Module):
                 self.head.weight.mul_(head_init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, in_channels, H, W) to logits (N, num_classes). Raises UsageError if they are below `min_size`."""
+        """Return the logits (N, num_classes) of images (N, in_channels, H, W). Raises UsageError if they are below `min_size`."""
         height, width = x.shape[-2:]
         if min(height, width) < self.min_size:
-            least = f"{self.min_size} x {self.min_size}"
-            raise UsageError(f"an image of {height} x {width} pixels is too small for {self.name}: resize it to at least {least}")
+            smallest = f"{self.min_size} x {self.min_size}"
+            raise UsageError(f"an image of {height} x {width} pixels is too small for {self.name}: resize it to at least {smallest}")
         return self.head(self.body(x))
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Raises UsageError: there is no pyramid."""
+        """Raise UsageError: the network has no pyramid."""
         raise self._no_maps()
 
     def drop_head(self) -> None:
-        """Raises UsageError: without its head the network is of no use."""
+        """Raise UsageError: no detector or segmenter can use the network."""
         raise self._no_maps()
 
     def reset_classifier(self, num_classes: int) -> None:
         """Put a fresh head for `num_classes` classes on the network; 0 leaves the features before it as output."""
-        self.num_classes = num_classes
+        self.set_num_classes(num_classes)
         like = next(self.body.parameters())
         self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype) if num_classes else nn.Identity()
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that are not decayed: biases."""
+        """Return the names of the biases."""
         return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
 
     def layer_group(self, name: str) -> int:
-        """Each layer that has weights is a group of its own."""
+        """Return the position of the parameter's layer among those that have weights."""
         return self._layers().index(name.rpartition(".")[0])
 
     def to_native(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state in the other library's names, or in ours, in ours."""
+        """Return a state in the other library's names, or in ours, in ours."""
         parts = {key: key.rpartition(".") for key in state}
         return {f"{self.foreign.get(module, module)}{dot}{leaf}": state[key] for key, (module, dot, leaf) in parts.items()}
 
     def _no_maps(self) -> UsageError:
-        return UsageError(f"{self.name} has no maps of even strides: it classifies, but can't serve a detector or segmenter")
+        return UsageError(f"{self.name} has no maps of strides 4, 8, 16, 32: no detector or segmenter can use it")
 
     def _layers(self) -> list[str]:
         return [name for name, module in self.named_modules() if next(module.parameters(recurse=False), None) is not None]
@@ -91,9 +91,9 @@ class Classic(nn.Module):
 def lenet5(
     *, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, head_init_scale: float = 1.0, grad_checkpointing: bool = False
 ) -> Classic:
-    """LeNet-5 (LeCun et al., 1998, section II.B) as it is taught: plain average pooling, full connections, a linear head.
+    """Return LeNet-5 (LeCun et al., 1998, section II.B) as it is taught: plain average pooling, full connections, a linear head.
 
-    The layer of 120 is the convolution that it was; images above 32 x 32 give it several positions, whose mean is taken.
+    The layer of 120 is a convolution, as in the paper. Images above 32 x 32 give it several positions, whose mean is taken.
     """
     _check("lenet5", drop_path, grad_checkpointing)
     body = nn.Sequential(
@@ -108,7 +108,7 @@ def lenet5(
 def alexnet(
     *, num_classes: int = 1000, in_channels: int = 3, drop_path: float = 0.0, head_init_scale: float = 1.0, grad_checkpointing: bool = False
 ) -> Classic:
-    """AlexNet (Krizhevsky et al., 2012) in its one-tower form (Krizhevsky, 2014), as torchvision builds it."""
+    """Return AlexNet (Krizhevsky et al., 2012) in its one-tower form (Krizhevsky, 2014), as torchvision builds it."""
     from torchvision.models import AlexNet
 
     _check("alexnet", drop_path, grad_checkpointing)
@@ -124,6 +124,6 @@ def alexnet(
 
 def _check(name: str, drop_path: float, grad_checkpointing: bool) -> None:
     if drop_path:
-        raise UsageError(f"{name} has no residual branches to drop: drop_path must be 0, not {drop_path}")
+        raise UsageError(f"{name} has no residual branches to drop: set drop_path to 0, not {drop_path}")
     if grad_checkpointing:
-        raise UsageError(f"{name} has no blocks to recompute: grad_checkpointing must be off")
+        raise UsageError(f"{name} has no blocks to recompute: set grad_checkpointing to false")

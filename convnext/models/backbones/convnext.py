@@ -13,11 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 from convnext import ops
 from convnext.errors import UsageError
+from convnext.models.backbones.dropping import DropPath, drop_path_rates
 from convnext.models.backbones.untouched import remember, untouched, watched
+from convnext.models.network import Backbone
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm over the last dimension, by the fast operator where there is one. Its sums are in float32 whatever the dtype."""
+    """LayerNorm over the last dimension, by the fast operator where there is one. It sums in float32 whatever the dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
@@ -31,13 +33,13 @@ class LayerNorm2d(LayerNorm):
 
 
 class DepthwiseConv(nn.Conv2d):
-    """Each channel convolved by a kernel of its own, stride 1, the map's size kept; by the fast operator where there is one."""
+    """A convolution of each channel by a kernel of its own; stride 1 and padding keep the map's size. Uses the fast operator if it can."""
 
     def __init__(self, width: int, kernel_size: int) -> None:
         super().__init__(width, width, kernel_size, padding=kernel_size // 2, groups=width)
 
     def keeps_size(self) -> bool:
-        """Whether it still is what it was made as: some set another stride, dilation or padding afterwards."""
+        """Return whether it still is as it was made: some users set another stride, dilation or padding afterwards."""
         side, other = self.kernel_size
         usual = self.stride == self.dilation == (1, 1) and self.padding == (side // 2, other // 2) and self.padding_mode == "zeros"
         return usual and side == other and self.groups == self.in_channels == self.out_channels
@@ -47,7 +49,7 @@ class DepthwiseConv(nn.Conv2d):
 
 
 class Patchify(nn.Conv2d):
-    """A convolution whose kernel is its stride; by the fast operator where there is one."""
+    """A convolution whose kernel is as large as its stride. Uses the fast operator if it can."""
 
     def __init__(self, width: int, outputs: int, patch_size: int) -> None:
         super().__init__(width, outputs, patch_size, patch_size)
@@ -55,43 +57,6 @@ class Patchify(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         assert self.bias is not None
         return ops.patchify(x, self.weight, self.bias)
-
-
-class Dropper(nn.Module):
-    """What drops parts of samples in training with probability `rate`, and scales the rest.
-
-    Where this batch is a part of a larger one (on one of several devices, or one of several accumulated), `whole` is the
-    larger one's size and `places` (N,) where in it these samples are: what is dropped does not depend on the split.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-        self.whole: int | None = None
-        self.places: Tensor | None = None
-
-    def factors(self, x: Tensor, *shape: int) -> Tensor:
-        """For samples x (N, …) what to multiply them by, (N, *shape): 0, or what keeps the mean."""
-        keep = 1.0 - self.rate
-        kept = x.new_empty(self.whole or x.shape[0], *shape).bernoulli_(keep)
-        if self.places is not None:
-            kept = kept[self.places]
-        return kept / keep
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:.3f}"
-
-
-class DropPath(Dropper):
-    """Stochastic depth (Huang et al., 2016): drops a residual branch (N, …), sample by sample."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        keep = self.keep(x)
-        return x if keep is None else x * keep.view(-1, *(1,) * (x.ndim - 1))
-
-    def keep(self, x: Tensor) -> Tensor | None:
-        """What each sample's branch is multiplied by, (N,); None where nothing is dropped."""
-        return None if self.rate == 0.0 or not self.training else self.factors(x)
 
 
 class Block(nn.Module):
@@ -107,7 +72,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not watched() and (parameters := self.whole()) is not None and ops.takes_block(x, parameters) and ops.block_pays(x):
+        if not watched() and (parameters := self.fusable()) is not None and ops.takes_block(x, parameters) and ops.block_pays(x):
             return ops.block(x, parameters, self.norm.eps, self.drop_path.keep(x))
         y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))  # NHWC: a view, nothing moves
         y = self.pwconv2(F.gelu(self.pwconv1(y)))
@@ -115,25 +80,25 @@ class Block(nn.Module):
             y = self.gamma * y
         return x + self.drop_path(y.permute(0, 3, 1, 2))
 
-    def whole(self) -> ops.Parameters | None:
-        """The parameters, where nothing asks for the parts to be called: no hook on one, and no adapter in the place of one."""
+    def fusable(self) -> ops.Parameters | None:
+        """Return the parameters for the fused operator, or None if a submodule is hooked or replaced and must be called."""
         conv, norm, first, second = parts = self.dwconv, self.norm, self.pwconv1, self.pwconv2
         kinds = DepthwiseConv, LayerNorm, nn.Linear, nn.Linear, DropPath
         if not all(map(untouched, (*parts, self.drop_path), kinds)) or any(part.bias is None for part in parts) or not conv.keeps_size():
             return None
         assert conv.bias is not None
-        of_mlp = first.weight, first.bias, second.weight, second.bias, self.gamma
-        return ops.Parameters(conv.weight, conv.bias, norm.weight, norm.bias, *of_mlp)
+        mlp = first.weight, first.bias, second.weight, second.bias, self.gamma
+        return ops.Parameters(conv.weight, conv.bias, norm.weight, norm.bias, *mlp)
 
 
-class Classifier(nn.Module):
-    """What this family's networks share: initialisation, pooling, norm and head."""
+class PooledClassifier(Backbone):
+    """Base of this family's networks: initialisation, pooling, norm and head."""
 
     norm: nn.LayerNorm | nn.Identity
     head: nn.Linear | nn.Identity
     grad_checkpointing: bool
-    min_size: int  # pixels: the smallest image of which one position is left at the end
-    head_name = "head"  # of the module that gives the logits
+    min_size: int  # pixels: the smallest image side that leaves one position in the last map
+    head_name = "head"
 
     def _build_head(self, width: int, num_classes: int, head_init_scale: float, norm_eps: float = 1e-6) -> None:
         self.num_features, self.num_classes = width, num_classes
@@ -164,28 +129,28 @@ class Classifier(nn.Module):
         raise NotImplementedError
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (N, in_channels, H, W) to the last map, before pooling and norm."""
+        """Return the last map of images (N, in_channels, H, W), before pooling and norm."""
         return self.features(x)[-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The last map (N, C, h, w) to logits (N, num_classes), or to the pooled, normalised (N, C) if `pre_logits`."""
+        """Return the logits (N, num_classes) of the last map (N, C, h, w), or, if `pre_logits`, the normalised mean (N, C)."""
         x = self.norm(x.mean((-2, -1)))
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, in_channels, H, W) to logits (N, num_classes). Raises UsageError if they are below `min_size`."""
+        """Return the logits (N, num_classes) of images (N, in_channels, H, W). Raises UsageError if they are below `min_size`."""
         return self.forward_head(self.forward_features(x))
 
     def reset_classifier(self, num_classes: int) -> None:
         """Put a fresh head for `num_classes` classes on the network; 0 leaves the pooled features as output."""
-        self.num_classes = num_classes
+        self.set_num_classes(num_classes)
         like = next(self.parameters())
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.head.to(device=like.device, dtype=like.dtype).apply(_init_weights)
 
     def drop_head(self) -> None:
-        """Remove what only `forward` needs, so that under a detector or segmenter every parameter has a gradient."""
-        self.num_classes = 0
+        """Remove what only `forward` needs, so that every parameter has a gradient under a detector or segmenter."""
+        self.set_num_classes(0)
         del self.norm, self.head
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -193,19 +158,19 @@ class Classifier(nn.Module):
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that are not decayed: biases, norms and layer scales, all that have one dimension."""
+        """Return the names of all parameters of one dimension: biases, norms and layer scales."""
         return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
 
     def layer_group(self, name: str) -> int:
-        """The group, from 0 at the stem, to which layer-wise learning rate decay counts the parameter of that name."""
+        """Return the parameter's group for layer-wise learning rate decay, counted from 0 at the stem."""
         raise NotImplementedError
 
 
-class ConvNeXt(Classifier):
+class ConvNeXt(PooledClassifier):
     """The four-stage network.
 
-    An image side that is no multiple of a stage's stride loses its last rows or columns there, as in every published
-    implementation: 33 pixels give the maps that the first 32 give at strides 4 to 32.
+    An image side that is not a multiple of a stage's stride loses its last rows or columns there, as in every published
+    implementation: 33 pixels give the same maps as the first 32 at strides 4 to 32.
 
     Args:
         depths: blocks in each of the four stages.
@@ -217,8 +182,8 @@ class ConvNeXt(Classifier):
         drop_path: stochastic depth of the last block; the others rise to it linearly from 0.
         layer_scale: initial value of the residual branches' scale; 0 for none.
         head_init_scale: factor on the head's initial weights (the paper fine-tunes with 0.001).
-        norm_eps: epsilon of the norms; other libraries' weights may have another than the published code's.
-        head_norm_eps: of the norm before the head, where not the same.
+        norm_eps: epsilon of the norms; weights of other libraries may need another than the published code's.
+        head_norm_eps: epsilon of the norm before the head, if it is another.
         grad_checkpointing: recompute blocks in the backward pass to save memory.
     """
 
@@ -261,7 +226,7 @@ class ConvNeXt(Classifier):
         self._build_head(widths[-1], num_classes, head_init_scale, norm_eps if head_norm_eps is None else head_norm_eps)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Images (N, in_channels, H, W) to the four stages' maps, (N, channels[i], H // strides[i], W // strides[i])."""
+        """Return the four stages' maps of images (N, in_channels, H, W): (N, channels[i], H // strides[i], W // strides[i])."""
         self._check_size(x)
         maps = []
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
@@ -270,7 +235,7 @@ class ConvNeXt(Classifier):
         return maps
 
     def layer_group(self, name: str) -> int:
-        """As published: three blocks of the third stage make a group; T has 8 groups (0 to 7), the larger ones 14."""
+        """Return the published groups: three blocks of the third stage make one; T has 8 groups (0 to 7), the larger networks 14."""
         last = 3 + -(-self.depths[2] // 3)
         part, *numbers = name.split(".")
         if part == "downsample_layers":
@@ -279,49 +244,6 @@ class ConvNeXt(Classifier):
             stage, block = int(numbers[0]), int(numbers[1])
             return (1, 2, 3 + block // 3, last)[stage]
         return last + 1
-
-
-class ConvNeXtIsotropic(Classifier):
-    """The network without downsampling after a 16 x 16 patchify stem (section 3.3): one width, one map of stride 16.
-
-    It has no pyramid: `channels` and `strides` have one entry, and `features` returns one map. Arguments as for ConvNeXt.
-    """
-
-    def __init__(
-        self,
-        depth: int = 18,
-        width: int = 384,
-        *,
-        in_channels: int = 3,
-        num_classes: int = 1000,
-        patch_size: int = 16,
-        kernel_size: int = 7,
-        drop_path: float = 0.0,
-        layer_scale: float = 0.0,
-        head_init_scale: float = 1.0,
-        grad_checkpointing: bool = False,
-    ) -> None:
-        super().__init__()
-        check_arguments(kernel_size, drop_path)
-        self.channels, self.strides, self.min_size = (width,), (patch_size,), patch_size
-        self.grad_checkpointing = grad_checkpointing
-        self.stem = nn.Conv2d(in_channels, width, patch_size, patch_size)
-        rates = drop_path_rates(drop_path, depth)
-        self.blocks = nn.ModuleList(Block(width, kernel_size, rate, layer_scale) for rate in rates)
-        self._build_head(width, num_classes, head_init_scale)
-
-    def features(self, x: Tensor) -> list[Tensor]:
-        """Images (N, in_channels, H, W) to a list of the one map there is, (N, width, H // 16, W // 16)."""
-        self._check_size(x)
-        x = self.stem(x).contiguous(memory_format=torch.channels_last)  # once, so that no block has to
-        return [self._run(self.blocks, x)]
-
-    def layer_group(self, name: str) -> int:
-        """The stem, each block, and the rest are groups of their own."""
-        part, number, *_ = name.split(".")
-        if part == "blocks":
-            return 1 + int(number)
-        return 0 if part == "stem" else len(self.blocks) + 1
 
 
 remember(DepthwiseConv, LayerNorm, LayerNorm2d, Patchify, nn.Conv2d, nn.Linear, DropPath, nn.Sequential, Block, ConvNeXt)
@@ -335,19 +257,14 @@ def _init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def drop_path_rates(last: float, depth: int) -> list[float]:
-    """The rates of `depth` blocks: from 0 linearly to that of the last."""
-    return [last * i / max(depth - 1, 1) for i in range(depth)]
-
-
 def check_arguments(kernel_size: int, drop_path: float) -> None:
-    """Raises UsageError for an even kernel and for rates that are none."""
+    """Raise UsageError for an even kernel or an invalid rate of stochastic depth."""
     if kernel_size % 2 == 0:
-        raise UsageError(f"kernel_size must be odd for the map to keep its size, not {kernel_size}")
+        raise UsageError(f"kernel_size must be odd so that the map keeps its size, not {kernel_size}")
     check_drop_path(drop_path)
 
 
 def check_drop_path(drop_path: float) -> None:
     """Raise UsageError unless stochastic depth is a probability below 1."""
     if not 0.0 <= drop_path < 1.0:
-        raise UsageError(f"drop_path is a probability below 1, not {drop_path}")
+        raise UsageError(f"drop_path must be a probability below 1, not {drop_path}")

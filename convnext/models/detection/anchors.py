@@ -1,7 +1,7 @@
 """The anchors of the region proposal network, on mmdetection's grid.
 
-torchvision's AnchorGenerator makes other anchors: it rounds their sides to whole pixels, and takes the padded image's size
-divided by the map's for the stride. Weights trained with the one lose accuracy with the other.
+torchvision's AnchorGenerator makes other anchors: it rounds their sides to whole pixels, and its stride is the padded image's size
+divided by the map's. Weights trained with one of the two lose accuracy with the other.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ RATIOS = (0.5, 1.0, 2.0)  # height / width
 
 
 def grid(sizes: Sequence[Size], strides: Sequence[int], device: torch.device, scale: float = SCALE) -> list[Tensor]:
-    """The anchors (height * width * 3, 4) of each map of such a size and stride, `scale` strides a side: row by row, ratios fastest."""
+    """Return the anchors (height * width * 3, 4) of each map, with a side of `scale` strides: row by row, ratios fastest."""
     roots = torch.tensor(RATIOS, device=device).sqrt()
     anchors = []
     for (height, width), stride in zip(sizes, strides, strict=True):
@@ -28,9 +28,9 @@ def grid(sizes: Sequence[Size], strides: Sequence[int], device: torch.device, sc
 
 
 def usable(sizes: Sequence[Size], strides: Sequence[int], padded: Size, device: torch.device) -> Tensor:
-    """Which anchors of all maps, one after another, lie at a position that an image of `padded` size reaches: (anchors,) bool.
+    """Return which anchors of all maps, one map after another, lie at a position within an image of `padded` size: (anchors,) bool.
 
-    In a batch a smaller image is padded further than by itself; no anchor out there is trained.
+    In a batch a smaller image is padded further than alone. The anchors there are not trained.
     """
     flags = []
     for (height, width), stride in zip(sizes, strides, strict=True):
@@ -40,6 +40,6 @@ def usable(sizes: Sequence[Size], strides: Sequence[int], padded: Size, device: 
 
 
 def inside(anchors: Tensor, size: Size) -> Tensor:
-    """Which anchors (n, 4) lie wholly within an image of that size: (n,) bool."""
+    """Return which anchors (n, 4) lie wholly within an image of that size: (n,) bool."""
     x1, y1, x2, y2 = anchors.unbind(-1)
     return (x1 >= 0) & (y1 >= 0) & (x2 < size[1]) & (y2 < size[0])

@@ -9,17 +9,17 @@ from torchvision.ops import generalized_box_iou_loss
 from convnext.models.detection.boxes import DeltaCoder
 from convnext.models.detection.layers import ConvLayer, init_normal, init_xavier
 
-REGION = 7  # positions a side of what a box head sees of a region
+REGION = 7  # positions per side of a region for the box heads
 
 
 class BoxHead(nn.Module):
     """Convolutions with BatchNorm, linear layers, then class logits and the deltas of a box for each class.
 
-    Mask R-CNN has no convolution and two linear layers, the cascade four and one.
+    Mask R-CNN has no convolution and two linear layers; the cascade has four convolutions and one linear layer.
 
     Args:
         width: channels of the pyramid and of the convolutions.
-        num_classes: without background, which is the last logit.
+        num_classes: without background, whose logit is the last one.
         convs: number of convolutions.
         fcs: number of linear layers.
         fc_width: of the linear layers.
@@ -41,7 +41,7 @@ class BoxHead(nn.Module):
         init_normal(self.fc_reg, 0.001 * narrow)
 
     def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
-        """Regions (n, width, 7, 7) to logits (n, num_classes + 1) and deltas (n, num_classes, 4), float32."""
+        """Return logits (n, num_classes + 1) and deltas (n, num_classes, 4) of regions (n, width, 7, 7), float32."""
         x = self.shared_convs(regions).flatten(1)
         for layer in self.shared_fcs:
             x = F.relu(layer(x))
@@ -52,10 +52,10 @@ BoxLoss = Callable[[DeltaCoder, Tensor, Tensor, Tensor], Tensor]
 
 
 def l1_loss(coder: DeltaCoder, proposals: Tensor, deltas: Tensor, boxes: Tensor) -> Tensor:
-    """L1 between the predicted deltas (n, 4) and those from `proposals` to `boxes`, summed (Mask R-CNN)."""
+    """Return the L1 distance between the predicted deltas (n, 4) and those from `proposals` to `boxes`, summed (Mask R-CNN)."""
     return F.l1_loss(deltas, coder.encode(proposals, boxes), reduction="sum")
 
 
 def giou_loss(coder: DeltaCoder, proposals: Tensor, deltas: Tensor, boxes: Tensor) -> Tensor:
-    """10 x (1 - generalised IoU) of the predicted boxes and `boxes`, summed (the cascade; Rezatofighi et al., CVPR 2019)."""
+    """Return 10 x (1 - generalised IoU) of the predicted boxes and `boxes`, summed (the cascade; Rezatofighi et al., CVPR 2019)."""
     return 10 * generalized_box_iou_loss(coder.decode(proposals, deltas), boxes, reduction="sum")

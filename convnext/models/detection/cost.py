@@ -1,10 +1,11 @@
-"""What a detector costs, counted as the field's tables do."""
+"""Count what a detector costs, as the field's tables do."""
 
 from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from convnext.models.cost import Cost, ImageSize
 from convnext.models.detection.box_heads import REGION as BOX_REGION
 from convnext.models.detection.detector import Detector
 from convnext.models.detection.mask_head import REGION as MASK_REGION
@@ -14,7 +15,7 @@ PROPOSALS, DETECTIONS = 1000, 100  # through each box head, through each mask he
 
 @dataclass(frozen=True)
 class DetectorCost:
-    """Of one image. Multiply-adds (MACs) are those of convolutions and matrix products; the tables print them as FLOPs."""
+    """What one image costs: parameters, and multiply-adds of convolutions and matrix products, which the tables print as FLOPs."""
 
     parameters: int
     backbone: int
@@ -25,19 +26,26 @@ class DetectorCost:
 
     @property
     def macs(self) -> int:
-        """The multiply-adds of all parts together."""
+        """The sum of the multiply-adds of all parts."""
         return self.backbone + self.pyramid + self.proposals + self.boxes + self.masks
 
 
-@torch.no_grad()
-def count_cost(model: Detector, height: int = 800, width: int = 1280) -> DetectorCost:
-    """Count a detector that lies on the meta device: shapes alone are computed. The published tables count 1280 x 800 pixels.
+def cost_of_detector(model: Detector, image_size: ImageSize) -> Cost:
+    """Return the cost of a detector on the meta device, all parts together."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    found = count_detector(model, height, width)
+    return Cost(found.parameters, found.macs, image_size)
 
-    RoIAlign and what selects boxes have no multiply-adds in this count.
+
+@torch.no_grad()
+def count_detector(model: Detector, height: int = 800, width: int = 1280) -> DetectorCost:
+    """Return the cost of each part of a detector on the meta device. The published tables count 1280 x 800 pixels.
+
+    RoIAlign and the selection of boxes have no multiply-adds in this count.
     """
     model.eval()
     regions = torch.empty(PROPOSALS, model.neck.width, BOX_REGION, BOX_REGION, device="meta")
-    seen = torch.empty(DETECTIONS, model.neck.width, MASK_REGION, MASK_REGION, device="meta")
+    mask_regions = torch.empty(DETECTIONS, model.neck.width, MASK_REGION, MASK_REGION, device="meta")
     labels = torch.empty(DETECTIONS, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as backbone:
         maps = model.maps([torch.empty(3, height, width, device="meta")])
@@ -50,7 +58,7 @@ def count_cost(model: Detector, height: int = 800, width: int = 1280) -> Detecto
             head(regions)
     with FlopCounterMode(display=False) as masks:
         for head in model.roi_head.mask_heads:
-            head(seen, labels)
+            head(mask_regions, labels)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     parts = (counter.get_total_flops() // 2 for counter in (backbone, pyramid, proposals, boxes, masks))
     return DetectorCost(parameters, *parts)

@@ -1,8 +1,8 @@
-"""What `Detector.predict` computes for one image, in shapes that do not depend on what is found: for graphs.
+"""The computation of `Detector.predict` for one image in fixed shapes, for exported graphs.
 
-Whatever is kept of a list of boxes is here a mask over the whole list, and a list that is too short is filled up. A row that
-stands for nothing has score 0. The one thing that no format has such an operator for, non-maximum suppression of lists of
-boxes, is an operator of our own, `convnext::keep`, which exporters write as what their format does have.
+Boxes are selected by a mask over the whole list, and a list that is too short is padded. A padding row has score 0. No format has an
+operator for non-maximum suppression of several lists of boxes. It is an operator of our own here, `convnext::keep`, and exporters write it
+with the operators of their format.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ from convnext.models.detection.roi_align import level_of
 
 @torch.library.custom_op("convnext::keep", mutates_args=())
 def keep(boxes: Tensor, scores: Tensor, iou: float, threshold: Tensor) -> Tensor:
-    """Which boxes of each list non-maximum suppression keeps: (lists, n) bool.
+    """Return which boxes of each list non-maximum suppression keeps: (lists, n) bool.
 
     Args:
         boxes: (lists, n, 4).
         scores: (lists, n); a box is considered only if its score is above `threshold`.
-        iou: above which, with a box of higher score in the same list, a box is dropped.
+        iou: a box is dropped if its IoU with a box of higher score in the same list is above this.
         threshold: (), of the scores.
     """
     kept = torch.zeros_like(scores, dtype=torch.bool)
@@ -42,7 +42,7 @@ def _(boxes: Tensor, scores: Tensor, iou: float, threshold: Tensor) -> Tensor:
 
 
 class FixedDetector(nn.Module):
-    """A detector's inference for one image that is padded already.
+    """A detector's inference for one image that is already padded.
 
     Args:
         detector: in evaluation mode.
@@ -53,15 +53,15 @@ class FixedDetector(nn.Module):
         self.detector = detector
 
     def forward(self, image: Tensor, size: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
-        """The 100 best detections, the best first.
+        """Return the 100 best detections, the best first.
 
         Args:
             image: (1, 3, H, W), zeros right of and below the image; H and W are multiples of 32.
             size: (2,) int64, height and width of the image within it.
-            threshold: () float32, the score that a detection exceeds (0.05 in `Detector.predict`).
+            threshold: () float32; detections have a higher score (0.05 in `Detector.predict`).
 
-        Returns: boxes (100, 4) in pixels of `image`, labels (100,) int64, scores (100,), 0 in rows that stand for nothing, and
-        of a detector with masks those (100, 28, 28), 0 to 1, each to be stretched over its box.
+        Returns: boxes (100, 4) in pixels of `image`, labels (100,) int64, scores (100,), 0 in padding rows, and, of a
+        detector with a mask head, masks (100, 28, 28), 0 to 1, each to be stretched over its box.
         """
         net = self.detector
         border = size.flip(0).repeat(2).float()
@@ -71,23 +71,23 @@ class FixedDetector(nn.Module):
         boxes, labels, scores = self._detect(levels, boxes, real, border, threshold)
         if not net.roi_head.has_masks:
             return boxes, labels, scores
-        seen = self._pool(levels, boxes, MASK_REGION)
-        masks = torch.stack([head(seen, labels).sigmoid() for head in net.roi_head.mask_heads]).mean(0)
+        pooled = self._pool(levels, boxes, MASK_REGION)
+        masks = torch.stack([head(pooled, labels).sigmoid() for head in net.roi_head.mask_heads]).mean(0)
         return boxes, labels, scores, masks
 
     def _propose(self, levels: Sequence[Tensor], border: Tensor) -> tuple[Tensor, Tensor]:
-        """Proposals (n, 4), the likeliest first, and which of the rows are any (n,)."""
+        """Return proposals (n, 4), the likeliest first, and which of the rows are not padding (n,)."""
         head = self.detector.rpn_head
         limits, count = head.test_limits, head.test_limits.per_level
         found, tops = [], []
         for anchor, logit, delta in zip(head.grid(levels), *head(levels), strict=True):
-            # Filled up, so that a level with too few anchors has as many rows as the others; what fills them has no area.
+            # Padded, so that a level with too few anchors has as many rows as the others. Padding boxes have no area.
             top, chosen = F.pad(logit[0], (0, count), value=float("-inf")).topk(count)
             padding = (0, 0, 0, count)
             found.append(head.coder.decode(F.pad(anchor, padding)[chosen], F.pad(delta[0], padding)[chosen]))
             tops.append(top)
         boxes, logits = _clip(torch.stack(found), border), torch.stack(tops)
-        # By rank, because logits have no bound that a threshold could be below.
+        # By rank, because logits have no lower bound for a threshold.
         rank = torch.arange(count, 0, -1, device=logits.device) / count
         ranked = torch.where(_has_area(boxes), rank, 0.0)
         kept = keep(boxes, ranked, rpn.NMS_IOU, ranked.new_zeros(()))
@@ -97,28 +97,30 @@ class FixedDetector(nn.Module):
     def _detect(
         self, levels: list[Tensor], boxes: Tensor, real: Tensor, border: Tensor, threshold: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes, labels and scores of the 100 best."""
+        """Return boxes, labels and scores of the 100 best."""
         head = self.detector.roi_head
-        of_stages = []
+        stage_logits = []
         for number, (stage, box_head) in enumerate(zip(head.stages, head.box_heads, strict=True)):
             logits, deltas = box_head(self._pool(levels, boxes, BOX_REGION))
-            of_stages.append(logits)
+            stage_logits.append(logits)
             if number + 1 < len(head.stages):
                 likeliest = deltas[torch.arange(len(boxes), device=boxes.device), logits[:, :-1].argmax(1)]
                 boxes = _clip(stage.coder.decode(boxes, likeliest), border)
-        scores = torch.stack(of_stages).mean(0).softmax(1)[:, :-1] * real[:, None]
+        scores = torch.stack(stage_logits).mean(0).softmax(1)[:, :-1] * real[:, None]
         by_class = _clip(head.stages[-1].coder.decode(boxes[:, None], deltas), border).transpose(0, 1).contiguous()
         kept = keep(by_class, scores.t().contiguous(), postprocess.NMS_IOU, threshold)
-        best, index = torch.where(kept, scores.t(), 0.0).flatten().topk(postprocess.MOST)
+        best, index = torch.where(kept, scores.t(), 0.0).flatten().topk(postprocess.MAX_DETECTIONS)
         return by_class.flatten(0, 1)[index], index // len(boxes), best
 
     def _pool(self, levels: list[Tensor], boxes: Tensor, side: int) -> Tensor:
-        """Levels at the boxes (n, 4): (n, C, side, side), as `roi_align.pool`, each box from all levels but somewhere in one only."""
+        """Return the levels at the boxes (n, 4) as `roi_align.pool` does: (n, C, side, side). Every box is pooled from all levels; only
+        its own level gives more than zeros.
+        """
         strides = self.detector.roi_head.strides
         which, wide = level_of(boxes, strides), _has_area(boxes)
         total = boxes.new_zeros(())
         for number, (level, stride) in enumerate(zip(levels, strides, strict=True)):
-            # Where a box is not of this level it lies far outside of the map, where all is 0, and is small, which costs little.
+            # A box of another level is moved far outside of the map, where all is 0, and made small, which costs little.
             elsewhere = stride * torch.tensor([-100.0, -100.0, -93.0, -93.0], device=boxes.device)
             here = torch.where(((which == number) & wide)[:, None], boxes, elsewhere)
             rois = F.pad(here, (1, 0))

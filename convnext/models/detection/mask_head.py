@@ -1,4 +1,4 @@
-"""The head that draws an object's mask within its box (He et al., Mask R-CNN, ICCV 2017), and its loss."""
+"""The head that predicts an object's mask within its box (He et al., Mask R-CNN, ICCV 2017), and its loss."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from torchvision.ops import roi_align
 from convnext.models.detection.boxes import clip
 from convnext.models.detection.layers import ConvLayer, init_kaiming
 
-REGION = 14  # positions a side of what the mask head sees of a region; the mask has twice as many
+REGION = 14  # positions per side of a region for the mask head; the mask has twice as many
 
 
 class MaskHead(nn.Module):
-    """Four 3 x 3 convolutions, a 2 x 2 deconvolution, and a mask for each class; all of them `width` channels wide."""
+    """Four 3 x 3 convolutions and a 2 x 2 deconvolution, `width` channels wide, then a mask for each class."""
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
@@ -25,10 +25,10 @@ class MaskHead(nn.Module):
         init_kaiming(self.conv_logits)
 
     def forward(self, regions: Tensor, labels: Tensor) -> Tensor:
-        """Regions (n, width, 14, 14) to the logits (n, 28, 28) of the masks of these classes (n,), float32."""
+        """Return the mask logits (n, 28, 28), float32, of regions (n, width, 14, 14) for the classes `labels` (n,)."""
         x = self.convs(regions)
         count, channels, height, width = x.shape
-        # A 2 x 2 deconvolution of stride 2 is a 1 x 1 convolution whose outputs lie in squares; as such it is several times faster.
+        # A 2 x 2 deconvolution of stride 2 is a 1 x 1 convolution whose outputs lie in squares. The convolution is several times faster.
         weight = self.upsample.weight.permute(2, 3, 1, 0).reshape(-1, channels, 1, 1)
         bias = self.upsample.get_parameter("bias").repeat(4)
         x = F.relu(F.conv2d(x, weight, bias), inplace=True)
@@ -38,13 +38,13 @@ class MaskHead(nn.Module):
 
 
 def mask_targets(masks: Tensor, boxes: Tensor, which: Tensor) -> Tensor:
-    """What is seen of the masks (m, H, W), those numbered `which` (n,), within each of the boxes (n, 4): (n, 28, 28), 0 or 1."""
+    """Return the masks (m, H, W) with the indices `which` (n,) within each of the boxes (n, 4): (n, 28, 28), 0 or 1."""
     rois = torch.cat([which[:, None].to(boxes), clip(boxes, (masks.shape[1], masks.shape[2]))], 1)
-    seen = roi_align(masks[:, None].to(boxes), rois, 2 * REGION, sampling_ratio=0, aligned=True)
-    return (seen[:, 0] >= 0.5).to(boxes)
+    pooled = roi_align(masks[:, None].to(boxes), rois, 2 * REGION, sampling_ratio=0, aligned=True)
+    return (pooled[:, 0] >= 0.5).to(boxes)
 
 
 def mask_loss(logits: Tensor, targets: Sequence[Tensor]) -> Tensor:
-    """Binary cross-entropy, the mean over all masks (n, 28, 28); 0 where there is none."""
-    wanted = torch.cat(list(targets))
-    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / max(wanted.numel(), 1)
+    """Return the binary cross-entropy, the mean over all masks (n, 28, 28); 0 without masks."""
+    target = torch.cat(list(targets))
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / max(target.numel(), 1)

@@ -5,55 +5,56 @@ from itertools import pairwise
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from convnext.data.run_lengths import RunLengths, of_columns
+from convnext.data.run_lengths import RunLengths, from_columns
 from convnext.models.detection.boxes import DeltaCoder, Size
 
-SCORE = 0.05  # from which on a box is a detection
+SCORE = 0.05  # detections have a higher score
 NMS_IOU = 0.5  # between detections of one class
-MOST = 100  # detections in an image
-MASK = 0.5  # from which on a pixel belongs to the object
-_SIDE = 28  # pixels of what the mask head draws
+MAX_DETECTIONS = 100  # in an image
+MASK = 0.5  # min value of a pixel that belongs to the object
+_SIDE = 28  # pixels of the mask head's output
 _SMALL = 2**14  # pixels of a window that is sampled as a whole
-_UNSURE = 1e-4  # from MASK: so near to it rounding decides, and the exact computation is asked
-AT_ONCE = {"cpu": 1, "cuda": 2**26}  # pixels pasted together: a mask at least, and no more than some 1 GB of memory
+_UNSURE = 1e-4  # distance from MASK within which rounding decides: such pixels are computed exactly
+AT_ONCE = {"cpu": 1, "cuda": 2**26}  # pixels pasted together, at least one mask: 2**26 take about 1 GB of memory
 
-# What a detector gives for masks: pixels of the whole image, bool (n, 1, H, W); what its head draws, float (n, 28, 28), to be enlarged
-# to the boxes by `encode_masks` or `paste_masks`; or nothing.
+# The masks that a detector returns: "pasted", pixels of the whole image, bool (n, 1, H, W); "small", its head's output, float (n, 28, 28),
+# for `encode_masks` or `paste_masks`; or "none".
 Masks = Literal["pasted", "small", "none"]
 
 
 def select(coder: DeltaCoder, boxes: Tensor, deltas: Tensor, scores: Tensor, size: Size, threshold: float = SCORE) -> dict[str, Tensor]:
-    """The detections in one image: `boxes` (k, 4), `labels` (k,) and `scores` (k,), best first.
+    """Return the detections in one image: `boxes` (k, 4), `labels` (k,) and `scores` (k,), best first.
 
     Args:
-        coder: of the deltas.
+        coder: decodes the deltas.
         boxes: (n, 4).
         deltas: (n, classes, 4), a box for each class.
         scores: (n, classes + 1), background last.
         size: of the image.
-        threshold: of the scores.
+        threshold: detections have a higher score.
     """
     which, labels = (scores[:, :-1] > threshold).nonzero(as_tuple=True)
     found = coder.decode(boxes[which], deltas[which, labels], size)
     scores = scores[which, labels]
-    kept = batched_nms(found, scores, labels, NMS_IOU)[:MOST]
+    kept = batched_nms(found, scores, labels, NMS_IOU)[:MAX_DETECTIONS]
     return {"boxes": found[kept], "labels": labels[kept], "scores": scores[kept]}
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: Size) -> Tensor:
-    """Masks (n, 28, 28), 0 to 1, enlarged to their boxes (n, 4) in an image of that size: (n, height, width) bool.
+    """Return masks (n, 28, 28), 0 to 1, enlarged to their boxes (n, 4) in an image of that size: (n, height, width) bool.
 
-    Samples as mmdetection and Detectron2 do, at pixel centres with zeros around the mask; torchvision's `paste_masks_in_image`
+    It samples as mmdetection and Detectron2 do, at pixel centres with zeros around the mask; torchvision's `paste_masks_in_image`
     rounds boxes to whole pixels. A box without area has no pixel.
     """
     height, width = size
     pasted = torch.zeros(len(masks), height, width, dtype=torch.bool, device=masks.device)
-    # On a CPU one by one, each within as little of the image as need be; elsewhere many at once, for fewer launches.
+    # On a CPU one by one, each within the smallest window of the image. On a GPU many at once, for fewer launches.
     together = max(1, AT_ONCE.get(masks.device.type, AT_ONCE["cuda"]) // (height * width))
     for first in range(0, len(masks), together):
         part = slice(first, first + together)
@@ -64,28 +65,28 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: Size) -> Tensor:
 
 
 def encode_masks(masks: Tensor, boxes: Tensor, size: Size, check: Callable[[], object] = lambda: None) -> list[RunLengths]:
-    """The masks of `paste_masks`, pixel by pixel the same, as COCO's run lengths: one after the other, in the memory of one box.
+    """Return the masks of `paste_masks`, pixel by pixel the same, as COCO's run lengths. It needs the memory of one box at a time.
 
-    Computed on the CPU, wherever the masks are. `check` is called before each; it may raise, to end the work.
+    It computes on the CPU, whatever the masks' device. `check` is called before each mask; it may raise, to end the work.
     """
     masks, boxes = masks.detach().float().cpu(), boxes.detach().float().cpu()
     encoded = []
     for mask, box in zip(masks, boxes, strict=True):
         check()
         rows, columns = _window_of(box[None], size)
-        encoded.append(of_columns(_inside(mask, box, rows, columns), rows.start, columns.start, size))
+        encoded.append(from_columns(_inside(mask, box, rows, columns), rows.start, columns.start, size))
     return encoded
 
 
 def _window_of(boxes: Tensor, size: Size) -> tuple[slice, slice]:
-    """The rows and columns of an image of that size in which boxes (n, 4) lie, with a pixel around them."""
+    """Return the rows and columns of an image of that size that hold boxes (n, 4) and a pixel around them."""
     left, top = (boxes[:, :2].amin(0).floor() - 1).clamp(min=0).int().tolist()
     right, bottom = (boxes[:, 2:].amax(0).ceil() + 1).int().tolist()
     return slice(top, max(top, min(bottom, size[0]))), slice(left, max(left, min(right, size[1])))
 
 
-def _inside(mask: Tensor, box: Tensor, rows: slice, columns: slice) -> np.ndarray:
-    """Where a mask (28, 28) enlarged to its box (4,) is at least MASK: bool (columns, 1 + rows), a zero before each column."""
+def _inside(mask: Tensor, box: Tensor, rows: slice, columns: slice) -> npt.NDArray[np.bool_]:
+    """Return where a mask (28, 28) enlarged to its box (4,) is at least MASK: bool (columns, 1 + rows), a zero before each column."""
     height, width = rows.stop - rows.start, columns.stop - columns.start
     found = torch.zeros(width, 1 + height, dtype=torch.bool)
     inside = found[:, 1:]
@@ -94,15 +95,15 @@ def _inside(mask: Tensor, box: Tensor, rows: slice, columns: slice) -> np.ndarra
     if height * width <= _SMALL:
         inside[:] = (_sample(mask[None], box[None], rows, columns)[0] >= MASK).t()
         return found.numpy()
-    x, y = _places(box[None], rows, columns)
+    x, y = _coordinates(box[None], rows, columns)
     (left, across), (above, down) = _neighbours(x[0]), _neighbours(y[0])
-    drawn = F.pad(mask, (1, 1, 1, 1)).t()
-    lines = torch.lerp(drawn[:, above], drawn[:, above + 1], down)  # (30, rows): the mask's columns at the image's rows
+    padded = F.pad(mask, (1, 1, 1, 1)).t()
+    lines = torch.lerp(padded[:, above], padded[:, above + 1], down)  # (30, rows): the mask's columns at the image's rows
     firsts = torch.searchsorted(left, torch.arange(_SIDE + 2)).tolist()
     for i, (first, last) in enumerate(pairwise(firsts)):
         if first == last:
             continue
-        # Between two of the mask's columns: most rows are inside or outside at both, and so in all that lies between.
+        # Between two of the mask's columns. Most rows are inside at both or outside at both, and so are the positions between them.
         one, other = lines[i], lines[i + 1]
         inside[first:last] = one >= MASK
         crossing = ((torch.minimum(one, other) < MASK + _UNSURE) & (torch.maximum(one, other) > MASK - _UNSURE)).nonzero().flatten()
@@ -115,25 +116,27 @@ def _inside(mask: Tensor, box: Tensor, rows: slice, columns: slice) -> np.ndarra
     return found.numpy()
 
 
-def _neighbours(places: Tensor) -> tuple[Tensor, Tensor]:
-    """For places -1 to 1 over a mask with zeros around it, the one of its 30 lines before each, and how far it is to the next, 0 to 1."""
-    position = ((places + 1) * _SIDE - 1) / 2 + 1
+def _neighbours(coordinates: Tensor) -> tuple[Tensor, Tensor]:
+    """Return, for coordinates -1 to 1 over a mask with zeros around it, the index of the line before each (of 30), and the fraction of
+    the way to the next line, 0 to 1.
+    """
+    position = ((coordinates + 1) * _SIDE - 1) / 2 + 1
     position = position.clamp(0, _SIDE + 1)
     before = position.floor().clamp(max=_SIDE).long()
     return before, position - before
 
 
 def _sample(masks: Tensor, boxes: Tensor, rows: slice, columns: slice) -> Tensor:
-    x, y = _places(boxes, rows, columns)
+    x, y = _coordinates(boxes, rows, columns)
     shape = (-1, y.shape[1], x.shape[1])
     grid = torch.stack([x[:, None].expand(shape), y[:, :, None].expand(shape)], -1)
     return F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
 
 
-def _places(boxes: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-    """Columns (n, w) and rows (n, h) of an image in each of the boxes, -1 to 1 from edge to edge."""
+def _coordinates(boxes: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+    """Return the coordinates of columns (n, w) and rows (n, h) of an image in each of the boxes, -1 to 1 from edge to edge."""
     x1, y1, x2, y2 = boxes[:, None].unbind(-1)
     y = (torch.arange(rows.start, rows.stop, device=boxes.device) + 0.5 - y1) / (y2 - y1) * 2 - 1
     x = (torch.arange(columns.start, columns.stop, device=boxes.device) + 0.5 - x1) / (x2 - x1) * 2 - 1
-    # Not finite where the box has no area: such a pixel lies outside of the mask.
+    # They are not finite for a box without area: its pixels lie outside of the mask.
     return x.nan_to_num(2, 2, -2), y.nan_to_num(2, 2, -2)

@@ -1,11 +1,11 @@
 """RoIAlign over a pyramid (He et al., Mask R-CNN, ICCV 2017): a map of one size for every box.
 
-Adaptive: a cell of the map averages as many samples a side as the box has positions there (sampling ratio 0 in mmdetection
-and torchvision alike), and aligned: pixel centres lie at half integers.
+It is adaptive: a cell of the map averages as many samples per side as the box has positions there (sampling ratio 0 in mmdetection and
+torchvision). It is aligned: pixel centres lie at half integers.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,23 +14,23 @@ from torchvision.ops import roi_align
 
 
 def to_rois(boxes: Sequence[Tensor]) -> Tensor:
-    """Boxes (n, 4) of each image to (all, 5), the image's number before each box."""
+    """Return the boxes (n, 4) of all images as (all, 5), with the image's index before each box."""
     return torch.cat([torch.cat([torch.full_like(box[:, :1], i), box], 1) for i, box in enumerate(boxes)])
 
 
 def level_of(boxes: Tensor, strides: Sequence[int]) -> Tensor:
-    """The level from which to take each of the boxes (n, 4): the first up to a side of 112 (at stride 4), then one more a doubling."""
+    """Return the level to pool each of the boxes (n, 4) from: the first up to a side of 112 (at stride 4), then one more per doubling."""
     side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
     finest = 14 * strides[0]
     return (side / finest + 1e-6).log2().floor().clamp(0, len(strides) - 1).long()
 
 
 def pool(levels: Sequence[Tensor], strides: Sequence[int], rois: Tensor, size: int) -> Tensor:
-    """Levels (N, C, H[i], W[i]) at the RoIs (n, 5) of `to_rois`: (n, C, size, size), all float32."""
-    rois = rois.nan_to_num()  # a network that has diverged still fails by its loss, not here
+    """Return the levels (N, C, H[i], W[i]) at the RoIs (n, 5) of `to_rois`: (n, C, size, size), all float32."""
+    rois = rois.nan_to_num()  # a diverged network must fail by its loss, not here
     which = level_of(rois[:, 1:], strides)
     chosen = [(which == i).nonzero().flatten() for i in range(len(levels))]
-    # Levels that no RoI is taken from take part too: DistributedDataParallel wants a gradient of all parameters.
+    # Levels without a RoI take part, too: DistributedDataParallel needs a gradient of all parameters.
     parts = [
         _ByProducts.apply(level, stride, rois[numbers], size)
         if level.device.type == "cpu"
@@ -40,15 +40,25 @@ def pool(levels: Sequence[Tensor], strides: Sequence[int], rois: Tensor, size: i
     return torch.cat(parts)[torch.cat(chosen).argsort()]
 
 
-class _ByProducts(torch.autograd.Function):
-    """What torchvision's roi_align computes, several times faster on a CPU, above all backwards.
+class _Saved(Protocol):
+    """The context between forward and backward."""
 
-    A bilinear sample is a weighted sum along y of weighted sums along x, and so is a mean of such samples over a grid. So a
-    box's map is its piece of the level between two small matrices, and matrix products are what a CPU does best.
+    shape: torch.Size
+    spans: list[list[int]]
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
+class _ByProducts(torch.autograd.Function):
+    """torchvision's roi_align by matrix products: several times faster on a CPU, above all in the backward pass.
+
+    A bilinear sample is a weighted sum along y of weighted sums along x, and so is a mean of such samples over a grid. So a box's map is
+    the product of a small matrix, the box's piece of the level, and another small matrix.
     """
 
     @staticmethod
-    def forward(ctx: Any, level: Tensor, stride: int, rois: Tensor, size: int) -> Tensor:
+    def forward(ctx: _Saved, level: Tensor, stride: int, rois: Tensor, size: int) -> Tensor:
         channels, height, width = level.shape[1:]
         boxes = rois[:, 1:] * (1 / stride) - 0.5
         left, right, across = _weights(boxes[:, 0], boxes[:, 2], size, width)
@@ -66,7 +76,7 @@ class _ByProducts(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Saved, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         across, down = ctx.saved_tensors
         out = gradients[0].permute(0, 2, 3, 1).contiguous()
         count, channels, height, width = ctx.shape
@@ -78,19 +88,19 @@ class _ByProducts(torch.autograd.Function):
 
 
 def _rows(level: Tensor) -> Tensor:
-    """A level (N, C, H, W) as (N, H, W C)."""
+    """Return a level (N, C, H, W) as (N, H, W C)."""
     return level.permute(0, 2, 3, 1).reshape(len(level), level.shape[2], -1)
 
 
 def _weights(start: Tensor, end: Tensor, cells: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """How positions of an axis are weighted in the cells of boxes that reach from `start` to `end` (n,).
+    """Return the weights of an axis' positions in the cells of boxes from `start` to `end` (n,).
 
-    Returns: the first position that counts (n,), the one behind the last (n,), and the weights (n, cells, longest reach) of
-    the positions from the first on. Positions up to 1 outside of the axis count as its border, others not at all.
+    Returns: the first position with a weight (n,), the one behind the last (n,), and the weights (n, cells, max reach) from the first
+    position on. Samples up to 1 outside of the axis are at its border, others have no weight.
     """
     cell = ((end - start) / cells)[:, None, None]
     samples = cell.ceil()
-    count = samples.clamp(min=1)  # a box without length has no sample, and so nothing but zeros
+    count = samples.clamp(min=1)  # a box without length has no sample, and all its weights are 0
     sample = torch.arange(int(count.max()) if len(count) else 1)
     at = start[:, None, None] + torch.arange(cells)[:, None] * cell + (sample + 0.5) * cell / count
     weight = ((sample < samples) & (at >= -1) & (at <= length)) / count

@@ -1,4 +1,4 @@
-"""The region proposal network (Ren et al., Faster R-CNN, 2015): where there may be an object, whatever its class."""
+"""The region proposal network (Ren et al., Faster R-CNN, 2015): boxes that may hold an object of any class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from torchvision.ops import batched_nms
 from convnext.models.detection import anchors
 from convnext.models.detection.boxes import DeltaCoder, Size
 from convnext.models.detection.layers import init_normal
-from convnext.models.detection.targets import Matcher, Objects, Sampler
+from convnext.models.detection.targets import Matcher, Sampler, Truth
 
 NMS_IOU = 0.7  # between proposals of one level
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How many proposals an image has: taken of each level, and kept of all of them after non-maximum suppression."""
+class ProposalLimits:
+    """How many proposals an image has."""
 
-    per_level: int
-    kept: int
+    per_level: int  # before non-maximum suppression
+    kept: int  # of all levels together, after it
 
 
 @dataclass(frozen=True)
 class Proposals:
-    """Where there may be objects in one image, the likeliest first."""
+    """Boxes of one image that may hold an object, the likeliest first."""
 
     boxes: Tensor  # (n, 4)
     objectness: Tensor  # (n,), 0 to 1
@@ -38,10 +38,10 @@ class RPNHead(nn.Module):
     Args:
         width: channels of the pyramid.
         strides: of its five levels.
-        smooth_l1_beta: of the box loss; 0 is L1.
-        whole_anchors_only: leave anchors that cross the image's border untrained.
-        train_limits: of the proposals that the box heads are trained on.
-        test_limits: of those that detections are made of.
+        smooth_l1_beta: beta of the box loss; 0 makes it L1.
+        whole_anchors_only: do not train anchors that cross the image's border.
+        train_limits: limits of the proposals for training the region heads.
+        test_limits: limits of the proposals for detections.
         anchor_scale: an anchor's side in strides.
     """
 
@@ -55,8 +55,8 @@ class RPNHead(nn.Module):
         *,
         smooth_l1_beta: float,
         whole_anchors_only: bool,
-        train_limits: Limits,
-        test_limits: Limits,
+        train_limits: ProposalLimits,
+        test_limits: ProposalLimits,
         anchor_scale: float = anchors.SCALE,
     ) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class RPNHead(nn.Module):
             init_normal(layer, 0.01 * 256 / width)  # 0.01 at the published width; see `UperNet`'s classifier
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Levels (N, width, H, W) to logits (N, H * W * 3) and deltas (N, H * W * 3, 4) of each, in the order of its anchors."""
+        """Return logits (N, H * W * 3) and deltas (N, H * W * 3, 4) of each level (N, width, H, W), in the order of its anchors."""
         logits, deltas = [], []
         for level in levels:
             x = F.relu(self.rpn_conv(level), inplace=True)
@@ -81,32 +81,32 @@ class RPNHead(nn.Module):
         return logits, deltas
 
     def grid(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """The anchors (n, 4) of each level."""
+        """Return the anchors (n, 4) of each level."""
         return anchors.grid(_sizes(levels), self.strides, levels[0].device, self.anchor_scale)
 
     def losses(
-        self, levels: Sequence[Tensor], outputs: tuple[list[Tensor], list[Tensor]], sizes: Sequence[Size], targets: Sequence[Objects]
+        self, levels: Sequence[Tensor], outputs: tuple[list[Tensor], list[Tensor]], sizes: Sequence[Size], targets: Sequence[Truth]
     ) -> dict[str, Tensor]:
-        """Losses (scalars) of what `forward` returned for the levels, for images of those sizes before padding."""
+        """Return the losses (scalars) of `forward`'s outputs for the levels, for images of those sizes before padding."""
         logits, deltas = (torch.cat(output, 1) for output in outputs)
         every = torch.cat(self.grid(levels))
         classification, regression, count = logits.new_zeros(()), logits.new_zeros(()), 0
-        for i, (size, objects) in enumerate(zip(sizes, targets, strict=True)):
+        for i, (size, truth) in enumerate(zip(sizes, targets, strict=True)):
             considered = self._considered(levels, every, size)
-            matched = self.matcher(every[considered], objects.boxes)
+            matched = self.matcher(every[considered], truth.boxes)
             positive, negative = self.sampler(matched)
             count += max(len(positive), 1) + max(len(negative), 1)
-            wanted = self.coder.encode(every[considered[positive]], objects.boxes[matched[positive]])
+            target = self.coder.encode(every[considered[positive]], truth.boxes[matched[positive]])
             positive, negative = considered[positive], considered[negative]
             chosen = torch.cat([logits[i, positive], logits[i, negative]])
-            labels = torch.cat([torch.ones_like(wanted[:, 0]), torch.zeros_like(logits[i, negative])])
+            labels = torch.cat([torch.ones_like(target[:, 0]), torch.zeros_like(logits[i, negative])])
             classification = classification + F.binary_cross_entropy_with_logits(chosen, labels, reduction="sum")
             found = deltas[i, positive]
-            regression = regression + F.smooth_l1_loss(found, wanted, beta=self.smooth_l1_beta, reduction="sum")
+            regression = regression + F.smooth_l1_loss(found, target, beta=self.smooth_l1_beta, reduction="sum")
         return {"loss_rpn_cls": classification / count, "loss_rpn_bbox": regression / count}
 
     def _considered(self, levels: Sequence[Tensor], every: Tensor, size: Size) -> Tensor:
-        """Indices of the anchors that may be trained in an image of that size."""
+        """Return the indices of the anchors that may be trained in an image of that size."""
         multiple = self.strides[3]
         padded = (-(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple)
         flags = anchors.usable(_sizes(levels), self.strides, padded, every.device)
@@ -116,13 +116,13 @@ class RPNHead(nn.Module):
 
     @torch.no_grad()
     def propose(
-        self, levels: Sequence[Tensor], outputs: tuple[list[Tensor], list[Tensor]], sizes: Sequence[Size], limits: Limits
+        self, levels: Sequence[Tensor], outputs: tuple[list[Tensor], list[Tensor]], sizes: Sequence[Size], limits: ProposalLimits
     ) -> list[Proposals]:
-        """The proposals of each image from what `forward` returned, clipped to its size before padding."""
+        """Return the proposals of each image from `forward`'s outputs, clipped to its size before padding."""
         grid = self.grid(levels)
         return [self._propose(grid, [[level[i] for level in output] for output in outputs], size, limits) for i, size in enumerate(sizes)]
 
-    def _propose(self, grid: list[Tensor], outputs: list[list[Tensor]], size: Size, limits: Limits) -> Proposals:
+    def _propose(self, grid: list[Tensor], outputs: list[list[Tensor]], size: Size, limits: ProposalLimits) -> Proposals:
         boxes, logits, levels = [], [], []
         for number, (anchor, logit, delta) in enumerate(zip(grid, *outputs, strict=True)):
             top, chosen = logit.topk(min(limits.per_level, len(logit)))

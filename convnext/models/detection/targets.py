@@ -1,4 +1,4 @@
-"""What the heads are trained towards: which candidate boxes stand for which object, and which of them count in a step."""
+"""The targets of the heads: which candidate box belongs to which object, and which candidates are trained in a step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,29 +9,30 @@ from torch import Tensor
 
 from convnext.errors import ConvnextError
 from convnext.models.detection.boxes import Size, iou
+from convnext.text import counted
 
-BACKGROUND, NEITHER = -1, -2  # in place of an object's index
+BACKGROUND, NEITHER = -1, -2  # for candidates without an object's index
 
 
 @dataclass(frozen=True)
-class Objects:
-    """What is to be found in one image."""
+class Truth:
+    """The true objects of one image."""
 
     boxes: Tensor  # (n, 4) float32
     labels: Tensor  # (n,) int64
-    masks: Tensor | None  # (n, H, W), as large as the padded batch; None where boxes alone are wanted
+    masks: Tensor | None  # (n, H, W), as large as the padded batch; None for a network without a mask head
 
 
 @dataclass(frozen=True)
 class Matcher:
     """Matches candidates with objects by their IoU, as mmdetection's MaxIoUAssigner with the published settings does."""
 
-    positive: float  # from this IoU on, a candidate stands for the object it overlaps most
+    positive: float  # min IoU for a candidate to belong to the object that it overlaps most
     negative: float  # below this IoU with every object it is background; between the two it is not trained
-    low_quality: float | None = None  # from this IoU on, an object's best candidates are its own whatever else they overlap
+    low_quality: float | None = None  # min IoU for an object's best candidates to belong to it, whatever else they overlap
 
     def __call__(self, candidates: Tensor, objects: Tensor) -> Tensor:
-        """For each candidate box (n, 4) the index of its object among the boxes (m, 4), BACKGROUND or NEITHER: (n,) int64."""
+        """Return for each candidate box (n, 4) the index of its object among the boxes (m, 4), BACKGROUND or NEITHER: (n,) int64."""
         matched = torch.full((len(candidates),), BACKGROUND, device=candidates.device)
         if not len(candidates) or not len(objects):
             return matched
@@ -41,7 +42,7 @@ class Matcher:
         matched = torch.where(best >= self.positive, nearest, matched)
         if self.low_quality is None:
             return matched
-        # All candidates that share an object's largest IoU; where several objects claim a candidate, the last one has it.
+        # All candidates that share an object's largest IoU. The last one of several objects that claim a candidate gets it.
         largest = overlaps.amax(1, keepdim=True)
         which, claimed = ((overlaps == largest) & (largest >= self.low_quality)).nonzero(as_tuple=True)
         claims = torch.full_like(matched, BACKGROUND).scatter_reduce_(0, claimed, which, "amax")
@@ -50,13 +51,13 @@ class Matcher:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws the candidates that count in a step, from torch's global generator of their device."""
+    """Draws the candidates that are trained in a step, from torch's global generator of their device."""
 
     count: int
-    positive_fraction: float  # at most; what positives there are not, negatives fill
+    positive_fraction: float  # max; negatives fill the rest
 
     def __call__(self, matched: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices of positives and of negatives among candidates matched (n,), each in ascending order."""
+        """Return the indices of positives and of negatives among the matched candidates (n,), each in ascending order."""
         positive = _draw((matched >= 0).nonzero().flatten(), int(self.count * self.positive_fraction))
         return positive, _draw((matched == BACKGROUND).nonzero().flatten(), self.count - len(positive))
 
@@ -70,45 +71,47 @@ def _draw(indices: Tensor, count: int) -> Tensor:
 
 def prepare(
     targets: Sequence[Mapping[str, Tensor]], sizes: Sequence[Size], padded: Size, num_classes: int, with_masks: bool
-) -> list[Objects]:
-    """Check the targets of a batch and leave the crowds out.
+) -> list[Truth]:
+    """Return the checked targets of a batch, without crowds.
 
-    A crowd is no object, and nothing else either: the published settings (`ignore_iof_thr=-1`) train what lies in it as background.
+    A crowd is ignored altogether: the published settings (`ignore_iof_thr=-1`) train the boxes in it as background.
 
     Raises ConvnextError that names the image's position in the batch.
     """
     if len(targets) != len(sizes):
-        raise ConvnextError(f"{len(sizes)} images have {len(targets)} targets: give each image one, be it of no objects")
-    objects = []
+        raise ConvnextError(
+            f"{counted(len(sizes), 'image')} have {counted(len(targets), 'target')}: give each image one, also an image without objects"
+        )
+    found = []
     for i, (target, size) in enumerate(zip(targets, sizes, strict=True)):
         keys = ("boxes", "labels", "masks") if with_masks else ("boxes", "labels")
         if problem := _problem(target, keys, size, num_classes):
             raise ConvnextError(f"target of image {i} of the batch: {problem}")
-        counted = {key: target[key] for key in keys}
+        kept = {key: target[key] for key in keys}
         if "iscrowd" in target:
             alone = ~target["iscrowd"].bool()
-            counted = {key: value[alone] for key, value in counted.items()}
-        masks = F.pad(counted["masks"], (0, padded[1] - size[1], 0, padded[0] - size[0])) if with_masks else None
-        objects.append(Objects(counted["boxes"].float(), counted["labels"], masks))
-    return objects
+            kept = {key: value[alone] for key, value in kept.items()}
+        masks = F.pad(kept["masks"], (0, padded[1] - size[1], 0, padded[0] - size[0])) if with_masks else None
+        found.append(Truth(kept["boxes"].float(), kept["labels"], masks))
+    return found
 
 
 def _problem(target: Mapping[str, Tensor], keys: Sequence[str], size: Size, num_classes: int) -> str | None:
-    """What is wrong with a target, None if nothing is."""
+    """Return what is wrong with a target; None if it is valid."""
     if missing := set(keys) - target.keys():
-        return f"no {', '.join(sorted(missing))} given"
+        return f"{', '.join(sorted(missing))} missing"
     boxes, labels = target["boxes"], target["labels"]
     count = len(labels)
-    wanted = {"boxes": (count, 4), "labels": (count,), "masks": (count, *size), "iscrowd": (count,)}
+    shapes = {"boxes": (count, 4), "labels": (count,), "masks": (count, *size), "iscrowd": (count,)}
     for key in {*keys, "iscrowd"} & target.keys():
-        if tuple(target[key].shape) != wanted[key]:
-            return f"{key} are {tuple(target[key].shape)}, not {wanted[key]}, for {count} labels and an image of {size[0]} x {size[1]}"
+        if tuple(target[key].shape) != shapes[key]:
+            return f"{key} are {tuple(target[key].shape)}, not {shapes[key]}, for {count} labels and an image of {size[0]} x {size[1]}"
     if floating := [f"{key} are {target[key].dtype}" for key in keys[1:] if target[key].is_floating_point()]:
-        return f"{' and '.join(floating)}: masks are uint8 or bool, labels int64"
+        return f"{' and '.join(floating)}: masks must be uint8 or bool, labels int64"
     bad = ~(boxes.isfinite().all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1))
     if bad.any():
         worst = int(bad.nonzero()[0])
-        return f"box {worst} is {boxes[worst].tolist()}: boxes are finite (x1, y1, x2, y2) with x1 < x2 and y1 < y2"
+        return f"box {worst} is {boxes[worst].tolist()}: boxes must be finite (x1, y1, x2, y2) with x1 < x2 and y1 < y2"
     if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         return f"labels run from {int(labels.min())} to {int(labels.max())}, the network has classes 0 to {num_classes - 1}"
     return None

@@ -7,41 +7,42 @@ mmsegmentation 1.2.2. Parameters are named as in the published weights.
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext.errors import UsageError
-from convnext.models.backbones.convnext import Dropper, LayerNorm2d
+from convnext.models.backbones.convnext import LayerNorm2d
+from convnext.models.backbones.dropping import Dropper
+from convnext.models.network import Backbone, Network
 from convnext.models.segmentation.decay import is_output_norm, stage_group
+from convnext.text import counted
 
 IGNORED = 255  # in a mask: a pixel that is neither trained nor measured
 AUXILIARY_WEIGHT = 0.4
 _POOL_SIZES = (1, 2, 3, 6)
 
 
-class UperNet(nn.Module):
+class UperNet(Network):
     """A backbone, pyramid pooling of its last map, a feature pyramid, and a classifier of positions at a quarter of the size.
 
-    A second, small classifier on the third map helps to train the backbone; nothing else uses it.
+    A second, small classifier on the third map helps to train the backbone. Inference does not use it.
 
     Args:
-        backbone: a network with `features(images)`, which gives maps of strides 4, 8, 16, 32, with their `.channels`, and with
-            `drop_head()`. To be trained also `no_weight_decay()` and `layer_group(name)`.
+        backbone: a network with maps of strides 4, 8, 16, 32; its head is dropped.
         num_classes: classes of the masks.
         output_norm: put another LayerNorm on each of the maps, as the published segmenters with ConvNeXt do.
         channels: width of the pyramid.
         auxiliary_channels: width of the auxiliary head.
         dropout: rate at which whole channels are dropped before both classifiers.
 
-    Raises UsageError if the backbone has no four maps.
+    Raises UsageError if the backbone does not have four maps.
     """
 
     def __init__(
         self,
-        backbone: Any,
+        backbone: Backbone,
         num_classes: int,
         *,
         output_norm: bool,
@@ -51,7 +52,8 @@ class UperNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(backbone.channels) != 4:
-            raise UsageError(f"UperNet needs a backbone with four maps, of strides 4 to 32; this one has {len(backbone.channels)}")
+            count = counted(len(backbone.channels), "map")
+            raise UsageError(f"UperNet needs a backbone with four maps, of strides 4 to 32; this one has {count}")
         backbone.drop_head()
         self.backbone, self.num_classes, self.output_norm = backbone, num_classes, output_norm
         if output_norm:
@@ -61,31 +63,31 @@ class UperNet(nn.Module):
         self.auxiliary_head = AuxiliaryHead(backbone.channels[2], num_classes, auxiliary_channels, dropout)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Images (N, 3, H, W) to the four maps that the heads see, of strides 4, 8, 16, 32."""
+        """Return the four maps of images (N, 3, H, W) for the heads, of strides 4, 8, 16, 32."""
         maps = self.backbone.features(x)
         if self.output_norm:
             maps = [self.backbone.get_submodule(f"norm{i}")(found) for i, found in enumerate(maps)]
         return maps
 
     def logits(self, x: Tensor) -> Tensor:
-        """Images (N, 3, H, W) to logits (N, num_classes, H // 4, W // 4), as they leave the network."""
+        """Return the logits (N, num_classes, H // 4, W // 4) of images (N, 3, H, W), not enlarged."""
         return self.decode_head(self.features(x))
 
     def logits_and_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As `logits`, and the auxiliary head's logits (N, num_classes, H // 16, W // 16)."""
+        """Return `logits`, and the auxiliary head's logits (N, num_classes, H // 16, W // 16)."""
         maps = self.features(x)
         return self.decode_head(maps), self.auxiliary_head(maps[2])
 
-    def forward(self, x: Tensor, auxiliary: bool = False) -> Any:
-        """Images (N, 3, H, W) to logits (N, num_classes, H, W), enlarged bilinearly; with `auxiliary`, `logits_and_auxiliary`.
+    def forward(self, x: Tensor, auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the logits (N, num_classes, H, W) of images (N, 3, H, W), enlarged bilinearly; with `auxiliary`, `logits_and_auxiliary`.
 
-        Training asks for `auxiliary` through here, because wrappers such as DistributedDataParallel see only this method.
+        Training calls this with `auxiliary`, because wrappers such as DistributedDataParallel see only this method.
         Raises UsageError if the images are too small for the backbone.
         """
         return self.logits_and_auxiliary(x) if auxiliary else _resize(self.logits(x), x.shape[-2:])
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that are not decayed: the backbone's, and all others of one dimension (norms, biases)."""
+        """Return the names of the parameters that the backbone names, and of all others of one dimension (norms, biases)."""
         names = {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
         return names | {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
 
@@ -96,7 +98,7 @@ class UperNet(nn.Module):
         return max(self.backbone.layer_group(name.removeprefix("backbone.")) for name in names)
 
     def layer_group(self, name: str) -> int:
-        """The group to which stage-wise learning rate decay counts a parameter; see `convnext.models.segmentation.decay`."""
+        """Return the parameter's group for stage-wise learning rate decay; see `convnext.models.segmentation.decay`."""
         return stage_group(name, self.decay_groups)
 
 
@@ -117,7 +119,7 @@ class DecodeHead(nn.Module):
         self.conv_seg = _classifier(channels, num_classes, published_width=512)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps of falling size to logits (N, num_classes, h, w) of the first one's size."""
+        """Return the logits (N, num_classes, h, w), of the first map's size, of maps from fine to coarse."""
         levels = [conv(found) for conv, found in zip(self.lateral_convs, maps, strict=False)]
         levels.append(self._pool(maps[-1]))
         for i in reversed(range(len(levels) - 1)):
@@ -129,7 +131,7 @@ class DecodeHead(nn.Module):
     def _pool(self, x: Tensor) -> Tensor:
         if any(isinstance(module, nn.BatchNorm2d) and module.training for module in self.psp_modules.modules()) and len(x) == 1:
             raise UsageError(
-                "UperNet can't train on one image at a time: its BatchNorm of the whole image's mean would see one value; "
+                "UperNet can't train on one image at a time, because the BatchNorm of the whole image's mean would see one value: "
                 "give each device at least two images, or use synchronised BatchNorm on several devices"
             )
         pooled = [_resize(module(x), x.shape[-2:]) for module in self.psp_modules]
@@ -155,16 +157,15 @@ class AuxiliaryHead(nn.Module):
         self.conv_seg = _classifier(channels, num_classes, published_width=256)
 
     def forward(self, x: Tensor) -> Tensor:
-        """A map (N, width, h, w) to logits (N, num_classes, h, w)."""
+        """Return the logits (N, num_classes, h, w) of a map (N, width, h, w)."""
         return self.conv_seg(self.dropout(self.convs[0](x)))
 
 
-def loss(model: Any, images: Tensor, masks: Tensor, ignore: int = IGNORED) -> Tensor:
-    """The loss that the published segmenters were trained with: cross-entropy, and 0.4 times the auxiliary head's.
+def loss(model: nn.Module, images: Tensor, masks: Tensor, ignore: int = IGNORED) -> Tensor:
+    """Return the loss of the published segmenters: cross-entropy, and 0.4 times the auxiliary head's.
 
-    Each head's is computed in float32 on logits enlarged to the masks, and is the mean over all pixels, the ignored ones included,
-    which count as 0: mmsegmentation's `avg_non_ignore=False`, with which the published runs left it. So the loss of an image that is
-    half ignored weighs half.
+    Each head's is computed in float32 on logits enlarged to the masks. It is the mean over all pixels; ignored ones count as 0, as in the
+    published runs (mmsegmentation's `avg_non_ignore=False`). So an image with half of its pixels ignored has half the weight.
 
     Args:
         model: a UperNet, or a wrapper of one.
@@ -173,8 +174,17 @@ def loss(model: Any, images: Tensor, masks: Tensor, ignore: int = IGNORED) -> Te
 
     Returns: a scalar.
     """
+    parts = losses(model, images, masks, ignore)
+    return parts["decode"] + parts["auxiliary"]
+
+
+def losses(model: nn.Module, images: Tensor, masks: Tensor, ignore: int = IGNORED) -> dict[str, Tensor]:
+    """Return the two parts of `loss` by the names of their heads: "decode", and "auxiliary" with its weight of 0.4."""
     logits, auxiliary = model(images, auxiliary=True)
-    return _cross_entropy(logits, masks, ignore) + AUXILIARY_WEIGHT * _cross_entropy(auxiliary, masks, ignore)
+    return {
+        "decode": _cross_entropy(logits, masks, ignore),
+        "auxiliary": AUXILIARY_WEIGHT * _cross_entropy(auxiliary, masks, ignore),
+    }
 
 
 def _cross_entropy(logits: Tensor, masks: Tensor, ignore: int) -> Tensor:
@@ -183,7 +193,7 @@ def _cross_entropy(logits: Tensor, masks: Tensor, ignore: int) -> Tensor:
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    # In a graph for images of any size no one size may decide; to the same size it changes nothing.
+    # In a graph for images of any size, the branch must not depend on one size. Resizing to the same size changes nothing.
     if not torch.compiler.is_exporting() and x.shape[-2:] == tuple(size):
         return x
     return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
@@ -196,8 +206,8 @@ def _conv_norm_relu(width: int, channels: int, kernel_size: int) -> nn.Sequentia
 
 
 def _classifier(width: int, num_classes: int, published_width: int) -> nn.Conv2d:
-    # 0.01 at the published width. Under so small weights a narrow head learns nothing but how frequent the classes are for a thousand
-    # steps; with these it finds them within a hundred (docs/segmentation.md).
+    # 0.01 at the published width. With weights this small a narrow head learns only the class frequencies for a thousand steps; with these
+    # it finds the classes within a hundred (docs/segmentation.md).
     conv = nn.Conv2d(width, num_classes, 1)
     nn.init.normal_(conv.weight, std=0.01 * published_width / width)
     if conv.bias is not None:

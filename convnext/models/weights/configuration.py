@@ -1,7 +1,7 @@
-"""What others say of their weights: timm's and transformers' config.json, and what transformers says of its images.
+"""Read the configuration of weights in foreign formats: timm's and transformers' config.json, and transformers' preprocessor_config.json.
 
-Shapes do not tell everything: two networks may have the same tensors and compute other functions. Where the configuration names a
-function that the networks here can't be, it is refused by name.
+Two networks may have the same tensors and compute different functions. A configuration of a function that no network here computes is
+refused, and the message names it.
 """
 
 import functools
@@ -10,26 +10,26 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from convnext.data import imagenet
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import ConvnextError, first_line
 from convnext.models.weights import published
-from convnext.models.weights.download import Fetched
+from convnext.models.weights.download import Downloaded
 
 log = logging.getLogger("convnext")
 
-_LONGEST = 16 << 20  # bytes of a configuration
-# Arguments of timm's networks that show in the tensors, or that only training knows.
+_MAX_LENGTH = 16 << 20  # bytes of a configuration
+# Arguments of timm's networks that the tensors show, or that only training needs.
 _VISIBLE = {"num_classes", "in_chans", "depths", "dims", "kernel_sizes", "ls_init_value", "patch_size", "conv_mlp", "conv_bias", "use_grn"}
 _VISIBLE |= {"stem_type", "norm_layer", "head_norm_first", "head_hidden_size", "head_init_scale", "drop_rate", "drop_path_rate", "img_size"}
-_SAME = {"output_stride": (32,), "global_pool": ("avg",), "act_layer": ("gelu",)}  # what the others must be
+_SAME: dict[str, tuple[object, ...]] = {"output_stride": (32,), "global_pool": ("avg",), "act_layer": ("gelu",)}  # allowed values of others
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What tensors tell of a network."""
+    """What the tensors show of a network."""
 
     num_classes: int
     in_channels: int = 3
@@ -41,62 +41,62 @@ class Shape:
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a configuration tells beyond the tensors."""
+    """What a configuration adds to the tensors."""
 
     function: dict[str, float]  # arguments of `create_model`: the epsilon of the norms
     preprocessing: ClassifyPreprocessing | None
     classes: list[str] | None
 
 
-def of(fetched: Fetched, shape: Shape) -> Configuration | None:
-    """The configuration of weights: beside the file, in the same commit of its repository, or as timm notes it for its own.
+def of(downloaded: Downloaded, shape: Shape) -> Configuration | None:
+    """Return the configuration of weights: from beside the file, from the same commit of its repository, or from timm's own table.
 
-    One that is of another network than `shape` is left out, with a warning. Raises ConvnextError, naming the file, for one that
-    is not understood, or of a function that the networks here can't be.
+    A configuration of another network than `shape` is ignored, with a warning. Raises ConvnextError, naming the file, for an invalid one,
+    and for one of a function that no network here computes.
     """
-    path = fetched.beside("config.json")
-    config = _by_timm(fetched) if path is None else _read(path)
+    path = downloaded.beside("config.json")
+    config = _by_timm(downloaded) if path is None else _read(path)
     where = "timm's table" if path is None else str(path)
     if config is None:
         return None
     if isinstance(config.get("architecture"), str):
         found = _timm(config, where, shape)
     elif isinstance(config.get("model_type"), str):
-        found = _transformers(config, where, shape, fetched)
+        found = _transformers(config, where, shape, downloaded)
     else:
         found = None
     if found is None:
-        log.warning("%s is of another network than %s, and is left out", where, fetched.path)
+        log.warning("%s was ignored: it is of another network than %s", where, downloaded.path)
     return found
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, object]:
     try:
-        if path.stat().st_size > _LONGEST:
+        if path.stat().st_size > _MAX_LENGTH:
             raise ValueError("it is too long")
         found = json.loads(path.read_text("utf-8"))
         if not isinstance(found, dict):
-            raise ValueError("it is no table")
+            raise ValueError("it is not a table")
     except (OSError, ValueError, RecursionError) as error:
-        raise ConvnextError(f"{path} says how its weights are used, and can't be read: {first_line(error)}") from error
+        raise ConvnextError(f"{path}, the configuration of its weights, can't be read: {first_line(error)}") from error
     return found
 
 
-def _by_timm(fetched: Fetched) -> dict[str, Any] | None:
+def _by_timm(downloaded: Downloaded) -> dict[str, object] | None:
     # By the repository's name, or by that of a file copied from there: NETWORK.TAG
-    hub = fetched.on_hub
-    name = hub.repository.removeprefix("timm/") if hub is not None else fetched.path.name.removesuffix(fetched.path.suffix)
+    hub = downloaded.on_hub
+    name = hub.repository.removeprefix("timm/") if hub is not None else downloaded.path.name.removesuffix(downloaded.path.suffix)
     if hub is not None and not hub.repository.startswith("timm/"):
         return None
     config = published.timm_config(name)
     return None if config is None else {"architecture": name.partition(".")[0], "pretrained_cfg": config}
 
 
-def _timm(config: Mapping[str, Any], where: str, shape: Shape) -> Configuration | None:
-    architecture, arguments = config["architecture"], config.get("model_args") or {}
+def _timm(config: Mapping[str, object], where: str, shape: Shape) -> Configuration | None:
+    architecture, arguments = cast("str", config["architecture"]), config.get("model_args") or {}
     stated = config.get("pretrained_cfg", config)  # older files have no part of that name
     if not isinstance(arguments, dict) or not isinstance(stated, dict):
-        raise ConvnextError(f"{where} is not understood: model_args and pretrained_cfg are tables")
+        raise ConvnextError(f"{where} is invalid: model_args and pretrained_cfg must be tables")
     if shape.timm_name is not None:
         if not _same_network(architecture, shape, where):
             return None
@@ -140,8 +140,8 @@ def _known_to_timm(architecture: str) -> _Known:
     )
 
 
-def _convnext_of_timm(architecture: str, arguments: Mapping[str, Any], where: str, shape: Shape) -> dict[str, float] | None:
-    """The epsilon of a ConvNeXt of timm, None if it has other sizes. Raises ConvnextError for what can't be told from tensors."""
+def _convnext_of_timm(architecture: str, arguments: Mapping[str, object], where: str, shape: Shape) -> dict[str, float] | None:
+    """Return the epsilon of a ConvNeXt of timm; None if it has other sizes. Raises ConvnextError for another function."""
     import timm
 
     if shape.depths is None or shape.widths is None:
@@ -169,14 +169,14 @@ def _convnext_of_timm(architecture: str, arguments: Mapping[str, Any], where: st
     return {"norm_eps": min(eps)}
 
 
-def _epsilon(value: Any, where: str, key: str) -> float:
+def _epsilon(value: object, where: str, key: str) -> float:
     if not isinstance(value, float) or not 1e-12 <= value <= 0.1:
-        raise ConvnextError(f"{where} is not understood: {key} is {str(value)[:20]}")
+        raise ConvnextError(f"{where} is invalid: {key} is {str(value)[:20]}")
     return value
 
 
 def _same_network(architecture: str, shape: Shape, where: str) -> bool:
-    """Whether timm's `architecture` computes what the network here does; raises ConvnextError if only the tensors are alike."""
+    """Return whether timm's `architecture` computes what the network here does. Raises ConvnextError if only the tensors are alike."""
     import timm
     import torch
 
@@ -195,9 +195,10 @@ def _same_network(architecture: str, shape: Shape, where: str) -> bool:
     )
 
 
-def _transformers(config: Mapping[str, Any], where: str, shape: Shape, fetched: Fetched) -> Configuration | None:
-    alone = not isinstance(config.get("backbone_config"), dict)
-    body = config if alone else config["backbone_config"]
+def _transformers(config: Mapping[str, object], where: str, shape: Shape, downloaded: Downloaded) -> Configuration | None:
+    under_head = config.get("backbone_config")
+    alone = not isinstance(under_head, dict)
+    body = under_head if isinstance(under_head, dict) else config
     sizes = (_numbers(body.get("depths"), (3, 3, 9, 3)), _numbers(body.get("hidden_sizes"), (96, 192, 384, 768)))
     if shape.timm_name is not None or body.get("model_type") != "convnext" or sizes != (shape.depths, shape.widths):
         return None
@@ -207,32 +208,30 @@ def _transformers(config: Mapping[str, Any], where: str, shape: Shape, fetched: 
     eps = _epsilon(eps, where, "layer_norm_eps")
     labels = config.get("id2label")
     names = [labels.get(str(i)) for i in range(len(labels))] if isinstance(labels, dict) else None
-    processor = fetched.beside("preprocessor_config.json") if alone else None
+    processor = downloaded.beside("preprocessor_config.json") if alone else None
     how = None if processor is None else published.from_transformers(_read(processor), processor)
-    # transformers' blocks have 1e-6 whatever the configuration says; it is of the last norm, which under a head is not there.
+    # transformers' blocks have 1e-6 whatever the configuration says. The epsilon is of the last norm, which is not there under a head.
     return Configuration({"head_norm_eps": eps} if alone else {}, how, _class_names(names, shape.num_classes))
 
 
-def _refuse(arguments: Mapping[str, Any], architecture: str, where: str) -> None:
+def _refuse(arguments: Mapping[str, object], architecture: str, where: str) -> None:
     for key, value in arguments.items():
         if value is not None and value not in _SAME.get(key, ()):
-            raise ConvnextError(
-                f"{where}: {architecture} has {key[:40]}={str(value)[:40]}, which the networks here have not: another function"
-            )
+            raise ConvnextError(f"{where}: {architecture} has {key[:40]}={str(value)[:40]}, which no network here has: another function")
 
 
-def _numbers(value: Any, default: Sequence[int] | None) -> tuple[int, ...] | None:
+def _numbers(value: object, default: Sequence[int] | None) -> tuple[int, ...] | None:
     if isinstance(value, (list, tuple)) and all(isinstance(number, int) for number in value):
         return tuple(value)
     return None if default is None else tuple(default)
 
 
-def _class_names(names: Any, num_classes: int) -> list[str] | None:
-    """The names of the head's classes; None where they are not given, or are ImageNet's, whose names are known here."""
+def _class_names(names: object, num_classes: int) -> list[str] | None:
+    """Return the names of the head's classes; None if they are not given, or are ImageNet's, which the package knows."""
     if not isinstance(names, (list, tuple)) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
         return None
     given = list(names)
-    if given == [f"LABEL_{i}" for i in range(num_classes)]:  # what transformers writes where nobody named them
+    if given == [f"LABEL_{i}" for i in range(num_classes)]:  # transformers writes these if nobody named the classes
         return None
     if num_classes in imagenet.SUBSETS:
         first = imagenet.descriptions(num_classes)

@@ -1,17 +1,18 @@
-"""`convnext convert`: weights from any known format to any other."""
+"""Convert weights from any known format to any other, for `convnext convert`."""
 
 import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from torch import Tensor
 
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import ConvnextError, UsageError, nearest
-from convnext.models.backbones.zoo import BACKBONES
 from convnext.models.load import identify, weights_of_run
+from convnext.models.network import Spec
+from convnext.models.registry import find
 from convnext.models.weights import files, formats
 from convnext.models.weights.open import XXLARGE, open_weights
 from convnext.models.weights.published import to_transformers
@@ -28,21 +29,20 @@ def convert(source: str, output: Path, to: str) -> str:
     Args:
         output: a .safetensors or .pth file; for transformers also a folder, made so that `from_pretrained` reads it.
 
-    Returns what was done, in one line. Raises UsageError for an unknown format or ending, ConvnextError for unknown weights.
+    Returns one line for the user. Raises UsageError for an unknown format or ending, ConvnextError for unknown weights.
     """
     if to not in TARGETS:
-        raise UsageError(f"no weight format is called {to!r}{nearest(to, TARGETS)}")
+        raise UsageError(f"unknown weight format {to!r}{nearest(to, TARGETS)}")
     path = Path(source).expanduser()
     if path.is_dir():
         source = str(weights_of_run(path))
     opened = open_weights(source)
-    spec = opened.spec
-    entry = BACKBONES.get(spec["name"])
-    if entry is not None and entry.format is not None:
-        return _write_as_it_is(opened.state, spec["name"], entry.format, output, to)
+    entry = find(opened.name)
+    if entry.backbone is None and entry.format is not None:
+        return _write_as_it_is(opened.state, entry.name, entry.format, output, to)
     known = formats.recognise(opened.state)
     native = formats.to_native(opened.state, known)
-    spec = identify(native) | opened.function()
+    spec = {**identify(native), **opened.function()}
     _refuse_other_function(spec, to)
     foreign = formats.from_native(native, to, conv_mlp=to == "timm" and spec["name"] in _CONV_MLP)
     if to == "transformers" and not output.suffix:
@@ -50,38 +50,38 @@ def convert(source: str, output: Path, to: str) -> str:
         if isinstance(opened.preprocessing, ClassifyPreprocessing) and (how := to_transformers(opened.preprocessing)) is not None:
             _write_json(output / "preprocessor_config.json", how)
         else:
-            log.warning("transformers' image processor can't prepare images as this network wants them: %s", opened.preprocessing)
+            log.warning("transformers' image processor can't prepare images as this network needs: %s", opened.preprocessing)
         output = output / "model.safetensors"
     files.write_weights(output, foreign)
     return f"{spec['name']}: {len(foreign)} tensors from the {known} format to {to}, written to {output}"
 
 
-def _refuse_other_function(spec: Mapping[str, Any], to: str) -> None:
-    # What no tensor shows would be lost: the other library would build a network of another function around the weights.
-    eps, of_head = spec.get("norm_eps", 1e-6), spec.get("head_norm_eps")
+def _refuse_other_function(spec: Spec, to: str) -> None:
+    # No tensor shows an epsilon. The other library would build a network of another function around the weights.
+    eps, of_head = cast("tuple[float, float | None]", (spec.get("norm_eps", 1e-6), spec.get("head_norm_eps")))
     theirs = 1e-5 if (spec.get("depths"), spec.get("widths")) == XXLARGE and to == "timm" else 1e-6
     if eps != theirs:
-        raise ConvnextError(f"this network has norms with epsilon {eps}, which {to} can't be told: it has {theirs}")
+        raise ConvnextError(f"this network has norms with epsilon {eps}, which {to} can't express: it has {theirs}")
     if of_head in (None, theirs) or to == "transformers":
         return
     if of_head > 1e-5:
-        raise ConvnextError(f"this network's last norm has epsilon {of_head}, which {to} can't be told: it has {theirs}")
+        raise ConvnextError(f"this network's last norm has epsilon {of_head}, which {to} can't express: it has {theirs}")
     log.warning("the last norm's epsilon is %s here and will be %s in %s: outputs differ by parts in a million", of_head, theirs, to)
 
 
 def _write_as_it_is(state: dict[str, Tensor], name: str, own: str, output: Path, to: str) -> str:
-    # What timm builds has timm's names in our files too.
+    # Our files of networks that timm builds have timm's names, too.
     if own != "timm":
-        raise UsageError(f"the weights of {name} can't be converted: no other library names them as we do")
+        raise UsageError(f"the weights of {name} can't be converted: no other library has a format for them")
     if to != own:
         raise UsageError(f"the weights of {name} exist in timm's format only, not in {to}'s: give --to timm")
     files.write_weights(output, state)
     return f"{name}: {len(state)} tensors in timm's names, written to {output}"
 
 
-def _config(spec: Mapping[str, Any], classes: list[str] | None) -> dict[str, Any]:
-    sizes = BACKBONES[spec["name"]].arguments | dict(spec)
-    config: dict[str, Any] = {
+def _config(spec: Spec, classes: list[str] | None) -> dict[str, object]:
+    sizes = {**find(cast("str", spec["name"])).fixed, **spec}
+    config: dict[str, object] = {
         "architectures": ["ConvNextForImageClassification"],
         "model_type": "convnext",
         "num_channels": sizes["in_channels"],
@@ -91,7 +91,7 @@ def _config(spec: Mapping[str, Any], classes: list[str] | None) -> dict[str, Any
         "hidden_sizes": sizes["widths"],
         "layer_scale_init_value": sizes["layer_scale"],
         "hidden_act": "gelu",
-        # Of the last norm; transformers' default, 1e-12, is another function than most have.
+        # Of the last norm. transformers' default, 1e-12, is not what most networks have.
         "layer_norm_eps": spec.get("head_norm_eps") or spec.get("norm_eps", 1e-6),
     }
     if classes is None:
@@ -102,5 +102,5 @@ def _config(spec: Mapping[str, Any], classes: list[str] | None) -> dict[str, Any
     return config
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+def _write_json(path: Path, values: Mapping[str, object]) -> None:
     files.write_atomically(path, lambda file: file.write_text(json.dumps(values, indent=2) + "\n", "utf-8"))

@@ -1,38 +1,69 @@
-"""What a weight file or an exported file says of itself: one strict schema, because the file may be a stranger's.
+"""The description that a weight file or an exported file holds: one strict schema, because the file may be a stranger's.
 
-Nothing of it may name weights, make files be fetched, or ask for more memory than the file itself has tensors for.
+A description must not name weights, start a download, or ask for more memory than the tensors of the file take.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, TypedDict, cast
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 from torch import Tensor
 
-from convnext.errors import ConvnextError, first_line
+from convnext.data.transforms.detect import DetectPreprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
+from convnext.data.transforms.segment import SegmentPreprocessing
+from convnext.errors import ConvnextError, UsageError, first_line
+from convnext.models.entry import Entry
+from convnext.models.registry import find
 
-_LONGEST = 16 << 20  # characters of a description; 21,841 class names are half a million
-_MOST_CLASSES = 1_000_000
-_LONGEST_NAME = 1000
-_LARGEST = 8192  # pixels a side of a prepared image
+_MAX_LENGTH = 16 << 20  # characters of a description; 21,841 class names are half a million
+_MAX_CLASSES = 1_000_000
+_MAX_NAME = 1000  # characters
+_MAX_SIDE = 8192  # pixels of a prepared image
+
+
+class GraphDescription(TypedDict):
+    """How a graph was exported."""
+
+    precision: str
+    pixels: bool
+    size: list[int] | None
+    num_classes: int
+    outputs: list[str]
+
+
+class Description(TypedDict, total=False):
+    """What a file says; {} of a file that others wrote."""
+
+    model: dict[str, object]  # the arguments of `create_model`
+    task: str
+    preprocessing: dict[str, object]
+    classes: list[str] | None
+    class_ids: list[int | list[int]] | None
+    metrics: dict[str, float | int] | None
+    step: int | None
+    source: str | None
+    graph: GraphDescription  # of an exported file, as the next two
+    labels: list[str] | None
+    convnext: str | None
 
 
 def _short(value: object) -> str:
-    if not isinstance(value, str) or len(value) > _LONGEST_NAME:
-        raise ValueError(f"is no text of at most {_LONGEST_NAME} characters")
+    if not isinstance(value, str) or len(value) > _MAX_NAME:
+        raise ValueError(f"must be text of at most {_MAX_NAME} characters")
     return value
 
 
 Name = Annotated[str, PlainValidator(_short)]  # pydantic's own refuses names that are not UTF-8, which folders may have
 Width = Annotated[int, Field(ge=1, le=65536)]
 Count = Annotated[int, Field(ge=0, le=10_000)]
-Pixels = Annotated[int, Field(ge=1, le=_LARGEST)]
+Pixels = Annotated[int, Field(ge=1, le=_MAX_SIDE)]
 Channel = Annotated[float, Field(ge=-1000, le=1000)]
-Deviation = Annotated[float, Field(gt=1e-8, le=1000)]
+Std = Annotated[float, Field(gt=1e-8, le=1000)]
 Colour = Annotated[list[int], Field(min_length=3, max_length=3)]
-Names = Annotated[list[Name], Field(max_length=_MOST_CLASSES)]
+Names = Annotated[list[Name], Field(max_length=_MAX_CLASSES)]
 Span = Annotated[list[Annotated[float, Field(ge=-1e12, le=1e12)]], Field(min_length=2, max_length=2)]
 Size = Annotated[list[Pixels], Field(min_length=2, max_length=2)]
 
@@ -43,11 +74,11 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Model(Strict):
-    """What `create_model` builds the network of: the arguments of all constructors, and nothing that only training knows."""
+class DescribedModel(Strict):
+    """The arguments of `create_model`: those of all constructors, but for those that only training needs."""
 
     name: Name
-    num_classes: int = Field(ge=0, le=_MOST_CLASSES)
+    num_classes: int = Field(ge=0, le=_MAX_CLASSES)
     in_channels: int = Field(3, ge=1, le=4096)
     layer_scale: float | None = Field(None, ge=0, le=1000)
     head_init_scale: float | None = Field(None, ge=0, le=1e6)
@@ -74,16 +105,16 @@ class Model(Strict):
 
 
 class Normalised(Strict):
-    """What the preprocessing of every task has."""
+    """Base of the preprocessing of every task."""
 
     mean: list[Channel]
-    std: list[Deviation]
+    std: list[Std]
     range: Annotated[float, Field(gt=0, le=1e12)] | Span | None = None  # see `DeepImage.pixels`
 
     @model_validator(mode="after")
     def _of_rgb(self) -> "Normalised":
         if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
-            raise ValueError("mean and std have a number for each of three channels, or one for all")
+            raise ValueError("mean and std must have a number for each of three channels, or one for all")
         return self
 
 
@@ -97,8 +128,8 @@ class ForClassification(Normalised):
 
     @model_validator(mode="after")
     def _bounded(self) -> "ForClassification":
-        if not self.warp and self.image_size / self.crop_ratio > _LARGEST:
-            raise ValueError(f"image_size / crop_ratio is more than {_LARGEST} pixels")
+        if not self.warp and self.image_size / self.crop_ratio > _MAX_SIDE:
+            raise ValueError(f"image_size / crop_ratio is more than {_MAX_SIDE} pixels")
         return self
 
 
@@ -119,10 +150,19 @@ class ForSegmentation(Normalised):
     mirror: bool = False
 
 
-class Described(Strict):
-    """What every file says."""
+_PREPROCESSINGS: dict[type[Preprocessing], type[Normalised]] = {
+    ClassifyPreprocessing: ForClassification,
+    DetectPreprocessing: ForDetection,
+    SegmentPreprocessing: ForSegmentation,
+}
 
-    model: Model
+
+class Described(Strict):
+    """The description of a weight file."""
+
+    model: DescribedModel
+    task: Name
+    preprocessing: dict[str, object]  # checked by the schema of the network's own preprocessing
     classes: Names | None = None
     class_ids: list[int | Colour] | None = None  # the data's own number of each class
     metrics: dict[Name, Annotated[float, Field(allow_inf_nan=True)] | int] | None = None  # NaN: of a class that no image shows
@@ -138,65 +178,32 @@ class Described(Strict):
         return self
 
 
-class Classifies(Described):
-    """A classifier."""
-
-    task: Literal["classify"]
-    preprocessing: ForClassification
-
-
-class Detects(Described):
-    """A detector."""
-
-    task: Literal["detect"]
-    preprocessing: ForDetection
-
-
-class Segments(Described):
-    """A segmenter."""
-
-    task: Literal["segment"]
-    preprocessing: ForSegmentation
-
-
-class Graph(Strict):
+class DescribedGraph(Strict):
     """How a graph was exported."""
 
     precision: Name
     pixels: bool
     size: Size | None
-    num_classes: int = Field(ge=0, le=_MOST_CLASSES)
+    num_classes: int = Field(ge=0, le=_MAX_CLASSES)
     outputs: Annotated[list[Name], Field(max_length=16)]
 
 
-class Exported(Strict):
-    """What an exported file says beside what every file does."""
+class DescribedExport(Described):
+    """The description of an exported file."""
 
-    graph: Graph
+    graph: DescribedGraph
     labels: Names | None = None
     convnext: Name | None = None  # the version that wrote it
 
-
-class ExportedClassifies(Exported, Classifies):
-    """An exported classifier."""
-
-
-class ExportedDetects(Exported, Detects):
-    """An exported detector."""
+    @model_validator(mode="after")
+    def _one_number_of_classes(self) -> "DescribedExport":
+        if self.graph.num_classes != self.model.num_classes:
+            raise ValueError(f"the graph has {self.graph.num_classes} classes, the model {self.model.num_classes}")
+        return self
 
 
-class ExportedSegments(Exported, Segments):
-    """An exported segmenter."""
-
-
-_WEIGHTS: TypeAdapter[Described] = TypeAdapter(Annotated[Classifies | Detects | Segments, Field(discriminator="task")])
-_EXPORTED: TypeAdapter[Described] = TypeAdapter(
-    Annotated[ExportedClassifies | ExportedDetects | ExportedSegments, Field(discriminator="task")]
-)
-
-
-def parse(text: str, path: Path, exported: bool = False) -> dict[str, Any]:
-    """What a file says of itself, checked, with the keys that it has.
+def parse(text: str, path: Path, exported: bool = False) -> Description:
+    """Return the checked description of a file, with the keys that it has.
 
     Args:
         text: JSON.
@@ -205,32 +212,56 @@ def parse(text: str, path: Path, exported: bool = False) -> dict[str, Any]:
 
     Raises ConvnextError, naming the file and the key, for anything that the schema does not have.
     """
-    if len(text) > _LONGEST:
-        raise ConvnextError(f"{path} describes itself in {len(text)} characters: no file of ours does, and it was not loaded")
+    if len(text) > _MAX_LENGTH:
+        raise ConvnextError(f"{path} was not loaded: its description has {len(text)} characters, at most {_MAX_LENGTH} are allowed")
     try:
-        found = (_EXPORTED if exported else _WEIGHTS).validate_python(json.loads(text))
+        found = (DescribedExport if exported else Described).model_validate(json.loads(text))
+        _check_preprocessing(found)
     except (ValueError, RecursionError) as error:  # pydantic's and json's are ValueErrors
         reason = _first(error) if isinstance(error, ValidationError) else first_line(error)
-        raise ConvnextError(f"{path} does not describe itself as our files do, and was not loaded: {reason}") from error
-    if exported and (graph := getattr(found, "graph", None)) is not None and graph.num_classes != found.model.num_classes:
-        raise ConvnextError(f"{path} does not describe itself as our files do, and was not loaded: two numbers of classes")
-    return found.model_dump(exclude_unset=True)
+        raise ConvnextError(f"{path} was not loaded: its description is invalid: {reason}") from error
+    return cast("Description", found.model_dump(exclude_unset=True))
 
 
-def check_size(model: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> None:
+def _check_preprocessing(found: Described) -> None:
+    """Raise ValueError if task or preprocessing are not those of the network. Those of an unknown network are not used."""
+    try:
+        entry = find(found.model.name)
+    except UsageError:
+        return
+    if found.task != entry.task:
+        raise ValueError(f"task: {entry.name} is for {entry.task!r}, not {_ascii(found.task[:50])!r}")
+    schema = _PREPROCESSINGS.get(entry.preprocessing(), Normalised)
+    try:
+        schema.model_validate(found.preprocessing)
+    except ValidationError as error:
+        raise ValueError(f"preprocessing.{_first(error)}") from error
+
+
+def entry_of(about: Mapping[str, object], path: Path) -> Entry:
+    """Return the entry of the network that a file describes. Raises ConvnextError, naming the file, if the network is unknown."""
+    try:
+        return find(str(cast("Mapping[str, object]", about["model"])["name"]))
+    except UsageError as error:
+        raise ConvnextError(f"{path} describes an unknown network: {error}") from error
+
+
+def check_size(model: Mapping[str, object], state: Mapping[str, Tensor], path: Path) -> None:
     """Raise ConvnextError if a description asks for a network that has more blocks, or wider ones, than the file has tensors."""
-    blocks = sum(model.get("depths") or ()) + (model.get("depth") or 0)
-    widest = max((max(tensor.shape, default=0) for tensor in state.values()), default=0)
-    widths = [*(model.get("widths") or ()), *(model[key] for key in ("channels", "fc_channels", "auxiliary_channels") if model.get(key))]
-    if blocks > len(state) or max(widths, default=0) > widest:
-        raise ConvnextError(f"{path} describes a network of other sizes than its {len(state)} tensors have, and was not loaded")
+    known = DescribedModel.model_validate(model)
+    blocks = sum(known.depths or ()) + (known.depth or 0)
+    largest = max((max(tensor.shape, default=0) for tensor in state.values()), default=0)
+    widths = [*(known.widths or ()), known.channels or 0, known.fc_channels or 0, known.auxiliary_channels or 0]
+    if blocks > len(state) or max(widths) > largest:
+        raise ConvnextError(f"{path} was not loaded: it describes a network of other sizes than its {len(state)} tensors have")
 
 
 def _first(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    if first["type"].startswith("union_tag"):
-        return "task: it is none of classify, detect and segment"
-    where = ".".join(str(part) for part in first["loc"] if part not in ("classify", "detect", "segment"))
+    where = ".".join(str(part) for part in first["loc"])
     what = first["msg"].removeprefix("Value error, ").split("\n")[0]
-    told = f"{where[:200]}: {what[:300]}" if where else what[:300]
-    return told.encode("ascii", "backslashreplace").decode()  # it may be a stranger's text
+    return _ascii(f"{where[:200]}: {what[:300]}" if where else what[:300])
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode()  # it may be a stranger's text

@@ -1,8 +1,8 @@
-"""The weight files of detectors that exist, read and written.
+"""The formats of detectors' weight files, read and written.
 
-Ours have the names of the published code ("official"): the backbone's own after `backbone.`, the output norms `backbone.norm0` to
-`norm3`, and neck and heads as mmdetection 2 and 3 name them. mmdetection 3 takes its ConvNeXt from mmpretrain, which names the
-parts of a block otherwise.
+Our names are the published code's ("official"): the backbone's own after `backbone.`, the output norms `backbone.norm0` to `norm3`, and
+neck and heads as mmdetection 2 and 3 name them. mmdetection 3 takes its ConvNeXt from mmpretrain, which has other names for the parts of
+a block.
 """
 
 import re
@@ -16,39 +16,50 @@ from convnext.models.weights import formats
 State = dict[str, Tensor]
 
 FORMATS = ("official", "mmdetection")
-_MARK = "rpn_head.rpn_conv.weight"  # in every two-stage detector's weights, and in no others
+_MARK = "rpn_head.rpn_conv.weight"  # all weights of two-stage detectors have it, and no others
 _MMPRETRAIN = {"dwconv": "depthwise_conv", "pwconv1": "pointwise_conv1", "pwconv2": "pointwise_conv2"}
 _BLOCK_PART = r"(backbone\.stages\.\d+\.\d+\.)({})(\..+)"
-OF_CLASSES = re.compile(r"roi_head\.(bbox_head\.(\d\.)?fc_(cls|reg)|mask_head\.(\d\.)?conv_logits)\.")  # shaped by the number of classes
+_OF_CLASSES = re.compile(r"roi_head\.(bbox_head\.(\d\.)?fc_(cls|reg)|mask_head\.(\d\.)?conv_logits)\.")  # shaped by the number of classes
+_BOXES = re.compile(r"roi_head\.bbox_head\.(0\.)?fc_reg\.weight")  # of the first stage: four rows per class
 _SHOWN = 4  # keys of a list in an error message
 
 
 def is_detector(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are a detector's weights, in any format."""
+    """Return whether these are a detector's weights, in any format."""
     return _MARK in state
 
 
 def recognise(state: Mapping[str, Tensor]) -> str:
-    """The name of the format that `state` is in, one of `FORMATS`. Raises ConvnextError if it is no detector's."""
+    """Return the name of the format that `state` is in, one of `FORMATS`. Raises ConvnextError if it is not a detector's."""
     if not is_detector(state):
-        raise ConvnextError(f"these are no detector's weights: {_MARK!r} is not among {_some(sorted(state))}")
+        raise ConvnextError(f"these are not a detector's weights: {_MARK!r} is not among {_some(sorted(state))}")
     foreign = re.compile(_BLOCK_PART.format("|".join(_MMPRETRAIN.values())))
     return "mmdetection" if any(foreign.fullmatch(key) for key in state) else "official"
 
 
 def to_native(state: Mapping[str, Tensor], name: str) -> State:
-    """A state in the format `name`, renamed to ours. Keys that the format does not have stay as they are."""
+    """Return a state in the format `name`, renamed to ours. Keys that the format does not have stay as they are."""
     if name == "mmdetection":
         state = _renamed(state, {theirs: ours for ours, theirs in _MMPRETRAIN.items()})
     inner = "backbone."
     backbone = {key.removeprefix(inner): tensor for key, tensor in state.items() if key.startswith(inner)}
-    native = formats.to_native(backbone, "official")  # blocks' linear layers may come as 1 x 1 convolutions
+    native = formats.to_native(backbone, "official")  # the linear layers of blocks may be 1 x 1 convolutions there
     return {inner + key: tensor for key, tensor in native.items()} | {k: v for k, v in state.items() if not k.startswith(inner)}
 
 
 def from_native(state: Mapping[str, Tensor], name: str) -> State:
-    """Our state in the format `name`."""
+    """Return our state in the format `name`."""
     return _renamed(state, _MMPRETRAIN) if name == "mmdetection" else dict(state)
+
+
+def is_of_classes(key: str) -> bool:
+    """Return whether the shape of that parameter depends on the number of classes."""
+    return _OF_CLASSES.match(key) is not None
+
+
+def count_classes(native: Mapping[str, Tensor]) -> int:
+    """Return the number of classes of a state in our names."""
+    return next((tensor.shape[0] // 4 for key, tensor in native.items() if _BOXES.fullmatch(key)), 0)
 
 
 def _renamed(state: Mapping[str, Tensor], words: Mapping[str, str]) -> State:

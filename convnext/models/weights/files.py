@@ -1,4 +1,4 @@
-"""Reading and writing weight files, never through unrestricted pickle.
+"""Read and write weight files, never through unrestricted pickle.
 
 `.safetensors` is preferred; `.pth`, `.pt` and `.bin` are read with PyTorch's restricted unpickler.
 """
@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,20 +20,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from convnext.errors import ConvnextError, UsageError, first_line
-from convnext.models.weights import description
+from convnext.models.weights.description import Description, check_size, parse
 
 OWN_METADATA = "convnext"  # the metadata key under which our own files describe themselves, as JSON
 _WRAPPERS = ("model", "state_dict", "model_ema")  # in the order in which the published code takes them
 _PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
 
 
-def read_weights(path: Path, entry: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a weight file by name, and our own description of them ({} in files that others wrote).
+def read_weights(path: Path, entry: str | None = None) -> tuple[dict[str, Tensor], Description]:
+    """Return the tensors of a weight file by name, and our own description of them ({} in files that others wrote).
 
     Args:
         path: a `.safetensors`, `.pth`, `.pt` or `.bin` file.
         entry: which entry of a wrapped checkpoint to take, for instance "model_ema"; by default the first of
-            "model", "state_dict" and "model_ema" that is there.
+            "model", "state_dict" and "model_ema" that it has.
 
     Raises ConvnextError, naming the file, if it is missing, truncated, or holds anything but tensors and plain values.
     """
@@ -43,17 +42,17 @@ def read_weights(path: Path, entry: str | None = None) -> tuple[dict[str, Tensor
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix not in (".pth", ".pt", ".bin"):
-        raise UsageError(f"{path} is no weight file that is known here: .safetensors, .pth, .pt or .bin")
+        raise UsageError(f"{path} has no known ending of a weight file: .safetensors, .pth, .pt or .bin")
     return _unwrap(read_restricted(path), path, entry), {}
 
 
-def read_restricted(path: Path) -> Any:
-    """A torch.save file through the unpickler that builds only tensors and plain containers, on the CPU.
+def read_restricted(path: Path) -> object:
+    """Return the content of a torch.save file, on the CPU. The unpickler builds only tensors and plain containers.
 
     Raises ConvnextError, naming the file, if it is truncated or holds other objects.
     """
     try:
-        # The published code saves its command line beside the weights; a Namespace holds only what was parsed.
+        # The published code saves its command line beside the weights, as a Namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -61,14 +60,14 @@ def read_restricted(path: Path) -> Any:
         holds = f"holds more than tensors ({named[1]})" if named else "holds more than tensors, or is damaged,"
         raise ConvnextError(
             f"{path} {holds} and was not loaded, because reading it could run any code: "
-            "whoever made it can save the tensors alone, with torch.save(model.state_dict(), FILE)"
+            "its author can save the tensors alone, with torch.save(model.state_dict(), FILE)"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ConvnextError(f"{path} is truncated or damaged: {first_line(error)}") from error
 
 
-def write_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
-    """Write tensors to `path`, at once or not at all: safetensors with our description, or `{"model": state}` as `.pth`."""
+def write_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, object] | Description | None = None) -> None:
+    """Write tensors to `path` atomically: safetensors with our description, or `{"model": state}` as `.pth`."""
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
     if path.suffix == ".safetensors":
         metadata = {"format": "pt"} | ({OWN_METADATA: json.dumps(about)} if about else {})
@@ -80,7 +79,7 @@ def write_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, A
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, force it to the disk, and put it in place of `path` in one step.
+    """Let `write` fill a temporary file beside `path`, flush it to the disk, and rename it to `path`.
 
     Raises ConvnextError if the disk is full or the folder cannot be written; what was at `path` before is then untouched.
     """
@@ -103,13 +102,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def remove_temporaries(folder: Path, pattern: str) -> None:
-    """Remove what `write_atomically` left of files of that pattern in a folder when it was killed; nobody may be writing them."""
+    """Remove the temporary files of a killed `write_atomically` for files of that pattern. No process may be writing them."""
     for path in folder.glob(f".{pattern}.*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def unwritable(path: Path, error: Exception) -> ConvnextError:
-    """The error to raise where a file can't be written: what it is, why, and what to do."""
+    """Return the error for a file that can't be written: its name, the reason, and what to do."""
     code = getattr(error, "errno", None)
     reason = str(error).split("\n")[0]
     try:
@@ -133,38 +132,40 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Description]:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(OWN_METADATA)
-            about = description.parse(text, path) if text is not None else {}
+            about: Description = parse(text, path) if text is not None else {}
             state = {name: _aligned(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, OSError) as error:
         raise ConvnextError(f"{path} is truncated or damaged: {error}") from error
     if about:
-        description.check_size(about["model"], state, path)
+        check_size(about["model"], state, path)
     return state, about
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    # Products of matrices round otherwise where memory begins within a cache line: the same weights shall give the same bits.
+    # Matrix products round differently if memory begins within a cache line. The same weights must give the same bits.
     return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
 
 
-def _unwrap(content: Any, path: Path, entry: str | None) -> dict[str, Tensor]:
+def _unwrap(content: object, path: Path, entry: str | None) -> dict[str, Tensor]:
     if entry is not None:
-        if not isinstance(content, Mapping) or entry not in content:
+        if not isinstance(content, Mapping):
+            raise UsageError(f"{path} has no entries, so none called {entry!r}")
+        if entry not in content:
             raise UsageError(f"{path} has no entry {entry!r}; it has {', '.join(map(str, content))}")
         content = content[entry]
     elif isinstance(content, Mapping):
         content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
-        raise ConvnextError(f"{path} holds no plain table of tensors; name the entry that does, as in {path.name}#model_ema")
+        raise ConvnextError(f"{path} is not a plain table of tensors: name the entry that is, as in {path.name}#model_ema")
     return strip_prefixes(content)
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state without the prefixes that wrappers of the whole model leave on every key."""
+    """Return the state without the prefixes that wrappers of the whole model put on every key."""
     stripped = dict(state)
     while prefix := next((p for p in _PREFIXES if stripped and all(key.startswith(p) for key in stripped)), None):
         stripped = {key.removeprefix(prefix): value for key, value in stripped.items()}

@@ -1,7 +1,7 @@
-"""The ConvNeXt weight files of the world: one table of names a format, read in both directions.
+"""The formats of ConvNeXt weight files: one table of names per format, read in both directions.
 
-`to_native` renames a state of any known format to the names of `convnext.backbones`, which are the published code's;
-`from_native` is its inverse, bit for bit. A foreign format is one more table and one more row in `FORMATS`.
+`to_native` renames a state of any known format to our names, which are the published code's. `from_native` is its inverse, bit for bit.
+A new format is one more table and one more row in `FORMATS`.
 The formats and who writes them: official (the paper's code), timm, torchvision, transformers.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from convnext.errors import ConvnextError
 
 State = dict[str, Tensor]
-Table = list[tuple[str, str]]  # (native name, foreign name) of a module or parameter; {j} stands for a block's number
+Table = list[tuple[str, str]]  # (native name, foreign name) of a module or parameter; {j} is a block's number
 
 _STAGES = range(4)
 _BETWEEN = range(1, 4)
@@ -67,10 +67,10 @@ def _transformers() -> Table:
 
 @dataclass(frozen=True)
 class Format:
-    """A foreign naming of ConvNeXt's weights."""
+    """The names of ConvNeXt's weights in a library."""
 
     table: Table
-    mark: str  # a key that every state of this format has and none of another
+    mark: str  # a key that every state of this format has, and no state of another
     shape: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor  # native tensor to the foreign shape
 
 
@@ -88,7 +88,7 @@ FORMATS: dict[str, Format] = {
 
 
 def recognise(state: Mapping[str, Tensor]) -> str:
-    """The name of the format that `state` is in. Raises ConvnextError if it is none of them."""
+    """Return the name of the format that `state` is in. Raises ConvnextError for an unknown one."""
     for name, known in FORMATS.items():
         if known.mark in state:
             return name
@@ -100,7 +100,7 @@ def recognise(state: Mapping[str, Tensor]) -> str:
 
 
 def to_native(state: Mapping[str, Tensor], name: str) -> State:
-    """A state in the format `name`, renamed and reshaped to ours. Keys that the format does not have stay as they are."""
+    """Return a state in the format `name`, renamed and reshaped to ours. Keys that the format does not have stay as they are."""
     rename = renamer([(theirs, ours) for ours, theirs in FORMATS[name].table])
     native = {}
     for key, tensor in state.items():
@@ -114,9 +114,9 @@ def to_native(state: Mapping[str, Tensor], name: str) -> State:
 
 
 def from_native(state: Mapping[str, Tensor], name: str, *, conv_mlp: bool = False) -> State:
-    """Our state in the format `name`; `conv_mlp` writes the linear layers as timm's sizes below tiny have them.
+    """Return our state in the format `name`; `conv_mlp` writes the linear layers as timm's sizes below tiny have them.
 
-    Raises ConvnextError if the format has no place for a key (an isotropic network exists in the official format only).
+    Raises ConvnextError if the format has no name for a key (an isotropic network exists in the official format only).
     """
     if name == "official" and FORMATS["official-isotropic"].mark in state:
         name = "official-isotropic"
@@ -126,7 +126,7 @@ def from_native(state: Mapping[str, Tensor], name: str, *, conv_mlp: bool = Fals
     for key, tensor in state.items():
         theirs = rename(key)
         if theirs is None:
-            raise ConvnextError(f"the {name} format has no place for {key!r}: this network does not exist there")
+            raise ConvnextError(f"the {name} format has no name for {key!r}: this network does not exist there")
         if conv_mlp and key.endswith(("pwconv1.weight", "pwconv2.weight")):
             tensor = tensor[:, :, None, None]
         foreign[theirs] = known.shape(theirs, tensor)
@@ -134,7 +134,7 @@ def from_native(state: Mapping[str, Tensor], name: str, *, conv_mlp: bool = Fals
 
 
 def renamer(table: Table) -> Callable[[str], str | None]:
-    """A function from a key (`module.weight`, `module.bias` or a bare parameter) to its new name, None where there is none."""
+    """Return the function from a key (`module.weight`, `module.bias` or a bare parameter) to its new name, or None."""
     names = dict(table)
 
     def rename(key: str) -> str | None:
@@ -143,7 +143,7 @@ def renamer(table: Table) -> Callable[[str], str | None]:
         name = module if tail else key
         if name in names:
             return names[name] + tail
-        # The block's number is the one number that differs from row to row; try each number of the name as it.
+        # The table has {j} for the block's number. Try each number of the name as it.
         for number in re.finditer(r"(?<=\.)\d+(?=\.)", name):
             template = f"{name[: number.start()]}{{j}}{name[number.end() :]}"
             if template in names:

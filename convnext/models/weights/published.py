@@ -1,13 +1,16 @@
-"""How published weights want their images: what timm, torchvision, transformers and the paper state, as our `ClassifyPreprocessing`."""
+"""The preprocessing of published weights: what timm, torchvision, transformers and the paper state, as our `Preprocessing`."""
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from convnext.data.transforms.detect import DetectPreprocessing
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing
+from convnext.data.transforms.segment import SegmentPreprocessing
 from convnext.errors import ConvnextError
+from convnext.models.entry import Entry
 
 # The short side of the resize before the central 224 pixels (torchvision's ConvNeXt_*_Weights.IMAGENET1K_V1.transforms()).
 _TORCHVISION = {"convnext_tiny": 236, "convnext_small": 230, "convnext_base": 232, "convnext_large": 232}
@@ -18,7 +21,10 @@ _WARPED = 384  # pixels, from which on transformers' ConvNextImageProcessor take
 _Side = Annotated[int, Field(ge=1, le=4096)]
 _Part = Annotated[float, Field(gt=0.05, le=1)]
 _Number = Annotated[float, Field(ge=-1000, le=1000)]
-_Deviation = Annotated[float, Field(gt=1e-8, le=1000)]
+_Std = Annotated[float, Field(gt=1e-8, le=1000)]
+
+
+StatedT = TypeVar("StatedT", bound="_Stated")
 
 
 class _Stated(BaseModel):
@@ -35,11 +41,11 @@ class _Timm(_Stated):
     test_crop_pct: _Part | None = None
     crop_mode: Literal["center", "squash", "border"] = "center"
     mean: tuple[_Number, ...] = (0.485, 0.456, 0.406)
-    std: tuple[_Deviation, ...] = (0.229, 0.224, 0.225)
+    std: tuple[_Std, ...] = (0.229, 0.224, 0.225)
 
 
 class _Transformers(_Stated):
-    """The keys of transformers' preprocessor_config.json that do, with ConvNextImageProcessor's defaults."""
+    """The keys of transformers' preprocessor_config.json that do so, with ConvNextImageProcessor's defaults."""
 
     image_processor_type: str | None = None
     feature_extractor_type: str | None = None
@@ -53,21 +59,21 @@ class _Transformers(_Stated):
     crop_pct: _Part | None = None
     resample: int = 3
     image_mean: tuple[_Number, ...] = (0.5, 0.5, 0.5)
-    image_std: tuple[_Deviation, ...] = (0.5, 0.5, 0.5)
+    image_std: tuple[_Std, ...] = (0.5, 0.5, 0.5)
 
 
-def from_timm(config: Mapping[str, Any], where: object, image_size: int = 224) -> ClassifyPreprocessing:
-    """How a `pretrained_cfg` of timm says that images are prepared.
+def from_timm(config: Mapping[str, object], where: object, image_size: int = 224) -> ClassifyPreprocessing:
+    """Return the preprocessing that a `pretrained_cfg` of timm states.
 
-    The size and crop are those that timm's own `resolve_data_config` gives by default, `input_size` and `crop_pct`. The larger
-    `test_input_size` that it notes beside them for some is taken only where it is `image_size`, the paper's.
+    Size and crop are `input_size` and `crop_pct`, as timm's own `resolve_data_config` takes them by default. Some weights also have a
+    larger `test_input_size`; it is taken only if it is `image_size`, the paper's.
 
     Args:
         config: the `pretrained_cfg`.
-        where: what states it, for messages.
+        where: its file or table, for messages.
         image_size: pixels a side in the paper's tables.
 
-    Raises ConvnextError for what is not understood or can't be done here.
+    Raises ConvnextError for an invalid value, and for a preparation that is not supported.
     """
     known = _checked(_Timm, {key: value for key, value in config.items() if value is not None}, where)
     (_, height, width), ratio = known.input_size, known.crop_pct
@@ -75,18 +81,18 @@ def from_timm(config: Mapping[str, Any], where: object, image_size: int = 224) -
         (_, height, width), ratio = known.test_input_size, known.test_crop_pct or ratio
     warp = known.crop_mode == "squash"
     if height != width:
-        raise ConvnextError(f"{where} asks for images of {height} x {width} pixels: only squares can be prepared here")
+        raise ConvnextError(f"{where} asks for images of {height} x {width} pixels: only squares are supported")
     if known.crop_mode == "border" or (warp and ratio != 1):
-        raise ConvnextError(f"{where} asks for crop_mode {known.crop_mode!r} with crop_pct {ratio}, which can't be done here")
+        raise ConvnextError(f"{where} asks for crop_mode {known.crop_mode!r} with crop_pct {ratio}, which is not supported")
     return ClassifyPreprocessing(height, ratio, warp, known.interpolation, *_three(known.mean, known.std, where))
 
 
-def from_transformers(config: Mapping[str, Any], where: object) -> ClassifyPreprocessing:
-    """How a preprocessor_config.json of transformers says that images are prepared. Raises ConvnextError as `from_timm` does."""
+def from_transformers(config: Mapping[str, object], where: object) -> ClassifyPreprocessing:
+    """Return the preprocessing that a preprocessor_config.json of transformers states. Raises ConvnextError as `from_timm` does."""
     known = _checked(_Transformers, {key: value for key, value in config.items() if value is not None}, where)
     kind = known.image_processor_type or known.feature_extractor_type or "ConvNextImageProcessor"
     if not (known.do_resize and known.do_rescale) or abs(known.rescale_factor * 255 - 1) > 1e-6 or known.resample not in _PILLOW:
-        raise ConvnextError(f"{where} asks for images that are not resized, or scaled or filtered in a way that can't be done here")
+        raise ConvnextError(f"{where} asks for images that are not resized, or are scaled or filtered in a way that is not supported")
     mean, std = _three(known.image_mean, known.image_std, where) if known.do_normalize else ((0.0,) * 3, (1.0,) * 3)
     side, square = _side(known.size, "shortest_edge"), _side(known.size, "height", "width")
     crop = _side(known.crop_size, "height", "width") if known.do_center_crop else None
@@ -98,11 +104,11 @@ def from_transformers(config: Mapping[str, Any], where: object) -> ClassifyPrepr
         return ClassifyPreprocessing(crop, crop / side, False, _PILLOW[known.resample], mean, std)
     if square is not None and crop in (None, square):
         return ClassifyPreprocessing(square, 1.0, True, _PILLOW[known.resample], mean, std)
-    raise ConvnextError(f"{where} asks for a {kind} with size {known.size} and crop_size {known.crop_size}, which can't be done here")
+    raise ConvnextError(f"{where} asks for a {kind} with size {known.size} and crop_size {known.crop_size}, which is not supported")
 
 
-def to_transformers(how: ClassifyPreprocessing) -> dict[str, Any] | None:
-    """What `from_transformers` reads back to the same; None for what transformers' ConvNextImageProcessor can't do."""
+def to_transformers(how: ClassifyPreprocessing) -> dict[str, object] | None:
+    """Return what `from_transformers` reads back to the same; None for what transformers' ConvNextImageProcessor can't do."""
     numbers = {name: number for number, name in _PILLOW.items()}
     if how.warp != (how.image_size >= _WARPED) or how.interpolation not in numbers:
         return None
@@ -113,15 +119,15 @@ def to_transformers(how: ClassifyPreprocessing) -> dict[str, Any] | None:
 
 
 def from_torchvision(name: str) -> ClassifyPreprocessing | None:
-    """How torchvision tests its own weights of a network, None where it has none."""
+    """Return how torchvision tests its own weights of a network; None if it has none."""
     resize = _TORCHVISION.get(name)
     return None if resize is None else ClassifyPreprocessing(224, 224 / resize, interpolation="bilinear")
 
 
 def from_official(file_name: str) -> tuple[ClassifyPreprocessing, int] | None:
-    """How the paper's code tests a file of that published name, and its number of classes; None for other names.
+    """Return how the paper's code tests a file of that published name, and its number of classes; None for other names.
 
-    384 pixels of the whole image, or 224 cropped.
+    It tests on 384 pixels of the whole image, or on 224 cropped.
     """
     match = _OFFICIAL.fullmatch(file_name.partition(".")[0])
     if match is None:
@@ -130,46 +136,79 @@ def from_official(file_name: str) -> tuple[ClassifyPreprocessing, int] | None:
     return how, 21841 if match[1] == "22k" else 1000
 
 
-def of_convnext(address: str) -> tuple[ClassifyPreprocessing, int]:
-    """How a ConvNeXt's weights were tested, and their number of classes, by a name that they were published under.
+# The functions of `Entry.published_by`: how the weights of a tag, file or address were tested, and their number of classes.
 
-    Of any other name the paper's 224 pixels, cropped, of ImageNet-1K.
-    """
+
+def of_convnext(entry: Entry, source: str) -> tuple[ClassifyPreprocessing, int]:
+    """Return what was published for that name; for any other name the paper's 224 pixels, cropped, and ImageNet-1K's classes."""
+    address = entry.weights.get(source, source)
     name = address.rpartition("/")[2]
     if address.startswith("hf://timm/") and (noted := timm_config(name)) is not None:
-        return from_timm(noted, f"timm's table of {name}"), noted["num_classes"]
+        return from_timm(noted, f"timm's table of {name}"), cast("int", noted["num_classes"])
     return from_official(name) or (ClassifyPreprocessing(), 1000)
 
 
-def timm_config(network: str) -> dict[str, Any] | None:
-    """What the installed timm notes of weights called NETWORK.TAG, None where it has none of that name."""
+def of_timm(entry: Entry, source: str) -> tuple[ClassifyPreprocessing, int]:
+    """Return what timm notes for the tag in the source's name; for a name without one, what it notes for the first tag.
+
+    Where weights were tested at the size of the paper's table and another, the table's is taken.
+    """
+    size = entry.image_size if isinstance(entry.image_size, int) else entry.image_size[0]
+    if not entry.weights:
+        return ClassifyPreprocessing(image_size=size), 1000
+    name, tags = source.rpartition("/")[2], list(entry.weights)
+    tag = max((tag for tag in tags if tag in name), key=len, default=tags[0])
+    noted = timm_config(f"{entry.timm_name}.{tag}")
+    assert noted is not None, f"{entry.timm_name}.{tag} is not in timm's table"
+    return from_timm(noted, f"timm's table of {entry.timm_name}.{tag}", size), cast("int", noted["num_classes"])
+
+
+def of_classic(entry: Entry, source: str) -> tuple[ClassifyPreprocessing, int]:
+    """Return how torchvision tests its AlexNet, at the entry's size."""
+    size = entry.image_size if isinstance(entry.image_size, int) else entry.image_size[0]
+    return ClassifyPreprocessing(image_size=size, interpolation="bilinear"), 1000
+
+
+def of_coco(entry: Entry, source: str) -> tuple[DetectPreprocessing, int]:
+    """Return the published test on COCO."""
+    return DetectPreprocessing(), entry.num_classes
+
+
+def of_ade20k(entry: Entry, source: str) -> tuple[SegmentPreprocessing, int]:
+    """Return the published single-scale test on ADE20K, by tag or file name: windows of the crop, two thirds of it apart."""
+    crop = 640 if re.search(r"22k_640(x640)?$", source.rpartition("/")[2].partition(".")[0]) else 512
+    return SegmentPreprocessing((4 * crop, crop), crop, 2 * crop // 3), entry.num_classes
+
+
+def timm_config(network: str) -> dict[str, object] | None:
+    """Return what the installed timm notes about weights called NETWORK.TAG; None if it has none of that name."""
     from timm.models import get_pretrained_cfg
 
     if not re.fullmatch(r"\w+\.\w+", network):
         return None
     try:
         found = get_pretrained_cfg(network)
-    except RuntimeError:  # a network that it has, with a tag that it has not
+    except RuntimeError:  # it knows the network, but not the tag
         return None
     return None if found is None else dict(found.to_dict())
 
 
-def _checked(schema: Any, values: Mapping[str, Any], where: object) -> Any:
+def _checked(schema: type[StatedT], values: Mapping[str, object], where: object) -> StatedT:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        raise ConvnextError(f"{where} is not understood: {'.'.join(map(str, first['loc']))[:100]}: {first['msg'][:200]}") from error
+        raise ConvnextError(f"{where} is invalid: {'.'.join(map(str, first['loc']))[:100]}: {first['msg'][:200]}") from error
 
 
 def _three(mean: tuple[float, ...], std: tuple[float, ...], where: object) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if len(mean) not in (1, 3) or len(std) not in (1, 3):
-        raise ConvnextError(f"{where} has the mean of {len(mean)} channels: only images of three can be prepared here")
+        raise ConvnextError(f"{where} has the mean of {len(mean)} channels: only three are supported")
     return mean * (3 // len(mean)), std * (3 // len(std))
 
 
 def _side(size: int | Mapping[str, int | None] | None, *keys: str) -> int | None:
-    """The side of a square that `size` names by all of `keys`, None if it does not."""
+    """Return the side of a square that `size` gives under all of `keys`; None if they differ or are missing."""
     if size is None or isinstance(size, int):
         return size
     sides = {size.get(key) for key in keys}

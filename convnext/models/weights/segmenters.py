@@ -1,10 +1,11 @@
-"""The weight files of UperNet segmenters with a ConvNeXt backbone: one table of names a format, read in both directions.
+"""The formats of UperNet weight files with a ConvNeXt backbone: one table of names per format, read in both directions.
 
 The formats and who writes them: official (the paper's code, on mmsegmentation 0.11), mmsegmentation (1, with mmpretrain's ConvNeXt)
 and transformers (`openmmlab/upernet-convnext-*`). Our own names are the official ones. The rows of the backbone come from
 `convnext.models.weights.formats`.
 """
 
+import re
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -31,7 +32,13 @@ def _reworded(name: str, words: Mapping[str, str]) -> str:
 
 
 def _table(backbone: Table, norm: str, words: Mapping[str, str]) -> Table:
-    """The rows of a whole segmenter, from its backbone's, the name of an output norm (i from 0, n from 1), and the words that differ."""
+    """Return the rows of a whole segmenter.
+
+    Args:
+        backbone: the rows of its backbone.
+        norm: the name of an output norm, with {i} counted from 0 or {n} from 1.
+        words: words of dotted names that differ from ours.
+    """
     rows = [(f"backbone.{ours}", f"backbone.{_reworded(theirs, words)}") for ours, theirs in backbone if ours not in ("norm", "head")]
     rows += [(f"backbone.norm{i}", f"backbone.{norm.format(i=i, n=i + 1)}") for i in range(4)]
     return rows + [(name, _reworded(name, words)) for name in _heads()]
@@ -45,13 +52,13 @@ FORMATS: dict[str, Format] = {
     "transformers": Format(
         _table(_TRANSFORMERS_BACKBONE, "hidden_states_norms.stage{n}", _TRANSFORMERS), mark="decode_head.classifier.weight"
     ),
-    # Last, because mmsegmentation's states have this key too. Our own have it with every backbone.
+    # Last, because mmsegmentation's states have this key, too. Our own have it with every backbone.
     "official": Format(_table(_OFFICIAL_BACKBONE, "norm{i}", {}), mark="decode_head.conv_seg.weight"),
 }
 
 
 def recognise(state: Mapping[str, Tensor]) -> str:
-    """The name of the format that `state` is in; "official" for our own names, too. Raises ConvnextError if it is none of them."""
+    """Return the name of the format that `state` is in; "official" for our own names, too. Raises ConvnextError for an unknown one."""
     for name, known in FORMATS.items():
         if known.mark in state:
             return name
@@ -59,22 +66,32 @@ def recognise(state: Mapping[str, Tensor]) -> str:
     raise ConvnextError(f"no known format of UperNet's weights has these keys ({some} …); known formats: {', '.join(FORMATS)}")
 
 
+def is_of_classes(key: str) -> bool:
+    """Return whether the shape of that parameter depends on the number of classes."""
+    return re.match(r"(decode_head|auxiliary_head)\.conv_seg\.", key) is not None
+
+
+def count_classes(native: Mapping[str, Tensor]) -> int:
+    """Return the number of classes of a state in our names."""
+    return native["decode_head.conv_seg.weight"].shape[0] if "decode_head.conv_seg.weight" in native else 0
+
+
 def to_native(state: Mapping[str, Tensor], name: str) -> State:
-    """A state in the format `name`, renamed to our names. Keys that the format does not have stay as they are."""
+    """Return a state in the format `name`, renamed to our names. Keys that the format does not have stay as they are."""
     rename = renamer([(theirs, ours) for ours, theirs in FORMATS[name].table])
     return {rename(key) or key: tensor for key, tensor in state.items()}
 
 
 def from_native(state: Mapping[str, Tensor], name: str) -> State:
-    """Our state in the format `name`; the inverse of `to_native`, bit for bit.
+    """Return our state in the format `name`: the inverse of `to_native`, bit for bit.
 
-    Raises ConvnextError if the format has no place for a key: another backbone than ConvNeXt, say.
+    Raises ConvnextError if the format has no name for a key, for instance with another backbone than ConvNeXt.
     """
     rename = renamer(FORMATS[name].table)
     foreign = {}
     for key, tensor in state.items():
         theirs = rename(key)
         if theirs is None:
-            raise ConvnextError(f"the {name} format has no place for {key!r}: this segmenter does not exist there")
+            raise ConvnextError(f"the {name} format has no name for {key!r}: this segmenter does not exist there")
         foreign[theirs] = tensor
     return foreign

@@ -1,4 +1,4 @@
-"""The paper's rivals: timm's arithmetic under our contract."""
+"""The paper's baselines: timm's arithmetic under our contract."""
 
 import copy
 import math
@@ -18,10 +18,10 @@ import convnext
 from convnext.data.randomness import seed_everything
 from convnext.errors import UsageError
 from convnext.models.backbones import baselines
-from convnext.models.backbones.convnext import DropPath
-from convnext.models.backbones.zoo import BACKBONES
+from convnext.models.backbones.dropping import DropPath, split_of
+from convnext.models.registry import BACKBONES
 
-RIVALS = [name for name, entry in BACKBONES.items() if entry.format == "timm"]
+BASELINES = [name for name, entry in BACKBONES.items() if entry.format == "timm"]
 # Ours, timm's name, the image that timm's own takes: of each family a network that is quick on a CPU.
 FAMILIES = {
     "resnet50": ("resnet50", 64),
@@ -69,7 +69,7 @@ def test_resnet50_is_torchvisions():
     assert torch.equal(ours(x), theirs(x))
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_contract(name):
     with torch.device("meta"):
         model, x = convnext.create_model(name, drop_path=0.2), torch.empty(1, 3, 97, 64)
@@ -112,15 +112,10 @@ def test_a_step_reaches_every_parameter_and_does_not_depend_on_the_split(network
     parts = []
     with torch.no_grad():
         for first in (0, 2):
-            for module in model.modules():
-                if hasattr(module, "places"):
-                    module.whole, module.places = 4, torch.arange(first, first + 2)
             seed_everything(0)
-            parts.append(model(x[first : first + 2]))
+            with split_of(4, torch.arange(first, first + 2)):
+                parts.append(model(x[first : first + 2]))
         assert relative_error(torch.cat(parts), whole) < 1e-4
-        for module in model.modules():
-            if hasattr(module, "places"):
-                module.whole = module.places = None
         seed_everything(1)
         assert relative_error(model(x), whole) > 1e-2  # paths are indeed dropped
 

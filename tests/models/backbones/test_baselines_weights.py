@@ -1,4 +1,4 @@
-"""The rivals' weights: whose files load, and how published ones were tested."""
+"""The baselines' weights: whose files load, and how published ones were tested."""
 
 import re
 
@@ -11,10 +11,10 @@ from helpers import relative_error, sample_image
 import convnext
 from convnext.errors import ConvnextError
 from convnext.models import load
-from convnext.models.backbones.zoo import BACKBONES
+from convnext.models.registry import BACKBONES
 from convnext.models.weights.files import write_weights
 
-RIVALS = [name for name, entry in BACKBONES.items() if entry.format == "timm"]
+BASELINES = [name for name, entry in BACKBONES.items() if entry.format == "timm"]
 
 
 def save_as(state, path):
@@ -78,11 +78,11 @@ def test_another_networks_weights_are_refused(other):
         load.load_weights(model, {key: torch.zeros(()).expand(tensor.shape) for key, tensor in state.items()})
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_published_preprocessing_is_timms(name):
     """Of every tag, against the pipeline that timm itself builds."""
     entry = BACKBONES[name]
-    network = entry.build.args[0]
+    network = entry.timm_name
     for tag, address in entry.weights.items():
         assert address == f"hf://timm/{network}.{tag}"
         how, classes = entry.published(tag)
@@ -98,7 +98,7 @@ def test_published_preprocessing_is_timms(name):
 
 
 def test_the_papers_size_is_taken_where_weights_were_tested_at_it():
-    sizes = {name: BACKBONES[name].published(next(iter(BACKBONES[name].weights), ""))[0].image_size for name in RIVALS}
+    sizes = {name: BACKBONES[name].published(next(iter(BACKBONES[name].weights), ""))[0].image_size for name in BASELINES}
     assert {name: size for name, size in sizes.items() if size != BACKBONES[name].image_size} == {"bit_r101x3": 448}
     tested = BACKBONES["resnet50"].published("tv2_in1k")[0]
     assert (tested.image_size, tested.crop_ratio, tested.interpolation) == (224, 0.965, "bilinear")

@@ -8,6 +8,7 @@ from convnext.data.randomness import seed_everything
 from convnext.errors import UsageError
 from convnext.models import load
 from convnext.models.backbones.classics import Dropout
+from convnext.models.backbones.dropping import split_of
 from convnext.models.weights.files import write_weights
 
 
@@ -32,9 +33,9 @@ def test_dropout_is_the_usual_one_and_does_not_depend_on_the_split():
     whole = drop(x)
     assert whole.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
     assert whole.mean().item() == pytest.approx(1.0, abs=0.03)
-    drop.whole, drop.places = 8, torch.tensor([2, 5])
     seed_everything(0)
-    assert torch.equal(drop(x[:2]), whole[[2, 5]])
+    with split_of(8, torch.tensor([2, 5])):
+        assert torch.equal(drop(x[:2]), whole[[2, 5]])
     assert torch.equal(drop.eval()(x), x)
 
 
@@ -56,7 +57,7 @@ def test_contract(name, size):
     with pytest.raises(UsageError, match=f"{size - 1} x {size} pixels is too small for {name}: resize it to at least {size} x {size}"):
         model(torch.randn(1, 1, size - 1, size))
     for call in (lambda: model.features(x), model.drop_head):
-        with pytest.raises(UsageError, match="can't serve a detector"):
+        with pytest.raises(UsageError, match="no detector or segmenter can use it"):
             call()
     model.reset_classifier(0)
     assert model(x).shape == (2, model.num_features)
@@ -91,5 +92,5 @@ def test_lenets_own_files_say_nothing_and_are_read_at_its_size(tmp_path):
 
 
 def test_without_published_weights_the_error_says_what_to_give():
-    with pytest.raises(UsageError, match="lenet5 alone has no weights: add --weights with one of no tags, so a file"):
+    with pytest.raises(UsageError, match="lenet5 is a name without weights: add --weights with one of no tags, so a file"):
         load.load("lenet5")

@@ -55,7 +55,7 @@ def test_odd_sizes_drop_what_fills_no_position(size):
         assert torch.equal(model(x), model(x[:, :, :whole]))
 
 
-def test_a_image_too_small_is_told_with_the_remedy():
+def test_an_image_too_small_is_reported_with_the_remedy():
     with pytest.raises(UsageError, match=r"31 x 40 pixels is too small .* at least 32 x 32.*patch_size"):
         tiny()(torch.randn(1, 3, 31, 40))
     assert tiny(patch_size=1)(torch.randn(1, 3, 8, 8)).shape == (1, 5)

@@ -7,7 +7,7 @@ from helpers import random_model, randomise, relative_error
 
 import convnext
 from convnext.errors import UsageError
-from convnext.models.backbones.roadmap import STEPS, design, step_names
+from convnext.models.backbones.roadmap_steps import STEPS, design, step_names
 from convnext.models.load import cost_of
 from convnext.paper import published
 
@@ -15,7 +15,7 @@ GROUPS = {"t": "ResNet-50 regime", "b": "ResNet-200 regime"}
 NAMES = [name for regime in "tb" for name in step_names(regime)]
 
 
-@pytest.mark.parametrize("regime", "tb")
+@pytest.mark.parametrize("regime", ["t", pytest.param("b", marks=pytest.mark.slow)])
 def test_multiply_adds_are_the_published_ones_to_the_second_decimal(regime):
     rows = {row.label: row.values["gmacs"] for row in published.read("roadmap") if row.group == GROUPS[regime]}
     for step, name in zip(STEPS, step_names(regime), strict=True):

@@ -42,7 +42,7 @@ def patch(part):
 
 
 def test_a_block_as_it_was_made_is_whole():
-    assert block().whole() is not None
+    assert block().fusable() is not None
     assert not watched()
 
 
@@ -53,16 +53,16 @@ def test_a_block_as_it_was_made_is_whole():
 def test_hooks(part, register):
     one = block()
     handle = getattr(one.get_submodule(part), register)(lambda *_: None)
-    assert one.whole() is None
+    assert one.fusable() is None
     handle.remove()
-    assert one.whole() is not None
+    assert one.fusable() is not None
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_forward_that_was_replaced_on_the_instance_is_called(part):
     one, usual = block(), result(block())
     calls = patch(one.get_submodule(part))
-    assert one.whole() is None
+    assert one.fusable() is None
     assert not torch.allclose(result(one), usual)
     assert calls == [1]
 
@@ -70,7 +70,7 @@ def test_a_forward_that_was_replaced_on_the_instance_is_called(part):
 def test_a_forward_that_was_replaced_on_the_class_is_called(monkeypatch):
     one, usual, inner = block(), result(block()), nn.Linear.forward
     monkeypatch.setattr(nn.Linear, "forward", lambda self, x: 2 * inner(self, x))
-    assert one.whole() is None
+    assert one.fusable() is None
     assert not torch.allclose(result(one), usual)
 
 
@@ -108,7 +108,7 @@ def test_hooks_on_all_modules_see_every_part(register):
 def test_parametrized_weights(part):
     one, usual = block(), result(block())
     parametrize.register_parametrization(one.get_submodule(part), "weight", Doubled())
-    assert one.whole() is None
+    assert one.fusable() is None
     assert not torch.allclose(result(one), usual)
 
 
@@ -128,7 +128,7 @@ def test_parametrized_weights(part):
 def test_other_changes(change):
     one = block()
     change(one)
-    assert one.whole() is None
+    assert one.fusable() is None
     assert result(one).isfinite().all()
 
 

@@ -6,7 +6,7 @@ from helpers import shared, swin_large_attention_macs
 
 import convnext
 from convnext.models.detection import cascade_mask_rcnn, mask_rcnn
-from convnext.models.detection.cost import count_cost
+from convnext.models.detection.cost import count_detector
 from convnext.models.load import cost_of
 
 BUILDERS = {"mask_rcnn": mask_rcnn, "cascade_mask_rcnn": cascade_mask_rcnn}
@@ -17,7 +17,7 @@ MILLIONS |= {"cascade_mask_rcnn L": 255, "cascade_mask_rcnn XL": 407}
 
 def cost(detector, size):
     with torch.device("meta"):
-        return count_cost(BUILDERS[detector](convnext.create_model(f"convnext_{SIZES[size]}"), 80, True))
+        return count_detector(BUILDERS[detector](convnext.create_model(f"convnext_{SIZES[size]}"), 80, True))
 
 
 def test_published_multiply_adds_and_parameters():
@@ -35,7 +35,7 @@ NAMES = {"ResNet-50": "resnet50", "X101-32": "resnext101_32x4d", "X101-64": "res
 
 
 @pytest.mark.parametrize("backbone", [*(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS[1:-1]), OTHERS[0], OTHERS[-1]])
-def test_published_multiply_adds_of_the_rivals(backbone):
+def test_published_multiply_adds_of_the_baselines(backbone):
     rows = [row for row in csv.DictReader(shared("reference/coco.csv").open()) if row["backbone"] == backbone]
     assert rows
     name = NAMES.get(backbone) or f"swin_{SIZES[backbone.removeprefix('Swin-')]}"
@@ -65,7 +65,7 @@ def test_by_hand():
             pass
 
     with torch.device("meta"):
-        found = count_cost(mask_rcnn(Nothing(), 3, False, channels=8, fc_channels=16), 32, 64)
+        found = count_detector(mask_rcnn(Nothing(), 3, False, channels=8, fc_channels=16), 32, 64)
     positions = [8 * 16, 4 * 8, 2 * 4, 1 * 2]
     assert found.backbone == 0
     assert found.pyramid == sum(n * 8 * (c + 8 * 9) for n, c in zip(positions, (2, 3, 4, 5), strict=True))

@@ -11,7 +11,7 @@ from convnext.errors import ConvnextError, UsageError
 from convnext.models.backbones.convnext import ConvNeXt
 from convnext.models.detection import mask_rcnn
 from convnext.models.detection.boxes import iou
-from convnext.models.detection.rpn import Limits
+from convnext.models.detection.rpn import ProposalLimits
 from convnext.models.detection.targets import Sampler
 
 KINDS = list(BUILDERS)
@@ -141,7 +141,7 @@ def test_detections_in_the_pixels_of_another_size():
     assert ratio == pytest.approx(5, rel=0.02)
 
 
-def test_wrong_calls_are_told():
+def test_wrong_calls_are_reported():
     model, (image, target) = small(), scene()
     with pytest.raises(UsageError, match="needs the targets"):
         model([image])
@@ -167,8 +167,8 @@ def test_published_numbers_of_samples_and_proposals():
         model = small(kind)
         assert model.rpn_head.sampler == Sampler(256, 0.5)
         assert model.roi_head.sampler == Sampler(512, 0.25)
-        assert model.rpn_head.train_limits == Limits(2000, kept)
-        assert model.rpn_head.test_limits == Limits(1000, 1000)
+        assert model.rpn_head.train_limits == ProposalLimits(2000, kept)
+        assert model.rpn_head.test_limits == ProposalLimits(1000, 1000)
 
 
 def test_layer_groups_and_weight_decay_are_the_published_ones():
@@ -224,7 +224,7 @@ def test_sixteen_bit_training(kind):
 def test_two_images_are_learnt(kind):
     model = small(kind, seed=1)
     model.roi_head.sampler = Sampler(48, 0.25)
-    model.rpn_head.train_limits = model.rpn_head.test_limits = Limits(100, 100)
+    model.rpn_head.train_limits = model.rpn_head.test_limits = ProposalLimits(100, 100)
     images, targets = zip(scene(), scene(boxes=[(6, 4, 42, 60), (52, 20, 92, 58)], labels=[1, 0]), strict=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     steps = 100

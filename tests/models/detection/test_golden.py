@@ -31,7 +31,7 @@ class Golden:
             self.model = convnext.create_model(f"{name}_convnext_tiny", num_classes=80)
         load_weights(self.model, state)
         self.model.eval()
-        self.image = fill.image(self.meta["height"], self.meta["width"], self.meta["seed"])[0]
+        self.image = fill.picture(self.meta["height"], self.meta["width"], self.meta["seed"])[0]
         self.size = (self.meta["height"], self.meta["width"])
         with torch.no_grad():
             self.levels = self.model.pyramid([self.image])

@@ -5,9 +5,8 @@ from helpers import randomise, relative_error
 
 from convnext.models.detection.box_heads import BoxHead, giou_loss, l1_loss
 from convnext.models.detection.boxes import DeltaCoder
-from convnext.models.detection.layers import ConvLayer
+from convnext.models.detection.layers import ConvLayer, FeaturePyramid
 from convnext.models.detection.mask_head import MaskHead, mask_loss, mask_targets
-from convnext.models.detection.pyramid import FeaturePyramid
 
 
 def test_mask_head_is_its_modules_one_after_another():

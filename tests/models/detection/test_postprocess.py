@@ -101,8 +101,8 @@ print(json.dumps([len(encoded), resource.getrusage(resource.RUSAGE_SELF).ru_maxr
 
 
 def test_memory_is_that_of_one_mask():
-    told = subprocess.run([sys.executable, "-c", LARGE], check=True, capture_output=True, text=True).stdout
-    count, grown = json.loads(told)
+    output = subprocess.run([sys.executable, "-c", LARGE], check=True, capture_output=True, text=True).stdout
+    count, grown = json.loads(output)
     assert count == 8
     assert grown < 250 * 1024  # KiB
 

@@ -9,7 +9,7 @@ from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss, roi_
 
 from convnext.models.detection.boxes import DeltaCoder, clip
 from convnext.models.detection.postprocess import paste_masks
-from convnext.models.detection.targets import Objects, Sampler
+from convnext.models.detection.targets import Sampler, Truth
 
 SIZE = (256, 320)
 STAGES = [(0.5, 1.0, (0.1, 0.1, 0.2, 0.2)), (0.6, 0.5, (0.05, 0.05, 0.1, 0.1)), (0.7, 0.25, (0.033, 0.033, 0.067, 0.067))]
@@ -29,7 +29,7 @@ def case():
     near = target["boxes"][torch.arange(40) % 3] + noise
     corner = torch.rand(60, 2, generator=generator) * 150
     far = torch.cat([corner, corner + 20 + 80 * torch.rand(60, 2, generator=generator)], 1)
-    return head, levels, clip(torch.cat([near, far]), SIZE), Objects(target["boxes"], target["labels"], target["masks"])
+    return head, levels, clip(torch.cat([near, far]), SIZE), Truth(target["boxes"], target["labels"], target["masks"])
 
 
 def regions(levels, boxes, size):

@@ -5,8 +5,8 @@ from helpers import randomise
 from models.detection.detectors import scene, small
 
 from convnext.models.detection.boxes import DeltaCoder, iou
-from convnext.models.detection.rpn import Limits
-from convnext.models.detection.targets import Objects, Sampler
+from convnext.models.detection.rpn import ProposalLimits
+from convnext.models.detection.targets import Sampler, Truth
 
 SIZES = [(64, 96), (100, 40)]
 
@@ -22,7 +22,7 @@ def head_and_levels(kind):
 
 def objects(size, empty=False):
     target = scene(*size, *(([], []) if empty else ([(4, 6, 36, 40), (2, 30, 30, 62)], [0, 1])))[1]
-    return Objects(target["boxes"], target["labels"], target["masks"])
+    return Truth(target["boxes"], target["labels"], target["masks"])
 
 
 def by_hand(head, levels, size, target, image, beta, whole_only):
@@ -69,14 +69,14 @@ def test_losses_by_hand(kind, beta, whole_only, empty):
 def test_proposals_keep_the_limits():
     head, levels = head_and_levels("mask_rcnn")
     outputs = head(levels)
-    for limits in (Limits(50, 1000), Limits(50, 60), Limits(1000, 1000)):
+    for limits in (ProposalLimits(50, 1000), ProposalLimits(50, 60), ProposalLimits(1000, 1000)):
         for size, found in zip(SIZES, head.propose(levels, outputs, SIZES, limits), strict=True):
             assert len(found.boxes) <= min(limits.kept, 5 * limits.per_level)
             assert (found.objectness.diff() <= 0).all()
             assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
             assert found.boxes.min() >= 0
             assert (found.boxes.amax(0)[2:] <= torch.tensor([size[1], size[0]])).all()
-    few, many = (head.propose(levels, outputs, SIZES, Limits(50, kept)) for kept in (10, 1000))
+    few, many = (head.propose(levels, outputs, SIZES, ProposalLimits(50, kept)) for kept in (10, 1000))
     assert torch.equal(few[0].boxes, many[0].boxes[:10])
 
 
@@ -85,11 +85,11 @@ def test_only_proposals_of_one_level_suppress_each_other():
     head, levels = head_and_levels("mask_rcnn")
     logits, deltas = head(levels)
     alone = [
-        head.propose(levels, ([x if i == j else x - 1000 for j, x in enumerate(logits)], deltas), SIZES, Limits(40, 40))[0]
+        head.propose(levels, ([x if i == j else x - 1000 for j, x in enumerate(logits)], deltas), SIZES, ProposalLimits(40, 40))[0]
         for i in range(5)
     ]
     for found in alone:
         best = found.boxes[found.objectness > 0]
         assert (iou(best, best).fill_diagonal_(0) <= 0.7).all()
-    together = head.propose(levels, (logits, deltas), SIZES, Limits(40, 200))[0]
+    together = head.propose(levels, (logits, deltas), SIZES, ProposalLimits(40, 200))[0]
     assert len(together.boxes) == sum(int((found.objectness > 0).sum()) for found in alone)

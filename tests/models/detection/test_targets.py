@@ -98,29 +98,29 @@ NAN, INF = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
-        ({"boxes": torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, NAN, 3.0, 4.0]])}, r"box 1 is \[1.0, nan, 3.0, 4.0\]: boxes are finite"),
+        ({"boxes": torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, NAN, 3.0, 4.0]])}, r"box 1 is \[1.0, nan, 3.0, 4.0\]: boxes must be finite"),
         ({"boxes": torch.tensor([[1.0, 2.0, INF, 4.0], [1.0, 2.0, 3.0, 4.0]])}, "box 0 is"),
         ({"boxes": torch.tensor([[1.0, 2.0, 1.0, 4.0], [1.0, 2.0, 3.0, 4.0]])}, "x1 < x2"),
         ({"boxes": torch.ones(2, 5)}, r"boxes are \(2, 5\), not \(2, 4\)"),
         ({"labels": torch.tensor([0, 3])}, "labels run from 0 to 3, the network has classes 0 to 2"),
         ({"labels": torch.tensor([-1, 0])}, "labels run from -1"),
-        ({"labels": torch.tensor([0.0, 1.0])}, "labels are torch.float32: masks are uint8 or bool, labels int64"),
+        ({"labels": torch.tensor([0.0, 1.0])}, "labels are torch.float32: masks must be uint8 or bool, labels int64"),
         ({"masks": torch.zeros(2, 64, 95, dtype=torch.uint8)}, r"masks are \(2, 64, 95\), not \(2, 64, 96\)"),
         ({"masks": torch.zeros(2, 64, 96)}, "masks are torch.float32"),
         ({"iscrowd": torch.tensor([True])}, r"iscrowd are \(1,\)"),
     ],
 )
-def test_bad_targets_are_told_with_their_place_in_the_batch(changed, told):
-    with pytest.raises(ConvnextError, match=f"target of image 1 of the batch: .*{told}"):
+def test_bad_targets_are_reported_with_their_position_in_the_batch(changed, message):
+    with pytest.raises(ConvnextError, match=f"target of image 1 of the batch: .*{message}"):
         prepare(*batch(**changed), (64, 96), 3, with_masks=True)
 
 
-def test_incomplete_targets_are_told():
+def test_incomplete_targets_are_reported():
     targets, sizes = batch()
-    with pytest.raises(ConvnextError, match="2 images have 1 targets"):
+    with pytest.raises(ConvnextError, match="2 images have 1 target: give"):
         prepare(targets[:1], sizes, (64, 96), 3, with_masks=True)
     del targets[0]["masks"]
-    with pytest.raises(ConvnextError, match="target of image 0 of the batch: no masks given"):
+    with pytest.raises(ConvnextError, match="target of image 0 of the batch: masks missing"):
         prepare(targets, sizes, (64, 96), 3, with_masks=True)

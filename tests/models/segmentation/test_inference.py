@@ -149,12 +149,12 @@ def test_windows_that_no_strip_needs_any_more_are_let_go(monkeypatch):
 
 
 def test_progress_counts_windows_to_the_end():
-    told = []
+    reported = []
     mode = Mode(scales=(1.0, 1.5), mirror=True, window=48, stride=32)
-    predict(MODEL, image(100, 230), mode, lambda *counts: told.append(counts))
+    predict(MODEL, image(100, 230), mode, lambda *counts: reported.append(counts))
     total = 2 * (3 * 7 + 5 * 11)  # rows x columns of windows over 100 x 230 and 150 x 345
-    assert [done for done, _ in told] == sorted({done for done, _ in told})
-    assert told[-1] == (total, total)
+    assert [done for done, _ in reported] == sorted({done for done, _ in reported})
+    assert reported[-1] == (total, total)
 
 
 def test_the_published_tests():
@@ -182,7 +182,7 @@ def test_what_makes_no_sense_is_refused():
         predict(MODEL, image(64, 64)[None])
     with pytest.raises(UsageError, match="20 x 32 pixels is too small"):
         predict(MODEL, image(20, 32))
-    with pytest.raises(UsageError, match="needs a stride"):
+    with pytest.raises(UsageError, match="window 64 with stride None: give both or neither"):
         Mode(window=64)
     with pytest.raises(UsageError, match="do not cover"):
         Mode(window=64, stride=65)

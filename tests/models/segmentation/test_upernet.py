@@ -12,7 +12,9 @@ from helpers import randomise, relative_error, shared, swin_large_attention_macs
 
 import convnext
 from convnext.errors import UsageError
-from convnext.models.backbones.convnext import ConvNeXt, ConvNeXtIsotropic, LayerNorm2d
+from convnext.models.backbones.convnext import ConvNeXt, LayerNorm2d
+from convnext.models.backbones.dropping import split_of
+from convnext.models.backbones.isotropic import ConvNeXtIsotropic
 from convnext.models.cost import count_cost
 from convnext.models.segmentation.upernet import ChannelDropout, UperNet, loss
 from convnext.models.weights import segmenters
@@ -95,7 +97,7 @@ def test_same_logits_as_mmsegmentation():
     with torch.device("meta"):
         model = UperNet(convnext.create_model("convnext_tiny"), 150, output_norm=True).eval()
     model.load_state_dict(segmenters.to_native(state, segmenters.recognise(state)), assign=True)
-    logits, auxiliary = model.logits_and_auxiliary(fill.image(128, 160))
+    logits, auxiliary = model.logits_and_auxiliary(fill.picture(128, 160))
     assert relative_error(logits[:, ::10], torch.from_numpy(kept["logits"])) < 1e-4
     assert relative_error(auxiliary[:, ::10], torch.from_numpy(kept["auxiliary_logits"])) < 1e-4
 
@@ -231,8 +233,8 @@ def test_dropout_keeps_the_mean_and_does_not_depend_on_the_split():
     assert y.mean().item() == pytest.approx(1.0, abs=0.02)
     for first in (0, 32):
         torch.manual_seed(0)
-        drop.whole, drop.places = 64, torch.arange(first, first + 32)
-        assert torch.equal(drop(torch.ones(32, 500, 2, 2)), y[first : first + 32])
+        with split_of(64, torch.arange(first, first + 32)):
+            assert torch.equal(drop(torch.ones(32, 500, 2, 2)), y[first : first + 32])
     x = torch.randn(2, 500, 2, 2)
     assert torch.equal(drop.eval()(x), x)
 

@@ -20,7 +20,7 @@ from convnext.errors import ConvnextError
 from convnext.models import load
 from convnext.models.weights import configuration
 from convnext.models.weights.configuration import Shape
-from convnext.models.weights.download import Fetched
+from convnext.models.weights.download import Downloaded
 from convnext.models.weights.formats import from_native, to_native
 
 TAGS = [tag for tag in timm.list_models("*convnext*", pretrained=True) if not tag.startswith("inception")]
@@ -75,10 +75,10 @@ def test_every_tag_is_prepared_as_timm_prepares_it(tmp_path, tag):
     """By the config.json beside a file, and, where that can't be had, by timm's table for the hub's address and a file of that name."""
     shape, wanted = shape_of(tag), as_timm_prepares(tag)
     write_config(tmp_path, config_of(tag))
-    beside = configuration.of(Fetched(tmp_path / "model.safetensors"), shape)
+    beside = configuration.of(Downloaded(tmp_path / "model.safetensors"), shape)
     assert beside.preprocessing == wanted
     assert beside.function == {"norm_eps": 1e-5 if "xxlarge" in tag else 1e-6}
-    assert configuration.of(Fetched(tmp_path / "elsewhere" / f"{tag}.safetensors"), shape).preprocessing == wanted
+    assert configuration.of(Downloaded(tmp_path / "elsewhere" / f"{tag}.safetensors"), shape).preprocessing == wanted
     size = tag.split(".")[0]
     if size in convnext.list_models() and tag.split(".")[1] in (entry := load.find(size)).weights:
         assert entry.published(tag.split(".")[1]) == (wanted, get_pretrained_cfg(tag).num_classes)
@@ -87,7 +87,7 @@ def test_every_tag_is_prepared_as_timm_prepares_it(tmp_path, tag):
 @pytest.mark.parametrize("tag", ["convnext_tiny.fb_in22k_ft_in1k_384", "convnext_base.clip_laion2b_augreg", "convnext_nano.in12k_ft_in1k"])
 def test_pixels_are_timms(tmp_path, tag):
     write_config(tmp_path, config_of(tag))
-    how = configuration.of(Fetched(tmp_path / "model.safetensors"), shape_of(tag)).preprocessing
+    how = configuration.of(Downloaded(tmp_path / "model.safetensors"), shape_of(tag)).preprocessing
     image = sample_image(size=(500, 400))
     wanted = create_transform(**resolve_data_config(pretrained_cfg=get_pretrained_cfg(tag).to_dict()))(image)
     assert torch.allclose(how.transform()(image), wanted, atol=1e-5)
@@ -166,13 +166,13 @@ def test_another_network_of_the_same_tensors_is_refused(tmp_path):
         convnext.create_model("efficientnet_lite0", weights=tmp_path / "model.safetensors")
 
 
-def test_a_configuration_of_another_network_is_left_out(tmp_path, caplog):
+def test_a_configuration_of_another_network_is_ignored(tmp_path, caplog):
     timm_file(tmp_path, "convnext_atto")
     for other in (config_of("convnext_tiny.fb_in22k_ft_in1k_384"), {"model_type": "bert"}, {"architecture": "resnet50"}, {"name": "app"}):
         caplog.clear()
         write_config(tmp_path, other)
         assert load.load(tmp_path / "model.safetensors").preprocessing == ClassifyPreprocessing()
-        assert "config.json is of another network" in caplog.text
+        assert "config.json was ignored: it is of another network" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -253,6 +253,6 @@ def test_the_configuration_comes_from_the_commit_of_the_weights(tmp_path, monkey
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     where = HubFile("model", "some/body", COMMIT, "model.safetensors")
     found = configuration.of(
-        Fetched(snapshot / "model.safetensors", on_hub=where, address=str(where)), shape_of("convnext_nano.r384_in12k_ft_in1k")
+        Downloaded(snapshot / "model.safetensors", on_hub=where, address=str(where)), shape_of("convnext_nano.r384_in12k_ft_in1k")
     )
     assert (found.preprocessing.image_size, found.preprocessing.crop_ratio) == (384, 1.0)

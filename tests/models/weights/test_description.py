@@ -19,10 +19,10 @@ def changed(about, key, value):
     """A deep copy with one key, dotted, of another value."""
     copy = json.loads(json.dumps(about))
     *path, last = key.split(".")
-    place = copy
+    node = copy
     for part in path:
-        place = place[part]
-    place[last] = value
+        node = node[part]
+    node[last] = value
     return copy
 
 
@@ -40,7 +40,7 @@ CASES = [
     ("model.weights", "https://localhost:9/evil.pth", "model.weights"),
     ("model.new_head", True, "model.new_head"),
     ("model.drop_path", 0.5, "model.drop_path"),
-    ("model.name", "convnext_gigantic", "no model is called"),
+    ("model.name", "convnext_gigantic", "describes an unknown network: unknown model"),
     ("model.depth", 3, "no argument 'depth'"),
     ("model.depths", [1_000_000] * 4, "model.depths"),
     ("model.depths", [9000] * 4, "other sizes"),
@@ -77,11 +77,11 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "told"), CASES)
-def test_each_malformed_part_is_one_line_that_names_file_and_key(described, key, value, told):
+@pytest.mark.parametrize(("key", "value", "message"), CASES)
+def test_each_malformed_part_is_one_line_that_names_file_and_key(described, key, value, message):
     path, state, about = described
     rewrite(path, state, json.dumps(changed(about, key, value)))
-    with pytest.raises(ConvnextError, match=f"classify.safetensors.*{told}") as caught:
+    with pytest.raises(ConvnextError, match=f"classify.safetensors.*{message}") as caught:
         load.load(path)
     assert "\n" not in str(caught.value)
 
@@ -115,8 +115,8 @@ def test_nothing_is_downloaded_and_little_memory_taken(described, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code, *(str(tmp_path / f"{i}.safetensors") for i in range(3))], capture_output=True, text=True
     )
-    *told, memory = done.stdout.splitlines()
-    assert [line.split(" ")[0] for line in told] == [str(tmp_path / f"{i}.safetensors") for i in range(3)], done.stderr
+    *messages, memory = done.stdout.splitlines()
+    assert [line.split(" ")[0] for line in messages] == [str(tmp_path / f"{i}.safetensors") for i in range(3)], done.stderr
     assert "could not" not in done.stdout
     assert int(memory.split()[1]) < 200_000
 

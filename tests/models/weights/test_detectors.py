@@ -62,20 +62,20 @@ def test_every_key_is_accounted_for():
     state = detectors.from_native(small().state_dict(), "mmdetection")
     state["roi_head.bbox_head.extra.weight"] = state.pop("neck.fpn_convs.2.conv.bias")
     state["rpn_head.rpn_cls.weight"] = torch.zeros(5, 16, 1, 1)
-    told = (
+    message = (
         r"taken for the mmdetection format.*missing: neck\.fpn_convs\.2\.conv\.bias; unexpected: roi_head\.bbox_head\.extra\.weight; "
         r"misshapen: rpn_head\.rpn_cls\.weight \(5, 16, 1, 1\) instead of \(3, 16, 1, 1\)$"
     )
-    with pytest.raises(ConvnextError, match=told):
+    with pytest.raises(ConvnextError, match=message):
         load_weights(small(seed=1), state)
     with pytest.raises(ConvnextError, match=r"missing: .* and \d+ more"):
         load_weights(small("cascade_mask_rcnn"), small().state_dict())
 
 
-def test_what_is_no_detector_is_told():
+def test_what_is_no_detector_is_message():
     backbone = ConvNeXt((1, 1, 1, 1), (8, 16, 24, 32)).state_dict()
     assert not detectors.is_detector(backbone)
-    with pytest.raises(ConvnextError, match="no detector's weights"):
+    with pytest.raises(ConvnextError, match="not a detector's weights"):
         detectors.recognise(backbone)
 
 

@@ -64,7 +64,7 @@ def test_a_tag_comes_from_the_hub_cache_when_offline(tmp_path):
 )
 def test_offline_the_error_says_which_file_to_put_where(tmp_path, arguments, wanted):
     done = python(f"import convnext; convnext.create_model({arguments})", HF_HUB_CACHE=str(tmp_path), HF_HUB_OFFLINE="1")
-    assert "ConvnextError: could not fetch model.safetensors" in done.stderr
+    assert "ConvnextError: could not download model.safetensors" in done.stderr
     assert wanted in done.stderr.splitlines()[-1]
 
 
@@ -78,7 +78,7 @@ def test_official_files_are_fetched_by_address(tmp_path):
     planted.parent.mkdir(parents=True)
     torch.save({"model": model.state_dict()}, planted)
     refused = python(code, **env).stderr.splitlines()[-1]
-    assert "could not fetch https://dl.fbaipublicfiles.com" in refused
+    assert "could not download https://dl.fbaipublicfiles.com" in refused
     wanted = cached(f"https://dl.fbaipublicfiles.com/convnext/{name}", "weights")
     wanted = cache / wanted.relative_to(cache_folder())
     assert f"put it at {wanted}" in refused
@@ -130,7 +130,7 @@ def test_queries_and_encoded_names_keep_the_ending(server, tmp_path):
         loaded = load.load(f"{server.address}/{path}")
         assert "secret" not in str(loaded.source)
     server.files["x/model.h5?download=true"] = b"1"
-    with pytest.raises(ConvnextError, match=r"h5 is no weight file"):
+    with pytest.raises(ConvnextError, match=r"h5 has no known ending of a weight file"):
         load.load(f"{server.address}/x/model.h5?download=true")
 
 
@@ -198,7 +198,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit_and_its_commit_is_recorded(tmp
     assert tagged.startswith(f"hf://some/body@{'b' * 40}/model.safetensors 96 ")
     assert (main, tagged) == (again, by_commit)
     assert main.split()[2] != tagged.split()[2]
-    assert missing.startswith("ConvnextError could not fetch model.safetensors")
+    assert missing.startswith("ConvnextError could not download model.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_a_missing_file_and_a_strange_ending(tmp_path):
     with pytest.raises(ConvnextError, match=r"no weight file .*nowhere\.pth"):
         read_weights(tmp_path / "nowhere.pth")
     (tmp_path / "w.h5").touch()
-    with pytest.raises(UsageError, match=r"w\.h5 is no weight file"):
+    with pytest.raises(UsageError, match=r"w\.h5 has no known ending of a weight file"):
         read_weights(tmp_path / "w.h5")
 
 

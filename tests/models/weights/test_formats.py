@@ -122,7 +122,7 @@ def test_official_isotropic_names():
     assert {"stem.weight", "blocks.1.dwconv.weight", "blocks.0.gamma", "norm.weight", "head.bias"} <= state.keys()
     round_trips(state, "official-isotropic")
     assert from_native(state, "official").keys() == state.keys()
-    with pytest.raises(ConvnextError, match="timm format has no place for 'stem"):
+    with pytest.raises(ConvnextError, match="timm format has no name for 'stem"):
         from_native(state, "timm")
 
 
@@ -141,6 +141,6 @@ def test_transformers_itself_reads_and_means_the_same(tmp_path):
         assert relative_error(theirs(x).logits, ours(x)) < 1e-5
 
 
-def test_foreign_keys_are_told_with_the_known_formats():
+def test_foreign_keys_are_reported_with_the_known_formats():
     with pytest.raises(ConvnextError, match=r"layer1\.0\.conv1\.weight.*official, official-isotropic, timm, torchvision, transformers"):
         recognise({"layer1.0.conv1.weight": torch.zeros(1)})

@@ -15,11 +15,13 @@ from timm.data import create_transform, resolve_data_config
 
 from convnext.data import imagenet
 from convnext.data.sources.evaluation_sets import EvaluationSet
+from convnext.data.sources.open import open_source
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.evaluate import evaluate_loaded
 from convnext.models.load import Loaded, load
 from convnext.models.weights.files import read_restricted
-from convnext.tasks.classify import task
+from convnext.tasks.classify.batch import ClassifyBatch
+from convnext.tasks.classify.task import ClassifyTask
 
 CPU = torch.device("cpu")
 SYNSETS = {"ants": "n02219486", "bees": "n02206856"}
@@ -77,10 +79,10 @@ def test_the_known_accuracy_of_a_published_network(network, photos):
     assert found.metrics["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-4)
 
     names = imagenet.synsets(1000)
-    images = task.open_source(str(photos), sorted(SYNSETS.values()))
+    images = open_source(str(photos), sorted(SYNSETS.values()))
     both = EvaluationSet(images, images.classes, [names.index(name) for name in images.classes])
-    metric = task.Metric(1000, both)
-    metric.update(logits, task.Batch(torch.empty(153), labels - 309, list(range(153)), []))
+    metric = ClassifyTask().metric(1000, both)
+    metric.update(logits, ClassifyBatch(torch.empty(153), labels - 309, list(range(153)), []))
     assert metric.counts.hits.sum() == (logits[:, [309, 310]].argmax(1) + 309 == labels).sum() == 150
 
 

@@ -73,8 +73,8 @@ def test_an_unknown_key_stays_for_the_loading_to_refuse():
         small().load_state_dict(to_native(state, recognise(state)))
 
 
-def test_foreign_states_are_told():
+def test_foreign_states_are_reported():
     with pytest.raises(ConvnextError, match=r"conv1\.weight.*mmsegmentation, transformers, official"):
         recognise({"conv1.weight": torch.zeros(1)})
-    with pytest.raises(ConvnextError, match=r"transformers format has no place for 'backbone\.layers"):
+    with pytest.raises(ConvnextError, match=r"transformers format has no name for 'backbone\.layers"):
         from_native({"backbone.layers.0.blocks.0.attn.qkv.weight": torch.zeros(1)}, "transformers")
