@@ -1,15 +1,15 @@
-"""`convnext bench`: how fast networks are, side by side on the machine at hand.
+"""`convnext bench`: how fast networks are, side by side on one machine.
 
-The method. All contestants run in one process and take turns, A B A B …, one turn a round: a machine's speed drifts by more than
-networks differ (clocks, heat, other work), and in turns the drift meets all of them alike. A turn is as many batches as its share of
-the time allows, timed as a whole, the device waited for before and after; two batches before the first round warm caches, kernel
-choices and compilers. Of the rounds the median is given, which one disturbed round does not move, with the least and the most beside
-it. A ratio is taken within each round, then its median, so that drift cancels in it. A batch lies on the device already: reading and
-preparing images is not counted. bf16 and fp16 are networks of that dtype in inference, autocast over float32 weights in training;
-training is forward, backward and a step of AdamW.
+All contestants run in one process and take turns, A B A B …, one turn per round. A machine's speed drifts by more than networks
+differ (clocks, heat, other work), and turns expose all of them to the same drift. A turn is as many batches as its share of the time
+allows, timed as a whole, with a wait for the device before and after. Two batches before the first round warm up caches, kernel
+choices and compilers. The result is the median over the rounds, which one disturbed round does not move, with the smallest and the
+largest beside it. A ratio is taken within each round before its median, so that drift cancels out. The batch lies on the device
+already: reading and preparing images is not counted. In bf16 and fp16, inference runs a network of that dtype, and training runs
+autocast over float32 weights. Training is forward, backward and a step of AdamW.
 
-Weights are random, but such that every part of the network matters, and the same in ours and in a peer: their outputs are compared
-before anything is timed, because the speeds of two different functions say nothing.
+Weights are random, but such that every part of the network matters, and the same in our network and in a peer. Outputs are compared
+before anything is timed, because the speeds of two different functions can't be compared.
 """
 
 import copy
@@ -19,21 +19,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from convnext.errors import ConvnextError, UsageError, nearest
-from convnext.export.runtimes import Network
 from convnext.paper.contestants import Contestant, enter
-from convnext.training.run_folder import environment
+from convnext.training.environment import Environment, environment
 
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SAME = 1e-4  # relative to the largest output: above this two networks are not one function
-_FEWEST_ROUNDS = 3  # however slow the network: fewer have no spread
+SAME = 1e-4  # relative to the largest output: above this two networks are not the same function
+_MIN_ROUNDS = 3  # however slow the network: fewer have no spread
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,13 @@ class Setting:
     dtype: str = "float32"  # tf32: float32 whose products are rounded, on CUDA devices; plain float32 rounds nothing there
     channels_last: bool = True
     compile: bool = False
-    rounds: int = 7  # fewer, down to 3, where a single batch of the slowest takes so long that `seconds` is over before
+    rounds: int = 7  # fewer, down to 3, where the batches of the slowest network take longer than `seconds`
     seconds: float = 3.0  # for each contestant, all its rounds together
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Of the rounds."""
+    """Of a number over the rounds."""
 
     median: float
     least: float
@@ -58,8 +57,8 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Result:
-    """A contestant with one size of batch, in inference or training."""
+class BenchResult:
+    """The speed of a contestant with one batch size, in inference or training."""
 
     name: str
     library: str
@@ -68,23 +67,23 @@ class Result:
     rounds: int  # as many as were run
     batches: int  # in each of them
     images_per_second: Spread
-    ratio: Spread | None  # of its speed to that of `ratio_to`
+    ratio: Spread | None  # its speed divided by that of `ratio_to`
     ratio_to: str | None
     relative_error: float | None
-    peak_memory: int | None  # bytes of the device, weights and all; None where it can't be told
+    peak_memory: int | None  # bytes of the device, weights included; None on devices without a counter
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchReport:
     """All that was measured, and on what."""
 
-    environment: dict[str, Any]
+    environment: Environment
     setting: Setting
-    results: list[Result]
+    results: list[BenchResult]
     remarks: list[str]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+    def to_json(self) -> dict[str, object]:
+        """Return plain values."""
         return asdict(self)
 
 
@@ -97,13 +96,13 @@ def bench(
     train: bool = False,
     against: str | None = None,
     progress: Progress | None = None,
-) -> Report:
-    """Time classifiers of `convnext.list_models()`, or exported files.
+) -> BenchReport:
+    """Return the speeds of classifiers of `convnext.list_models()`, or of exported files.
 
     Args:
         train: time training too.
-        against: "timm", "torchvision" or "transformers": each network also as that library builds it, and ratios to that.
-            Without, ratios are to the first name.
+        against: "timm", "torchvision" or "transformers": time each network also as that library builds it, and take ratios to it.
+            By default ratios are to the first name.
         progress: called with the numbers of turns done and planned.
 
     Raises UsageError for an unknown name, library or dtype, ConvnextError where the device has too little memory.
@@ -111,34 +110,35 @@ def bench(
     check(setting, device)
     contestants = enter(names, against, setting.image_size)
     plain = setting.dtype == "float32" and not (train or setting.compile)
-    if not plain and (exported := [one.name for one in contestants if isinstance(one.model, Network)]):
+    if not plain and (exported := [one.name for one in contestants if one.is_exported]):
         raise UsageError(f"{exported[0]} is an exported file: it can't be trained or compiled, and computes in its own precision")
     where = environment(device)
     if against is not None:
         where["versions"][against] = version(against)
     remarks = differences(contestants)
     if device.type != "cuda":
-        remarks.append(f"peak memory is told of CUDA devices only: no counter of {device} separates one network from another")
+        remarks.append(f"peak memory is measured on CUDA devices only: no counter of {device} separates one network from another")
     modes = [(mode, size) for mode in ("inference", "training")[: 1 + train] for size in batch_sizes]
     results = [one for mode, size in modes for one in measure(contestants, setting, device, size, mode, progress)]
-    return Report(where, setting, results, remarks)
+    return BenchReport(where, setting, results, remarks)
 
 
 def differences(contestants: Sequence[Contestant]) -> list[str]:
-    """What to tell of peers that hold the same weights and yet give other outputs."""
+    """Return a remark for each peer that holds the same weights and yet gives other outputs."""
+    differ = "are different functions: their outputs differ by"
     return [
-        f"{one.name} here and in {contestants[one.beside].library} are two functions: their outputs differ by {one.relative_error:.1e}"
+        f"{one.name} here and in {contestants[one.beside].library} {differ} {one.relative_error:.1e}"
         for one in contestants
-        if one.beside is not None and one.relative_error is not None and not one.relative_error < SAME  # not a number is a difference
+        if one.beside is not None and one.relative_error is not None and not one.relative_error < SAME  # NaN is a difference too
     ]
 
 
 def check(setting: Setting, device: torch.device) -> None:
     """Raise UsageError if the setting makes no sense on that device."""
     if setting.dtype not in DTYPES:
-        raise UsageError(f"no dtype is called {setting.dtype!r}{nearest(setting.dtype, DTYPES)}")
+        raise UsageError(f"unknown dtype {setting.dtype!r}{nearest(setting.dtype, DTYPES)}")
     if setting.dtype == "tf32" and device.type != "cuda":
-        raise UsageError(f"tf32 is how CUDA devices round, and this is {device}: take float32 or bf16")
+        raise UsageError(f"tf32 exists on CUDA devices only, and this is {device}: use float32 or bf16")
 
 
 def measure(
@@ -148,40 +148,43 @@ def measure(
     batch_size: int,
     mode: str = "inference",
     progress: Progress | None = None,
-) -> list[Result]:
-    """Time contestants in turns, in "inference" or "training"."""
-    tell = progress or (lambda done, total: None)
+) -> list[BenchResult]:
+    """Return the speed of each contestant, timed in turns; `mode` is "inference" or "training".
+
+    Raises ConvnextError where the device has too little memory.
+    """
+    report = progress or (lambda done, total: None)
     count = len(contestants)
     # The compiler keeps few versions of one piece of code, then stops compiling; each contestant is a version.
     with _float32_products(setting.dtype == "tf32"), torch._dynamo.config.patch(recompile_limit=8 + count):
         try:
             _open_libraries(device)
             ready = []
-            for place, one in enumerate(contestants, start=1):
+            for number, one in enumerate(contestants, start=1):
                 ready.append(_Ready(one.model, setting, device, batch_size, mode))
-                tell(place, count * (1 + setting.rounds))
+                report(number, count * (1 + setting.rounds))
             slowest = max(one.seconds for one in ready)
-            rounds = min(setting.rounds, max(_FEWEST_ROUNDS, int(setting.seconds / slowest)))
-            for number in range(1, rounds + 1):
-                for place, runner in enumerate(ready, start=1):
+            rounds = min(setting.rounds, max(_MIN_ROUNDS, int(setting.seconds / slowest)))
+            for turn in range(1, rounds + 1):
+                for number, runner in enumerate(ready, start=1):
                     runner.turn(setting.seconds / rounds)
-                    tell(number * count + place, count * (1 + rounds))
+                    report(turn * count + number, count * (1 + rounds))
         except torch.OutOfMemoryError as error:
             raise ConvnextError(
                 f"{device} has too little memory for {', '.join(one.name for one in contestants)} and {batch_size} images: "
                 "lower --batch-size, or time fewer networks at once"
             ) from error
-    return [_result(place, contestants, ready, batch_size, mode) for place in range(count)]
+    return [_result(index, contestants, ready, batch_size, mode) for index in range(count)]
 
 
-def _result(place: int, contestants: Sequence[Contestant], ready: Sequence["_Ready"], batch_size: int, mode: str) -> Result:
-    one, runner = contestants[place], ready[place]
+def _result(index: int, contestants: Sequence[Contestant], ready: Sequence["_Ready"], batch_size: int, mode: str) -> BenchResult:
+    one, runner = contestants[index], ready[index]
     ratio, ratio_to = None, None
     if one.beside is not None:
         other = contestants[one.beside]
         ratio = _spread([a / b for a, b in zip(runner.speeds, ready[one.beside].speeds, strict=True)])
         ratio_to = other.name if other.library == one.library else other.library
-    return Result(
+    return BenchResult(
         name=one.name,
         library=one.library,
         mode=mode,
@@ -197,11 +200,11 @@ def _result(place: int, contestants: Sequence[Contestant], ready: Sequence["_Rea
 
 
 class _Ready:
-    """A contestant on its device and warm; `turn` adds to its speeds."""
+    """A contestant on its device, warmed up; `turn` adds to its speeds."""
 
-    def __init__(self, model: Any, setting: Setting, device: torch.device, batch_size: int, mode: str) -> None:
+    def __init__(self, model: nn.Module, setting: Setting, device: torch.device, batch_size: int, mode: str) -> None:
         self.device, self.batch_size, self.batches = device, batch_size, 1
-        self.speeds: list[float] = []  # images a second, one a round
+        self.speeds: list[float] = []  # images per second, one per round
         self.peak_memory: int | None = None
         counts = device.type == "cuda"
         before = torch.cuda.memory_allocated(device) if counts else 0
@@ -226,13 +229,13 @@ class _Ready:
         return time.perf_counter() - started
 
 
-def _batch(model: Any, setting: Setting, device: torch.device, batch_size: int, mode: str) -> Callable[[], object]:
-    """A function that takes one batch through a copy of the network on the device."""
+def _batch(model: nn.Module, setting: Setting, device: torch.device, batch_size: int, mode: str) -> Callable[[], object]:
+    """Return a function that takes one batch through a copy of the network on the device."""
     layout = torch.channels_last if setting.channels_last else torch.contiguous_format
     dtype, trains = DTYPES[setting.dtype], mode == "training"
-    network = copy.deepcopy(model).to(device, torch.float32 if trains else dtype, memory_format=layout).train(trains)
+    network = copy.deepcopy(model).to(device, torch.float32 if trains else dtype).to(memory_format=layout).train(trains)
     images = torch.randn(batch_size, 3, setting.image_size, setting.image_size, device=device).contiguous(memory_format=layout)
-    call = torch.compile(network, dynamic=False) if setting.compile else network
+    call: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False) if setting.compile else network
     if not trains:
         images = images.to(dtype)
 
@@ -248,8 +251,7 @@ def _batch(model: Any, setting: Setting, device: torch.device, batch_size: int, 
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = call(images)
-        loss: Any = F.cross_entropy(logits.float(), labels)
-        loss.backward()
+        F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step
@@ -265,15 +267,15 @@ def _wait_for(device: torch.device) -> None:
 
 
 def _open_libraries(device: torch.device) -> None:
-    # The matrix library takes its workspace once, in each direction, and the first contestant should not seem to need it.
-    x: Any = torch.ones(8, 8, device=device, requires_grad=True)
-    (x @ x).sum().backward()
+    # The matrix library allocates its workspace once for each direction; it must not count as memory of the first contestant.
+    x = torch.ones(8, 8, device=device, requires_grad=True)
+    (x @ x).sum().backward()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
 def _float32_products(tf32: bool) -> Iterator[None]:
-    # PyTorch's own default is half of each: convolutions rounded, matrix products not.
-    # By the newer switches: once a program has used one of them, PyTorch refuses to read the older.
+    # PyTorch's own default is mixed: convolutions are rounded, matrix products are not.
+    # These are the newer switches: once a program has used one of them, PyTorch refuses to read the older ones.
     kinds = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = [kind.fp32_precision for kind in kinds]
     for kind in kinds:

@@ -1,24 +1,23 @@
-"""The road from ResNet to ConvNeXt as a table, a figure and a page: published beside measured."""
+"""The roadmap from ResNet to ConvNeXt as a table, a figure and a page: published beside measured."""
 
 import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from convnext.report import page, plots
+from convnext.report import page, palette, plots
 from convnext.text import counted
 
-_GREY, _BLUE = "#aab4c0", "#0b6e99"
-_SIDE_ROADS = ("kernel 9x9", "kernel 11x11")  # tried, and not gone on from
+_NOT_ADOPTED = ("kernel 9x9", "kernel 11x11")  # later steps do not build on these
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One step: what was published of it, and what was measured here."""
+    """One step of the roadmap: its published numbers, and those measured here."""
 
     step: str
     why: str
@@ -26,12 +25,12 @@ class Rung:
     published_macs: float  # in billions, at 224
     parameters: int  # of the network trained here
     macs: int
-    top1: list[float]  # percent, one of each seed that is finished
+    top1: list[float]  # percent, one for each finished seed
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """A whole walk."""
+    """The steps of a roadmap in one regime."""
 
     regime: str
     data: str
@@ -39,7 +38,7 @@ class Ladder:
     image_size: int
     hardware: list[str]
     rungs: list[Rung]
-    iterations: int | None = None  # steps of a run, where it is counted in them
+    iterations: int | None = None  # steps of a run, where its length is given in steps
 
 
 def write(ladder: Ladder, folder: Path) -> None:
@@ -48,19 +47,18 @@ def write(ladder: Ladder, folder: Path) -> None:
     (folder / "roadmap.md").write_text(markdown(ladder), encoding="utf-8")
     drawn = figure(ladder)
     drawn.savefig(folder / "roadmap.png", dpi=130)
-    svg = plots.svg(drawn)
-    (folder / "roadmap.svg").write_text(svg, encoding="utf-8")
+    (folder / "roadmap.svg").write_text(plots.svg(drawn, transparent=False), encoding="utf-8")
     sections = [
-        page.Section("Accuracy after each step", page.figure(svg, wide=True)),
-        page.Section("Each step", page.tight(page.table(rows(ladder)))),
-        page.Section("What it ran on", page.preformatted("\n".join(ladder.hardware) or "nothing finished yet")),
+        page.PageSection("Accuracy after each step", page.figure(plots.svg(drawn), wide=True)),
+        page.PageSection("Each step", page.tight(page.table(rows(ladder)))),
+        page.PageSection("What it ran on", page.preformatted("\n".join(ladder.hardware) or "nothing finished yet")),
     ]
     done = sum(len(rung.top1) for rung in ladder.rungs)
     cards = {
         "steps": str(len(ladder.rungs)),
         "runs finished": str(done),
         "length of a run": _length(ladder),
-        "pixels": str(ladder.image_size),
+        "image size": f"{ladder.image_size} pixels",
     }
     title = "From ResNet-50 to ConvNeXt-T" if ladder.regime == "t" else "From ResNet-200 to ConvNeXt-B"
     whole = page.page(title, f"trained on {ladder.data}", cards, sections)
@@ -72,14 +70,14 @@ def _length(ladder: Ladder) -> str:
 
 
 def rows(ladder: Ladder) -> list[dict[str, str]]:
-    """The table: one row a step, published beside measured."""
+    """Return the table: one row per step, published beside measured."""
     return [
         {
             "step": rung.step,
-            "published": f"{rung.published_top1:.2f} %",
-            "its multiply-adds": f"{rung.published_macs:.2f} G",
-            "measured": f"{statistics.mean(rung.top1):.2f} %" if rung.top1 else "not yet",
-            "spread": f"± {statistics.stdev(rung.top1):.2f}" if len(rung.top1) > 1 else "–",
+            "published top-1": f"{rung.published_top1:.2f} %",
+            "published multiply-adds": f"{rung.published_macs:.2f} G",
+            "measured top-1": f"{statistics.mean(rung.top1):.2f} %" if rung.top1 else "not yet",
+            "std over seeds": f"± {statistics.stdev(rung.top1):.2f}" if len(rung.top1) > 1 else "–",
             "runs": str(len(rung.top1)),
             "multiply-adds": _amount(rung.macs),
             "parameters": _amount(rung.parameters),
@@ -89,14 +87,15 @@ def rows(ladder: Ladder) -> list[dict[str, str]]:
 
 
 def markdown(ladder: Ladder) -> str:
-    """The same as a Markdown table. The spread is one standard deviation over seeds."""
+    """Return the same as a Markdown table."""
     table = rows(ladder)
     lines = ["| " + " | ".join(table[0]) + " |", "| " + " | ".join("---" for _ in table[0]) + " |"]
     return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in table)]) + "\n"
 
 
+@plots.drawing()
 def figure(ladder: Ladder) -> Figure:
-    """A bar for each step over accuracy, with its multiply-adds: published on the left, measured on the right."""
+    """Return a figure with a bar for each step over accuracy, with its multiply-adds: published on the left, measured on the right."""
     drawn = Figure(figsize=(11, 0.34 * len(ladder.rungs) + 1.2), layout="constrained")
     left, right = drawn.subplots(1, 2, sharey=True)
     rungs = ladder.rungs
@@ -112,21 +111,22 @@ def figure(ladder: Ladder) -> Figure:
     return drawn
 
 
-def _bars(axes: Any, rungs: Sequence[Rung], values: Sequence[float], spreads: Sequence[float], costs: Sequence[str]) -> None:
-    places = range(len(rungs))
-    colours = [_GREY if rung.step in _SIDE_ROADS else _BLUE for rung in rungs]
-    axes.barh(places, values, color=colours, height=0.72)
+def _bars(axes: Axes, rungs: Sequence[Rung], values: Sequence[float], spreads: Sequence[float], costs: Sequence[str]) -> None:
+    positions = list(range(len(rungs)))
+    colours = [palette.GREY if rung.step in _NOT_ADOPTED else palette.BLUE for rung in rungs]
+    axes.barh(positions, values, color=colours, height=0.72)
     if any(spreads):
-        axes.errorbar(values, places, xerr=spreads, fmt="none", ecolor="#1d2733", capsize=2, lw=1)
-    for place, value, spread, cost in zip(places, values, spreads, costs, strict=True):
+        axes.errorbar(values, positions, xerr=spreads, fmt="none", ecolor=palette.INK, capsize=2, lw=1)
+    for position, value, spread, cost in zip(positions, values, spreads, costs, strict=True):
         label = f"{value:.1f}   {cost}" if value else cost
-        axes.annotate(label, (value + spread, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.annotate(label, (value + spread, position), (5, 0), textcoords="offset points", va="center", fontsize=8)
     if any(values):
         low, high = min(value for value in values if value), max(values)
         room = max(high - low, 0.5)
         axes.set_xlim(max(low - 0.4 * room, 0), high + 0.5 * room)  # not from zero: the steps would look alike
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.grid(axis="x")
 
 
 def _amount(count: float) -> str:

@@ -1,34 +1,38 @@
-"""The published tables with what was found beside them, as text and as a figure. Takes the plain rows of `convnext.paper.table`."""
+"""The published tables beside the numbers measured here, as text and as a figure, from the plain rows of `convnext.paper.table`."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from convnext.errors import UsageError
 from convnext.report import tables
 from convnext.report.tables import Column
 
-Rows = Sequence[Mapping[str, Any]]
+if TYPE_CHECKING:
+    from convnext.paper.scatter import Point
+
+TableRow = Mapping[str, object]
+Rows = Sequence[TableRow]
 
 TITLES = {
     "imagenet": "Table 1: ImageNet-1K top-1 after training on these data",
     "coco": "Table 3: COCO detection; macs of one image of 1280 x 800",
     "ade20k": "Table 4: ADE20K segmentation by UperNet, multi-scale mIoU; macs of 2048 x 512 (2560 x 640 after 22K), no auxiliary head",
     "roadmap": "Tables 10 and 11: from ResNet to ConvNeXt, top-1 on ImageNet-1K",
-    "robustness": "Table 8: robustness; C and C-bar are mean corruption errors, the lower the better",
-    "throughput": "Tables 12 (A100, TF32, channels-last) and 1 (V100): images a second of ConvNeXt and of Swin",
+    "robustness": "Table 8: robustness; C and C-bar are mean corruption errors, lower is better",
+    "throughput": "Tables 12 (A100, TF32, channels-last) and 1 (V100): images per second of ConvNeXt and of Swin",
 }
-UNITS = "params in millions, macs (multiply-adds) in billions; what is printed, and behind it what is found here"
+UNITS = "params in millions, macs (multiply-adds) in billions; the published number, and the one measured here beside it"
 _ACCURACY = {"imagenet": ("top1", "ImageNet-1K top-1 (%)"), "coco": ("box_ap", "box AP"), "ade20k": ("miou_ms", "multi-scale mIoU (%)")}
-_FAMILIES = {"R": "BiT, ResNet", "X101": "ResNeXt-101"}  # where the label's first word alone says little
+_FAMILIES = {"R": "BiT, ResNet", "X101": "ResNeXt-101"}  # where the label's first word is not a name
 
 
 def _beside(key: str, head: str, digits: int, here: int) -> list[Column]:
     return [Column(f"published_{key}", head, digits), Column(f"measured_{key}", "here", here)]
 
 
-# Each layout fits 140 columns with every cell filled: where a name says all that the printed label says, it stands alone.
+# Each layout fits 140 columns with every cell filled. Where a name says as much as the published label, the label is not shown.
 _LABEL, _NAME, _DATA, _PIXELS, _NOTES = (
     Column(*both) for both in (("label", "network"), ("model", "name"), ("data", "data"), ("image_size", "pixels"), ("notes", "notes"))
 )
@@ -94,30 +98,35 @@ _COLUMNS = {
             Column("published_ratio_v100", "ratio", 2),
         ),
         *(_SPEED[0], Column("measured_swin_images_per_second", "Swin", 1), Column("measured_ratio", "ratio", 2)),
-        *(Column("measured_ratio_least", "least", 2), Column("measured_ratio_most", "most", 2), _SPEED[1]),
+        *(Column("measured_ratio_least", "min", 2), Column("measured_ratio_most", "max", 2), _SPEED[1]),
         _NOTES,
     ],
 }
 
 
-def plain(name: str, rows: Rows, place: Sequence[str] = ()) -> str:
-    """For a terminal of 140 columns, headed by what was measured on. Remarks are numbered below; columns without any value are left out."""
+def plain(name: str, rows: Rows, measured_on: Sequence[str] = ()) -> str:
+    """Return the table for a terminal of 140 columns; `measured_on` comes first, numbered remarks last.
+
+    Columns without any value are not shown.
+    """
     numbered, remarks = _numbered(rows)
     below = [f"[{number}] {remark}" for number, remark in enumerate(remarks, start=1)]
-    return "\n".join([f"{TITLES[name]} (arXiv 2201.03545)", UNITS, *place, "", tables.plain(_filled(name, numbered), numbered), *below])
+    return "\n".join(
+        [f"{TITLES[name]} (arXiv 2201.03545)", UNITS, *measured_on, "", tables.plain(_filled(name, numbered), numbered), *below]
+    )
 
 
-def markdown(name: str, rows: Rows, place: Sequence[str] = ()) -> str:
-    """As Markdown; remarks are numbered below, and below them what was measured on."""
+def markdown(name: str, rows: Rows, measured_on: Sequence[str] = ()) -> str:
+    """Return the table as Markdown, with numbered remarks below it and then `measured_on`."""
     numbered, remarks = _numbered(rows)
     below = [f"{number}. {remark}" for number, remark in enumerate(remarks, start=1)]
-    parts = [tables.markdown(_filled(name, numbered), numbered), "\n".join(below), "; ".join(place)]
+    parts = [tables.markdown(_filled(name, numbered), numbered), "\n".join(below), "; ".join(measured_on)]
     return "\n\n".join(part for part in parts if part)
 
 
 def comma_separated(rows: Rows) -> str:
-    """As CSV, every key a column, numbers in full."""
-    return tables.comma_separated([Column(key, key) for key in rows[0]], [{**row, "remarks": "; ".join(row["remarks"])} for row in rows])
+    """Return the table as CSV: every key is a column, numbers have all their digits."""
+    return tables.comma_separated([Column(key, key) for key in rows[0]], [{**row, "remarks": "; ".join(_remarks(row))} for row in rows])
 
 
 def check_plot(name: str, path: Path) -> None:
@@ -129,39 +138,53 @@ def check_plot(name: str, path: Path) -> None:
 
 
 def plot(name: str, rows: Rows, path: Path) -> None:
-    """Accuracy over multiply-adds as .png or .svg: a panel for each kind of training, a colour for each family.
+    """Draw accuracy over multiply-adds as .png or .svg: a panel for each kind of training, a colour and a marker for each family.
 
-    Printed results are hollow, at the printed multiply-adds; results measured here are filled, at the counted ones.
+    Published results are hollow, at the published multiply-adds; results measured here are filled, at the counted ones.
+
+    Raises ConvnextError if there is nothing to draw or the file can't be written.
     """
-    from convnext.paper.scatter import Point, scatter
+    from convnext.paper.scatter import scatter
 
-    key, axis = _ACCURACY[name]
-    ours_first = sorted(rows, key=lambda row: not row["label"].startswith("ConvNeXt"))
-    seen = Counter((row["label"], row["trained_on"]) for row in rows)
+    _, axis = _ACCURACY[name]
+    ours_first = sorted(rows, key=lambda row: not str(row["label"]).startswith("ConvNeXt"))
+    counts = Counter((row["label"], row["trained_on"]) for row in rows)
+    scatter([point for row in ours_first for point in _points(name, row, counts[row["label"], row["trained_on"]])], axis, path)
+
+
+def _points(name: str, row: TableRow, same: int) -> list["Point"]:
+    """Return the published and the measured result of a row, as far as known; `same` rows have its label and training data."""
+    from convnext.paper.scatter import Point
+
+    key, _ = _ACCURACY[name]
+    family, _, label = str(row["label"]).partition("-")
+    if name == "imagenet" and same > 1 and row["image_size"] != 224:
+        label += f" {row['image_size']}"
+    panel = str(row["trained_on"]).replace("imagenet", "ImageNet-").replace("k", "K")
+    if name == "coco":
+        panel = f"{'Cascade ' if str(row['model']).startswith('cascade') else ''}Mask R-CNN, {panel}"
     points = []
-    for row in ours_first:
-        family, _, told = row["label"].partition("-")
-        if name == "imagenet" and seen[row["label"], row["trained_on"]] > 1 and row["image_size"] != 224:
-            told += f" {row['image_size']}"
-        panel = row["trained_on"].replace("imagenet", "ImageNet-").replace("k", "K")
-        if name == "coco":
-            panel = f"{'Cascade ' if row['model'].startswith('cascade') else ''}Mask R-CNN, {panel}"
-        for origin in ("published", "measured"):
-            macs, accuracy = row[f"{origin}_gmacs"], row[f"{origin}_{key}"]
-            if macs is not None and accuracy is not None:
-                points.append(Point(_FAMILIES.get(family, family), told, panel, macs, accuracy, measured=origin == "measured"))
-    scatter(points, axis, path)
+    for origin in ("published", "measured"):
+        macs, accuracy = row[f"{origin}_gmacs"], row[f"{origin}_{key}"]
+        if isinstance(macs, int | float) and isinstance(accuracy, int | float):
+            points.append(Point(_FAMILIES.get(family, family), label, panel, macs, accuracy, measured=origin == "measured"))
+    return points
 
 
 def _filled(name: str, rows: Rows) -> list[Column]:
     return [column for column in _COLUMNS[name] if any(row[column.key] is not None for row in rows)]
 
 
-def _numbered(rows: Rows) -> tuple[list[Mapping[str, Any]], list[str]]:
-    """The rows ready for `_COLUMNS`, the numbers of their remarks as "notes", and the remarks, each once."""
-    remarks: list[str] = list(dict.fromkeys(remark for row in rows for remark in row["remarks"]))
-    numbered: list[Mapping[str, Any]] = []
+def _numbered(rows: Rows) -> tuple[list[TableRow], list[str]]:
+    """Return the rows with "data" and, as "notes", the numbers of their remarks, and the remarks, each once."""
+    remarks = list(dict.fromkeys(remark for row in rows for remark in _remarks(row)))
+    numbered: list[TableRow] = []
     for row in rows:
-        numbers = [str(number) for number, remark in enumerate(remarks, start=1) if remark in row["remarks"]]
-        numbered.append({**row, "data": row["trained_on"].removeprefix("imagenet").upper(), "notes": " ".join(numbers) or None})
+        numbers = [str(number) for number, remark in enumerate(remarks, start=1) if remark in _remarks(row)]
+        data = str(row["trained_on"]).removeprefix("imagenet").upper()
+        numbered.append({**row, "data": data, "notes": " ".join(numbers) or None})
     return numbered, remarks
+
+
+def _remarks(row: TableRow) -> list[str]:
+    return cast("list[str]", row["remarks"])

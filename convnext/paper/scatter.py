@@ -3,92 +3,95 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from convnext.errors import ConvnextError
+from convnext.report import palette, plots
 
-# Okabe and Ito's palette, told apart with any kind of colour vision; shapes tell those apart that share a colour.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_SHAPES = "osD^v<>PX"
+Styles = Mapping[str, tuple[str, str]]  # colour and marker of each family
 _FONT = 7.5  # points
 
 
 @dataclass(frozen=True)
 class Point:
-    """One network's result."""
+    """The result of one network."""
 
     family: str
     label: str
     panel: str
     macs: float  # billions of multiply-adds
     accuracy: float
-    measured: bool  # here, not printed in the paper
+    measured: bool  # here; otherwise published in the paper
 
 
+def styles(families: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return colour and marker of each family; both are different for up to seven families."""
+    colours, markers = palette.SERIES, palette.MARKERS
+    return {family: (colours[i % len(colours)], markers[i % len(markers)]) for i, family in enumerate(families)}
+
+
+@plots.drawing()
 def scatter(points: Sequence[Point], axis: str, path: Path) -> None:
-    """Draw points as .png or .svg: a panel of each kind side by side on one scale of accuracy, printed hollow and measured filled.
+    """Draw points as .png or .svg: the panels side by side on one scale of accuracy, published results hollow and measured ones filled.
 
     Raises ConvnextError if there is nothing to draw or the file can't be written.
     """
     if not points:
         raise ConvnextError(f"nothing to draw into {path}: no row has both an accuracy and multiply-adds")
-    panels, families = list(dict.fromkeys(point.panel for point in points)), list(dict.fromkeys(point.family for point in points))
-    styles = {family: (_COLOURS[i % len(_COLOURS)], _SHAPES[i % len(_SHAPES)]) for i, family in enumerate(families)}
+    panels = list(dict.fromkeys(point.panel for point in points))
+    looks = styles(list(dict.fromkeys(point.family for point in points)))
     figure = Figure(figsize=(1.6 + 4.6 * len(panels), 5.2), layout="constrained")
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, panel in zip(all_axes, panels, strict=True):
-        for family, style in styles.items():
-            _draw(axes, [point for point in points if (point.family, point.panel) == (family, panel)], *style)
-        costs = [point.macs for point in points if point.panel == panel]
-        if max(costs) > 8 * min(costs):  # over fewer octaves a logarithmic axis has hardly a tick
-            axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_formatter("{x:g}")
+        _draw_panel(axes, [point for point in points if point.panel == panel], looks)
         axes.set(title=panel, xlabel="multiply-adds (G)")
-        axes.margins(0.1)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
     all_axes[0].set_ylabel(axis)
-    _legend(figure, styles)
-    figure.draw_without_rendering()  # only now it is known where the points lie
+    _draw_legend(figure, looks)
+    figure.draw_without_rendering()  # only now the positions of the points are known
     for axes, panel in zip(all_axes, panels, strict=True):
-        _label(axes, [point for point in points if point.panel == panel], styles)
+        _write_labels(axes, [point for point in points if point.panel == panel], looks)
     try:
-        # Text stays text, and the same table draws the same file.
-        with matplotlib.rc_context({"svg.hashsalt": "convnext", "svg.fonttype": "none"}):
-            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)  # the same table draws the same file
     except OSError as error:
         raise ConvnextError(f"could not write {path}: {error}") from error
 
 
-def _draw(axes: Any, points: Sequence[Point], colour: str, shape: str) -> None:
-    for measured in (False, True):
-        chosen = sorted((point.macs, point.accuracy) for point in points if point.measured == measured)
-        if chosen:
-            x, y = zip(*chosen, strict=True)
+def _draw_panel(axes: Axes, points: Sequence[Point], looks: Styles) -> None:
+    for family, (colour, marker) in looks.items():
+        for measured in (False, True):
+            chosen = sorted((point.macs, point.accuracy) for point in points if (point.family, point.measured) == (family, measured))
+            if not chosen:
+                continue
+            x, y = [macs for macs, _ in chosen], [accuracy for _, accuracy in chosen]
             fill = colour if measured else "white"
-            axes.plot(x, y, color=colour, marker=shape, markersize=6, markerfacecolor=fill, linewidth=0.7, alpha=0.9, zorder=2 + measured)
+            axes.plot(x, y, color=colour, marker=marker, markersize=6, markerfacecolor=fill, linewidth=0.7, alpha=0.9, zorder=2 + measured)
+    costs = [point.macs for point in points]
+    if max(costs) > 8 * min(costs):  # over fewer octaves a logarithmic axis has hardly a tick
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+    axes.margins(0.1)
+    plots.plain(axes)
 
 
-def _legend(figure: Figure, styles: Mapping[str, tuple[str, str]]) -> None:
+def _draw_legend(figure: Figure, looks: Styles) -> None:
     marks = [
-        Line2D([], [], color=colour, marker=shape, markerfacecolor="white", label=family) for family, (colour, shape) in styles.items()
+        Line2D([], [], color=colour, marker=marker, markerfacecolor="white", label=family) for family, (colour, marker) in looks.items()
     ]
-    for told, fill in (("as printed", "white"), ("measured here", "#66758a")):
-        marks.append(Line2D([], [], color="#66758a", marker="o", linestyle="none", markerfacecolor=fill, label=told))
+    for label, fill in (("published", "white"), ("measured here", palette.GREY)):
+        marks.append(Line2D([], [], color=palette.GREY, marker="o", linestyle="none", markerfacecolor=fill, label=label))
     figure.legend(handles=marks, loc="outside right upper", frameon=False)
 
 
-def _label(axes: Any, points: Sequence[Point], styles: Mapping[str, tuple[str, str]]) -> None:
+def _write_labels(axes: Axes, points: Sequence[Point], looks: Styles) -> None:
     """Write each network's label once, on the side of its mark where it covers least."""
     scale = axes.figure.dpi / 72
-    places = axes.transData.transform([(point.macs, point.accuracy) for point in points]) / scale  # in points, like the font
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
+    positions = axes.transData.transform([(point.macs, point.accuracy) for point in points]) / scale  # in points, like the font
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in positions]
     written = set()
-    for point, (x, y) in zip(points, places, strict=True):
+    for point, (x, y) in zip(points, positions, strict=True):
         if (point.family, point.label) in written:
             continue
         written.add((point.family, point.label))
@@ -96,26 +99,25 @@ def _label(axes: Any, points: Sequence[Point], styles: Mapping[str, tuple[str, s
         boxes = [(x + dx - width / 2, y + dy - height / 2, x + dx + width / 2, y + dy + height / 2) for dx, dy in _sides(width, height)]
         best = min(boxes, key=lambda box: sum(_covered(box, other) for other in taken))
         taken.append(best)
-        middle = ((best[0] + best[2]) / 2 - x, (best[1] + best[3]) / 2 - y)
         axes.annotate(
             point.label,
             (point.macs, point.accuracy),
-            middle,
+            ((best[0] + best[2]) / 2 - x, (best[1] + best[3]) / 2 - y),
             textcoords="offset points",
             ha="center",
             va="center",
             fontsize=_FONT,
-            color=styles[point.family][0],
+            color=looks[point.family][0],
         )
 
 
 def _sides(width: float, height: float) -> list[tuple[float, float]]:
-    """Middles of a label around its mark, the best first: above, below, beside, in the corners, further off."""
+    """Return the middles of a label around its mark, the best first: above, below, beside, in the corners, further away."""
     near, beside = height / 2 + 5, width / 2 + 6
     around = [(0, near), (0, -near), (beside, 0), (-beside, 0), (beside, near), (-beside, near), (beside, -near), (-beside, -near)]
     return [*around, (0, 2 * near), (0, -2 * near)]
 
 
 def _covered(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    """The area that two boxes (left, bottom, right, top) share."""
+    """Return the area that two boxes (left, bottom, right, top) share."""
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))

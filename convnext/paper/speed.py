@@ -1,10 +1,9 @@
-"""What `convnext bench` measured, for a terminal. Takes the plain values of its report."""
+"""The results of `convnext bench` for a terminal."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from convnext.paper.bench import BenchReport, BenchResult, Spread
 from convnext.report import tables
 from convnext.report.tables import Column
+from convnext.training.environment import Environment
 
 _COLUMNS = [
     Column("name", "network"),
@@ -19,29 +18,36 @@ _COLUMNS = [
 ]
 
 
-def plain(report: Mapping[str, Any]) -> str:
-    """Where and how it was measured, a line a result, remarks below."""
-    setting, rows = report["setting"], []
-    for result in report["results"]:
-        ratio, memory, error = result["ratio"], result["peak_memory"], result["relative_error"]
-        told = {
-            "speed": _spread(result["images_per_second"], 1),
-            "memory": None if memory is None else memory / 2**20,
-            "ratio": None if ratio is None else f"{_spread(ratio, 2)} {result['ratio_to']}",
-            "error": None if error is None else f"{error:.1e}",
-        }
-        rows.append({**result, **told})
-    layout, compiled = "channels-last" if setting["channels_last"] else "contiguous", ", compiled" if setting["compile"] else ""
-    how = f"{setting['image_size']} pixels, {setting['dtype']}, {layout}{compiled}; median of the rounds (least to most)"
-    return "\n".join([*machine(report["environment"]), how, "", tables.plain(_COLUMNS, rows), *report["remarks"]])
+def plain(report: BenchReport) -> str:
+    """Return where and how the speeds were measured, one line per result, and remarks below."""
+    setting = report.setting
+    layout, compiled = "channels-last" if setting.channels_last else "contiguous", ", compiled" if setting.compile else ""
+    how = f"{setting.image_size} pixels, {setting.dtype}, {layout}{compiled}; median of the rounds (min to max)"
+    rows = [_row(result) for result in report.results]
+    return "\n".join([*machine(report.environment), how, "", tables.plain(_COLUMNS, rows), *report.remarks])
 
 
-def machine(environment: Mapping[str, Any]) -> list[str]:
-    """Hardware and versions of a run's environment, a line each."""
+def machine(environment: Environment) -> list[str]:
+    """Return hardware and versions of a run's environment, one line each."""
     hardware, versions = environment["hardware"], environment["versions"]
     where = f"{hardware['gpu'] or hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} threads, on {hardware['device']}"
     return [where, ", ".join(f"{name} {number}" for name, number in versions.items())]
 
 
-def _spread(spread: Mapping[str, float], digits: int) -> str:
-    return f"{spread['median']:.{digits}f} ({spread['least']:.{digits}f} to {spread['most']:.{digits}f})"
+def _row(result: BenchResult) -> dict[str, object]:
+    ratio, memory, error = result.ratio, result.peak_memory, result.relative_error
+    return {
+        "name": result.name,
+        "library": result.library,
+        "mode": result.mode,
+        "batch_size": result.batch_size,
+        "speed": _spread(result.images_per_second, 1),
+        "rounds": result.rounds,
+        "memory": None if memory is None else memory / 2**20,
+        "ratio": None if ratio is None else f"{_spread(ratio, 2)} {result.ratio_to}",
+        "error": None if error is None else f"{error:.1e}",
+    }
+
+
+def _spread(spread: Spread, digits: int) -> str:
+    return f"{spread.median:.{digits}f} ({spread.least:.{digits}f} to {spread.most:.{digits}f})"

@@ -1,222 +1,144 @@
-"""Runs side by side on one page: numbers, curves over each other, the recipe keys in which they differ.
+"""Runs side by side on one page: numbers, curves over each other, the recipe keys in which they differ."""
 
-Knows nothing of training: a run is the plain values of its folder's files.
-"""
-
-import html
-import json
-import statistics
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import yaml
 
-from convnext.errors import ConvnextError, UsageError
-from convnext.report import page, plots
+from convnext.report import metrics, page, plots
+from convnext.report.runs import NONE, RunData, flat
 
-NONE = "–"  # where a run has no such value
-
-
-@dataclass(frozen=True)
-class RunData:
-    """A run, as its folder tells it."""
-
-    name: str
-    recipe: dict[str, Any]
-    environment: dict[str, Any]
-    lines: list[dict[str, Any]]  # of metrics.jsonl
-    remarks: list[str] = field(default_factory=list)  # what the reader should know of them
-
-
-def read_runs(paths: Sequence[Path]) -> list[RunData]:
-    """The runs of these folders, each once, in this order, with names that differ: folders of one name get their parent's too."""
-    folders = list(dict.fromkeys(path.resolve() for path in paths))
-    depth = dict.fromkeys(folders, 1)
-    while True:
-        names = {folder: "/".join(folder.parts[-depth[folder] :]) for folder in folders}
-        shared = [folder for folder in folders if Counter(names.values())[names[folder]] > 1]
-        if not shared:
-            return [replace(read_run(folder), name=names[folder]) for folder in folders]
-        for folder in shared:
-            depth[folder] += 1
-
-
-def read_run(path: Path) -> RunData:
-    """The run of a folder, named after it.
-
-    A last line of metrics.jsonl that is cut short, as of a run killed while it wrote, is left out and told in `remarks`.
-
-    Raises UsageError if there is no such run, ConvnextError that names the file if one is missing or damaged.
-    """
-    path = path.resolve()
-    if not (path / "recipe.yaml").is_file():
-        raise UsageError(f"{path} holds no run: it has no recipe.yaml")
-    try:
-        recipe = yaml.safe_load(_text(path / "recipe.yaml"))
-    except yaml.YAMLError as error:
-        raise ConvnextError(f"{path / 'recipe.yaml'} is damaged: {error}") from error
-    try:
-        environment = json.loads(_text(path / "environment.json"))
-    except ValueError as error:
-        raise ConvnextError(f"{path / 'environment.json'} is damaged: {error}") from error
-    for name, values in (("recipe.yaml", recipe), ("environment.json", environment)):
-        if not isinstance(values, dict):
-            raise ConvnextError(f"{path / name} is damaged: it holds no table of keys")
-    lines, remarks = read_lines(path / "metrics.jsonl")
-    return RunData(path.name, recipe, environment, lines, remarks)
+_DIFFERENT_DATA = (
+    "Not comparable: different validation sets. The recipes name other validation images, or their numbers differ, so no run is "
+    "named the best."
+)
+_INTERVAL = (
+    "The 95 % interval is that of the last evaluation: how far the choice of the validation images may move it. Runs whose intervals "
+    "overlap may be equally good; the differences between seeds come on top of it."
+)
 
 
 def compare(runs: Sequence[RunData], headline: str) -> str:
-    """The page as HTML.
+    """Return the page as HTML.
 
     Args:
-        runs: at least one, of one task, with different names.
+        runs: at least one, all of one task, with different names.
         headline: the metric of the evaluations to judge by, in percent, higher is better.
+
+    Raises ValueError if two runs have the same name.
     """
     if len({run.name for run in runs}) < len(runs):
         raise ValueError("the names of the runs must differ")
-    rows = [_row(run, headline) for run in runs]
-    if not any("date" in run.environment for run in runs):
-        rows = [{key: value for key, value in row.items() if key != "date"} for row in rows]
     if len(runs) == 1:
-        cards = {key: rows[0][key] for key in (f"best {headline}", f"last {headline}", "epochs", "images/s")}
-        sections = [page.Section("Run", page.tight(page.table(rows))), page.Section("Course, machine and recipe", _told(runs[0], headline))]
-        return page.page(runs[0].name, _model(runs[0]), cards, sections)
+        return _page_of_one(runs[0], headline)
+    numbers = page.spaced([*_notices(runs, headline), page.tight(page.table(_rows(runs, headline)))])
     sections = [
-        page.Section("Runs", page.tight(page.table(rows))),
-        page.Section("Curves", _curves(runs, headline)),
-        page.Section("Recipe keys that differ", _differences(runs)),
-        page.Section("Each run", "".join(page.details(run.name, _told(run, headline)) for run in runs)),
+        page.PageSection("Runs", numbers),
+        page.PageSection("Curves", _curves(runs, headline)),
+        page.PageSection("Recipe keys that differ", _differences(runs)),
+        page.PageSection("Each run", "".join(page.details(run.name, _everything(run, headline)) for run in runs)),
     ]
-    lead = " · ".join(dict.fromkeys(_model(run) for run in runs))
+    lead = " · ".join(dict.fromkeys(run.model() for run in runs))
     return page.page(f"{len(runs)} runs compared", lead, _cards(runs, headline), sections)
 
 
+def comparable(runs: Sequence[RunData], headline: str) -> bool:
+    """Return whether all runs were evaluated on the same images, as far as their folders say."""
+    counts = {count for run in runs if (count := run.validation_count(headline)) is not None}
+    return len({run.validation_set() for run in runs}) <= 1 and len(counts) <= 1
+
+
+def _page_of_one(run: RunData, headline: str) -> str:
+    rows = _rows([run], headline)
+    name = metrics.label(headline)
+    cards = {key: rows[0][key] for key in (f"best {name}", f"last {name}", "epochs", "images/s")}
+    sections = [
+        page.PageSection("Run", page.tight(page.table(rows))),
+        page.PageSection("Course, machine and recipe", _everything(run, headline)),
+    ]
+    return page.page(run.name, run.model(), cards, sections)
+
+
+def _rows(runs: Sequence[RunData], headline: str) -> list[dict[str, str]]:
+    """Return the first table, without the columns that no run has a value for."""
+    rows = [_row(run, headline) for run in runs]
+    empty = {key for key in ("95 % interval", "date") if all(row[key] == NONE for row in rows)}
+    return [{key: value for key, value in row.items() if key not in empty} for row in rows]
+
+
 def _row(run: RunData, headline: str) -> dict[str, str]:
-    """What the first table says of a run."""
-    evals = _evals(run, headline)
-    best, end, speed = _best(run, headline), max((line["epoch"] for line in run.lines), default=0), _speed(run)
-    epochs = run.recipe.get("train", {}).get("epochs")
+    name, evals, best, speed = metrics.label(headline), run.points("eval", headline), run.best(headline), run.speed()
+    count, end, epochs = run.validation_count(headline), run.end("epoch"), run.section("train").get("epochs")
     return {
         "run": run.name,
-        f"best {headline}": _percent(best[headline]) if best else NONE,
-        "at epoch": f"{best['epoch']:g}" if best else NONE,
-        f"last {headline}": _percent(evals[-1][headline]) if evals else NONE,
-        "epochs": f"{end:.3g} of {epochs}" if epochs is not None and end < epochs else f"{end:g}",
-        "steps": str(max((line["step"] for line in run.lines), default=0)),
+        f"best {name}": metrics.percent(best[1]) if best else NONE,
+        "at epoch": f"{best[0]:g}" if best else NONE,
+        f"last {name}": metrics.percent(evals[-1][1]) if evals else NONE,
+        "95 % interval": (metrics.interval(headline, evals[-1][1], count) if evals else None) or NONE,
+        "validation images": f"{count:g}" if count is not None else NONE,
+        "epochs": f"{end:.3g} of {epochs}" if isinstance(epochs, int | float) and end < epochs else f"{end:g}",
+        "steps": f"{run.end('step'):.0f}",
         "images/s": f"{speed:.4g}" if speed is not None else NONE,
-        "model": _model(run),
-        "hardware": _hardware(run),
+        "model": run.model(),
+        "hardware": run.hardware(),
         "date": str(run.environment.get("date", NONE)).replace("T", " ")[:16],  # to the minute
     }
 
 
+def _notices(runs: Sequence[RunData], headline: str) -> list[str]:
+    """Return what the reader must know before comparing the numbers."""
+    if not comparable(runs, headline):
+        return [page.notice(_DIFFERENT_DATA)]
+    return [page.paragraph(_INTERVAL)] if any("95 % interval" in row for row in _rows(runs, headline)) else []
+
+
 def _cards(runs: Sequence[RunData], headline: str) -> dict[str, str]:
-    """The best and the fastest, with the names of the runs that are it."""
-    bests = {run.name: best[headline] for run in runs if (best := _best(run, headline))}
-    speeds = {run.name: speed for run in runs if (speed := _speed(run)) is not None}
+    """Return the best value and the highest speed, each with the names of the runs that reached it."""
+    bests = {run.name: best[1] for run in runs if (best := run.best(headline))}
+    speeds = {run.name: speed for run in runs if (speed := run.speed()) is not None}
     cards = {}
-    for what, values, told in ((f"best {headline}", bests, _percent), ("most images/s", speeds, "{:.4g}".format)):
-        if values:
-            most = max(values.values())
-            cards[f"{what}: {', '.join(name for name, value in values.items() if value == most)}"] = told(most)
+    if bests and not comparable(runs, headline):
+        cards[f"best {metrics.label(headline)}"] = "not comparable"
+    elif bests:
+        cards[f"best {metrics.label(headline)}: {_names_of_highest(bests)}"] = metrics.percent(max(bests.values()))
+    if speeds:
+        cards[f"most images/s: {_names_of_highest(speeds)}"] = f"{max(speeds.values()):.4g}"
     return cards
 
 
+def _names_of_highest(values: dict[str, float]) -> str:
+    return ", ".join(name for name, value in values.items() if value == max(values.values()))
+
+
 def _curves(runs: Sequence[RunData], headline: str) -> str:
-    losses = [[(line["epoch"], line["loss"]) for line in run.lines if line["kind"] == "train" and "loss" in line] for run in runs]
-    metrics = [[(line["epoch"], line[headline]) for line in _evals(run, headline)] for run in runs]
-    drawn = [(losses, "Training loss", "No training step is logged yet."), (metrics, f"Validation {headline} (%)", "No evaluation yet.")]
+    losses, values = [run.points("train", "loss") for run in runs], [run.points("eval", headline) for run in runs]
+    drawn = [
+        (losses, "Training loss", "No training step is logged yet."),
+        (values, f"Validation {metrics.label(headline)} (%)", "No evaluation yet."),
+    ]
     svgs = [plots.overlay(series, title) for series, title, _ in drawn if any(series)]
-    missing = "".join(f"<p>{remark}</p>" for series, _, remark in drawn if not any(series))
-    return page.legend([(run.name, *plots.style(index)) for index, run in enumerate(runs)]) + page.figures(svgs) + missing
+    missing = [page.paragraph(remark) for series, _, remark in drawn if not any(series)]
+    legend = page.legend([(run.name, *plots.style(index)) for index, run in enumerate(runs)])
+    return "".join([legend, page.figures(svgs), *missing])
 
 
 def _differences(runs: Sequence[RunData]) -> str:
-    recipes = [_flat(run.recipe) for run in runs]
+    recipes = [flat(run.recipe) for run in runs]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
     values = {key: [recipe.get(key, NONE) for recipe in recipes] for key in keys}
-    differ = {key: told for key, told in values.items() if len(set(told)) > 1}
-    if not differ:
-        return "<p>None: the recipes are the same.</p>"
+    different = {key: found for key, found in values.items() if len(set(found)) > 1}
+    if not different:
+        return page.paragraph("None: the recipes are the same.")
     names = [run.name for run in runs]
-    return page.table([{"key": key} | dict(zip(names, told, strict=True)) for key, told in differ.items()])
+    return page.table([{"key": key} | dict(zip(names, found, strict=True)) for key, found in different.items()])
 
 
-def _told(run: RunData, headline: str) -> str:
-    """All that is known of one run."""
-    remarks = run.remarks if _evals(run, headline) else [*run.remarks, "No evaluation yet."]
-    parts = [f"<p>{html.escape(remark)}</p>" for remark in remarks]
+def _everything(run: RunData, headline: str) -> str:
+    """Return all that is known of one run: remarks, curves, machine and recipe."""
+    remarks = run.remarks if run.points("eval", headline) else [*run.remarks, "No evaluation yet."]
+    parts = [page.paragraph(remark) for remark in remarks]
     if run.lines:
-        parts.append(page.figure(plots.curves(run.lines, headline), wide=True))
-    ran_on = [{"what": key, "value": value} for key, value in _flat(run.environment).items() if value != "null"]
-    parts.append(page.table(ran_on))
-    parts.append(page.preformatted(yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)))
+        parts.append(page.figures(plots.curves(run.lines, headline)))
+    parts.append(page.table([{"what": key, "value": value} for key, value in flat(run.environment).items() if value != "null"]))
+    recipe = dict(run.recipe)
+    parts.append(page.preformatted(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)))
     return page.spaced(parts)
-
-
-def _evals(run: RunData, headline: str) -> list[dict[str, Any]]:
-    return [line for line in run.lines if line["kind"] == "eval" and headline in line]
-
-
-def _best(run: RunData, headline: str) -> dict[str, Any] | None:
-    return max(_evals(run, headline), key=lambda line: line[headline], default=None)
-
-
-def _speed(run: RunData) -> float | None:
-    speeds = [line["images_per_second"] for line in run.lines if line["kind"] == "train" and "images_per_second" in line]
-    return statistics.median(speeds) if speeds else None
-
-
-def _percent(value: float) -> str:
-    return f"{value:.2f}\N{NO-BREAK SPACE}%"
-
-
-def _model(run: RunData) -> str:
-    return str(run.recipe.get("model", {}).get("name", NONE))
-
-
-def _hardware(run: RunData) -> str:
-    hardware = run.environment.get("hardware", {})
-    return str(hardware.get("gpu") or hardware.get("cpu") or NONE)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted keys and their values as a recipe writes them."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return flat
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError as error:
-        raise ConvnextError(f"{path} is missing") from error
-    except OSError as error:
-        raise ConvnextError(f"{path} can't be read: {error}") from error
-
-
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The lines of a metrics.jsonl, and remarks on them: one that is cut short at the end is left out. Raises ConvnextError if damaged."""
-    text = _text(path)
-    texts = text.removesuffix("\n").split("\n") if text else []
-    lines: list[dict[str, Any]] = []
-    for number, written in enumerate(texts, start=1):
-        try:
-            line = json.loads(written)
-            if not (isinstance(line["kind"], str) and isinstance(line["step"], int) and isinstance(line["epoch"], int | float)):
-                raise TypeError("kind, step and epoch must be a word and two numbers")
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(texts) and not text.endswith("\n"):
-                return lines, [f"The last line of {path.name} is cut short and left out: the run was stopped while it wrote."]
-            raise ConvnextError(f"{path} is damaged in line {number}: {error}") from error
-        lines.append(line)
-    return lines, []

@@ -1,137 +1,151 @@
-"""A report as one HTML file without any outside resource: it opens offline, and in ten years."""
+"""A report as one HTML file without any outside resource: it opens offline, and in ten years.
+
+The functions here give parts of a page as HTML, rendered by the templates beside this file; text from outside is escaped there.
+"""
 
 import base64
-import html
-from collections.abc import Mapping, Sequence
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from convnext.errors import first_line
+from convnext.models.weights.files import write_atomically
+from convnext.report import palette
 from convnext.text import printable_lines
 
-_STYLE = """
-:root { --ink: #1d2733; --soft: #66758a; --line: #dfe5ec; --ground: #f6f8fa; --card: #fff; --accent: #0b6e99; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e9ef; --soft: #93a1b3; --line: #2e3844; --ground: #14191f; --card: #1c232b; --accent: #5cb8e0; }
-  .figure { background: #fff; border-radius: 6px; padding: 8px; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1060px; padding: 28px 18px 60px; background: var(--ground); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
-h1 { font-size: 25px; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 17px; margin: 0 0 12px; }
-.lead { color: var(--soft); margin: 4px 0 20px; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px; margin: 16px 0;
-  overflow-x: auto; }
-.cards { display: flex; flex-wrap: wrap; gap: 12px; }
-.card { flex: 1 1 150px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }
-.card b { display: block; font-size: 22px; color: var(--accent); } .card span { color: var(--soft); font-size: 13px; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 4px 18px 4px 0; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 500; white-space: nowrap; }
-pre { margin: 0; font: 13px/1.45 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
-.figure svg { max-width: 100%; height: auto; display: block; }
-.figures { display: flex; flex-wrap: wrap; gap: 14px; } .figures .figure { flex: 1 1 320px; max-width: 500px; }
-.legend { display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 0 0 12px; padding: 0; list-style: none; overflow-wrap: anywhere; }
-.legend svg { margin-right: 8px; vertical-align: middle; }
-.wide { overflow-x: auto; } .wide svg { min-width: 640px; }
-.tight td { white-space: nowrap; } .spaced > * { margin: 14px 0 0; }
-details { border-top: 1px solid var(--line); padding: 10px 0; }
-summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere; }
-figure { display: inline-block; width: 132px; margin: 0 10px 12px 0; vertical-align: top; font-size: 13px; overflow-wrap: anywhere; }
-figure img { width: 132px; height: 132px; object-fit: contain; background: var(--ground); border-radius: 6px; image-rendering: auto; }
-figure img.small { image-rendering: pixelated; }
-.image { color: var(--soft); font-size: 13px; } .image img { max-width: 100%; border-radius: 6px; }
-figcaption b { display: block; } figcaption span { color: var(--soft); }
-"""
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_STYLE = re.compile(r'style="[^"]*"')
+_THEMED = {palette.THEMES["light"][name]: f"var(--{name})" for name in ("ink", "soft", "line")}  # of what is drawn beside the curves
+_SMALL = 64  # pixels of the long side: smaller images show their pixels
+_MAX_IMAGE = (2040, 8160)  # pixels: two for each pixel of the page's width; WebP holds no more than 16383 a side
+_TILE = 264  # pixels of the long side of a tile's image: two for each pixel of the page
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A titled part of the page; `body` is HTML."""
 
     title: str
     body: str
 
 
-def page(title: str, lead: str, cards: Mapping[str, str], sections: Sequence[Section]) -> str:
-    """The whole page as HTML; `cards` are the few numbers to see first, label to value."""
-    head = "".join(f'<div class="card"><b>{html.escape(v)}</b><span>{html.escape(k)}</span></div>' for k, v in cards.items())
-    body = "".join(f"<section><h2>{html.escape(section.title)}</h2>{section.body}</section>\n" for section in sections)
-    whole = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>"
-        f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p><div class="cards">{head}</div>\n{body}</body></html>\n'
-    )
-    return printable_lines(whole)  # names from outside are all over it, and a byte that is no UTF-8 would keep it from being written
+def page(title: str, lead: str, cards: Mapping[str, str], sections: Sequence[PageSection]) -> str:
+    """Return the whole page as HTML; `cards` are the few numbers to see first, label to value."""
+    template = _templates().get_template("page.html.j2")
+    whole = template.render(title=title, lead=lead, cards=cards, sections=sections, themes=palette.THEMES)
+    return printable_lines(whole)  # names from outside are all over it, and bytes that are not UTF-8 could not be written
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of the same keys as an HTML table; the keys are its head."""
-    if not rows:
-        return "<p>None.</p>"
-    head = "".join(f"<th>{html.escape(str(key))}</th>" for key in rows[0])
-    lines = ("".join(f"<td>{html.escape(str(value))}</td>" for value in row.values()) for row in rows)
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+def write_page(path: Path, make: Callable[[], str], report: Callable[[str], None]) -> bool:
+    """Write what `make` returns to `path`, whole or not at all, and return whether that succeeded.
+
+    A failure is reported in one line and never raised: the page is about work that is done, and must not take it down.
+    """
+    try:
+        text = make()
+        write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+    except Exception as error:  # from drawing to writing, whatever it is: hours of work may lie behind it
+        report(f"the report {path} could not be written ({type(error).__name__}: {first_line(error)}); everything else is there")
+        return False
+    return True
+
+
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return rows of the same keys as an HTML table; the keys are its head."""
+    return _part("table", rows=rows) if rows else paragraph("None.")
+
+
+def paragraph(text: str) -> str:
+    """Return text as a paragraph."""
+    return _part("paragraph", text=text, kind="")
+
+
+def notice(text: str) -> str:
+    """Return text as a paragraph that stands out."""
+    return _part("paragraph", text=text, kind="notice")
 
 
 def tight(body: str) -> str:
-    """Tables whose cells are not wrapped: scrolled where the screen is narrow."""
-    return f'<div class="tight">{body}</div>'
+    """Return tables with cells that are not wrapped: a narrow screen scrolls them."""
+    return _part("block", kind="tight", parts=[body])
 
 
 def spaced(parts: Sequence[str]) -> str:
-    """HTML parts under each other, with room between them."""
-    return f'<div class="spaced">{"".join(parts)}</div>'
+    """Return HTML parts under each other, with room between them."""
+    return _part("block", kind="spaced", parts=parts)
 
 
 def preformatted(text: str) -> str:
-    """Text as it is."""
-    return f"<pre>{html.escape(text)}</pre>"
+    """Return text with its own line breaks, in a font of one width."""
+    return _part("preformatted", text=text)
 
 
 def figure(svg: str, wide: bool = False) -> str:
-    """An SVG drawing, inline; a wide one is scrolled on a narrow screen rather than shrunk until it can't be read."""
-    return f'<div class="figure{" wide" if wide else ""}">{svg}</div>'
+    """Return an SVG drawing, inline and in the page's light or dark colours; a narrow screen scrolls a wide one instead of shrinking it."""
+    return _part("block", kind="figure wide" if wide else "figure", parts=[_themed(svg)])
 
 
 def figures(svgs: Sequence[str]) -> str:
-    """SVG drawings side by side, under each other where the screen is narrow."""
-    return f'<div class="figures">{"".join(map(figure, svgs))}</div>'
+    """Return SVG drawings side by side, under each other where the screen is narrow."""
+    return _part("block", kind="figures", parts=[figure(svg) for svg in svgs])
 
 
 def legend(entries: Sequence[tuple[str, str, str]]) -> str:
-    """Names with the line each is drawn with: (name, colour, dashes as in SVG's stroke-dasharray)."""
-    items = (
-        f'<li><svg width="28" height="8"><path d="M0 4H28" stroke="{colour}" stroke-width="3" stroke-dasharray="{dashes}"/></svg>'
-        f"{html.escape(name)}</li>"
-        for name, colour, dashes in entries
-    )
-    return f'<ul class="legend">{"".join(items)}</ul>'
+    """Return names with the line that each is drawn with: (name, colour, dashes as in SVG's stroke-dasharray)."""
+    return _part("legend", entries=entries)
 
 
 def details(summary: str, body: str) -> str:
-    """A part that unfolds when its summary is clicked; `body` is HTML."""
-    return f"<details><summary>{html.escape(summary)}</summary>{body}</details>"
+    """Return a part that unfolds when its summary is clicked; `body` is HTML."""
+    return _part("details", summary=summary, body=body)
 
 
 def image(content: Image.Image, caption: str = "") -> str:
-    """An image in its own size, inside the page, shrunk where the screen is narrower."""
-    buffer = BytesIO()
-    content.save(buffer, "JPEG", quality=88)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<p class="image"><img alt="" src="data:image/jpeg;base64,{data}"><br>{html.escape(caption)}</p>'
+    """Return an image inside the page, shrunk where the page or the screen is narrower. Transparent pixels stay transparent."""
+    is_transparent = content.mode in {"RGBA", "LA", "PA"}
+    content = content.copy()
+    content.thumbnail(_MAX_IMAGE)
+    return _part("image", source=_data(content, "WEBP" if is_transparent else "JPEG"), caption=caption)
 
 
 def tile(image: Image.Image, title: str, caption: str) -> str:
-    """A thumbnail with two lines under it, the image inside the page."""
-    small = max(image.size) <= 64
+    """Return a thumbnail with two lines under it, the image inside the page."""
+    is_small = max(image.size) <= _SMALL
     image = image.copy()
-    image.thumbnail((264, 264))
+    image.thumbnail((_TILE, _TILE))
+    return _part("tile", source=_data(image, "PNG" if is_small else "JPEG"), is_small=is_small, title=title, caption=caption)
+
+
+def _data(image: Image.Image, kind: str) -> str:
+    """Return an image as a data URL; `kind` is JPEG, PNG or WEBP."""
     buffer = BytesIO()
-    image.save(buffer, "PNG" if small else "JPEG")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    tag = f'<img {"class=small " if small else ""}alt="" src="data:image/{"png" if small else "jpeg"};base64,{data}">'
-    return f"<figure>{tag}<figcaption><b>{html.escape(title)}</b><span>{html.escape(caption)}</span></figcaption></figure>"
+    image.save(buffer, kind, quality=88)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _themed(svg: str) -> str:
+    """Return an SVG drawing of `plots.svg` whose ink, lines and grounds take the page's colours."""
+    return _STYLE.sub(lambda style: re.sub(r"#[0-9a-f]{6}", lambda colour: _THEMED.get(colour[0], colour[0]), style[0]), svg)
+
+
+def _part(name: str, **values: object) -> str:
+    """Return what the macro `name` of parts.html.j2 renders."""
+    macros = _templates().get_template("parts.html.j2").module
+    return str(getattr(macros, name)(**values))
+
+
+@functools.cache
+def _templates() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("convnext.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )

@@ -1,28 +1,27 @@
-"""Tables as text: for a terminal, as Markdown, as CSV. Rows are mappings from a column's key to a plain value, None where there is none."""
+"""Tables as text: for a terminal, as Markdown, as CSV. Rows map a column's key to a plain value, None where it has no value."""
 
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any
 
 NONE = "–"
-_ALL, _WORST, _BEST = 24, 8, 4  # classes: as many are shown, or else of these
+_ALL, _WORST, _BEST = 24, 8, 4  # classes: up to so many are all shown; of more, so many of the worst and the best
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[Mapping[str, object]]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column; numbers stand on the right, words on the left."""
+    """One column; numbers are aligned right, words left."""
 
     key: str
     head: str
-    digits: int | None = None  # behind the point; None for words and whole numbers
+    digits: int | None = None  # after the point; None for words and whole numbers
 
 
 def plain(columns: Sequence[Column], rows: Rows) -> str:
-    """For a terminal: columns two blanks apart."""
+    """Return the table for a terminal: columns two blanks apart."""
     cells = [[column.head for column in columns], *([_cell(column, row) for column in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     right = [_is_number(column, rows) for column in columns]
@@ -34,10 +33,13 @@ def plain(columns: Sequence[Column], rows: Rows) -> str:
 
 
 def by_class(columns: Sequence[Column], rows: Rows, key: str) -> str:
-    """For a terminal: a row for each class; of many classes the worst and the best by `key`, None left out, and how many are between."""
+    """Return a row for each class, for a terminal; of many classes the worst and the best by `key`, and how many are between them.
+
+    Of many classes, those without a value are only counted.
+    """
     if len(rows) <= _ALL:
         return plain(columns, rows)
-    known = sorted((row for row in rows if row.get(key) is not None), key=lambda row: float(row[key]))
+    known = sorted((row for row in rows if _number(row, key) is not None), key=lambda row: _number(row, key) or 0.0)
     if len(known) <= _WORST + _BEST:
         return f"{plain(columns, known)}\n{len(rows) - len(known)} other classes do not occur"
     shown = plain(columns, [*known[:_WORST], *known[-_BEST:]]).split("\n")
@@ -46,7 +48,7 @@ def by_class(columns: Sequence[Column], rows: Rows, key: str) -> str:
 
 
 def markdown(columns: Sequence[Column], rows: Rows) -> str:
-    """As GitHub and most other readers of Markdown take it."""
+    """Return the table as Markdown, as GitHub and most other readers take it."""
     marks = ["---:" if _is_number(column, rows) else "---" for column in columns]
     lines = [[column.head for column in columns], marks, *([_cell(column, row) for column in columns] for row in rows)]
     escaped = ([text.replace("|", r"\|") for text in line] for line in lines)
@@ -54,7 +56,7 @@ def markdown(columns: Sequence[Column], rows: Rows) -> str:
 
 
 def comma_separated(columns: Sequence[Column], rows: Rows) -> str:
-    """CSV with the keys as its head: numbers in full, nothing where there is none."""
+    """Return the table as CSV with the keys as its head: numbers with all digits, empty cells where there is no value."""
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([column.key for column in columns])
@@ -62,7 +64,7 @@ def comma_separated(columns: Sequence[Column], rows: Rows) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def _cell(column: Column, row: Mapping[str, Any]) -> str:
+def _cell(column: Column, row: Mapping[str, object]) -> str:
     value = row.get(column.key)
     if value is None:
         return NONE
@@ -70,4 +72,9 @@ def _cell(column: Column, row: Mapping[str, Any]) -> str:
 
 
 def _is_number(column: Column, rows: Rows) -> bool:
-    return column.digits is not None or any(isinstance(row.get(column.key), int | float) for row in rows)
+    return column.digits is not None or any(_number(row, column.key) is not None for row in rows)
+
+
+def _number(row: Mapping[str, object], key: str) -> float | None:
+    found = row.get(key)
+    return found if isinstance(found, int | float) else None

@@ -104,7 +104,7 @@ def test_two_functions_of_the_same_weights_are_told():
     ours, peer = contestants
     for error in (0.03, float("nan")):
         told = differences([replace(ours, relative_error=error), peer])
-        assert [f"convnext_atto here and in timm are two functions: their outputs differ by {error:.1e}"] == told
+        assert [f"convnext_atto here and in timm are different functions: their outputs differ by {error:.1e}"] == told
 
 
 def test_a_report_holds_all_settings_beside_the_peer():
@@ -118,15 +118,16 @@ def test_a_report_holds_all_settings_beside_the_peer():
     ours, peer = report["results"][:2]
     assert (ours["ratio_to"], peer["ratio"], ours["peak_memory"]) == ("timm", None, None)
     assert ours["relative_error"] < 1e-5
-    assert any("peak memory is told of CUDA devices only" in remark for remark in report["remarks"])
+    assert any("peak memory is measured on CUDA devices only" in remark for remark in report["remarks"])
 
 
 def test_settings_that_make_no_sense():
-    for setting, message in ((Setting(dtype="bf61"), "did you mean 'bf16'"), (Setting(dtype="tf32"), "take float32 or bf16")):
+    for setting, message in ((Setting(dtype="bf61"), "did you mean 'bf16'"), (Setting(dtype="tf32"), "use float32 or bf16")):
         with pytest.raises(UsageError, match=message):
             bench(["convnext_atto"], setting, CPU)
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_json_value_or_a_table():
     arguments = (
         "bench",

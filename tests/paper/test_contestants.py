@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from convnext.errors import UsageError
-from convnext.models.backbones.zoo import BACKBONES, Backbone
+from convnext.models.entry import Entry
+from convnext.models.registry import BACKBONES
 from convnext.paper.contestants import build, build_peer, enter, relative_error
 
 
@@ -43,14 +44,14 @@ def test_buffers_are_what_the_constructor_made_of_them(monkeypatch):
     def normed(num_classes, in_channels, drop_path):
         return nn.Sequential(nn.Conv2d(in_channels, num_classes, 3), nn.BatchNorm2d(num_classes))
 
-    monkeypatch.setitem(BACKBONES, "normed", Backbone(normed, {}))
+    monkeypatch.setitem(BACKBONES, "normed", Entry(normed))
     assert build("normed")[1].running_var.tolist() == [1.0] * 1000
 
 
 @pytest.mark.parametrize(
     ("name", "library", "message"),
     [
-        ("convnext_atto", "tim", "no peers from 'tim'; did you mean 'timm'"),
+        ("convnext_atto", "tim", "unknown library 'tim'; did you mean 'timm'"),
         ("convnext_atto", "torchvision", "torchvision has no convnext_atto"),
         ("convnext_isotropic_small", "timm", "convnext_isotropic_small has no peer"),
         ("convnext_tny", "timm", "did you mean 'convnext_tiny'"),

@@ -85,7 +85,7 @@ def test_figures_name_every_family_and_network(table, tmp_path):
         family, _, size = row["label"].partition("-")
         assert {"R": "BiT, ResNet", "X101": "ResNeXt-101"}.get(family, family) in words
         assert any(word.split(" ")[0] == size for word in words)
-    assert {"as printed", "measured here"} <= set(words)
+    assert {"published", "measured here"} <= set(words)
     listing.plot(table, rows, tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_text() == text
     listing.plot(table, rows, tmp_path / "figure.png")

@@ -1,6 +1,7 @@
 """The page that compares runs: of folders written by hand, and of one that `convnext.train` left."""
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from helpers import image_folder
 
 import convnext
 from convnext.errors import ConvnextError, UsageError
-from convnext.report.compare import RunData, compare, read_run, read_runs
+from convnext.report.compare import comparable, compare
+from convnext.report.runs import RunData, read_run, read_runs
 
 RECIPE = {
     "task": "classify",
@@ -90,7 +92,7 @@ def test_three_runs_make_one_page_that_loads_nothing_from_outside(tmp_path):
     assert "https://" not in text
     assert [row["run"] for row in page.table("run")] == ["a", "b", "<c>"]
     assert page.summaries == ["a", "b", "<c>"]
-    assert text.count("<svg") == 2 + 3 + 3  # the overlaid curves, the legend's swatches, each run's own curves
+    assert text.count("<svg") == 2 + 3 + 3 * 3  # the overlaid curves, the legend's swatches, each run's own three curves
 
 
 def test_a_row_has_the_numbers_of_its_run(tmp_path):
@@ -98,9 +100,11 @@ def test_a_row_has_the_numbers_of_its_run(tmp_path):
     (row,) = Page(compare(read_runs([tmp_path / "run"]), "top1")).table("run")
     assert row == {
         "run": "run",
-        "best top1": "90.00\xa0%",
+        "best top-1 accuracy": "90.00\xa0%",
         "at epoch": "2",
-        "last top1": "70.00\xa0%",
+        "last top-1 accuracy": "70.00\xa0%",
+        "95 % interval": "53.71 to 82.43\xa0%",
+        "validation images": "36",
         "epochs": "4",
         "steps": "12",
         "images/s": "100",
@@ -128,6 +132,37 @@ def test_only_keys_that_differ_are_shown(tmp_path):
     ]
 
 
+def with_data(name="a", count=36, seed=0, **data):
+    found = [line | ({"count": count} if line["kind"] == "eval" else {}) for line in lines()]
+    return RunData(name, RECIPE | {"seed": seed, "data": {"train": "photos", **data}}, ENVIRONMENT, found)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "are_the_same"),
+    [
+        ({"val": "v1"}, {"val": "v1", "seed": 1}, True),
+        ({"val": "v1"}, {"val": "v2"}, False),
+        ({"val": "v1"}, {"val": "v1", "count": 35}, False),
+        ({"val_fraction": 0.2}, {"val_fraction": 0.2}, True),
+        ({"val_fraction": 0.2}, {"val_fraction": 0.2, "seed": 1}, False),  # other images are held out
+        ({"val_fraction": 0.2}, {"val": "v1"}, False),
+    ],
+)
+def test_runs_on_different_validation_images_have_no_winner(a, b, are_the_same):
+    text = compare([with_data("a", **a), with_data("b", **b)], "top1")
+    cards = dict(re.findall(r'<div class="card"><b>([^<]*)</b><span>([^<]*)</span>', text))
+    assert ("Not comparable: different validation sets" in text) == (not are_the_same)
+    assert cards.get("90.00\xa0%") == ("best top-1 accuracy: a, b" if are_the_same else None)
+    assert cards.get("not comparable") == (None if are_the_same else "best top-1 accuracy")
+    assert ("Runs whose intervals overlap" in text) == are_the_same
+
+
+def test_a_run_without_an_evaluation_does_not_make_others_incomparable():
+    runs = [with_data("a", val="v"), with_data("b", val="v")]
+    young = RunData("young", runs[0].recipe, ENVIRONMENT, lines(epochs=1, top1=()))
+    assert comparable([*runs, young], "top1")
+
+
 def test_runs_of_one_recipe_differ_in_nothing(tmp_path):
     text = compare(read_runs([run_folder(tmp_path / "a"), run_folder(tmp_path / "b")]), "top1")
     assert Page(text).table("key") == []
@@ -141,10 +176,10 @@ def test_runs_without_an_evaluation_yet(tmp_path, written):
     Page(alone)
     assert "No evaluation yet." in alone
     together = Page(compare(read_runs([young, old]), "top1"))
-    assert [row["best top1"] for row in together.table("run")] == ["–", "90.00\xa0%"]
+    assert [row["best top-1 accuracy"] for row in together.table("run")] == ["–", "90.00\xa0%"]
 
 
-def test_folders_of_one_name_are_told_apart_and_one_given_twice_is_shown_once(tmp_path):
+def test_folders_of_one_name_get_different_names_and_one_given_twice_is_shown_once(tmp_path):
     paths = [run_folder(tmp_path / name) for name in ("x/seed/digits", "y/seed/digits", "x/flowers")]
     names = [run.name for run in read_runs([*paths, paths[0] / ".." / "digits"])]
     assert names == ["x/seed/digits", "y/seed/digits", "flowers"]
@@ -155,7 +190,7 @@ def test_runs_of_one_name_are_refused():
         compare([RunData("a", RECIPE, ENVIRONMENT, []), RunData("a", RECIPE, ENVIRONMENT, [])], "top1")
 
 
-def test_a_last_line_cut_short_is_left_out_and_told(tmp_path):
+def test_a_last_line_cut_short_is_skipped_and_reported(tmp_path):
     run_folder(tmp_path / "run")
     path = tmp_path / "run" / "metrics.jsonl"
     path.write_text(path.read_text()[:-20])
@@ -163,7 +198,7 @@ def test_a_last_line_cut_short_is_left_out_and_told(tmp_path):
     assert run.lines == lines()[:-1]
     text = compare([run], "top1")
     Page(text)
-    assert "The last line of metrics.jsonl is cut short and left out" in text
+    assert "The last line of metrics.jsonl is cut short and was skipped" in text
     assert "is cut short" not in compare([RunData("whole", RECIPE, ENVIRONMENT, lines())], "top1")
 
 
@@ -197,7 +232,7 @@ def test_a_folder_that_is_not_there_is_wrong_usage():
 
 
 def test_more_runs_than_colours_and_a_run_of_very_many_lines(tmp_path):
-    runs = [RunData(f"run{i}", RECIPE | {"seed": i}, ENVIRONMENT, lines()) for i in range(8)]
+    runs = [RunData(f"run{i}", RECIPE | {"seed": i}, ENVIRONMENT, lines()) for i in range(9)]
     assert compare(runs, "top1").count('stroke-dasharray="6 2"') == 2
     long = [RunData("long", RECIPE, ENVIRONMENT, lines(epochs=20_000, top1=()))]
     assert len(compare(long, "top1")) < 1_000_000
@@ -223,8 +258,8 @@ def test_a_run_that_train_left(tmp_path):
     page = Page(compare(runs, "top1"))
     assert page.outside == []
     real, _ = page.table("run")
-    assert real["last top1"] == f"{result.metrics['top1']:.2f}\xa0%"
-    assert real["best top1"] == f"{result.best:.2f}\xa0%"
+    assert real["last top-1 accuracy"] == f"{result.metrics['top1']:.2f}\xa0%"
+    assert real["best top-1 accuracy"] == f"{result.best:.2f}\xa0%"
     assert (real["epochs"], real["steps"]) == ("2", "6")
     assert {row["key"] for row in page.table("key")} >= {"train.epochs", "model.depths", "data.image_size"}
     assert "train.batch_size" not in {row["key"] for row in page.table("key")}

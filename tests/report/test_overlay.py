@@ -4,7 +4,8 @@ import torch
 from helpers import sample_image
 from PIL import Image
 
-from convnext.report.overlay import coloured, overlay, palette, side_by_side
+from convnext.report.overlay import coloured, overlay, side_by_side
+from convnext.report.palette import class_colours
 
 
 def regions():
@@ -14,22 +15,11 @@ def regions():
     return mask
 
 
-def test_colours_differ_and_stay_the_same():
-    colours = palette().astype(int)
-    assert colours.shape == (256, 3)
-    assert len(np.unique(colours, axis=0)) == 256
-    assert colours[:4].tolist() == [[0, 130, 255], [255, 0, 0], [170, 255, 0], [0, 85, 0]]
-    for count, least in ((12, 90), (40, 45), (150, 40)):  # levels in the channel that tells the two most alike apart
-        apart = np.abs(colours[:count, None] - colours[None, :count]).max(-1) + 999 * np.eye(count)
-        assert apart.min() >= least
-    assert (np.ptp(colours[:255], axis=1) >= 80).all()  # none is taken for grey, which is what is ignored
-
-
 def test_colours_are_laid_over_the_image_at_its_place():
     mask, ground = regions(), Image.new("RGB", (80, 60), (100, 100, 100))
     found = np.asarray(coloured(ground, mask, 0.6)).astype(int)
     for label, at in ((0, (20, 20)), (1, (20, 60))):
-        assert np.abs(found[at] - (40 + 0.6 * palette()[label])).max() <= 1
+        assert np.abs(found[at] - (40 + 0.6 * class_colours()[label])).max() <= 1
     assert np.array_equal(found[20, 39:42], [found[20, 39], [255] * 3, found[20, 41]])  # the border
     stripes = np.unique(found[45:55, 10:70].reshape(-1, 3), axis=0)
     assert stripes.tolist() == [[76] * 3, [130] * 3]
@@ -44,25 +34,39 @@ def test_the_legend_names_what_occurs_and_no_more():
     assert np.array_equal(np.asarray(few)[:60, :80], np.asarray(coloured(ground, mask)))
     below = np.asarray(few)[60:].reshape(-1, 3)
     for label, is_there in ((0, True), (1, True), (2, False), (149, False)):
-        assert (below == palette()[label]).all(1).any() == is_there
+        assert (below == class_colours()[label]).all(1).any() == is_there
     many = overlay(ground, (np.arange(4800).reshape(60, 80) % 150).astype(np.uint8), names)
     assert many.size[1] > few.size[1] + 1000  # a line each
-    assert (np.asarray(many)[-20:] == palette()[149]).all(2).any()
+    assert (np.asarray(many)[-20:] == class_colours()[149]).all(2).any()
 
 
 def test_prediction_beside_the_truth():
     mask, ground = regions(), sample_image(size=(200, 60))
     mask = np.pad(mask, ((0, 0), (0, 120)))
     wrong = np.where(mask == 1, 2, 0).astype(np.uint8)
-    sheet = np.asarray(side_by_side(ground, mask, wrong, ["sky", "road", "tree"]))
+    sheet = np.asarray(side_by_side(ground, mask, wrong, ["sky", "road", "tree"]).convert("RGB"))
     assert sheet.shape[1] == 3 * 200 + 2 * 8
     for i, side in enumerate((ground, coloured(ground, mask), coloured(ground, wrong))):
         assert np.array_equal(sheet[24 : 24 + 60, i * 208 : i * 208 + 200], np.asarray(side))
     below = sheet[24 + 60 :].reshape(-1, 3)
-    assert all((below == palette()[label]).all(1).any() for label in (0, 1, 2))
-    assert (sheet[:24] < 128).any()  # titles
+    assert all((below == class_colours()[label]).all(1).any() for label in (0, 1, 2))
+    assert (sheet[:24] < 150).any()  # titles
+    transparent = np.asarray(side_by_side(ground, mask, wrong, ["sky", "road", "tree"]))[24:84, 200:208, 3]
+    assert (transparent == 0).all()  # a page's own ground between the images
 
 
-def test_a_class_without_a_name_is_told():
+def test_a_class_without_a_name_is_an_error():
     with pytest.raises(ValueError, match="the mask holds the class 1, of 1 classes"):
         overlay(sample_image(size=(80, 60)), regions(), ["sky"])
+
+
+def test_large_classes_have_their_names_on_them():
+    mask, ground = np.zeros((200, 300), np.uint8), Image.new("RGB", (300, 200), (100, 100, 100))
+    mask[:, 150:], mask[180:, 280:] = 1, 2
+    drawn = np.asarray(overlay(ground, mask, ["sky", "a name too long for its part", "speck"]))[:200, :300]
+    plain = np.asarray(coloured(ground, mask))
+    changed = (drawn != plain).any(2)
+    assert changed[80:120, 50:100].any()  # in the middle of the first class
+    assert not changed[:, 150:].any()  # no room for one name, and a class that is small
+    rows, columns = np.nonzero(changed)
+    assert (mask[rows, columns] == 0).all()

@@ -1,13 +1,17 @@
+import base64
+import re
 from html.parser import HTMLParser
+from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
 from helpers import sample_image
+from PIL import Image
 
 from convnext.paper import ladder
-from convnext.report import drawing, overlay, page, plots
-from convnext.report.sheets import Row, sheet
+from convnext.report import drawing, overlay, page, palette, plots
+from convnext.report.sheets import SheetRow, sheet
 
 VOID = {"meta", "img", "br", "path", "use", "rect"}
 
@@ -40,10 +44,10 @@ def test_a_page_is_well_formed_and_loads_nothing_from_outside():
     lines = [{"kind": "train", "step": i, "epoch": i / 2, "loss": 1 / i, "lr": 0.1} for i in range(1, 5)]
     lines.append({"kind": "eval", "step": 4, "epoch": 2, "loss": 0.3, "top1": 90.0})
     sections = [
-        page.Section("Curves", page.figure(plots.curves(lines, "top1"))),
-        page.Section("Confusion", page.figure(plots.confusion([[3, 1], [0, 4]], ["ant", "bee"]))),
-        page.Section("Images", page.tile(sample_image(), "ant", "a.jpg") + page.tile(sample_image(size=(400, 300)), "bee", "b.jpg")),
-        page.Section("Table", page.table([{"a": 1, "b": "<b>"}])),
+        page.PageSection("Curves", page.figures(plots.curves(lines, "top1"))),
+        page.PageSection("Confusion", page.figure(plots.confusion([[3, 1], [0, 4]], ["ant", "bee"]))),
+        page.PageSection("Images", page.tile(sample_image(), "ant", "a.jpg") + page.tile(sample_image(size=(400, 300)), "bee", "b.jpg")),
+        page.PageSection("Table", page.table([{"a": 1, "b": "<b>"}])),
     ]
     html = page.page("A <run>", "lead", {"top1": "90 %"}, sections)
     assert parsed(html).outside == []
@@ -66,7 +70,7 @@ def test_names_of_any_text_are_drawn_as_they_are_and_written(tmp_path, recwarn):
     svg = plots.confusion(matrix, NAMES)
     assert ">$\\frac{$<" in svg  # a name, no formula
     assert "…xxxx" in svg
-    html = page.page("caf\udce9", "two\nlines", {NAMES[-1]: NAMES[-2]}, [page.Section(NAMES[4], page.figure(svg))])
+    html = page.page("caf\udce9", "two\nlines", {NAMES[-1]: NAMES[-2]}, [page.PageSection(NAMES[4], page.figure(svg))])
     assert r"caf\xe9" in html
     assert "\x1b" not in html
     parsed(html.encode("utf-8").decode())
@@ -78,9 +82,71 @@ def test_names_of_any_text_are_drawn_as_they_are_and_written(tmp_path, recwarn):
 
 
 def test_names_of_any_text_are_drawn_on_images():
-    whole = sheet([Row(name, [(sample_image(), name)]) for name in NAMES])
+    whole = sheet([SheetRow(name, [(sample_image(), name)]) for name in NAMES])
     assert whole.width < 2000
     boxes = {"boxes": torch.tensor([[0.0, 0.0, 9.0, 9.0]] * len(NAMES)), "labels": torch.arange(len(NAMES))}
     assert drawing.draw(sample_image(), boxes, NAMES).size
     mask = np.arange(48 * 40).reshape(40, 48) % len(NAMES)
     assert overlay.overlay(sample_image(), mask, NAMES).width == 360
+
+
+def test_a_curve_of_one_point_is_visible():
+    lines = [
+        {"kind": "train", "step": 1, "epoch": 1, "loss": 2.0, "lr": 0.1},
+        {"kind": "eval", "step": 1, "epoch": 1, "loss": 1.0, "top1": 50.0},
+    ]
+    loss, accuracy, rate = plots.curves(lines, "top1")
+    ticks = 10  # and more: only the curves have markers in their colours
+    for svg, colours in ((loss, (palette.BLUE, palette.ORANGE)), (accuracy, (palette.ORANGE,)), (rate, (palette.GREY,))):
+        for colour in colours:
+            assert re.search(rf'<use [^>]*style="fill: {colour}; stroke: {colour}', svg), colour
+        assert svg.count("<use") > ticks
+    assert re.search(rf'<use [^>]*style="fill: {palette.BLUE}', plots.overlay([[(1.0, 0.5)]], "Loss"))
+
+
+def test_figures_take_the_colours_of_a_light_or_a_dark_page():
+    for svg in (*plots.curves([], "top1"), plots.confusion([[3, 1], [0, 4]], ["ant", "bee"]), plots.overlay([[(0, 1), (1, 2)]], "Loss")):
+        assert palette.INK in svg
+        html = page.figure(svg)
+        assert "var(--ink)" in html
+        assert palette.INK not in html
+        for ground in ("#ffffff", "white"):
+            assert not re.search(rf'<path [^>]*style="fill: {ground}', svg)
+    assert all(f"--{name}: {colour};" in page.page("t", "l", {}, []) for theme in palette.THEMES.values() for name, colour in theme.items())
+
+
+def test_a_transparent_image_stays_transparent():
+    clear = Image.new("RGBA", (300, 200), palette.TRANSPARENT)
+    clear.paste(sample_image(size=(100, 100)), (20, 20))
+    html = page.image(clear)
+    data = base64.b64decode(re.search(r"data:image/webp;base64,([^\"]+)", html)[1])
+    pixels = np.asarray(Image.open(BytesIO(data)).convert("RGBA"))
+    assert pixels[5, 5, 3] == 0
+    assert pixels[50, 50, 3] == 255
+    assert "data:image/jpeg" in page.image(sample_image())
+
+
+def test_an_image_larger_than_a_page_is_shrunk():
+    for mode in ("RGB", "RGBA"):
+        wide = Image.new(mode, (20_000, 100))
+        data = base64.b64decode(re.search(r"base64,([^\"]+)", page.image(wide))[1])
+        assert Image.open(BytesIO(data)).size == (2040, 10)
+        assert wide.size == (20_000, 100)
+
+
+def test_a_page_is_written_whole_or_the_failure_is_reported(tmp_path):
+    messages, path = [], tmp_path / "report.html"
+    assert page.write_page(path, lambda: "é – 中", messages.append)
+    assert path.read_bytes() == "é – 中".encode()
+
+    def fails():
+        raise ZeroDivisionError("by zero\nat line 7")
+
+    assert not page.write_page(path, fails, messages.append)
+    assert not page.write_page(path, lambda: "caf\udce9", messages.append)  # which no file takes
+    assert path.read_bytes() == "é – 中".encode()  # what was there is untouched, never empty
+    (tmp_path / "folder").mkdir()
+    assert not page.write_page(tmp_path / "folder", lambda: "text", messages.append)
+    assert [line.count("\n") for line in messages] == [0, 0, 0]
+    assert f"the report {path} could not be written (ZeroDivisionError: by zero)" in messages[0]
+    assert [item.name for item in tmp_path.iterdir() if item.name.startswith(".")] == []

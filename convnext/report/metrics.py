@@ -1,0 +1,79 @@
+"""Metrics as people read them: their names, their values with units, and how certain a proportion is."""
+
+import math
+from collections.abc import Mapping
+
+_LABELS = {
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "ece": "expected calibration error",
+    "mean_error": "mean error",
+    "mce": "mean corruption error",
+    "box_ap": "box AP",
+    "mask_ap": "mask AP",
+    "miou": "mIoU",
+    "mean_accuracy": "mean class accuracy",
+    "overall_accuracy": "pixel accuracy",
+    "count": "images",
+}
+_RAW = "raw_"  # prefix of a metric of the weights without EMA
+_PROPORTIONS = {"top1", "top5"}  # of images that are independent of each other, so that an interval can be given
+_Z = 1.959963984540054  # of the normal distribution: 95 % lie within so many standard deviations
+
+
+def label(name: str) -> str:
+    """Return the name of a metric for people: "top-1 accuracy" for top1, "box AP at IoU 0.50" for box_ap50."""
+    if name.startswith(_RAW):
+        return f"{label(name.removeprefix(_RAW))} of the raw weights"
+    if name in _LABELS:
+        return _LABELS[name]
+    kind, is_ap, part = name.partition("_ap")
+    if is_ap and part.isdigit():
+        return f"{kind} AP at IoU 0.{part}"
+    if is_ap and part:
+        return f"{kind} AP of {part.removeprefix('_')} objects"
+    return name.replace("_", " ")
+
+
+def value(name: str, number: float) -> str:
+    """Return a metric with its unit: "99.72 %"; losses are plain numbers, and counts whole ones."""
+    plain = name.removeprefix(_RAW)
+    if plain == "count":
+        return f"{number:.0f}"
+    return f"{number:.4g}" if plain == "loss" or plain.startswith("loss_") else percent(number)
+
+
+def percent(number: float) -> str:
+    """Return a percentage with two digits after the point, kept on one line."""
+    return f"{number:.2f}\N{NO-BREAK SPACE}%"
+
+
+def interval(name: str, number: float, count: float | None) -> str | None:
+    """Return the 95 % interval of a metric measured on `count` images, "98.44 to 99.95 %"; None where the metric is not a proportion.
+
+    It is Wilson's score interval: how far chance in the choice of the validation images may move the metric. It does not hold
+    what other seeds of training would change.
+    """
+    if name.removeprefix(_RAW) not in _PROPORTIONS or not count:
+        return None
+    low, high = wilson(number / 100, count)
+    return f"{100 * low:.2f} to {100 * high:.2f}\N{NO-BREAK SPACE}%"
+
+
+def wilson(share: float, count: float) -> tuple[float, float]:
+    """Return the bounds of the 95 % score interval of a share, 0 to 1, of `count` trials. Source: Wilson (1927)."""
+    middle, scale = share + _Z**2 / (2 * count), 1 + _Z**2 / count
+    spread = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def described(name: str, number: float, count: float | None) -> str:
+    """Return what to write under a metric: its label and, where it is a proportion, the 95 % interval."""
+    bounds = interval(name, number, count)
+    return label(name) if bounds is None else f"{label(name)}, 95 % interval {bounds}"
+
+
+def cards(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Return the metrics of an evaluation as `page.page` takes them: what to write under each, to its value."""
+    count = metrics.get("count")
+    return {described(name, number, count): value(name, number) for name, number in metrics.items()}

@@ -1,0 +1,78 @@
+"""The palette: distances between colours in CIE Lab for normal sight and for two kinds of colour blindness."""
+
+import re
+from importlib.resources import files
+
+import numpy as np
+import pytest
+
+from convnext.paper.scatter import styles
+from convnext.report import palette, plots
+
+# Machado, Oliveira and Fernandes (2009), severity 1.0: from linear RGB to what protanopes and deuteranopes see.
+PROTANOPIA = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+DEUTERANOPIA = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+WHITE = np.array([0.9505, 1, 1.089])
+PAGE = files("convnext.serve")
+
+
+def linear(colours):
+    levels = np.array([palette.rgb(colour) for colour in colours]) / 255
+    return np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+
+
+def lab(colours, sight=None):
+    seen = linear(colours) @ np.array(np.eye(3) if sight is None else sight).T
+    ratio = seen.clip(0, 1) @ XYZ.T / WHITE
+    f = np.where(ratio > 0.008856, np.cbrt(ratio), 7.787 * ratio + 16 / 116)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+
+
+def contrast(colours, ground):
+    light, other = linear(colours) @ XYZ[1], linear([ground]) @ XYZ[1]
+    return (np.maximum(light, other) + 0.05) / (np.minimum(light, other) + 0.05)
+
+
+def test_the_conversion_to_lab_is_right():
+    assert lab(["#ffffff", "#ff0000"]) == pytest.approx(np.array([[100, 0, 0], [53.2, 80.1, 67.2]]), abs=0.1)
+
+
+@pytest.mark.parametrize("sight", [None, PROTANOPIA, DEUTERANOPIA], ids=["normal", "protanopia", "deuteranopia"])
+@pytest.mark.parametrize(("count", "apart"), [(7, 17), (12, 17), (20, 17), (40, 11), (150, 5), (255, 3)])
+def test_colours_are_apart_for_every_sight(sight, count, apart):
+    seen = lab(palette.CLASSES[:count], sight)
+    distances = np.linalg.norm(seen[:, None] - seen, axis=-1) + 999 * np.eye(count)
+    assert distances.min() >= apart
+
+
+def test_series_are_visible_on_a_light_and_on_a_dark_page():
+    for theme in palette.THEMES.values():
+        assert contrast([*palette.SERIES, palette.GREY], theme["card"]).min() >= 2.2
+        assert contrast([theme["ink"], theme["soft"], theme["accent"]], theme["card"]).min() >= 4.5
+        assert contrast([theme["ink"], theme["soft"], theme["accent"]], theme["ground"]).min() >= 4.5
+
+
+def test_class_colours_are_distinct_and_not_grey():
+    colours = palette.class_colours()
+    assert (colours.shape, colours.dtype) == ((256, 3), np.uint8)
+    assert len(np.unique(colours, axis=0)) == 256
+    assert colours[:3].tolist() == [[0, 114, 178], [213, 94, 0], [0, 158, 115]]
+    chroma = np.linalg.norm(lab(palette.CLASSES)[:, 1:], axis=1)
+    assert chroma.min() >= 20  # none looks like an ignored pixel
+    assert palette.class_colour(255) == palette.class_colour(0)
+
+
+def test_seven_families_have_colours_and_markers_of_their_own():
+    found = styles([f"family {i}" for i in range(7)])
+    assert len({colour for colour, _ in found.values()}) == len({marker for _, marker in found.values()}) == 7
+    assert [plots.style(i)[0] for i in range(7)] == [colour for colour, _ in found.values()]
+
+
+def test_the_services_page_has_the_same_colours():
+    css, script = PAGE.joinpath("page.css").read_text("utf-8"), PAGE.joinpath("page.js").read_text("utf-8")
+    written = "".join(re.findall(r'"((?:[0-9a-f]{6}){3,})"', script))
+    assert tuple(f"#{written[i : i + 6]}" for i in range(0, len(written), 6)) == palette.CLASSES
+    light, dark = re.findall(r":root \{(.*?)\}", css, re.DOTALL)
+    for text, theme in ((light, palette.THEMES["light"]), (dark, palette.THEMES["dark"])):
+        assert theme.items() <= dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", text)).items()
