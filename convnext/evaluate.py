@@ -1,103 +1,151 @@
-"""The one evaluation loop, in training and out of it."""
+"""The one evaluation loop, in training and outside of it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Generic
 
 import torch
+from torch import nn
 
 from convnext import __version__, distributed, tasks
-from convnext.data.loader import CorruptImages, InOrder, Samples, batches, make_loader
+from convnext.data.loader import CorruptImages, InOrder, Samples, make_loader
+from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError
 from convnext.models.load import Loaded
 from convnext.ops.memory import is_out_of_memory
 from convnext.recipe import load_recipe
-from convnext.report import page
+from convnext.report import metrics, page
+from convnext.tasks.base import AnyTask, BatchT, Json, Metric, Metrics, OutputT, PredictionT, Source, SourceT, Task
 
 _PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Progress = Callable[[int, int], object]  # called with the numbers of images done and in all
 
 
 @dataclass
 class Evaluation:
-    """What came of it."""
+    """What was measured."""
 
-    metrics: dict[str, float]
-    details: dict[str, Any]  # what the task's report draws
-    corrupt: list[str] = field(default_factory=list)  # images that could not be read, left out of the metrics
-    results: list[dict[str, Any]] | None = None  # all that a detector found, as COCO's results, where they were asked for
+    metrics: Metrics
+    details: Json  # what the task's report draws
+    corrupt: list[str] = field(default_factory=list)  # why images could not be read, which the metrics skip
+    results: list[Json] | None = None  # all detections as COCO's results, where they were asked for
 
-    def to_json(self) -> dict[str, Any]:
-        """Metrics, details and unreadable images as plain values."""
+    def to_json(self) -> Json:
+        """Return metrics, details and unreadable images as plain values."""
         return without_nan(disjoint(self.metrics, self.details, {"corrupt": self.corrupt}))
 
 
-def disjoint(*parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings as one. Raises ValueError if a key is in two of them, where one value would replace the other unseen."""
-    found: dict[str, Any] = {}
+def disjoint(*parts: Mapping[str, object]) -> Json:
+    """Return mappings merged into one. Raises ValueError if a key is in two of them: one value would silently replace the other."""
+    merged: Json = {}
     for part in parts:
-        if twice := sorted(found.keys() & part.keys()):
+        if twice := sorted(merged.keys() & part.keys()):
             raise ValueError(f"{twice[0]!r} is given twice")
-        found |= part
-    return found
+        merged |= part
+    return merged
 
 
-def without_nan(value: Any) -> Any:
-    """Plain values with None in place of numbers that JSON does not have, which are not finite."""
+def without_nan(values: Mapping[str, object]) -> Json:
+    """Return plain values with None in place of every number that JSON lacks: NaN and the infinities."""
+    return {key: _finite(value) for key, value in values.items()}
+
+
+def _finite(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: without_nan(one) for key, one in value.items()}
-    return [without_nan(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The forward pass in that precision: "float32", "bf16" or "fp16"."""
+    """Return the context of a forward pass in that precision: "float32", "bf16" or "fp16"."""
     dtype = _PRECISIONS[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def evaluation_loader(samples: Samples, task: Any, batch_size: int, workers: int, device: torch.device) -> Any:
-    """Batches of this process's part of the samples, each sample once in all."""
-    order = InOrder(len(samples), batch_size, distributed.rank(), distributed.world())
-    return make_loader(samples, order, task.collate, workers, pin=device.type == "cuda")
+class EvaluationLoader(Generic[BatchT]):
+    """Batches of this process's part of the samples: each sample once in all processes together.
+
+    Args:
+        samples: of `Task.evaluation_samples`.
+        task: whose they are.
+        batch_size: images in a batch.
+        workers: processes that decode images.
+        device: that the batches go to.
+    """
+
+    def __init__(
+        self, samples: Samples, task: Task[BatchT, OutputT, PredictionT, SourceT], batch_size: int, workers: int, device: torch.device
+    ) -> None:
+        self.samples = samples
+        self.max_images = batch_size  # that go through the network at a time: fewer once memory did not suffice
+        self._order = InOrder(len(samples), batch_size, distributed.rank(), distributed.world())
+        self._loader = make_loader(samples, self._order, task.collate, workers, pin=device.type == "cuda")
+
+    @property
+    def count(self) -> int:
+        """The number of images of this process."""
+        return len(self._order.indices)
+
+    def __iter__(self) -> Iterator[BatchT]:
+        return iter(self._loader)
+
+
+def evaluation_loader(
+    samples: Samples, task: Task[BatchT, OutputT, PredictionT, SourceT], batch_size: int, workers: int, device: torch.device
+) -> EvaluationLoader[BatchT]:
+    """Return batches of this process's part of the samples."""
+    return EvaluationLoader(samples, task, batch_size, workers, device)
 
 
 @torch.inference_mode()
 def evaluate(
-    model: Any,
-    task: Any,
-    loader: Any,
+    model: nn.Module,
+    task: Task[BatchT, OutputT, PredictionT, SourceT],
+    loader: EvaluationLoader[BatchT],
+    how: Preprocessing,
     num_classes: int,
     device: torch.device,
     *,
     precision: str = "float32",
     max_corrupt: float = 0.01,
-    progress: Any = None,
+    progress: Progress | None = None,
     with_results: bool = False,
 ) -> Evaluation:
-    """Run a model over a loader of `evaluation_loader` and measure it by its task's metric.
+    """Return what the task's metric measures of a model on the samples of a loader.
 
     Args:
-        with_results: give all that was found too, as COCO's results; of detectors.
-        progress: called after each batch with the numbers of images done and in all.
+        model: on `device`. It is left in the mode that it was in.
+        task: of the model.
+        loader: of `evaluation_loader`. Where a batch needs more memory than the device has, this batch and those after it go through
+            the network in halves.
+        how: what the samples were prepared by.
+        num_classes: outputs of the model.
+        device: that the batches go to.
+        precision: of the forward pass.
+        max_corrupt: the fraction of the images that may be unreadable.
+        progress: called after each batch.
+        with_results: also return all detections as COCO's results.
 
-    A batch that needs more memory than the device has is taken in halves, and so are those after it. Leaves the model in the mode
-    it was in. Raises ConvnextError if more than `max_corrupt` of the images can't be read, or memory does not suffice for one.
+    Raises ConvnextError if more images can't be read, or if memory does not suffice for one image.
     """
     was_training = model.training
     model.eval()
-    metric, corrupt = task.Metric(num_classes, loader.dataset.source), CorruptImages(len(loader.dataset), max_corrupt)
+    samples = loader.samples
+    metric, corrupt = task.metric(num_classes, samples.source), CorruptImages(len(samples), max_corrupt)
 
     def measure() -> None:
-        done, most = 0, loader.batch_sampler.batch_size
-        for batch in batches(loader):
+        done = 0
+        for batch in loader:
             corrupt.add(batch.corrupt)
-            most = _measure(model, task, batch, most, metric, loader.dataset, precision, device)
+            loader.max_images = _measure(model, task, batch, loader.max_images, metric, how, precision, device)
             done += len(batch) + len(batch.corrupt)
             if progress is not None:
-                progress(done, len(loader.batch_sampler.indices))
+                progress(done, loader.count)
 
     distributed.on_all(measure)  # one process may meet too many corrupt images, or be asked to stop
     model.train(was_training)
@@ -110,64 +158,72 @@ def evaluate(
     return Evaluation(metric.compute(), metric.details(), list(corrupt.reasons.values()), results)
 
 
-def _measure(model: Any, task: Any, batch: Any, most: int, metric: Any, samples: Samples, precision: str, device: torch.device) -> int:
-    """Add a batch to a metric, at most so many samples at a time. Returns how many at a time there was memory for."""
+def _measure(
+    model: nn.Module,
+    task: Task[BatchT, OutputT, PredictionT, SourceT],
+    batch: BatchT,
+    max_images: int,
+    metric: Metric[BatchT, OutputT],
+    how: Preprocessing,
+    precision: str,
+    device: torch.device,
+) -> int:
+    """Add a batch to a metric, at most `max_images` samples at a time. Returns for how many at a time there was memory."""
     first = 0
     while first < len(batch):
         try:
-            part = batch[first : first + most].to(device)
+            part = batch[first : first + max_images].to(device)
             with autocast(device, precision):
-                outputs = task.predict(model, part, samples)
+                outputs = task.predict(model, part, how)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if most == 1:
+            if max_images == 1:
                 raise ConvnextError(f"{device} has too little memory for one image: use smaller ones, or another --device") from error
-            most = -(-min(most, len(batch) - first) // 2)
+            max_images = -(-min(max_images, len(batch) - first) // 2)
         else:
             metric.update(outputs, part)
-            first += most
+            first += max_images
             continue
-        if device.type == "cuda":  # only here, out of reach of the error, whose traceback keeps tensors alive
+        if device.type == "cuda":  # only here, outside of the handler, whose traceback keeps tensors alive
             torch.cuda.empty_cache()
-    return most
+    return max_images
 
 
 @dataclass
 class Evaluated:
-    """The evaluation of a network of `models.load`, with what it takes to tell of it."""
+    """The evaluation of a network of `models.load`, with what a report of it needs."""
 
     result: Evaluation
-    task: Any  # the task's module
-    source: Any  # the images
-    remarks: list[str]  # to be told to the user
+    task: AnyTask
+    source: Source  # the images
+    remarks: list[str]  # to report to the user
 
     def data(self) -> str:
-        """How much of which classes it was measured on, in one line."""
-        return str(self.task.counts(self.source))
+        """Return in one line how many images of which classes it was measured on."""
+        return self.task.counts(self.source)
 
-    def to_json(self) -> dict[str, Any]:
-        """All that is known of it, as plain values."""
+    def to_json(self) -> Json:
+        """Return everything that was measured, as plain values."""
         # A detector's details have a row for each class, with its name.
         named = {} if "classes" in self.result.details else {"classes": self.source.classes}
         return disjoint(self.result.to_json(), named, {"remarks": self.remarks})
 
-    def headline(self) -> str:
-        """What matters most, in a few words."""
-        return str(self.task.headline(self.result.metrics))
+    def summary_line(self) -> str:
+        """Return the most important metrics in a few words."""
+        return self.task.summary_line(self.result.metrics)
 
     def to_text(self) -> str:
-        """What there is to read on a terminal, the headline first."""
+        """Return the evaluation as lines of text for a terminal, `summary_line` first."""
         return "\n".join([self.task.summary(self.result.metrics, self.result.details, self.source.classes), *self.remarks])
 
     def to_page(self, title: str) -> str:
-        """A report as HTML; see `report.page`."""
-        cards = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in self.result.metrics.items()}
-        sections = self.task.report_sections(self.result.details, self.source.classes, self.source)
-        if told := self.remarks + [f"left out: {reason}" for reason in self.result.corrupt]:
-            sections.insert(0, page.Section("Remarks", page.preformatted("\n".join(told))))
-        lead = f"{self.headline()} · {len(self.source.classes)} classes · convnext {__version__}"
-        return page.page(title, lead, cards, sections)
+        """Return a report as HTML; see `report.page`."""
+        sections = self.task.report(self.result.details, self.source.classes, self.source)
+        if remarks := self.remarks + [f"skipped: {reason}" for reason in self.result.corrupt]:
+            sections.insert(0, page.PageSection("Remarks", page.preformatted("\n".join(remarks))))
+        lead = f"{self.summary_line()} · {len(self.source.classes)} classes · convnext {__version__}"
+        return page.page(title, lead, metrics.cards(self.result.metrics), sections)
 
 
 def evaluate_loaded(
@@ -177,31 +233,32 @@ def evaluate_loaded(
     workers: int,
     max_corrupt: float,
     device: torch.device,
-    progress: Any = None,
+    progress: Progress | None = None,
     with_results: bool = False,
 ) -> Evaluated:
-    """Measure a network of `models.load` on the data that `data` names, or on its own run's validation data.
+    """Return the evaluation of a network of `models.load` on the data that `data` names, or on its own run's validation data.
 
-    `batch_size` is by default as suits the task, `with_results` as for `evaluate`.
+    `batch_size` is by default that of the task; for the other arguments see `evaluate`.
     """
     task = tasks.get(loaded.task)
+    source = distributed.on_all(lambda: _open_source(loaded, task, data))
+    distributed.check_agreement(len(source), "numbers of images")
+    samples = task.evaluation_samples(source, loaded.preprocessing)
+    loader = evaluation_loader(samples, task, batch_size or task.batch_size, workers, device)
+    model, num_classes, how = loaded.model.to(device), loaded.model.num_classes, loaded.preprocessing
+    result = evaluate(model, task, loader, how, num_classes, device, max_corrupt=max_corrupt, progress=progress, with_results=with_results)
+    return Evaluated(result, task, source, task.remarks_on(source))
 
-    def opened() -> Samples:
-        if data is not None:
-            return task.evaluation_samples(task.open_labelled(data, loaded.classes, loaded.model.num_classes), loaded.preprocessing)
-        if loaded.run is None:
-            raise UsageError("say with --data what to evaluate on: a folder with one folder of images a class, or digits:val")
-        source = task.open_data(load_recipe(str(Path(loaded.run) / "recipe.yaml"))).val.source
-        if loaded.classes and list(source.classes) != list(loaded.classes):
-            raise ConvnextError(
-                f"the classes of the validation data of {loaded.run} changed since the run: {', '.join(source.classes[:10])} now, "
-                f"{', '.join(loaded.classes[:10])} then; restore them, or say with --data what to evaluate on"
-            )
-        return task.evaluation_samples(source, loaded.preprocessing)
 
-    samples = distributed.on_all(opened)
-    distributed.check_agreement(len(samples), "numbers of images")
-    loader = evaluation_loader(samples, task, batch_size or task.BATCH_SIZE, workers, device)
-    model, classes = loaded.model.to(device), loaded.model.num_classes
-    result = evaluate(model, task, loader, classes, device, max_corrupt=max_corrupt, progress=progress, with_results=with_results)
-    return Evaluated(result, task, samples.source, task.remarks_on(samples.source))
+def _open_source(loaded: Loaded, task: AnyTask, data: str | None) -> Source:
+    if data is not None:
+        return task.open_labelled(data, loaded.classes, loaded.model.num_classes)
+    if loaded.run is None:
+        raise UsageError("say with --data what to evaluate on: a folder with one folder of images for each class, or digits:val")
+    source: Source = task.open(load_recipe(str(Path(loaded.run) / "recipe.yaml"))).val.source
+    if loaded.classes and list(source.classes) != list(loaded.classes):
+        raise ConvnextError(
+            f"the classes of the validation data of {loaded.run} changed since the run: {', '.join(source.classes[:10])} now, "
+            f"{', '.join(loaded.classes[:10])} then; restore them, or say with --data what to evaluate on"
+        )
+    return source

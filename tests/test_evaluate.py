@@ -13,18 +13,20 @@ from report.test_page import parsed
 from shard_files import shard
 from timm.data import RealLabelsImagenet
 
+from convnext import tasks
 from convnext.data import imagenet
 from convnext.data.loader import EVALUATION, InOrder, make_loader
 from convnext.data.sources.corruptions import CORRUPTIONS
 from convnext.data.sources.evaluation_sets import EvaluationSet
+from convnext.data.sources.open import open_source
 from convnext.errors import ConvnextError, UsageError
 from convnext.evaluate import disjoint, evaluate_loaded, without_nan
 from convnext.report import tables
-from convnext.tasks.classify import task
 from convnext.tasks.classify.robustness import ALEXNET_ERRORS
 
 CPU = torch.device("cpu")
 ONE_K = imagenet.synsets(1000)
+CLASSIFY = tasks.get("classify")
 
 
 def measure(where, network=None, max_corrupt=0.01):
@@ -60,7 +62,7 @@ def test_imagenet_r_has_other_classes_and_takes_no_folder_that_is_none_of_them(t
     found = measure(f"imagenet-r:{tmp_path}")
     assert ONE_K[0] not in found.source.classes
     assert found.result.metrics["top1"] == 100
-    with pytest.raises(ConvnextError, match=f"imagenet-a:.* is not laid out as that set .*{name} is none of the classes"):
+    with pytest.raises(ConvnextError, match=f"imagenet-a:.* is not laid out as that set .*{name} is not one of the classes"):
         measure(f"imagenet-a:{tmp_path}")
 
 
@@ -103,7 +105,7 @@ def test_real_labels_are_sets_and_images_without_one_are_left_out(tmp_path):
     assert metrics["loss"] == pytest.approx(wanted / 3, rel=1e-6)
     totals = found.result.details["totals"]
     assert [label for label in range(1000) if totals[label]] == [230, 809, 970]  # 809, not the folder's 900
-    assert found.remarks == ["1 of 4 images have no ReaL label and are left out"]
+    assert found.remarks == ["skipped 1 of 4 images, which have no ReaL label"]
     coded(tmp_path / ONE_K[0] / "photo.png", 0)
     with pytest.raises(ConvnextError, match="photo.png does not have its published name"):
         measure(f"imagenet-real:{tmp_path}")
@@ -138,7 +140,7 @@ def test_a_22k_head_is_mapped_to_1k(tmp_path, count):
     found = measure(f"imagenet:{tmp_path}", loaded(count))
     assert found.result.metrics["top1"] == 50
     assert math.isfinite(found.result.metrics["loss"])
-    assert found.remarks == ["the network has no output for n04399382 (teddy): its images count as wrong"]
+    assert found.remarks == ["the network has no output for n04399382 (teddy): its images count as errors"]
     (tmp_path / "n04399382" / "teddy.png").unlink()
     (tmp_path / "n04399382").rmdir()
     assert measure(tmp_path, loaded(count)).result.metrics["top1"] == pytest.approx(100 / 3)  # a plain folder: all outputs compete
@@ -147,7 +149,7 @@ def test_a_22k_head_is_mapped_to_1k(tmp_path, count):
 def test_a_network_of_other_classes_is_told_so(tmp_path):
     coded(tmp_path / ONE_K[0] / "x.png", 0)
     with pytest.raises(
-        ConvnextError, match="wants a network of ImageNet's classes: this one, of 10, has no output called n01440764 nor 999"
+        ConvnextError, match="needs a network with ImageNet's classes: this one, with 10, has no output called n01440764 nor 999"
     ):
         measure(f"imagenet:{tmp_path}", loaded(10))
     turned = ONE_K[::-1]
@@ -159,7 +161,7 @@ def test_a_network_of_other_classes_is_told_so(tmp_path):
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("imagent-a:/x", "no data is called 'imagent-a:/x'; did you mean 'imagenet-a:'"),
+        ("imagent-a:/x", "unknown dataset 'imagent-a:/x'; did you mean 'imagenet-a:'"),
         ("imagenet-cbar:/x", "did you mean 'imagenet-c-bar:'"),
         ("imagenet-a:", "names no folder: give imagenet-a:FOLDER, with folders named by its 200 synsets"),
         ("imagenet-c:/nowhere", "no folder /nowhere"),
@@ -193,7 +195,7 @@ def test_imagenet_c_gives_the_error_of_each_part_and_the_mce(tmp_path):
     assert rows[1]["corruption"] == "shot_noise"
     assert rows[1]["ce"] == pytest.approx(20 / 0.894468)
     lines = found.to_text().splitlines()
-    assert lines[0] == f"{metrics['top1']:.2f} % right (112 of 150)"
+    assert lines[0] == f"top-1 accuracy {metrics['top1']:.2f} % (112 of 150)"
     assert " ".join(lines[2].split()) == "error in % at 1 at 2 at 3 at 4 at 5 mean CE"
     assert " ".join(lines[4].split()) == "shot_noise 0.0 0.0 0.0 50.0 50.0 20.0 22.4"
     told = json.loads(json.dumps(found.to_json()))
@@ -209,7 +211,7 @@ def test_imagenet_c_in_the_folders_of_its_archives_and_c_bar(tmp_path):
     found = measure(f"imagenet-c-bar:{tmp_path / 'bar'}").result
     assert found.metrics["mean_error"] == pytest.approx((100 + 9 * 20) / 10)
     assert "mce" not in found.metrics
-    with pytest.raises(ConvnextError, match="has none of blue_noise_sample, .* and no kept library generates these"):
+    with pytest.raises(ConvnextError, match="has none of blue_noise_sample, .* and no maintained library generates these"):
         measure(f"imagenet-c-bar:{tmp_path / 'noise'}")
 
 
@@ -217,7 +219,7 @@ def test_parts_that_are_missing_or_short_are_told(tmp_path):
     corrupted(tmp_path, "c")
     (tmp_path / "snow" / "3" / ONE_K[3] / "ILSVRC2012_val_00000001.JPEG").unlink()
     remark = measure(f"imagenet-c:{tmp_path}").remarks[0]
-    assert remark == "the parts have not the same number of images: snow/3 has 1, zoom_blur/5 2"
+    assert remark == "the parts differ in their number of images: snow/3 has 1, zoom_blur/5 has 2"
     (tmp_path / "fog").rename(tmp_path / "fogg")
     (tmp_path / "snow" / "5").rename(tmp_path / "snow" / "6")
     with pytest.raises(ConvnextError, match=r"lacks snow/5, fog/1, fog/2, fog/3, fog/4 … \(6 of 75\)"):
@@ -228,11 +230,11 @@ def test_corrupted_images_are_not_cropped_again(tmp_path):
     for name in CORRUPTIONS["c-bar"]:
         for severity in range(1, 6):
             coded(tmp_path / name / str(severity) / ONE_K[3] / "x.png", 3)
-    source = task.open_labelled(f"imagenet-c-bar:{tmp_path}", None, 1000)
+    source = CLASSIFY.open_labelled(f"imagenet-c-bar:{tmp_path}", None, 1000)
     opened = source.read(0)
     opened.putpixel((0, 0), (255, 255, 255))
     how = AS_THEY_ARE.__class__(**AS_THEY_ARE.to_json() | {"crop_ratio": 0.5})
-    samples = task.evaluation_samples(source, how)
+    samples = CLASSIFY.evaluation_samples(source, how)
     image = samples.transform(opened)
     assert image.shape == (3, SIZE, SIZE)
     assert torch.equal((image * 255).round().byte().permute(1, 2, 0), torch.from_numpy(np.array(opened)))
@@ -246,11 +248,11 @@ def test_processes_together_measure_what_one_does(tmp_path, kind):
     else:
         for number in range(1, 12):
             coded(tmp_path / ONE_K[number] / f"ILSVRC2012_val_{number:08d}.JPEG", number, 231)
-    source = task.open_labelled(f"imagenet-{kind}:{tmp_path}", None, 1000)
-    samples, metrics = task.evaluation_samples(source, AS_THEY_ARE), []
+    source = CLASSIFY.open_labelled(f"imagenet-{kind}:{tmp_path}", None, 1000)
+    samples, metrics = CLASSIFY.evaluation_samples(source, AS_THEY_ARE), []
     for rank, world in ((0, 1), (0, 3), (1, 3), (2, 3)):
-        metric = task.Metric(1000, source)
-        for batch in make_loader(samples, InOrder(len(samples), 4, rank, world), task.collate, 0, pin=False):
+        metric = CLASSIFY.metric(1000, source)
+        for batch in make_loader(samples, InOrder(len(samples), 4, rank, world), CLASSIFY.collate, 0, pin=False):
             metric.update(Coded()(batch.images), batch)
         metrics.append(metric)
     alone, main, *others = metrics
@@ -278,11 +280,19 @@ def test_the_page_and_the_json_of_an_evaluation_are_complete(tmp_path):
     assert told["hits"][:3] == [2, 1, 1]
     assert told["classes"][:2] == ["n01440764", "n01443537"]
     assert [mistake["image"] for mistake in told["mistakes"]] == [str(tmp_path / ONE_K[label] / "b.png") for label in (1, 2)]
-    assert "1 files are no images and left out" in told["remarks"][0]
+    assert told["remarks"] == [f"1 file is not an image and was skipped: {ONE_K[0]}/notes.txt"]
     assert "broken.png" in told["corrupt"][0]
     html = found.to_page("a network on some images")
     assert parsed(html).outside == []
-    for part in ("66.67 % right (4 of 6)", "Most confused", "Calibration", "Accuracy by class", "Worst mistakes", "broken.png", "goldfish"):
+    for part in (
+        "top-1 accuracy 66.67 % (4 of 6)",
+        "Most confused",
+        "Calibration",
+        "Accuracy by class",
+        "Worst mistakes",
+        "broken.png",
+        "goldfish",
+    ):
         assert part in html
 
 
@@ -326,8 +336,6 @@ def test_a_terminal_shows_accuracy_by_class_of_many_the_worst_and_the_best(tmp_p
 
 
 def test_a_set_to_evaluate_on_is_not_trained_on(tmp_path):
-    from convnext.data.sources.open import open_source
-
     with pytest.raises(UsageError, match="is a set for `convnext eval --data` alone; to train on its images give the folder, /x"):
         open_source("imagenet-a:/x")
 
@@ -335,10 +343,10 @@ def test_a_set_to_evaluate_on_is_not_trained_on(tmp_path):
 def test_what_counts_is_the_source_and_not_how_it_is_named(tmp_path):
     """Two of the network's outputs can be made to compete by hand."""
     coded(tmp_path / "x" / "a.png", 9, 5)
-    plain = task.open_source(str(tmp_path), ["w", "x"])
+    plain = open_source(str(tmp_path), ["w", "x"])
     both = EvaluationSet(plain, ["w", "x"], [4, 5])
-    samples = task.evaluation_samples(both, AS_THEY_ARE)
+    samples = CLASSIFY.evaluation_samples(both, AS_THEY_ARE)
     assert samples[EVALUATION, 0].label == 1
-    metric = task.Metric(1000, both)
-    metric.update(Coded()(samples[EVALUATION, 0].image[None]), task.collate([samples[EVALUATION, 0]]))
+    metric = CLASSIFY.metric(1000, both)
+    metric.update(Coded()(samples[EVALUATION, 0].image[None]), CLASSIFY.collate([samples[EVALUATION, 0]]))
     assert metric.compute()["top1"] == 100

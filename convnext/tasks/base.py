@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, Self, TypeAlias, TypeVar
 
 import torch
 from PIL import Image
@@ -13,14 +13,28 @@ from torch import Tensor, nn
 from convnext.data.deep import DeepImage
 from convnext.data.loader import Sample, Samples
 from convnext.data.transforms.preprocessing import Preprocessing
-from convnext.errors import ConvnextError
+from convnext.errors import ConvnextError, UsageError
 from convnext.recipe import Recipe
-from convnext.report import page
+
+if TYPE_CHECKING:
+    from convnext.report import page
+    from convnext.tasks.exported import TaskExport
 
 ClassIds = Sequence[int | Sequence[int]]  # the data's own number of each class: COCO's category ids; values of masks, or R, G, B
-Losses = Mapping[str, Tensor]  # named parts (scalars, float32), each logged; their sum is trained on
+Losses = Mapping[str, Tensor]  # named parts (scalars, float32), each logged; `total` adds them up for training
 Metrics = dict[str, float]
 Json = dict[str, object]  # plain values
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
+class Prepared:
+    """An image as its network takes it: prepared in another thread, for instance, while the network is busy."""
+
+    image: Tensor  # float32 (3, H', W'), on the CPU
+    size: tuple[int, int]  # height and width of the image as it was
+
+
+OpenedImage: TypeAlias = Image.Image | DeepImage | Prepared
 
 
 class Batch(Protocol):
@@ -88,6 +102,10 @@ class Metric(ABC, Generic[BatchT, OutputT]):
     def details(self) -> Json:
         """Return everything that the report draws, as plain values."""
 
+    def results(self) -> list[Json]:
+        """Return all that was predicted as COCO's results. Raises UsageError for a task without such results."""
+        raise UsageError("only detectors give results in COCO's format")
+
 
 @dataclass
 class TaskData:
@@ -108,6 +126,9 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     headline: ClassVar[str]  # the metric by which the best weights are chosen; higher is better
     batch_size: ClassVar[int]  # images at a time in evaluation and prediction, where nobody says
     columns: ClassVar[tuple[str, ...]]  # of a table of predictions
+    formats: ClassVar[tuple[str, ...]] = ()  # in which predictions can be written beside JSON lines and tables: "coco", "masks"
+    options: ClassVar[tuple[str, ...]] = ()  # keyword arguments of `infer` that other tasks do not have
+    reorders_head: ClassVar[bool] = True  # whether a head that is kept can be put in another order of classes
     hub_pipeline: ClassVar[str]  # the hub's name of the task
     demo_recipe: ClassVar[str]
 
@@ -149,6 +170,10 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     def collate(self, samples: list[Sample]) -> BatchT:
         """Return the samples as a batch; those that could not be read are skipped and noted in it."""
 
+    def multi_scale(self, how: Preprocessing) -> Preprocessing:
+        """Return the preprocessing of a test at several scales. Raises UsageError for a task without one."""
+        raise UsageError(f"--multi-scale is a test of segmenters, and this network's task is {self.name}")
+
     # Training and evaluation
 
     @abstractmethod
@@ -174,7 +199,7 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
         """Return an evaluation as lines of text, `summary_line` first."""
 
     @abstractmethod
-    def report(self, details: Json, classes: Sequence[str], source: SourceT) -> list[page.Section]:
+    def report(self, details: Json, classes: Sequence[str], source: SourceT) -> "list[page.PageSection]":
         """Return what a report shows of an evaluation."""
 
     @abstractmethod
@@ -187,7 +212,7 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     def infer(
         self,
         model: nn.Module,
-        images: Sequence["Image.Image | DeepImage | Prepared"],
+        images: Sequence[OpenedImage],
         preprocessing: Preprocessing,
         classes: Sequence[str],
         device: torch.device,
@@ -198,26 +223,34 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
         """Return the prediction for each opened or prepared image. `options` are the task's own; UsageError for one that it has not."""
 
     @abstractmethod
-    def embed(
-        self, model: nn.Module, images: Sequence["Image.Image | DeepImage | Prepared"], preprocessing: Preprocessing, device: torch.device
-    ) -> Tensor:
+    def embed(self, model: nn.Module, images: Sequence[OpenedImage], preprocessing: Preprocessing, device: torch.device) -> Tensor:
         """Return embeddings (N, C) float32 on the CPU. Raises UsageError if the network has none."""
 
-    @abstractmethod
     def class_names(self, count: int) -> list[str]:
-        """Return the names of the classes of weights that do not name them."""
+        """Return the names to show for the classes of weights that do not name them."""
+        return [f"class {i}" for i in range(count)]
+
+    def possible_class_names(self, count: int) -> list[list[str]]:
+        """Return the lists of names that the classes of weights that do not name them are known to have, if any."""
+        return []
 
     def class_ids(self, classes: Sequence[str] | None, count: int) -> ClassIds | None:
         """Return the data's own numbers of the classes of weights that do not say them; None where none are known."""
         return None
 
+    # Export
 
-@dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
-class Prepared:
-    """An image as its network takes it: prepared in another thread, for instance, while the network is busy."""
+    @abstractmethod
+    def export(self) -> "TaskExport":
+        """Return how networks of the task are exported, and opened again."""
 
-    image: Tensor  # float32 (3, H', W'), on the CPU
-    size: tuple[int, int]  # height and width of the image as it was
+
+AnyTask: TypeAlias = Task[Batch, object, Prediction, Source]  # a task of which only the contract is known
+
+
+def total(losses: Losses) -> Tensor:
+    """Return the sum of a criterion's parts, a float32 scalar: what training minimises."""
+    return torch.stack(list(losses.values())).sum()
 
 
 def check_class_count(recipe: Recipe, classes: Sequence[str]) -> None:

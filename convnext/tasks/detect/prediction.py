@@ -2,28 +2,56 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, Protocol, TypedDict, cast
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from convnext.data.deep import DeepImage
 from convnext.data.run_lengths import RunLengths, decode
+from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import TooLargeError
-from convnext.models.detection.postprocess import SCORE, encode_masks
+from convnext.models.detection.boxes import Size
+from convnext.models.detection.postprocess import SCORE, Masks, encode_masks
 from convnext.report import drawing
-from convnext.tasks.finite import finite_outputs, require_finite
-from convnext.tasks.prediction import ClassIds, Prepared, prepared, require, same_size
+from convnext.tasks.base import Json, OpenedImage
+from convnext.tasks.shared import finite_outputs, prepared, require_embeddings, require_finite, same_size
+from convnext.text import counted
 
-BATCH_SIZE = 2  # images at a time, where nobody says: they go through the network at some 800 x 1333 pixels
 COLUMNS = ("class", "score", "left", "top", "right", "bottom")
-SHOWN_SCORE = 0.5  # from which on a detection is drawn and told on a terminal
+SHOWN_SCORE = 0.5  # from which on a detection is drawn and printed
+
+
+class DetectNetwork(Protocol):
+    """A detector, or an exported one, in evaluation mode; see `models.detection.detector.Detector`."""
+
+    def predict(
+        self, images: Sequence[Tensor], output_sizes: Sequence[Size] | None, threshold: float = SCORE, masks: Masks = "pasted"
+    ) -> list[dict[str, Tensor]]: ...
+    def maps(self, images: Sequence[Tensor]) -> list[Tensor]: ...
+
+
+class Detections(TypedDict):
+    """The detections in one image, best first."""
+
+    boxes: Tensor  # float (n, 4): left, top, right, bottom
+    labels: Tensor  # int64 (n,)
+    scores: Tensor  # float (n,)
+    masks: NotRequired[list[RunLengths] | Tensor]  # n; as a tensor bool (n, H, W) or (n, 1, H, W)
+
+
+class DetectOptions(TypedDict, total=False):
+    """What a caller can say of how to detect."""
+
+    threshold: float  # the score that a detection exceeds
+    masks: bool  # whether a detector that has masks gives them
+    max_pixels: int | None  # that the boxes of an image's objects may hold together for their masks to be made
+    check: Callable[[], object]  # called before each mask is made; it may raise an error to end the work
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction:
-    """At most 100 objects, the surest first, in the pixels of the image; tensors are on the CPU."""
+class DetectPrediction:
+    """At most 100 objects, those of the highest score first, in the pixels of the image; tensors are on the CPU."""
 
     boxes: Tensor  # float32 (n, 4): left, top, right, bottom
     labels: Tensor  # int64 (n,)
@@ -31,8 +59,8 @@ class Prediction:
     masks: Sequence[RunLengths] | None  # n; None of a detector without masks
     classes: Sequence[str]
 
-    def to_json(self, top: int | None = None) -> dict[str, Any]:
-        """`{"objects": [{"class", "score", "box": [left, top, right, bottom], "mask": COCO's run lengths}, …]}`, all or the `top` best."""
+    def to_json(self, top: int | None = None) -> Json:
+        """Return `{"objects": [{"class", "score", "box": [left, top, right, bottom], "mask": RLE}, …]}`, all or the `top` best."""
         masks = [{} for _ in self.labels] if self.masks is None else [{"mask": mask} for mask in self.masks]
         found = [
             {"class": self.classes[label], "score": score, "box": box} | mask
@@ -41,7 +69,7 @@ class Prediction:
         return {"objects": found[:top]}
 
     def to_text(self, top: int | None = None) -> str:
-        """The objects of a score of at least 0.5, all or the `top` best, on one line."""
+        """Return the objects of a score of at least 0.5, all or the `top` best, on one line."""
         sure = [
             f"{self.classes[label]} {score:.1%}"
             for label, score in zip(self.labels.tolist(), self.scores.tolist(), strict=True)
@@ -49,8 +77,8 @@ class Prediction:
         ]
         return "  ".join(sure[:top]) or "nothing"
 
-    def rows(self, top: int | None = None) -> list[dict[str, Any]]:
-        """A row of a table for each object, all or the `top` best."""
+    def rows(self, top: int | None = None) -> list[Json]:
+        """Return a row of a table for each object, all or the `top` best."""
         found = [
             dict(zip(COLUMNS, (self.classes[label], score, *box), strict=True))
             for label, score, box in zip(self.labels.tolist(), self._scores(), self._boxes(), strict=True)
@@ -58,14 +86,14 @@ class Prediction:
         return found[:top]
 
     def draw(self, image: Image.Image) -> Image.Image:
-        """The RGB image with the objects of a score of at least 0.5; small images come back enlarged by a whole factor."""
+        """Return the RGB image with the objects of a score of at least 0.5; a small image is enlarged by a whole factor."""
         sure = self.scores >= SHOWN_SCORE
-        found: dict[str, Any] = {"boxes": self.boxes[sure], "labels": self.labels[sure], "scores": self.scores[sure]}
+        found: Json = {"boxes": self.boxes[sure], "labels": self.labels[sure], "scores": self.scores[sure]}
         if self.masks is not None:
             found["masks"] = (decode(mask) for mask, shown in zip(self.masks, sure.tolist(), strict=True) if shown)
         return drawing.draw(image, found, self.classes)
 
-    # Rounded as in COCO's results: a hundredth of a pixel, and more digits of a score than it is worth.
+    # Rounded to a hundredth of a pixel, and to more digits of a score than are meaningful, as in COCO's results.
     def _boxes(self) -> list[list[float]]:
         return [[round(edge, 2) for edge in box] for box in self.boxes.tolist()]
 
@@ -75,82 +103,62 @@ class Prediction:
 
 @torch.inference_mode()
 def infer(
-    model: Any,
-    images: Sequence[Image.Image | DeepImage | Prepared],
-    preprocessing: Any,
+    model: nn.Module,
+    images: Sequence[OpenedImage],
+    preprocessing: Preprocessing,
     classes: Sequence[str],
     device: torch.device,
-    *,
-    class_ids: ClassIds | None = None,
-    threshold: float = SCORE,
-    masks: bool = True,
-    most_pixels: int | None = None,
-    check: Callable[[], object] = lambda: None,
-) -> list[Prediction]:
-    """The objects in opened images, of any sizes; `model` is in evaluation mode and on `device`.
+    options: DetectOptions,
+) -> list[DetectPrediction]:
+    """Return the objects in each image, of any sizes; `model` is in evaluation mode and on `device`.
 
-    Masks are made one by one, each within its object's box, so that memory does not grow with their number. Their time does: with
-    their pixels, which `most_pixels` bounds.
-
-    Args:
-        class_ids: the data's own numbers of the classes; objects bear names, so that they do not need them.
-        threshold: the score that an object exceeds.
-        masks: whether a detector that has masks gives them.
-        most_pixels: that the boxes of an image's objects may hold together for their masks to be made.
-        check: called before each mask is made; it may raise, to end the work.
+    Masks are made one by one, each within its object's box, so that memory does not grow with their number. Their time grows with
+    their pixels, which `max_pixels` bounds.
 
     Raises TooLargeError where the boxes hold more, NotFiniteError for an output that says nothing.
     """
-    ready = prepared(images, preprocessing)
-    found: dict[int, Prediction] = {}
-    for places in same_size(ready):
-        inputs = [ready[place].image.to(device) for place in places]
+    network, ready = cast(DetectNetwork, model), prepared(images, preprocessing)
+    threshold, max_pixels = options.get("threshold", SCORE), options.get("max_pixels")
+    masks: Masks = "small" if options.get("masks", True) else "none"
+    predictions: dict[int, DetectPrediction] = {}
+    for indices in same_size(ready):
+        inputs, sizes = [ready[index].image.to(device) for index in indices], [ready[index].size for index in indices]
         with finite_outputs(model):
-            detections = model.predict(inputs, [ready[place].size for place in places], threshold, "small" if masks else "none")
-        for place, one in zip(places, detections, strict=True):
-            if "masks" in one and most_pixels is not None:
-                _refuse_large(one["boxes"], most_pixels)
-            found[place] = Prediction(
-                one["boxes"].float().cpu(),
-                one["labels"].cpu(),
-                one["scores"].float().cpu(),
-                encode_masks(one["masks"], one["boxes"], ready[place].size, check) if "masks" in one else None,
-                classes,
-            )
-    return [found[place] for place in range(len(ready))]
+            detections = network.predict(inputs, sizes, threshold, masks)
+        for index, one in zip(indices, detections, strict=True):
+            if "masks" in one and max_pixels is not None:
+                _refuse_large(one["boxes"], max_pixels)
+            runs = encode_masks(one["masks"], one["boxes"], ready[index].size, options.get("check", _nothing)) if "masks" in one else None
+            boxes, labels, scores = one["boxes"].float().cpu(), one["labels"].cpu(), one["scores"].float().cpu()
+            predictions[index] = DetectPrediction(boxes, labels, scores, runs, classes)
+    return [predictions[index] for index in range(len(ready))]
 
 
 @torch.no_grad()  # not in inference mode: embeddings may be trained on
-def embed(model: Any, images: Sequence[Image.Image | DeepImage | Prepared], preprocessing: Any, device: torch.device) -> Tensor:
-    """The mean of the backbone's last map of each RGB image: (N, C) float32 on the CPU."""
-    require(model, "maps")
-    maps = [model.maps([one.image.to(device)])[-1] for one in prepared(images, preprocessing)]
+def embed(model: nn.Module, images: Sequence[OpenedImage], preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    """Return the mean of the backbone's last map of each image: (N, C) float32 on the CPU."""
+    require_embeddings(model, "maps")
+    network = cast(DetectNetwork, model)
+    maps = [network.maps([one.image.to(device)])[-1] for one in prepared(images, preprocessing)]
     return require_finite(torch.cat([one.mean((2, 3)) for one in maps]).float().cpu())
 
 
-def class_names(count: int) -> list[str]:
-    """The names of the classes of weights that do not say them: known for COCO's."""
-    return list(coco_categories()) if count == len(coco_categories()) else [f"class {i}" for i in range(count)]
-
-
-def class_ids(classes: Sequence[str] | None, count: int) -> ClassIds | None:
-    """The numbers of the classes of weights that do not say them: known for COCO's, which `classes` or their number tell."""
-    known = coco_categories()
-    return list(known.values()) if list(classes or class_names(count)) == list(known) else None
-
-
 def coco_categories() -> dict[str, int]:
-    """COCO's 80 categories with their ids, in the order of the labels, as torchvision tells them."""
+    """Return COCO's 80 categories with their ids, in the order of the labels, as torchvision lists them."""
     from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
     names = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     return {name: i for i, name in enumerate(names) if name not in ("__background__", "N/A")}
 
 
-def _refuse_large(boxes: Tensor, most: int) -> None:
+def _nothing() -> None:
+    pass
+
+
+def _refuse_large(boxes: Tensor, limit: int) -> None:
     pixels = int((boxes[:, 2:] - boxes[:, :2]).clamp(min=0).double().prod(1).sum())
-    if pixels > most:
+    if pixels > limit:
         raise TooLargeError(
-            f"the masks of {len(boxes)} objects hold {pixels / 1e6:.0f} million pixels, more than {most / 1e6:.0f} million: "
+            f"the masks of {counted(len(boxes), 'object')} hold {pixels / 1e6:.0f} million pixels, more than {limit / 1e6:.0f} million: "
             "send a smaller image, ask for a higher score (threshold), or for no masks"
         )

@@ -4,61 +4,69 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from convnext.data.deep import DeepImage
-from convnext.data.transforms.segment import scaled_size
+from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.segment import SegmentPreprocessing, scaled_size
 from convnext.models.segmentation import inference
 from convnext.report import overlay
-from convnext.tasks.finite import finite_outputs, require_finite
-from convnext.tasks.prediction import ClassIds, Prepared, prepared, require, same_size
+from convnext.tasks.base import ClassIds, Json, OpenedImage
+from convnext.tasks.shared import finite_outputs, prepared, require_embeddings, require_finite, same_size
 
-BATCH_SIZE = 4  # images at a time, where nobody says: they are prepared in their own size, and may be large
-COLUMNS = ("class", "share")
-_IN_TEXT = 3  # classes, where nobody says
-_ADE20K = 150  # classes
-_TOGETHER = 2**25  # logits of images that go through the network at once: 128 MB
+_IN_TEXT = 3  # classes, by default
+_MAX_LOGITS = 2**25  # of images that go through the network at once: 128 MB
+
+
+class SegmentNetwork(Protocol):
+    """A segmenter, or an exported one; see `models.segmentation.upernet.UperNet`."""
+
+    num_classes: int
+
+    def features(self, x: Tensor, /) -> list[Tensor]: ...
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction:
-    """The class (H, W) of every pixel, uint8 on the CPU, or uint16 where there are more than 255 classes."""
+class SegmentPrediction:
+    """The class of every pixel of an image."""
 
-    mask: Tensor
+    mask: Tensor  # (H, W) on the CPU: uint8, or uint16 where there are more than 255 classes
     classes: Sequence[str]
     class_ids: ClassIds | None = None  # the value or colour of each class in the masks trained on
 
-    def to_json(self, top: int | None = None) -> dict[str, Any]:
-        """`{"size": [height, width], "classes": {name: share of the pixels}, "mask": PNG of the data's values in base 64}`.
+    def to_json(self, top: int | None = None) -> Json:
+        """Return `{"size": [height, width], "classes": {name: share of the pixels}, "mask": PNG in base 64}`.
 
-        The largest class is first; all are listed, or the `top` largest.
+        The largest class is first; all are listed, or the `top` largest. The PNG is that of `png`.
         """
         return self.shares(top) | {"mask": base64.b64encode(self.png()).decode()}
 
-    def shares(self, top: int | None = None) -> dict[str, Any]:
-        """The same without the mask."""
-        return {"size": list(self.mask.shape), "classes": {row["class"]: row["share"] for row in self.rows(top)}}
+    def shares(self, top: int | None = None) -> Json:
+        """Return `to_json` without the mask."""
+        return {"size": list(self.mask.shape), "classes": dict(self._shares(top))}
 
     def to_text(self, top: int | None = None) -> str:
-        """The `top` largest classes, three by default, with their share of the pixels, on one line."""
-        return "  ".join(f"{row['class']} {row['share']:.1%}" for row in self.rows(top or _IN_TEXT))
+        """Return the `top` largest classes, three by default, with their share of the pixels, on one line."""
+        return "  ".join(f"{name} {share:.1%}" for name, share in self._shares(top or _IN_TEXT))
 
-    def rows(self, top: int | None = None) -> list[dict[str, Any]]:
-        """A row of a table for each class that occurs, the largest first; all, or the `top` largest."""
+    def rows(self, top: int | None = None) -> list[Json]:
+        """Return a row of a table for each class that occurs, the largest first; all, or the `top` largest."""
+        return [{"class": name, "share": share} for name, share in self._shares(top)]
+
+    def _shares(self, top: int | None) -> list[tuple[str, float]]:
         counts = torch.bincount(self.mask.flatten().long(), minlength=len(self.classes))
         order = counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())][:top]
-        return [{"class": self.classes[label], "share": counts[label].item() / self.mask.numel()} for label in order.tolist()]
+        return [(self.classes[label], counts[label].item() / self.mask.numel()) for label in order.tolist()]
 
     def png(self) -> bytes:
-        """The mask as a lossless image in the coding of the masks trained on: their values, of 8 bits or if need be 16, or colours.
+        """Return the mask as a PNG in the coding of the masks trained on: their values, in 8 bits or if needed 16, or colours.
 
-        Where the weights do not know it, the values are the classes' places, from 0.
+        Where the weights do not record this coding, the values are the indices of the classes, from 0.
         """
         ids = np.array(range(len(self.classes)) if self.class_ids is None else self.class_ids)
         table = ids.astype(np.uint8 if ids.max() <= 255 else np.uint16)
@@ -67,66 +75,59 @@ class Prediction:
         return buffer.getvalue()
 
     def draw(self, image: Image.Image) -> Image.Image:
-        """The RGB image with the classes' colours laid over it, and a legend under it."""
+        """Return the RGB image with the classes' colours laid over it, and a legend under it."""
         return overlay.overlay(image, self.mask, self.classes)
 
 
 @torch.inference_mode()
 def infer(
-    model: Any,
-    images: Sequence[Image.Image | DeepImage | Prepared],
-    preprocessing: Any,
+    model: nn.Module,
+    images: Sequence[OpenedImage],
+    preprocessing: Preprocessing,
     classes: Sequence[str],
     device: torch.device,
-    *,
     class_ids: ClassIds | None = None,
-) -> list[Prediction]:
-    """The classes of all pixels of RGB images, of any sizes, by the test that `preprocessing` says: resized, in windows, or whole.
+) -> list[SegmentPrediction]:
+    """Return the classes of all pixels of each image, of any sizes; `model` is in evaluation mode and on `device`.
 
-    `model` is in evaluation mode and on `device`; `class_ids` are the data's own values or colours of the classes. Raises
-    UsageError if an image is too small for it, NotFiniteError.
+    `preprocessing` says how: resized, in windows, or whole. Raises UsageError if an image is too small for the network,
+    NotFiniteError for an output that says nothing.
     """
     ready = prepared(images, preprocessing)
-    found: dict[int, Prediction] = {}
-    mode = inference.mode_of(preprocessing)
-    for places in same_size(ready):
-        inputs = [ready[place].image.to(device) for place in places]
+    predictions: dict[int, SegmentPrediction] = {}
+    mode = mode_of(preprocessing)
+    for indices in same_size(ready):
+        inputs = [ready[index].image.to(device) for index in indices]
         with finite_outputs(model):
             masks = _masks(model, inputs, mode)
-        found |= {place: Prediction(mask, classes, class_ids) for place, mask in zip(places, masks, strict=True)}
-    return [found[place] for place in range(len(ready))]
+        predictions |= {index: SegmentPrediction(mask, classes, class_ids) for index, mask in zip(indices, masks, strict=True)}
+    return [predictions[index] for index in range(len(ready))]
 
 
 @torch.no_grad()  # not in inference mode: embeddings may be trained on
-def embed(model: Any, images: Sequence[Image.Image | DeepImage | Prepared], preprocessing: Any, device: torch.device) -> Tensor:
-    """The mean of the backbone's last map of each RGB image, resized as for its test: (N, C) float32 on the CPU."""
-    require(model, "features")
-    means = []
+def embed(model: nn.Module, images: Sequence[OpenedImage], preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    """Return the mean of the backbone's last map of each image, resized as for its prediction: (N, C) float32 on the CPU."""
+    require_embeddings(model, "features")
+    within, network, means = mode_of(preprocessing).within, cast(SegmentNetwork, model), []
     for one in prepared(images, preprocessing):
         image = one.image.to(device)[None]
-        if preprocessing.scale is not None:
-            image = F.interpolate(image, scaled_size(*one.size, preprocessing.scale), mode="bilinear", align_corners=False)
-        means.append(model.features(image)[-1].mean((2, 3)))
+        if within is not None:
+            image = F.interpolate(image, scaled_size(*one.size, within), mode="bilinear", align_corners=False)
+        means.append(network.features(image)[-1].mean((2, 3)))
     return require_finite(torch.cat(means).float().cpu())
 
 
-def class_names(count: int) -> list[str]:
-    """The names of the classes of weights that do not say them: none are known."""
-    return [f"class {i}" for i in range(count)]
+def mode_of(preprocessing: Preprocessing) -> inference.Mode:
+    """Return how a segmenter's preprocessing tests an image. Raises TypeError for the preprocessing of another task."""
+    if not isinstance(preprocessing, SegmentPreprocessing):
+        raise TypeError(f"a segmenter needs a SegmentPreprocessing, not a {type(preprocessing).__name__}")
+    return inference.mode_of(preprocessing)
 
 
-def class_ids(classes: Sequence[str] | None, count: int) -> ClassIds | None:
-    """The values of the classes of weights that do not say them: 150 classes without names are ADE20K's, whose masks hold 1 to 150.
-
-    0 is "other" there, and no class of the network. mmsegmentation writes its results for ADE20K's server in the same way
-    (`ADE20KDataset` with `reduce_zero_label`, `format_results`: "the index range of official requirement is from 0 to 150").
-    """
-    return list(range(1, _ADE20K + 1)) if classes is None and count == _ADE20K else None
-
-
-def _masks(model: Any, images: list[Tensor], mode: inference.Mode) -> list[Tensor]:
-    """The classes of images of one size, all at once where they are tested whole and small."""
-    if mode == inference.Mode() and model.num_classes <= 255 and model.num_classes * sum(image[0].numel() for image in images) <= _TOGETHER:
+def _masks(model: nn.Module, images: list[Tensor], mode: inference.Mode) -> list[Tensor]:
+    """Return the classes of images of one size: all at once where they are tested whole and are small."""
+    classes, pixels = cast(SegmentNetwork, model).num_classes, sum(image[0].numel() for image in images)
+    if mode == inference.Mode() and classes <= 255 and classes * pixels <= _MAX_LOGITS:
         logits = model(torch.stack(images).contiguous(memory_format=torch.channels_last))
         return list(logits.argmax(1).to("cpu", torch.uint8))
     return [inference.predict(model, image, mode) for image in images]

@@ -3,7 +3,7 @@ import torch
 
 from convnext.data.sources.corruptions import CORRUPTIONS, SEVERITIES
 from convnext.errors import ConvnextError
-from convnext.tasks.classify.robustness import ALEXNET_ERRORS, CorruptionMetric
+from convnext.tasks.classify.robustness import ALEXNET_ERRORS, CorruptionCounts
 
 # By severity, from another public table of the same errors than the one that ALEXNET_ERRORS was copied from.
 ALEXNET = {
@@ -28,7 +28,7 @@ ALEXNET = {
 def metric_of(errors, each=1000):
     """A metric that has seen `each` images of every part, with these errors."""
     parts = [(name, severity) for name in errors for severity in SEVERITIES]
-    metric = CorruptionMetric(parts)
+    metric = CorruptionCounts(parts)
     for part, (name, severity) in enumerate(parts):
         right = torch.arange(each) >= round(errors[name][severity - 1] * each)
         metric.update(right, torch.full((each,), part))
@@ -61,12 +61,12 @@ def test_the_mean_error_of_imagenet_c_bar_is_not_normalised():
     }
 
 
-def test_parts_of_a_batch_are_told_apart_and_merged():
+def test_parts_of_a_batch_are_counted_apart_and_merged():
     parts = [("snow", 1), ("snow", 2)]
-    first, second = CorruptionMetric(parts), CorruptionMetric(parts)
+    first, second = CorruptionCounts(parts), CorruptionCounts(parts)
     first.update(torch.tensor([True, False, True]), torch.tensor([0, 1, 1]))
     second.update(torch.tensor([False]), torch.tensor([0]))
     first.merge(second)
     assert first.details() == [{"corruption": "snow", "errors": {1: 50.0, 2: 50.0}, "mean": 50.0, "ce": pytest.approx(50 / 0.866816)}]
-    with pytest.raises(ConvnextError, match="not one image of snow, severity 2"):
+    with pytest.raises(ConvnextError, match="no image of snow, severity 2, could be read"):
         second.compute()

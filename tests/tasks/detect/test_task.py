@@ -77,7 +77,7 @@ def test_a_run_leaves_weights_that_evaluate_to_the_same(coco, tmp_path, kind):
     again = evaluate_loaded(load(run), None, 2, 0, 0.0, torch.device("cpu"))
     assert again.result.metrics == result.metrics
     page = (run / "report.html").read_text()
-    assert page.count("data:image/jpeg") == 3
+    assert page.count("data:image/webp") == 3
     assert "annotated, and found" in page
     loaded = load(run)
     assert (loaded.task, loaded.classes) == ("detect", [str(digit) for digit in range(10)])
@@ -111,7 +111,7 @@ def test_category_ids_travel_with_the_weights(coco, tmp_path):
     assert convnext.load(detector(tmp_path)[0]).class_ids is None
 
 
-def test_masks_and_objects_of_low_score_are_left_out_by_wish(tmp_path):
+def test_masks_and_objects_of_low_score_can_be_skipped(tmp_path):
     path, model, how = detector(tmp_path)
     image = Scenes("val", size=64).read(0)
     found = convnext.load(path, device="cpu").infer([image])[0]
@@ -125,7 +125,7 @@ def test_masks_and_objects_of_low_score_are_left_out_by_wish(tmp_path):
     assert 0 < len(sure.scores) < len(found.scores)
     assert sure.scores.min() > limit
     with pytest.raises(TooLargeError, match=r"the masks of \d+ objects hold .* million pixels, more than 0 million: .*no masks"):
-        predictor.infer([image], most_pixels=10)
+        predictor.infer([image], max_pixels=10)
     (wanted,) = model.predict([how.transform()(image)], [(64, 64)])
     assert [torch.equal(decode(runs).bool(), mask[0]) for runs, mask in zip(found.masks, wanted["masks"], strict=True)] == [True] * len(
         found.masks
@@ -137,7 +137,7 @@ def test_evaluation_keeps_neither_masks_nor_annotations_as_pixels(coco, tmp_path
     source = task.open_labelled(coco["data.val"], None, 10)
     samples = task.evaluation_samples(source, loaded.preprocessing)
     batch = task.collate([samples[EVALUATION, 0]])
-    found = task.predict(loaded.model, batch, samples)
+    found = task.predict(loaded.model, batch, loaded.preprocessing)
     for masks in (batch.targets[0]["masks"], found[0]["masks"]):
         assert masks
         assert all(set(runs) == {"size", "counts"} for runs in masks)
@@ -145,7 +145,7 @@ def test_evaluation_keeps_neither_masks_nor_annotations_as_pixels(coco, tmp_path
     assert torch.equal(torch.stack([decode(runs) for runs in batch.targets[0]["masks"]]), wanted)
 
 
-def test_a_run_goes_on_to_the_same_bits(coco, tmp_path):
+def test_a_run_resumes_to_the_same_bits(coco, tmp_path):
     more = {"train.checkpoint_every": 1, "train.keep_checkpoints": 10, "model.drop_path": 0.2}
     for name in ("whole", "again"):
         convnext.train("detect_digits", TINY | coco | more, output=tmp_path / name)
@@ -170,7 +170,7 @@ def test_boxes_alone_are_learned_where_there_are_no_masks(tmp_path):
     assert all("mask" not in one for one in found.to_json()["objects"])
 
 
-def test_data_that_no_detector_learns_from_is_told(coco, tmp_path):
+def test_data_that_no_detector_learns_from_are_refused(coco, tmp_path):
     root = tmp_path / "boxes"
     boxes = str(write_coco(root, "train", 3, boxes_only=True))
     with pytest.raises(ConvnextError, match=r"has boxes but no masks.*model\.masks=false"):

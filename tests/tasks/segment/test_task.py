@@ -20,6 +20,7 @@ from convnext.inference.bulk import predict_all
 from convnext.inference.inputs import find_items
 from convnext.inference.outputs import open_output
 from convnext.models.load import load
+from convnext.tasks.segment.prediction import SegmentPrediction
 
 TINY = {
     "model.name": "upernet_convnext_atto",
@@ -72,7 +73,7 @@ def test_a_run_leaves_weights_that_evaluate_to_the_same(photos, tmp_path):
     assert again.result.metrics == result.metrics
     page = (run / "report.html").read_text()
     assert "ground truth" not in page  # it is within the images
-    assert page.count("data:image/jpeg") == 3
+    assert page.count("data:image/webp") == 3
     assert "stone" in page
     loaded = load(run)
     assert (loaded.task, loaded.classes) == ("segment", ["ground", "leaf", "stone"])
@@ -83,7 +84,7 @@ def test_a_run_leaves_weights_that_evaluate_to_the_same(photos, tmp_path):
     assert several.details["confusion"] != again.result.details["confusion"]
 
 
-def test_parts_of_a_batch_add_up_and_the_run_goes_on_to_the_same_bits(photos, tmp_path):
+def test_a_run_resumes_to_the_same_bits(photos, tmp_path):
     train(photos, tmp_path / "whole", **{"train.checkpoint_every": 1, "train.keep_checkpoints": 10, "model.drop_path": 0.2})
     again = tmp_path / "again"
     train(photos, again, **{"train.checkpoint_every": 1, "train.keep_checkpoints": 10, "model.drop_path": 0.2})
@@ -96,7 +97,7 @@ def test_parts_of_a_batch_add_up_and_the_run_goes_on_to_the_same_bits(photos, tm
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_what_is_wrong_with_a_mask_is_told_before_the_run(photos, tmp_path):
+def test_a_wrong_mask_is_reported_before_the_run(photos, tmp_path):
     broken = tmp_path / "broken"
     (broken / "images").mkdir(parents=True)
     (broken / "masks").mkdir()
@@ -105,7 +106,7 @@ def test_what_is_wrong_with_a_mask_is_told_before_the_run(photos, tmp_path):
         Image.fromarray(np.full((40, 40), i % 2, np.uint8)).save(broken / "masks" / f"{i}.png")
     Image.fromarray(np.full((40, 40), 7, np.uint8)).save(broken / "masks" / "3.png")
     (broken / "classes.txt").write_text("ground\nleaf\n")
-    with pytest.raises(ConvnextError, match=r"data\.(train|val) can't be trained.*masks/3\.png has the value 7 in 1600 pixels"):
+    with pytest.raises(ConvnextError, match=r"data\.(train|val) can't be used: .*masks/3\.png has the value 7 in 1600 pixels"):
         convnext.train("segment_digits", TINY | {"data.train": str(broken), "data.val": None}, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -179,7 +180,7 @@ def test_values_of_weights_that_do_not_say_them():
     assert ade.class_ids(["a", "b"], 2) is None
     mask, classes = torch.tensor([[0, 1]], dtype=torch.uint8), ["a", "b"]
     for ids, wanted in ((None, [[0, 1]]), ([3, 9], [[3, 9]]), ([1, 300], [[1, 300]])):
-        found = Image.open(io.BytesIO(ade.Prediction(mask, classes, ids).png()))
+        found = Image.open(io.BytesIO(SegmentPrediction(mask, classes, ids).png()))
         assert np.asarray(found).tolist() == wanted
         assert found.mode == ("I;16" if ids == [1, 300] else "L")
 

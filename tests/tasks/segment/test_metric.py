@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, jaccard_score, recall_score
 
 from convnext.errors import ConvnextError
-from convnext.tasks.segment.iou import SegmentationMetric
+from convnext.tasks.segment.metric import PixelCounts
 
 
 def drawn(seed, classes, used, ignored):
@@ -23,7 +23,7 @@ def drawn(seed, classes, used, ignored):
 def test_equals_scikit_learn(seed, classes, data):
     used = data.draw(st.integers(1, classes))
     masks, predictions = drawn(seed, classes, used, data.draw(st.sampled_from([0.0, 0.3, 0.95])))
-    metric = SegmentationMetric(classes)
+    metric = PixelCounts(classes)
     metric.update(torch.from_numpy(predictions), torch.from_numpy(masks))
     found, details = metric.compute(), metric.details()
     true, predicted = masks[masks != 255], predictions[masks != 255]
@@ -45,7 +45,7 @@ def test_equals_scikit_learn(seed, classes, data):
 
 def test_merged_parts_are_the_whole_and_the_integer_type_does_not_matter():
     masks, predictions = (torch.from_numpy(x) for x in drawn(1, 6, 6, 0.2))
-    whole, parts = SegmentationMetric(6), [SegmentationMetric(6) for _ in range(2)]
+    whole, parts = PixelCounts(6), [PixelCounts(6) for _ in range(2)]
     whole.update(predictions, masks)
     parts[0].update(predictions[:1].to(torch.uint8), masks[:1].to(torch.uint8))
     parts[1].update(predictions[1:].to(torch.uint16), masks[1:].to(torch.int32))
@@ -54,8 +54,8 @@ def test_merged_parts_are_the_whole_and_the_integer_type_does_not_matter():
     assert parts[0].details() == whole.details()
 
 
-def test_a_class_that_occurs_nowhere_is_left_out_and_one_predicted_wrongly_is_not():
-    metric = SegmentationMetric(4)
+def test_a_class_that_occurs_nowhere_is_skipped_and_one_predicted_wrongly_is_not():
+    metric = PixelCounts(4)
     metric.update(torch.tensor([[[0, 0, 2, 1]]]), torch.tensor([[[0, 0, 1, 1]]]))
     assert metric.details()["iou"] == [100.0, 50.0, 0.0, None]
     assert metric.details()["accuracy"] == [100.0, 50.0, None, None]
@@ -71,12 +71,12 @@ def test_a_class_that_occurs_nowhere_is_left_out_and_one_predicted_wrongly_is_no
         ([[[0, 1, 2]]], [[[0, 2]]], "do not fit"),
     ],
 )
-def test_what_cannot_be_counted_is_told(predictions, masks, message):
+def test_pixels_that_cannot_be_counted_are_refused(predictions, masks, message):
     with pytest.raises(ConvnextError, match=message):
-        SegmentationMetric(3).update(torch.tensor(predictions), torch.tensor(masks))
+        PixelCounts(3).update(torch.tensor(predictions), torch.tensor(masks))
 
 
 def test_an_ignored_pixel_may_be_predicted_as_anything():
-    metric = SegmentationMetric(3)
+    metric = PixelCounts(3)
     metric.update(torch.tensor([[[0, 77]]]), torch.tensor([[[0, 255]]]))
     assert metric.compute()["miou"] == 100.0

@@ -13,8 +13,8 @@ from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from convnext.data.sources.coco import open_detection
-from convnext.tasks.detect.average_precision import DetectionMetric
+from convnext.data.sources.open import open_detection
+from convnext.tasks.detect.metric import AveragePrecision
 
 SUFFIXES = ("", "50", "75", "_small", "_medium", "_large")
 
@@ -70,7 +70,7 @@ def real():
 
 
 def measured(source, predictions, indices, with_masks=True):
-    metric = DetectionMetric(source.classes, with_masks)
+    metric = AveragePrecision(source.classes, with_masks)
     for i in indices:
         metric.update([predictions[i]], [source.target(i).to_dict()])
     return metric
@@ -86,13 +86,13 @@ def test_ap_is_that_of_pycocotools(real):
         assert ours == pytest.approx(100 * reference[kind].stats[:6], abs=1e-6)
         assert 5 < ours[0] < 80  # neither perfect nor lost: the thresholds matter
         precision = reference[kind].eval["precision"][:, :, :, 0, -1]
-        for label, row in enumerate(metric.details()["classes"]):
+        for label, row in enumerate(metric.by_class()):
             values = precision[:, :, label][precision[:, :, label] > -1]
             assert row[f"{name}_ap"] == (pytest.approx(100 * values.mean(), abs=1e-6) if len(values) else None)
-    rows = metric.details()["classes"]
+    rows = metric.by_class()
     assert [row["class"] for row in rows] == source.classes
     assert sum(row["objects"] for row in rows) == 712 - 5  # without the crowds
-    json.dumps(metric.details(), allow_nan=False)
+    json.dumps(metric.by_class(), allow_nan=False)
 
 
 def test_processes_together_measure_what_one_does(real):
@@ -115,7 +115,7 @@ def test_masks_are_kept_small(real):
 
 def test_boxes_alone(real):
     source, predictions, reference = real
-    metric = DetectionMetric(source.classes, with_masks=False)
+    metric = AveragePrecision(source.classes, with_masks=False)
     for i in range(100):
         target = source.target(i).to_dict()
         del target["masks"]
@@ -127,9 +127,9 @@ def test_boxes_alone(real):
 
 def test_nothing_found_and_nothing_there(real):
     source, _, _ = real
-    metric = DetectionMetric(source.classes, with_masks=True)
+    metric = AveragePrecision(source.classes, with_masks=True)
     assert metric.compute() == {"count": 0}
-    assert metric.details()["classes"][0] == {"class": "person", "objects": 0, "box_ap": None, "mask_ap": None}
+    assert metric.by_class()[0] == {"class": "person", "objects": 0, "box_ap": None, "mask_ap": None}
     objects = source.target(0)
     none = noisy(objects.take(torch.zeros(len(objects), dtype=torch.bool)), 80, np.random.default_rng(0))
     metric.update([none], [objects.to_dict()])
@@ -138,7 +138,7 @@ def test_nothing_found_and_nothing_there(real):
     metric.update([perfect], [objects.to_dict()])  # the same image again, not a second one
     assert metric.compute()["count"] == 1
     assert metric.compute()["box_ap"] == metric.compute()["mask_ap"] == 100
-    empty = DetectionMetric(source.classes, with_masks=True)
+    empty = AveragePrecision(source.classes, with_masks=True)
     empty.update([perfect], [objects.take(torch.zeros(len(objects), dtype=torch.bool)).to_dict()])
     assert empty.compute() == {"count": 1}
 

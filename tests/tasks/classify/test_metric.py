@@ -3,14 +3,14 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, top_k_accuracy_score
 
-from convnext.tasks.classify.accuracy import ClassificationMetric
+from convnext.tasks.classify.metric import AccuracyCounts
 
 
 @pytest.mark.parametrize("split", [1, 3, 7])
 def test_equals_scikit_learn_however_the_samples_are_batched(split):
     rng = np.random.default_rng(0)
     logits, labels = torch.from_numpy(rng.standard_normal((200, 9))), torch.from_numpy(rng.integers(0, 9, 200))
-    metric = ClassificationMetric(9)
+    metric = AccuracyCounts(9)
     for part in torch.arange(200).tensor_split(split):
         metric.update(logits[part], labels[part])
     found, probabilities = metric.compute(), logits.softmax(1).numpy()
@@ -22,7 +22,7 @@ def test_equals_scikit_learn_however_the_samples_are_batched(split):
 
 
 def test_few_classes_and_no_samples():
-    metric = ClassificationMetric(3)
+    metric = AccuracyCounts(3)
     assert metric.compute() == {"count": 0}
     metric.update(torch.eye(3), torch.tensor([0, 1, 1]))
     assert metric.compute().keys() == {"top1", "loss", "ece", "count"}
@@ -43,7 +43,7 @@ def test_calibration_error_is_the_published_formula(classes, sharpness):
     rng = np.random.default_rng(classes)
     logits, labels = torch.from_numpy(sharpness * rng.standard_normal((500, classes))), torch.from_numpy(rng.integers(0, classes, 500))
     labels[::2] = logits[::2].argmax(1)  # so that there is something to be calibrated
-    whole, first, second = (ClassificationMetric(classes) for _ in range(3))
+    whole, first, second = (AccuracyCounts(classes) for _ in range(3))
     whole.update(logits, labels)
     first.update(logits[:123], labels[:123])
     second.update(logits[123:], labels[123:])
@@ -64,14 +64,14 @@ def test_calibration_error_is_the_published_formula(classes, sharpness):
 
 
 def test_a_confidence_on_an_edge_is_in_the_bin_below_and_certainty_in_the_last():
-    metric = ClassificationMetric(3)
+    metric = AccuracyCounts(3)
     metric.update(torch.tensor([[0.0, 0, 0], [100, 0, 0]]), torch.tensor([0, 1]))  # confidences 1/3, which is 5/15, and 1
     assert [i for i, one in enumerate(metric.details()["calibration"]) if one["count"]] == [4, 14]
     assert metric.compute()["ece"] == pytest.approx(100 * (0.5 * (1 - 1 / 3) + 0.5 * (1 - 0)))
 
 
-def test_of_several_accepted_classes_any_is_right():
-    metric = ClassificationMetric(6)
+def test_of_several_accepted_classes_any_is_correct():
+    metric = AccuracyCounts(6)
     logits = torch.tensor([[3.0, 2, 1, 0, -1, -2], [3, 2, 1, 0, -1, -2]])
     accepted = torch.tensor([[1, 0, 0, 0, 0, 1], [0, 0, 1, 1, 0, 0]]).bool()
     assert metric.update(logits, torch.tensor([5, 2]), accepted).tolist() == [True, False]

@@ -1,4 +1,4 @@
-"""The training loss against timm's, which are the published code's."""
+"""The training loss beside timm's, whose losses are the published code's."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
 from convnext.data.randomness import seed_numpy
 from convnext.recipe import load_recipe
-from convnext.tasks.classify.task import Batch, Trainer
+from convnext.tasks.classify.batch import ClassifyBatch
+from convnext.tasks.classify.loss import ClassifyCriterion
 
 
 def model_of(images):
@@ -16,21 +17,23 @@ def model_of(images):
 
 def batch():
     generator = torch.Generator().manual_seed(0)
-    return Batch(torch.randn(8, 3, 16, 16, generator=generator), torch.arange(8) % 5, list(range(8)), [])
+    return ClassifyBatch(torch.randn(8, 3, 16, 16, generator=generator), torch.arange(8) % 5, list(range(8)), [])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_label_smoothing(smoothing):
-    trainer = Trainer(load_recipe("digits", {"train.label_smoothing": smoothing}), list("abcde"))
+    criterion = ClassifyCriterion(load_recipe("digits", {"train.label_smoothing": smoothing}), 5)
     wanted = LabelSmoothingCrossEntropy(smoothing)(model_of(batch().images), batch().labels)
-    assert torch.allclose(trainer.loss(model_of, batch()), wanted, atol=1e-6)
+    found = criterion(model_of, batch())
+    assert found.keys() == {"loss"}
+    assert torch.allclose(found["loss"], wanted, atol=1e-6)
 
 
 def test_mixed_targets():
-    trainer = Trainer(load_recipe("digits", {"augment.mixup": 0.8, "augment.cutmix": 1.0}), list("abcde"))
+    criterion = ClassifyCriterion(load_recipe("digits", {"augment.mixup": 0.8, "augment.cutmix": 1.0}), 5)
     for i in range(10):
         seed_numpy(i)
-        found = trainer.loss(model_of, batch())
+        found = criterion(model_of, batch())["loss"]
         seed_numpy(i)
         images, targets = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=5)(batch().images, batch().labels)
         assert torch.allclose(found, SoftTargetCrossEntropy()(model_of(images), targets), atol=1e-6)

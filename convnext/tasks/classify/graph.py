@@ -1,0 +1,40 @@
+"""Classifiers as exported files."""
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from convnext.data import imagenet
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
+from convnext.tasks.exported import ExportedNetwork, TaskExport, logits_error
+
+
+class ExportedClassifier(ExportedNetwork):
+    """An exported classifier: images (N, 3, H, W) to logits (N, num_classes)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(x)[0]
+
+
+class ClassifyExport(TaskExport):
+    """The graph gives logits (N, num_classes)."""
+
+    network = ExportedClassifier
+
+    def run(self, graph: nn.Module, images: Tensor, *others: Tensor) -> Tensor:
+        logits: Tensor = graph(images)
+        return logits
+
+    def side(self, how: Preprocessing, size: int | None) -> int:
+        assert isinstance(how, ClassifyPreprocessing)
+        return how.image_size
+
+    def resized(self, how: Preprocessing, size: int) -> Preprocessing:
+        assert isinstance(how, ClassifyPreprocessing)
+        return replace(how, image_size=size)
+
+    def known_names(self, count: int) -> list[str] | None:
+        return imagenet.descriptions(count) if count in imagenet.SUBSETS else None
+
+    def error(self, model: nn.Module, exported: ExportedNetwork, ours: Tensor, theirs: Tensor) -> float:
+        return logits_error(model(ours), exported(theirs))
