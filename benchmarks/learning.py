@@ -1,10 +1,10 @@
-"""Real learning: a recipe trained by convnext, and the same network, data and settings by timm's own pieces.
+"""Train a recipe by convnext, and the same network, data and settings by timm's own parts.
 
     python benchmarks/learning.py RECIPE FOLDER [--seeds 3] [key=value …]
 
-FOLDER holds train/ and val/, image folders both (`--unpack SHARDS` writes them from WebDataset shards first). timm's side is what
-its train.py would do: its model, loader, transforms, mixup, optimizer, scheduler and loss. Both sides run in turn, seed by seed, for as
-many epochs; accuracy is that of the last epoch, time is wall time of training and evaluation. Prints a Markdown table.
+FOLDER holds two image folders, train/ and val/ (`--unpack SHARDS` writes them from WebDataset shards first). timm's side is what its
+train.py would do: its model, loader, transforms, mixup, optimizer, scheduler and loss. Both sides run in turns, seed by seed, for the same
+number of epochs. Accuracy is that of the last epoch; time is wall time of training and evaluation. Prints a Markdown table.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from convnext.recipe import Recipe, load_recipe
 
 
 def unpack(shards: str, folder: Path) -> None:
-    """Write train/ and val/ image folders from shards `SHARDS/train-*.tar` and `SHARDS/val-*.tar`, images as they are."""
+    """Write train/ and val/ image folders from shards `SHARDS/train-*.tar` and `SHARDS/val-*.tar`, image files unchanged."""
     for part in ("train", "val"):
         source = open_shards(f"{shards}/{part}-*.tar")
         for index in range(len(source)):
@@ -37,13 +37,13 @@ def unpack(shards: str, folder: Path) -> None:
 
 
 def by_convnext(recipe: Recipe, folder: Path) -> tuple[float, float]:
-    """Top-1 in percent and seconds."""
+    """Train by convnext; return top-1 in percent and seconds."""
     result = convnext.train(recipe, output=folder)
     return result.metrics["top1"], result.seconds
 
 
 def by_timm(recipe: Recipe) -> tuple[float, float]:
-    """Top-1 in percent and seconds, by timm's pieces."""
+    """Train by timm's parts; return top-1 in percent and seconds."""
     started = time.monotonic()
     settings, augment, optim = recipe.train, recipe.augment, recipe.optim
     torch.manual_seed(recipe.seed)

@@ -1,8 +1,8 @@
-"""How long it takes to begin: `import convnext` beside `import torch`, `convnext --help`, and counting the largest model.
+"""Measure start-up times: `import convnext` beside `import torch`, `convnext --help`, and counting the largest model.
 
     python benchmarks/start.py
 
-Fresh processes, interleaved, median of several.
+Each time is the median of several fresh processes, interleaved.
 """
 
 import statistics
@@ -21,7 +21,7 @@ COMMANDS = {
 
 
 def seconds(arguments: list[str]) -> float:
-    """Wall time of a fresh Python process."""
+    """Return the wall time of a fresh Python process in seconds."""
     started = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
-from convnext import distributed
-from convnext.distributed import meet
+from convnext import distributed, rendezvous
 from convnext.errors import ConvnextError, UsageError
+from convnext.rendezvous import meet
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_group_of_another_size_meets_at_the_same_store(store):
 
 
 def test_who_is_missing_is_named_and_not_waited_for_for_ever(store, capsys, monkeypatch):
-    monkeypatch.setattr(distributed, "_REPORT_AFTER", 0.2)
+    monkeypatch.setattr(rendezvous, "_REPORT_AFTER", 0.2)
     errors = missing(store, 4, (0, 2), 1)
     assert all(
         str(error).endswith("for 2 of 4 processes: ranks 1, 3: see why they did not start, and start all of them again") for error in errors
@@ -106,7 +106,7 @@ def test_who_is_missing_is_named_and_not_waited_for_for_ever(store, capsys, monk
     assert capsys.readouterr().err == "waiting for 1 of 4 processes: rank 0\n"
 
 
-def test_processes_of_which_one_lacks_its_device_are_told(store):
+def test_a_process_that_lacks_its_device_is_named(store):
     found = {}
 
     def one(rank):
@@ -150,7 +150,7 @@ def fails(on):
     if rank in on:
         raise UsageError(f"no folder photos{rank}")
     return "fine"
-def told(work):
+def outcome(work):
     try:
         return work()
     except ConvnextError as error:
@@ -194,12 +194,12 @@ def test_without_torchrun_the_main_process_serves_the_store_and_may_come_last():
 
 def test_what_fails_on_one_process_is_raised_on_all_and_reported_by_one(store):
     code = """
-print(told(lambda: distributed.on_main(lambda: fails({0}))))
-print(told(lambda: distributed.on_main(lambda: f"{fails({1})} {rank}")))
-print(told(lambda: distributed.on_all(lambda: fails({1}))))
-print(told(lambda: distributed.on_all(lambda: fails({0, 1}))))
-print(told(lambda: distributed.on_all(lambda: f"{fails({})} {rank}")))
-print(told(lambda: distributed.check_agreement(rank, "pages")))
+print(outcome(lambda: distributed.on_main(lambda: fails({0}))))
+print(outcome(lambda: distributed.on_main(lambda: f"{fails({1})} {rank}")))
+print(outcome(lambda: distributed.on_all(lambda: fails({1}))))
+print(outcome(lambda: distributed.on_all(lambda: fails({0, 1}))))
+print(outcome(lambda: distributed.on_all(lambda: f"{fails({})} {rank}")))
+print(outcome(lambda: distributed.check_agreement(rank, "pages")))
 """
     (main, _), (other, _) = group(store, code)
     differ = (
@@ -259,13 +259,13 @@ def test_each_process_of_a_callers_group_has_its_own_device(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 8)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 6)
-    with distributed.process_group() as place:
-        assert place == torch.device("cuda", 2)  # two machines of four
+    with distributed.process_group() as device:
+        assert device == torch.device("cuda", 2)  # two machines of four
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with distributed.process_group("cuda") as place:
-        assert place == torch.device("cuda", 1)
-    with distributed.process_group("cpu") as place:
-        assert place == torch.device("cpu")
+    with distributed.process_group("cuda") as device:
+        assert device == torch.device("cuda", 1)
+    with distributed.process_group("cpu") as device:
+        assert device == torch.device("cpu")
     assert chosen == [torch.device("cuda", 2).index, 1]
     monkeypatch.setenv("LOCAL_RANK", "4")
     with pytest.raises(UsageError, match="no CUDA device for local rank 4: this machine has 4"), distributed.process_group():
@@ -275,6 +275,6 @@ def test_each_process_of_a_callers_group_has_its_own_device(monkeypatch):
 def test_a_number_of_processes_without_an_address_is_explained(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    told = "WORLD_SIZE is 2, but LOCAL_RANK is not set: start with torchrun, or unset WORLD_SIZE"
-    with pytest.raises(UsageError, match=told), distributed.process_group("cpu"):
+    message = "WORLD_SIZE is 2, but LOCAL_RANK is not set: start with torchrun, or unset WORLD_SIZE"
+    with pytest.raises(UsageError, match=message), distributed.process_group("cpu"):
         pass

@@ -1,51 +1,90 @@
-"""From labelled images to batches, by worker processes that change nothing but the speed."""
+"""From labelled images to micro-batches, by worker processes that change nothing but the speed.
+
+A loader gives the samples of an optimizer step as one or more micro-batches. A worker prepares a micro-batch, and at most
+`PREFETCH` of them wait for each worker: that bounds the memory of what is in flight, whatever the batch size.
+"""
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from typing_extensions import TypeVar as DefaultTypeVar
 
+from convnext.data.deep import DeepImage
 from convnext.data.images import CorruptImageError
 from convnext.data.randomness import seeded
 from convnext.errors import ConvnextError, first_line
-from convnext.text import printable
+from convnext.text import counted, printable
 
-# Those by which a system asks a process to end; Windows has no SIGHUP.
+# The signals by which a system asks a process to end; Windows has no SIGHUP.
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 EVALUATION = -1  # the epoch of images that are not augmented
+PREFETCH = 2  # micro-batches that wait for each worker, the one it is at work on included
+_SHOWN = 5  # reasons in a message
+
+Key = tuple[int, int]  # epoch, index in the source
+
+
+class IndexedImages(Protocol):
+    """Images by position."""
+
+    def __len__(self) -> int: ...
+    def read(self, index: int) -> Image.Image | DeepImage: ...
+    def pixels(self, index: int) -> Tensor | DeepImage: ...
+    def name(self, index: int) -> str: ...
+
+
+LabelT = DefaultTypeVar("LabelT", default=Any)  # what is learned about an image: a class, objects, a mask
+SourceT = DefaultTypeVar("SourceT", bound=IndexedImages, default=Any)
+GivenT = TypeVar("GivenT", covariant=True)
+BatchT = TypeVar("BatchT")
+
+
+class Labelled(Protocol[GivenT]):
+    """Labels by position."""
+
+    def label(self, index: int) -> GivenT: ...
 
 
 @dataclass
-class Sample:
-    """One image of a batch, or, in evaluation, the place of one that could not be read."""
+class Sample(Generic[LabelT]):
+    """One image of a batch."""
 
-    image: Any  # None where it could not be read
-    label: Any  # what there is to learn about it
+    image: Tensor  # float32 (3, H, W); empty, and no label, for an image that could not be read in evaluation
+    label: LabelT
     index: int  # its position in the source
     corrupt: list[tuple[int, str]]  # positions that could not be read on the way to it, each with the reason
 
+    @property
+    def readable(self) -> bool:
+        """Whether the image could be read."""
+        return self.image.numel() > 0
 
-class Samples(Dataset[Sample]):
+
+class Samples(Dataset[Sample[LabelT]], Generic[SourceT, LabelT]):
     """A source through a transform, addressed by (epoch, index): the sample is a function of (seed, epoch, index) alone.
 
-    Where an image can't be read, training takes the next one that can, evaluation leaves it out; both say so. A task whose
+    For an image that can't be read, training takes the next one that can; evaluation skips it. Both report it. A task whose
     labels are transformed with their images overrides `prepare`.
     """
 
-    def __init__(self, source: Any, transform: Callable[..., Any], seed: int) -> None:
+    def __init__(self, source: SourceT, transform: Callable[..., Any], seed: int) -> None:
         self.source, self.transform, self.seed = source, transform, seed
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def prepare(self, image: Any, index: int) -> tuple[Any, Any]:
-        """Image and label of the image at a position of the source, as they go into a batch."""
-        return self.transform(image), self.source.label(index)
+    def prepare(self, image: Any, index: int) -> tuple[Tensor, LabelT]:
+        """Return the image at a position of the source and its label, as they go into a batch."""
+        return self.transform(image), cast(Labelled[LabelT], self.source).label(index)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: Key) -> Sample[LabelT]:
         epoch, index = key
         corrupt: list[tuple[int, str]] = []
         for i in range(index, index + len(self.source)):
@@ -60,50 +99,64 @@ class Samples(Dataset[Sample]):
             except CorruptImageError as error:
                 corrupt.append((at, str(error)))
                 if epoch == EVALUATION:
-                    return Sample(None, None, index, corrupt)
-        raise ConvnextError(f"not one of {len(self.source)} images could be read; the first: {corrupt[0][1]}")
+                    return Sample(torch.empty(0), cast(LabelT, None), index, corrupt)
+        raise ConvnextError(f"none of the {len(self.source)} images could be read; the first: {corrupt[0][1]}")
 
 
 class EpochOrder:
-    """Our process's part of every batch of (epoch, index), in a fresh order every epoch, a function of (seed, epoch) alone.
+    """Micro-batches of (epoch, index), the part of every batch that this process takes, in a fresh order every epoch.
 
-    Set `epoch` and `start`, the first batch to give, before iterating: that is how a run goes on in the middle of an epoch.
-    The last batch is dropped where it would not be full, as published.
+    The order is a function of (seed, epoch) alone. Set `epoch` and `start`, the first batch to give, before iterating: that is
+    how a run resumes in the middle of an epoch. A last batch that would not be full is dropped, as published.
 
     Args:
         count: samples in the source.
         batch_size: samples in a batch, all processes together; a multiple of `world`.
         seed: of the order.
         rank: which of `world` equal parts of each batch to give.
-        groups: of each sample, where a batch shall hold samples of one group only (images upright or across, so that little of
-            the padding is empty). What does not fill a batch of its group is dropped.
+        groups: of each sample, where a batch shall hold samples of one group only (portrait or landscape images, so that little
+            of the padding is empty). Samples that do not fill a batch of their group are dropped.
+        micro_batch: samples in a micro-batch, the last of a part may have fewer; by default the whole part.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, groups: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        groups: Sequence[int] | None = None,
+        micro_batch: int | None = None,
+    ) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.groups = np.zeros(count, dtype=int) if groups is None else np.asarray(groups)
         self.share = batch_size // world
+        self.micro_batch = min(micro_batch or self.share, self.share)
         self.first = rank * self.share
+        self.batches = int(sum(np.unique(self.groups, return_counts=True)[1] // batch_size))  # in an epoch
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
-        return int(sum(np.unique(self.groups, return_counts=True)[1] // self.batch_size))
+        return (self.batches - self.start) * -(-self.share // self.micro_batch)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         generator = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
         order = generator.permutation(self.count)
         batches = [batch for group in np.unique(self.groups) for batch in self._full(order[self.groups[order] == group])]
         if len(np.unique(self.groups)) > 1:
             batches = [batches[i] for i in generator.permutation(len(batches))]
         for batch in batches[self.start :]:
-            yield [(self.epoch, int(index)) for index in batch[self.first : self.first + self.share]]
+            share = batch[self.first : self.first + self.share]
+            for begin in range(0, self.share, self.micro_batch):
+                yield [(self.epoch, int(index)) for index in share[begin : begin + self.micro_batch]]
 
     def _full(self, order: np.ndarray) -> list[np.ndarray]:
         return [order[i : i + self.batch_size] for i in range(0, len(order) - self.batch_size + 1, self.batch_size)]
 
 
 class InOrder:
-    """Our process's batches of (EVALUATION, index): every `world`-th sample from the `rank`-th on, each sample once in all."""
+    """Batches of (EVALUATION, index) that this process takes: every `world`-th sample from the `rank`-th on, each sample once in all."""
 
     def __init__(self, count: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
         self.indices, self.batch_size = range(rank, count, world), batch_size
@@ -111,27 +164,66 @@ class InOrder:
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         for start in range(0, len(self.indices), self.batch_size):
             yield [(EVALUATION, index) for index in self.indices[start : start + self.batch_size]]
 
 
-def make_loader(samples: Samples, order: EpochOrder | InOrder, collate: Callable[[list[Sample]], Any], workers: int, pin: bool) -> Any:
-    """A DataLoader over that order. Workers live as long as the loader; each holds one thread, as there are many of them."""
-    return DataLoader(
-        samples,
-        batch_sampler=order,
-        num_workers=workers,
-        collate_fn=collate,
-        persistent_workers=workers > 0,
-        pin_memory=pin,
-        worker_init_fn=_leave_signals_to_the_parent,
-    )
+OrderT = TypeVar("OrderT", EpochOrder, InOrder)
+
+
+class Loader(Generic[BatchT, OrderT]):
+    """Batches of samples in an order, prepared by worker processes.
+
+    The workers live as long as the loader, and each uses one thread. At most `workers` x `PREFETCH` batches are in flight, in
+    host memory, beside the one that was given last.
+
+    Args:
+        collate: makes a batch of samples.
+        workers: processes; with 0 this one prepares each batch when it is asked for.
+        pin: put batches into page-locked memory, by their `pin_memory`.
+    """
+
+    def __init__(self, samples: Samples, order: OrderT, collate: Callable[[list[Sample]], BatchT], workers: int, pin: bool) -> None:
+        self.samples = samples
+        self.order: OrderT = order
+        self._loader = DataLoader(
+            samples,
+            batch_sampler=order,
+            num_workers=workers,
+            prefetch_factor=PREFETCH if workers else None,
+            collate_fn=collate,
+            persistent_workers=workers > 0,
+            pin_memory=pin,
+            worker_init_fn=_leave_signals_to_the_parent,
+        )
+
+    def __iter__(self) -> Iterator[BatchT]:
+        """Yield the batches. An error in a worker is raised as it would be without one: one line, without its traceback."""
+        try:
+            yield from self._loader
+        except ConvnextError as error:
+            name = f"{type(error).__module__}.{type(error).__qualname__}: "
+            raise type(error)(str(error).rpartition(name)[2].strip()) from error
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise LostWorkerError(
+                f"a process that decodes images died, probably because memory ran out ({first_line(error)}): lower data.workers or "
+                "train.device_batch_size, and resume with the same command and --resume"
+            ) from error
+
+
+def make_loader(
+    samples: Samples, order: OrderT, collate: Callable[[list[Sample]], BatchT], workers: int, pin: bool
+) -> Loader[BatchT, OrderT]:
+    """Return a loader over that order; see `Loader`."""
+    return Loader(samples, order, collate, workers, pin)
 
 
 def _leave_signals_to_the_parent(_: int) -> None:
     # Ctrl-C and SIGHUP reach every process of a terminal, Slurm's SIGTERM every process of a job. The parent ends its step and saves;
-    # a worker that dies before would stop it. After half a minute the worker obeys, so that nothing can hang on it.
+    # a worker that dies before would stop it. After half a minute the worker obeys, so that it cannot block the end of the job.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in STOP_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -142,22 +234,6 @@ class LostWorkerError(ConvnextError):
     """A process that decoded died."""
 
 
-def batches(loader: Any) -> Iterator[Any]:
-    """The batches of a loader. What goes wrong in a worker is raised as it would be without one: one line, without its traceback."""
-    try:
-        yield from loader
-    except ConvnextError as error:
-        name = f"{type(error).__module__}.{type(error).__qualname__}: "
-        raise type(error)(str(error).rpartition(name)[2].strip()) from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise LostWorkerError(
-            f"a process that decodes images died, mostly for want of memory ({first_line(error)}): lower data.workers or "
-            "train.batch_size, and go on with the same command and --resume"
-        ) from error
-
-
 class CorruptImages:
     """The unreadable images met so far. Stops the run as soon as they are more than `limit` (a fraction) of `count`."""
 
@@ -165,15 +241,15 @@ class CorruptImages:
         self.count, self.limit, self.limit_key = count, limit, limit_key
         self.reasons: dict[int, str] = {}
 
-    def add(self, found: list[tuple[int, str]]) -> list[str]:
-        """Note what a batch met; returns the reasons not told before. Raises ConvnextError beyond the limit."""
-        told = {index: printable(reason) for index, reason in found}
-        fresh = [reason for index, reason in told.items() if index not in self.reasons]
-        self.reasons |= told
+    def add(self, found: Sequence[tuple[int, str]]) -> list[str]:
+        """Note the unreadable images of a batch; return the reasons that are new. Raises ConvnextError beyond the limit."""
+        reported = {index: printable(reason) for index, reason in found}
+        fresh = [reason for index, reason in reported.items() if index not in self.reasons]
+        self.reasons |= reported
         if len(self.reasons) > self.limit * self.count:
-            some = "; ".join(list(self.reasons.values())[:5])
+            some = "; ".join(list(self.reasons.values())[:_SHOWN])
             raise ConvnextError(
-                f"{len(self.reasons)} of {self.count} images can't be read, more than {self.limit:.1%} "
-                f"({self.limit_key}): {some}{' …' if len(self.reasons) > 5 else ''}"
+                f"{len(self.reasons)} of {counted(self.count, 'image')} can't be read, more than {self.limit:.1%} "
+                f"({self.limit_key}): {some}{' …' if len(self.reasons) > _SHOWN else ''}"
             )
         return fresh

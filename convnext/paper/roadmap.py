@@ -1,30 +1,58 @@
-"""`convnext roadmap`: every step from ResNet to ConvNeXt trained by one recipe, and what came of it side by side.
+"""`convnext roadmap`: trains every step from ResNet to ConvNeXt by one recipe, and compares their accuracies.
 
-Each (step, seed) is a run folder of its own, made by `convnext train --resume` in a process of its own: so the whole walk goes on
-where it stopped, and as many runs go at a time as there are devices.
+Each (step, seed) is a run folder of its own, which `convnext.train` makes or resumes: so an interrupted roadmap continues where it
+stopped. With several devices, as many runs train at a time, each in a process of its own.
 """
 
 import json
-import os
-import queue
-import subprocess
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from queue import Queue
+from typing import IO, TextIO, cast
 
 import torch
+from rich.console import Console
 
 from convnext.distributed import pick_device
 from convnext.errors import ConvnextError, UsageError, first_line
-from convnext.models.backbones.roadmap import STEPS, Regime, step_names
+from convnext.models.backbones.roadmap_steps import STEPS, Regime, step_names
 from convnext.models.load import cost_of
 from convnext.paper import ladder, published
 from convnext.recipe import Recipe, load_recipe
-from convnext.training.run_folder import RunFolder, refuse_within_data
+from convnext.text import counted
+from convnext.training.loop import StoppedError
+from convnext.training.run import train
+from convnext.training.run_folder import Report, RunFolder
+from convnext.training.run_paths import refuse_within_data
 
 UNTRAINED = 0  # 'original ResNet' is the network of the next step under the recipe of 2015, which is not this one
+_CONTINUE = "the same command continues"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One step of the roadmap, trained from one seed."""
+
+    step: int  # position in `STEPS`
+    recipe: Recipe
+    folder: Path
+
+    def top1(self) -> float | None:
+        """Return the top-1 accuracy at the end, None before it. Raises UsageError if the folder's run has another recipe."""
+        folder = RunFolder(self.folder)
+        if not folder.holds_a_run():
+            return None
+        folder.check_same(self.recipe, change=False)
+        found = folder.evaluation_at_the_end_of(self.recipe)
+        return None if found is None else cast(float, found["top1"])
+
+    def is_finished(self) -> bool:
+        """Return whether the run came to its end, its report included."""
+        return self.top1() is not None and RunFolder(self.folder).report.exists()
 
 
 def walk(
@@ -36,55 +64,54 @@ def walk(
     steps: Sequence[int] | None = None,
     seeds: int = 3,
     devices: Sequence[str] = (),
-    tell: Callable[[str], None] = print,
+    report: Report = print,
 ) -> ladder.Ladder:
-    """Train the road, or some steps of it; leaves runs, `roadmap.json`, `.md`, `.png`, `.svg` and `report.html` in `output`.
+    """Train the roadmap, or some of its steps; leave runs, `roadmap.json`, `.md`, `.png`, `.svg` and `report.html` in `output`.
 
     Args:
         overrides: changes to the recipe, `data.train=…` and `data.val=…` among them.
-        output: the folder of all runs. Runs that are finished there are kept, others taken up.
+        output: the folder of all runs. Finished runs there are kept, others resumed.
         regime: "t" or "b".
-        small: the narrow road for small images.
+        small: train narrow networks for small images.
         steps: positions in `STEPS`; by default 1 to 16.
-        seeds: runs a step, seeds 0, 1, ….
-        devices: one run at a time on each, for instance ("cuda:0", "cuda:1"), or ("cpu", "cpu"); by default all CUDA devices.
-        tell: takes a line about each run that ends.
+        seeds: runs per step, with the seeds 0, 1, ….
+        devices: each trains one run at a time, for instance ("cuda:0", "cuda:1"), or ("cpu", "cpu"); by default all CUDA devices.
+        report: takes a line about each run that ends.
 
-    Raises UsageError for steps that do not exist and a recipe that differs from that of runs in `output`, ConvnextError if a run fails.
+    Raises UsageError for an unknown step and for a recipe that differs from that of runs in `output`, ConvnextError if a run fails.
     """
     chosen = list(range(UNTRAINED + 1, len(STEPS))) if steps is None else sorted(set(steps))
     if unknown := [step for step in chosen if not UNTRAINED < step < len(STEPS)]:
         raise UsageError(f"no step {unknown[0]} to train: they are 1 ({STEPS[1].name}) to {len(STEPS) - 1} ({STEPS[-1].name})")
     _refuse_own(overrides)
-    name = "roadmap/small" if small else f"roadmap/regime_{regime}"
-    recipes = {
-        (step, seed): load_recipe(name, [*overrides, f"model.name={step_names(regime)[step]}", f"seed={seed}"])
-        for seed in range(seeds)  # seed by seed, so that there is early one of every step
+    name, names = "roadmap/small" if small else f"roadmap/regime_{regime}", step_names(regime)
+    runs = [
+        Run(step, load_recipe(name, [*overrides, f"model.name={names[step]}", f"seed={seed}"]), output / names[step] / f"seed{seed}")
+        for seed in range(seeds)  # seed by seed, so that there is early one run of every step
         for step in chosen
-    }
-    refuse_within_data(output, next(iter(recipes.values())))
-    folders = {key: output / step_names(regime)[key[0]] / f"seed{key[1]}" for key in recipes}
-    todo = [key for key, recipe in recipes.items() if _top1(folders[key], recipe) is None or not RunFolder(folders[key]).report.exists()]
-    tell(f"{len(recipes)} runs of {len(chosen)} steps, {len(recipes) - len(todo)} of them finished")
+    ]
+    refuse_within_data(output, runs[0].recipe)
+    todo = [run for run in runs if not run.is_finished()]
+    report(f"{counted(len(runs), 'run')} of {counted(len(chosen), 'step')}, {len(runs) - len(todo)} of them finished")
 
-    def ended(key: tuple[int, int]) -> None:
-        top1 = _top1(folders[key], recipes[key])
+    def ended(run: Run) -> None:
+        top1 = run.top1()
         if top1 is None:
-            raise ConvnextError(f"the run {folders[key]} ended without its last evaluation: see {folders[key].with_suffix('.log')}")
-        _write(_collect(recipes, folders, regime), output, tell)
-        tell(f"{folders[key].relative_to(output)}: {top1:.2f} %")
+            raise ConvnextError(f"the run {run.folder} ended without its last evaluation: {_CONTINUE}")
+        _write(_collect(runs, regime), output, report)
+        report(f"{run.folder.relative_to(output)}: {top1:.2f} %")
 
-    _run_all([(key, recipes[key], folders[key]) for key in todo], list(devices) or _devices(), ended)
-    found = _collect(recipes, folders, regime)
-    _write(found, output, tell)
+    _train_all(todo, list(devices) or _devices(), ended)
+    found = _collect(runs, regime)
+    _write(found, output, report)
     return found
 
 
-def _write(found: ladder.Ladder, output: Path, tell: Callable[[str], None]) -> None:
+def _write(found: ladder.Ladder, output: Path, report: Report) -> None:
     try:
         ladder.write(found, output)
-    except Exception as error:  # as `write_page`: a figure must not stop the runs
-        tell(f"the report in {output} could not be written ({type(error).__name__}: {first_line(error)}); the runs are there")
+    except Exception as error:  # as in `write_page`: a figure must not stop the runs
+        report(f"the report in {output} could not be written ({type(error).__name__}: {first_line(error)}); the runs are complete")
 
 
 def _refuse_own(overrides: Sequence[str]) -> None:
@@ -96,11 +123,11 @@ def _refuse_own(overrides: Sequence[str]) -> None:
     }
     for override in overrides:
         if (key := override.partition("=")[0].strip()) in own:
-            raise UsageError(f"{override}: {own[key]}, so that {key} can't be set")
+            raise UsageError(f"{override}: {own[key]}, so {key} can't be set")
 
 
 def parse_steps(text: str) -> list[int]:
-    """Positions from a text such as "1,3,9-12". Raises UsageError if it is none."""
+    """Return the positions in a text such as "1,3,9-12". Raises UsageError for another text."""
     found: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
@@ -110,70 +137,75 @@ def parse_steps(text: str) -> list[int]:
     return found
 
 
-def _run_all(jobs: list[tuple[Any, Recipe, Path]], devices: list[str], ended: Callable[[Any], None]) -> None:
-    """Each job in a process, one at a time on each device. The first that fails stops those that have not begun."""
-    free: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for device in devices:
-        free.put(device)
-    threads = max((os.cpu_count() or 1) // len(devices), 1)
-
-    def run(recipe: Recipe, folder: Path) -> None:
-        device = free.get()
-        try:
-            _train(recipe, folder, device, threads)
-        finally:
+def _train_all(runs: Sequence[Run], devices: Sequence[str], ended: Callable[[Run], None]) -> None:
+    """Train every run. The first that fails keeps the others from beginning."""
+    if len(devices) == 1:
+        for run in runs:
+            _train(run, devices[0])
+            ended(run)
+        return
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        free: Queue[str] = manager.Queue()
+        for device in devices:
             free.put(device)
-
-    with ThreadPoolExecutor(len(devices)) as pool:
-        futures = {pool.submit(run, recipe, folder): key for key, recipe, folder in jobs}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                ended(futures[future])
-        except BaseException:
-            # What runs is waited for: Ctrl-C has reached those processes too, and they save and end.
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _train(recipe: Recipe, folder: Path, device: str, threads: int) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    settings, log = folder.with_suffix(".yaml"), folder.with_suffix(".log")
-    settings.write_text(recipe.to_yaml(), encoding="utf-8")
-    command = [sys.executable, "-m", "convnext", "train", str(settings), "--output", str(folder), "--resume", "--device", device]
-    with log.open("ab") as file:
-        done = subprocess.run(
-            command, stdout=file, stderr=file, env=os.environ | {"OMP_NUM_THREADS": str(threads), "COLUMNS": "140"}, check=False
-        )
-    if done.returncode:
-        last = (log.read_text("utf-8", "replace").strip().splitlines() or ["no message"])[-1]
-        raise ConvnextError(
-            f"the run {folder} ended with exit code {done.returncode}: {last} (all of it in {log}); the same command goes on"
-        )
+        with ProcessPoolExecutor(len(devices), context) as pool:
+            futures = {pool.submit(_train_beside_others, run, free): run for run in runs}
+            try:
+                for future in as_completed(futures):
+                    if message := future.result():
+                        raise ConvnextError(message)
+                    ended(futures[future])
+            except BaseException:
+                # Runs in progress are waited for: Ctrl-C has reached those processes too, and they save and end.
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
 
-def _top1(folder: Path, recipe: Recipe) -> float | None:
-    """Top-1 at the end of a run, None if it has not come to its last evaluation. Raises UsageError if it was made by another recipe."""
-    run = RunFolder(folder)
-    if not run.holds_a_run():
-        return None
-    run.check_same(recipe, change=False)
-    evals = [line for line in run.lines() if line["kind"] == "eval"]
-    if not evals:
-        return None
-    epochs, iterations = recipe.train.epochs, recipe.train.iterations
-    is_over = evals[-1]["epoch"] == epochs if iterations is None else evals[-1]["step"] >= iterations
-    return evals[-1]["top1"] if is_over else None
+def _train(run: Run, device: str, console: Console | None = None) -> None:
+    try:
+        train(run.recipe, output=run.folder, resume=True, device=device, console=console)
+    except StoppedError as error:
+        raise StoppedError(f"the run {run.folder} has {first_line(error).partition(';')[0]}: {_CONTINUE}") from error
+    except ConvnextError as error:
+        raise ConvnextError(f"the run {run.folder} failed: {error}; {_CONTINUE}") from error
 
 
-def _collect(recipes: dict[tuple[int, int], Recipe], folders: dict[tuple[int, int], Path], regime: Regime) -> ladder.Ladder:
+def _train_beside_others(run: Run, free: "Queue[str]") -> str | None:
+    """Train in a process of a pool, on the next free device; return why it failed, which other errors than ours do not."""
+    device = free.get()
+    try:
+        _train(run, device, Console(file=cast(IO[str], _Labelled(sys.stderr, f"{run.folder.parent.name}/{run.folder.name}"))))
+    except ConvnextError as error:
+        return str(error)
+    finally:
+        free.put(device)
+    return None
+
+
+class _Labelled:
+    """A text stream whose lines begin with a label, so that several processes can share a terminal."""
+
+    def __init__(self, stream: TextIO, label: str) -> None:
+        self._stream, self._label = stream, label
+
+    def write(self, text: str) -> int:
+        """Write lines with the label before each."""
+        return self._stream.write("".join(f"{self._label}: {line}" for line in text.splitlines(keepends=True) if line.strip()))
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        self._stream.flush()
+
+
+def _collect(runs: Sequence[Run], regime: Regime) -> ladder.Ladder:
     group = {"t": "ResNet-50 regime", "b": "ResNet-200 regime"}[regime]
     rows = {row.label: row for row in published.read("roadmap") if row.group == group}
-    rungs, first = [], next(iter(recipes.values()))
-    narrow = {} if first.model.width is None else {"width": first.model.width}
-    for step in sorted({step for step, _ in recipes}):
+    rungs, first = [], runs[0].recipe
+    narrow = {} if first.model.get("width") is None else {"width": first.model.get("width")}
+    for step in sorted({run.step for run in runs}):
         row, cost = rows[STEPS[step].title], cost_of(step_names(regime)[step], first.data.image_size, **narrow)
-        top1 = [_top1(folders[key], recipe) for key, recipe in recipes.items() if key[0] == step]
+        top1 = [run.top1() for run in runs if run.step == step]
         rungs.append(
             ladder.Rung(
                 step=STEPS[step].title,
@@ -190,22 +222,22 @@ def _collect(recipes: dict[tuple[int, int], Recipe], folders: dict[tuple[int, in
         _data_name(first.data.train),
         first.train.epochs,
         first.data.image_size,
-        _hardware(folders.values()),
+        _hardware(run.folder for run in runs),
         rungs,
         first.train.iterations,
     )
 
 
 def _hardware(folders: Iterable[Path]) -> list[str]:
-    """What the runs ran on, each kind of machine once."""
+    """Return the machines that the runs ran on, each kind once."""
     found: dict[str, None] = {}
     for folder in folders:
         path = RunFolder(folder).environment
         if path.exists():
             ran_on = json.loads(path.read_text("utf-8"))
             hardware = ran_on["hardware"]
-            place = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
-            found[f"{place}; torch {ran_on['versions']['torch']}, convnext {ran_on['versions']['convnext']}"] = None
+            machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
+            found[f"{machine}; torch {ran_on['versions']['torch']}, convnext {ran_on['versions']['convnext']}"] = None
     return list(found)
 
 

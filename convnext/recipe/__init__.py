@@ -1,10 +1,10 @@
 """Recipes: the schema, and the YAML files of the published settings beside it."""
 
+from convnext.recipe.load import list_recipes as list_recipes
+from convnext.recipe.load import load_recipe as load_recipe
+from convnext.recipe.load import recipe_text as recipe_text
 from convnext.recipe.schema import Augment as Augment
 from convnext.recipe.schema import Data as Data
 from convnext.recipe.schema import Optim as Optim
 from convnext.recipe.schema import Recipe as Recipe
 from convnext.recipe.schema import keys as keys
-from convnext.recipe.schema import list_recipes as list_recipes
-from convnext.recipe.schema import load_recipe as load_recipe
-from convnext.recipe.schema import recipe_text as recipe_text

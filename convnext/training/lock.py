@@ -15,20 +15,20 @@ from filelock import FileLock, Timeout
 
 from convnext.errors import ConvnextError, UsageError
 from convnext.models.weights.files import unwritable, write_atomically
+from convnext.training.run_paths import HOLDER, LOCK
 
-LOCK, HOLDER = ".lock", ".lock-holder"
-_DYING = 15.0  # seconds in which the decoding workers of a killed process, which share its lock, have gone
+_DYING = 15.0  # seconds after which the decoding workers of a killed process, which share its lock, have ended
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 @contextmanager
-def locked(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
-    """Within, no other process has this folder; it is made if it is not there, and removed again if nothing was put into it.
+def locked(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
+    """Within, no other process holds this folder. A missing folder is made, and removed again if it stays empty.
 
-    The system ends the lock with the process, however that ends. Readers don't ask for it. Where the file system has no locks,
-    that is reported through `tell`.
+    The system releases the lock when the process ends, however that happens. Readers don't need it. A file system without locks is
+    reported through `report`.
 
-    Raises UsageError, naming the holder, if another process has the folder, ConvnextError if it can't be written.
+    Raises UsageError, naming the holder, if another process holds the folder, ConvnextError if it can't be written.
     """
     made = _make(folder)
     lock = FileLock(folder / LOCK)
@@ -38,7 +38,7 @@ def locked(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
             _remove(folder, made)
             raise unwritable(folder / LOCK, error) from error
-        tell(f"the file system of {folder} has no locks: make sure that no other process trains there")
+        report(f"the file system of {folder} has no locks: make sure that no other process trains there")
     try:
         write_atomically(folder / HOLDER, lambda file: file.write_text(json.dumps(_holder()) + "\n", encoding="utf-8"))
         yield
@@ -51,12 +51,12 @@ def locked(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
 
 
 def _make(folder: Path) -> list[Path]:
-    """Make a folder; returns those that were not there, the deepest first."""
+    """Make a folder; return the folders that were missing, the deepest first."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(f"{folder} can't be a run folder, there is a file in its way: choose another for --output") from error
+        raise UsageError(f"{folder} can't be a run folder, because a file is in its way: choose another for --output") from error
     except OSError as error:
         raise ConvnextError(f"could not write the run folder {folder}: {error}") from error
     return made
@@ -77,7 +77,7 @@ def _acquire(lock: FileLock, folder: Path) -> None:
             with suppress(Timeout):
                 lock.acquire(timeout=_DYING)
                 return
-        raise UsageError(f"{folder} is in use by {_told(holder)}: wait for it, stop it, or choose another folder") from error
+        raise UsageError(f"{folder} is in use by {_described(holder)}: wait for it, stop it, or choose another folder") from error
 
 
 def _holder() -> dict[str, str | int]:
@@ -90,12 +90,12 @@ def _read_holder(folder: Path) -> dict[str, str | int]:
     try:
         found = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):  # it is about to write it
+    except (OSError, ValueError):  # the holder is about to write it
         return {}
 
 
 def _is_alive(holder: dict[str, str | int]) -> bool:
-    """Whether the holder is surely alive; one of another machine may be."""
+    """Return whether the holder is certainly alive; a holder on another machine is not known to be."""
     if holder.get("host") != socket.gethostname():
         return False
     try:
@@ -104,12 +104,12 @@ def _is_alive(holder: dict[str, str | int]) -> bool:
         return False
     except (OSError, KeyError, ValueError):
         return True
-    with suppress(OSError):  # a zombie, whose parent has not asked after it, is dead
+    with suppress(OSError):  # a zombie is dead: its parent has not waited for it yet
         return Path(f"/proc/{holder['pid']}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     return True
 
 
-def _told(holder: dict[str, str | int]) -> str:
+def _described(holder: dict[str, str | int]) -> str:
     if not {"host", "pid", "since"} <= holder.keys():
         return "another process"
     return f"process {holder['pid']} on {holder['host']} since {holder['since']}"

@@ -1,29 +1,29 @@
 """The loop: epochs, evaluations and states, the same for every task and for any number of processes."""
 
 import math
-import signal
-import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from convnext import distributed
-from convnext.data.loader import STOP_SIGNALS, CorruptImages, EpochOrder, LostWorkerError, batches, make_loader
+from convnext.data.loader import CorruptImages, EpochOrder, Loader, LostWorkerError, make_loader
 from convnext.errors import ConvnextError, UsageError
 from convnext.evaluate import Evaluation, evaluate, evaluation_loader
+from convnext.models.network import Network
 from convnext.models.weights.files import write_weights
 from convnext.recipe import Recipe
+from convnext.tasks.base import AnyTask, Batch, Json, TaskData
+from convnext.text import counted
 from convnext.training.optim import scheduled_rate
-from convnext.training.progress import Display
+from convnext.training.progress import Display, Speed, stop_signals
 from convnext.training.run_folder import RunFolder
 from convnext.training.state import State
-from convnext.training.step import Stepper, batch_size_for
+from convnext.training.step import StepRecord, TrainStep, batch_size_for
 from convnext.training.watch import Watcher
 
-_MOST_SKIPPED = 10  # steps in a row: a run of nothing else learns nothing
-_MODEST = 64  # images on a GPU at a time in an evaluation before it is known what fits
+_MAX_SKIPPED = 10  # steps in a row: a run of nothing else learns nothing
+_RESUME = "resume with the same command and --resume"
 
 
 class StoppedError(ConvnextError):
@@ -32,18 +32,18 @@ class StoppedError(ConvnextError):
     exit_code = 130
 
 
-class Run:
-    """A run in progress: a state, and all that moves it on.
+class Trainer:
+    """Moves a state to the end of its run: steps, evaluations, checkpoints, lines of metrics.jsonl.
 
-    The order, augmentation and mixing of a step and its stochastic depth are functions of (seed, step), so where the run was
-    interrupted and how many workers feed it leave no trace in the weights.
+    The order of the samples, augmentation, mixing and stochastic depth are functions of (seed, step), so neither an interruption
+    nor the number of workers leaves a trace in the weights.
     """
 
     def __init__(
         self,
         state: State,
-        task: Any,
-        data: Any,
+        task: AnyTask,
+        data: TaskData,
         recipe: Recipe,
         folder: RunFolder,
         device: torch.device,
@@ -52,24 +52,29 @@ class Run:
         self.state, self.task, self.data, self.recipe = state, task, data, recipe
         self.folder, self.device, self.display = folder, device, display
         self.watchers: Sequence[Watcher] = ()
-        count, world = len(data.train), distributed.world()
+        count, pin, workers = len(data.train), device.type == "cuda", recipe.data.workers
         size = batch_size_for(recipe, count)
-        self.order = EpochOrder(count, size, recipe.seed, distributed.rank(), world, data.groups)
-        self.per_epoch = len(self.order)
+        self.train_step = TrainStep(state, task.criterion(recipe, data.classes), recipe, size, device)
+        self.order = EpochOrder(count, size, recipe.seed, distributed.rank(), distributed.world(), data.groups, self.train_step.micro_batch)
+        self.per_epoch = self.order.batches
         train = recipe.train
         self.total = train.iterations or train.epochs * self.per_epoch
         self.warmup = round(train.warmup_epochs * self.per_epoch) if train.warmup_steps is None else train.warmup_steps
-        self.loader = make_loader(data.train, self.order, task.collate, recipe.data.workers, pin=device.type == "cuda")
-        self.val_loader: Any = None  # made when it is known how large its batches may be
-        self.stepper = Stepper(state, task.Trainer(recipe, data.classes), recipe, size, device)
+        self.loader: Loader[Batch, EpochOrder] = make_loader(data.train, self.order, task.collate, workers, pin)
+        self.val_loader = evaluation_loader(data.val, task, task.batch_size, workers, device)
         self.corrupt = CorruptImages(count, recipe.data.max_corrupt)
         self.corrupt.reasons = state.corrupt
         self.stop: list[int] = []
-        self.in_a_row = 0  # steps that were skipped
-        self._find_place(count)
+        self.unread: deque[StepRecord] = deque()  # steps whose numbers were not read from the device yet
+        self.losses = {"loss": math.nan}  # of the last step that was read, and its named parts
+        self.skipped_in_a_row = 0
+        self._locate(count)
 
-    def _find_place(self, count: int) -> None:
-        """Count the state's place, which it keeps in samples, in batches of this recipe. Raises UsageError if it is behind the end."""
+    def _locate(self, count: int) -> None:
+        """Turn the state's position, which it keeps in samples, into batches of this recipe.
+
+        Raises UsageError if the run has gone beyond the recipe's end.
+        """
         state, size = self.state, self.order.batch_size
         if not state.count:  # at the beginning, or saved by a version that kept steps alone
             state.epoch, batches = divmod(state.step, self.per_epoch)
@@ -82,14 +87,14 @@ class Run:
             state.epoch, state.seen = state.epoch + 1, 0
         # Where another batch size or other data gave an epoch other steps, those of the schedule are not those that were made.
         self.offset = 0 if self.recipe.train.iterations else state.step - self._batches()
-        if self.place > self.total:
+        if self.schedule_step > self.total:
             done, end = (state.step, self.total) if self.recipe.train.iterations else (self._epochs(), self.recipe.train.epochs)
             key = "train.iterations" if self.recipe.train.iterations else "train.epochs"
-            raise UsageError(f"{key}={end} is behind: the run has already done {done:g}; give at least as many")
+            raise UsageError(f"{key}={end} is too low: the run has already done {done:g}; give at least as many")
 
     @property
-    def place(self) -> int:
-        """The step of the schedule that is next: the steps made, unless the batch size or the data changed on the way."""
+    def schedule_step(self) -> int:
+        """The next step of the schedule: the number of steps made, unless the batch size or the data changed on the way."""
         return self.state.step - self.offset
 
     def _batches(self) -> int:
@@ -98,8 +103,8 @@ class Run:
     def _epochs(self) -> float:
         return self._batches() / self.per_epoch
 
-    def to_the_end(self) -> Evaluation:
-        """Train from `state.step` on; returns the last evaluation.
+    def fit(self) -> Evaluation:
+        """Train from `state.step` to the end; return the last evaluation.
 
         Raises StoppedError after SIGINT, SIGTERM or SIGHUP, with everything saved; ConvnextError if the loss is not finite.
         """
@@ -107,10 +112,10 @@ class Run:
         result: Evaluation | None = None
         self.end = self.total + self.offset
         self.display.begin(self.end, state.step)
-        with self.display, _stop_signals() as self.stop:
+        with self.display, stop_signals() as self.stop:
             while True:
                 epoch, done = state.epoch, state.seen // self.order.batch_size
-                is_last = self.place >= self.total
+                is_last = self.schedule_step >= self.total
                 begun = epoch + bool(done)  # a run counted in iterations may end within an epoch
                 if (is_last or not done) and state.evaluated < begun and (is_last or epoch % settings.eval_every == 0):
                     result = self._evaluate(begun)
@@ -119,10 +124,10 @@ class Run:
                 try:
                     self._epoch(epoch, done)
                 except LostWorkerError:
-                    if distributed.world() == 1:  # others are in the next step
+                    if distributed.world() == 1:  # other processes are in the next step
                         self._save()
                     raise
-        if result is None:  # the run was over before it was taken up
+        if result is None:  # the run was over before it was resumed
             result = self._evaluate(state.epoch + bool(state.seen), log=False)
         result.corrupt = sorted({*state.corrupt.values(), *result.corrupt})
         return result
@@ -130,65 +135,94 @@ class Run:
     def _epoch(self, epoch: int, done: int) -> None:
         self.order.epoch, self.order.start = epoch, done
         self.state.model.train()
-        settings, state, clock, speed = self.recipe.train, self.state, time.monotonic(), 0.0
-        for batch in batches(self.loader):
-            rate = scheduled_rate(self.place, self.recipe.optim, self.warmup, self.total, self.per_epoch)
-            loss, (stop, corrupt), fault = self.stepper.step(batch, rate, bool(self.stop), bool(batch.corrupt))
-            state.seen += self.order.batch_size
-            if ends := state.seen == self.per_epoch * self.order.batch_size:
-                state.epoch, state.seen = state.epoch + 1, 0
-            ends = ends or self.place == self.total
-            if corrupt:
-                self._note_corrupt(batch)
-            self.in_a_row = self.in_a_row + 1 if fault else 0
-            if fault:
-                self._not_finite(fault, batch)
-            now = time.monotonic()
-            this, clock = self.order.batch_size / (now - clock), now
-            speed = 0.9 * speed + 0.1 * this if speed else this
-            values = {"loss": loss, "lr": rate, "images_per_second": round(speed, 1)}
+        settings, state = self.recipe.train, self.state
+        batches, speed, ends = iter(self.loader), Speed(), False
+        while not ends:
+            rate = scheduled_rate(self.schedule_step, self.recipe.optim, self.warmup, self.total, self.per_epoch)
+            self.unread.append(self._step(batches, rate))
+            ends = self._advance()
+            logs = state.step % settings.log_every == 0 or ends
+            saves = ends or (settings.checkpoint_every is not None and state.step % settings.checkpoint_every == 0)
+            if stop := self._read(everything=logs or saves):
+                self._read(everything=True)
+            values = self.losses | {"lr": rate, "images_per_second": speed.update(self.order.batch_size)}
             self.display.step(state.step, epoch + 1, **values)
-            if state.step % settings.log_every == 0 or ends:
+            if logs:
                 self._log({"kind": "train", "step": state.step, "epoch": self._epochs()} | values)
+            if stop or saves:
+                self._save()
             if stop:
-                self._save()
-                raise StoppedError(f"stopped at step {state.step} of {self.end}; go on with the same command and --resume")
-            if ends or (settings.checkpoint_every and state.step % settings.checkpoint_every == 0):
-                self._save()
-            if ends:
-                break
+                raise StoppedError(f"stopped at step {state.step} of {self.end}; {_RESUME}")
+
+    def _step(self, batches: Iterator[Batch], rate: float) -> StepRecord:
+        try:
+            return self.train_step.run(batches, rate, lambda: bool(self.stop))
+        except LostWorkerError:
+            self._read(everything=True)  # so that no state is saved whose loss was not finite
+            raise
+
+    def _advance(self) -> bool:
+        """Count a batch; return whether the epoch, or the run, ends with it."""
+        state, size = self.state, self.order.batch_size
+        state.seen += size
+        if ends := state.seen == self.per_epoch * size:
+            state.epoch, state.seen = state.epoch + 1, 0
+        return ends or self.schedule_step == self.total
+
+    def _read(self, everything: bool) -> bool:
+        """Read the numbers of steps that are due; return whether to stop.
+
+        Numbers that the device may still be working on are not due, unless `everything` is, or this process alone decides and has
+        something to decide. Several processes read the same steps at the same time.
+        """
+        stop = False
+        if distributed.world() > 1:
+            waiting = 0 if everything else 1  # the step before the last has been exchanged by now
+        else:
+            last = self.unread[-1] if self.unread else None
+            waiting = 0 if everything or self.stop or (last is not None and last.corrupt) else len(self.unread)
+        while self.unread and (len(self.unread) > waiting or self.unread[0].pending is None):
+            record = self.unread.popleft()
+            record.read()
+            parts = {name if name.startswith("loss_") else f"loss_{name}": value for name, value in record.losses.items()}
+            self.losses = {"loss": record.loss} | parts
+            stop = stop or record.stop
+            if record.any_corrupt:
+                self._note_corrupt(record)
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if record.fault else 0
+            if record.fault:
+                self._not_finite(record.fault, record)
+        return stop
 
     def _evaluate(self, epoch: int, log: bool = True) -> Evaluation:
-        """Measure the weights that are kept, and where these are an EMA, for comparison the raw ones too (`raw_…` in the metrics)."""
-        state, name = self.state, self.task.HEADLINE
+        """Measure the EMA weights, and the raw ones for comparison (`raw_…` in the metrics); without EMA, the raw ones."""
+        state, name = self.state, self.task.headline
         self._check_finite()
-        result = self._measure(state.shipped)
-        headline, told = result.metrics[name], self.task.headline(result.metrics)
+        result = self._measure(state.ema_or_model)
+        headline, message = result.metrics[name], self.task.summary_line(result.metrics)
         is_best = math.isfinite(headline) and headline > state.best
         distributed.on_main(lambda: self._write_weights(result.metrics, is_best))
         if state.ema is not None:
             raw = self._measure(state.model).metrics
             result.metrics |= {f"raw_{key}": raw[key] for key in (name, "loss") if key in raw}
-            told += f" with the EMA weights, {raw[name]:.2f} % with the raw ones"
+            message += f" with the EMA weights, {raw[name]:.2f} % with the raw ones"
         if log:
             state.evaluated, state.best = epoch, headline if is_best else state.best
             self._log({"kind": "eval", "step": state.step, "epoch": epoch} | result.metrics)
-            self.display.evaluated(epoch, told, **{name: headline})
+            self.display.evaluated(epoch, message, **{name: headline})
             if not math.isfinite(headline):
-                self.display.tell(f"{name} is {headline}: these weights are not taken as the best")
+                self.display.report(f"{name} is {headline}: these weights do not become the best")
             self._save()
         return result
 
-    def _measure(self, model: Any) -> Evaluation:
-        distributed.take_from_main(buffer for buffer in model.buffers() if buffer.is_floating_point())  # its are saved
-        if self.val_loader is None:
-            known = self.stepper.fitted or self.device.type != "cuda"
-            most = self.stepper.part if known else min(self.stepper.share, _MODEST)
-            self.val_loader = evaluation_loader(self.data.val, self.task, most, self.recipe.data.workers, self.device)
+    def _measure(self, model: Network) -> Evaluation:
+        # Of the buffers, running statistics for instance, the main process's are saved.
+        distributed.take_from_main(buffer for buffer in model.buffers() if buffer.is_floating_point())
         return evaluate(
             model,
             self.task,
             self.val_loader,
+            self.task.preprocessing(self.recipe),
             len(self.data.classes),
             self.device,
             precision=self.recipe.train.precision,
@@ -197,7 +231,7 @@ class Run:
         )
 
     def _write_weights(self, metrics: dict[str, float], is_best: bool) -> None:
-        description = {
+        description: Json = {
             "task": self.recipe.task,
             "model": self.state.model.spec,
             "classes": self.data.classes,
@@ -209,7 +243,7 @@ class Run:
             description["class_ids"] = list(self.data.class_ids)
         if self.folder.source:
             description["source"] = self.folder.source
-        weights = self.state.shipped.state_dict()
+        weights = self.state.ema_or_model.state_dict()
         write_weights(self.folder.last, weights, description)
         if is_best:
             write_weights(self.folder.best, weights, description)
@@ -220,63 +254,35 @@ class Run:
 
     def _save(self) -> None:
         self._check_finite()
-        # Nobody goes on, or ends the job, before the state is on the disk.
+        # No process continues, or ends the job, before the state is on the disk.
         distributed.on_main(lambda: self.folder.save_state(self.state.to_save(), self.state.step, self.recipe.train.keep_checkpoints))
 
-    def _log(self, line: dict[str, Any]) -> None:
+    def _log(self, line: Json) -> None:
         if distributed.is_main():
             self.state.logged = self.folder.log(line)
             for watcher in self.watchers:
                 watcher.log(line)
 
-    def _note_corrupt(self, batch: Any) -> None:
-        for reason in self.corrupt.add([bad for part in distributed.gather(batch.corrupt) for bad in part]):
-            self.display.tell(f"left out: {reason}")
+    def _note_corrupt(self, record: StepRecord) -> None:
+        for reason in self.corrupt.add([bad for found in distributed.gather(record.corrupt) for bad in found]):
+            self.display.report(f"skipped: {reason}")
 
     def _stop_evaluating(self, done: int, total: int) -> None:
-        # The state was saved before the evaluation, and taking it up again evaluates again.
+        # The state was saved before the evaluation, and a resumed run evaluates again.
         if self.stop:
-            raise StoppedError(f"stopped in the evaluation after step {self.state.step}; go on with the same command and --resume")
+            raise StoppedError(f"stopped in the evaluation after step {self.state.step}; {_RESUME}")
 
-    def _not_finite(self, fault: str, batch: Any) -> None:
-        step, source = self.state.step - 1, self.data.train.source
-        files = ", ".join(source.name(index) for index in batch.indices[:8])
-        told = f"{fault} at step {step}; the batch: {files}{' …' if len(batch) > 8 else ''}"
+    def _not_finite(self, fault: str, record: StepRecord) -> None:
+        source = self.data.train.source
+        files = ", ".join(source.name(index) for index in record.indices)
+        message = f"{fault} at step {record.step}; the batch: {files}{' …' if record.count > len(record.indices) else ''}"
         if self.recipe.train.nonfinite == "stop":
-            raise ConvnextError(f"{told}; {self._remedy()}, or look at these images")
-        if self.in_a_row == _MOST_SKIPPED:
-            raise ConvnextError(f"{told}, and was so for {self.in_a_row} steps in a row; {self._remedy()}")
+            raise ConvnextError(f"{message}; {self._remedy()}, or look at these images")
+        if self.skipped_in_a_row == _MAX_SKIPPED:
+            raise ConvnextError(f"{message}; this was so in {counted(self.skipped_in_a_row, 'step')} in a row; {self._remedy()}")
         self.state.skipped += 1
-        self.display.tell(f"{told}; left out, the {self.state.skipped}. such step")
+        self.display.report(f"{message}; step skipped ({self.state.skipped} so far)")
 
     def _remedy(self) -> str:
         last = self.folder.last_state()
         return f"last good checkpoint: {last if last else 'none yet'}. Lower optim.lr or lengthen train.warmup_epochs"
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that becomes non-empty when SIGINT, SIGTERM or SIGHUP arrives. A second SIGINT stops at once, as usual.
-
-    SIGHUP stays ignored where it is, as under nohup.
-    """
-    caught: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        if caught and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    before = {}
-    for number in (signal.SIGINT, *STOP_SIGNALS):
-        if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
-            continue
-        try:
-            before[number] = signal.signal(number, note)
-        except ValueError:  # not in the main thread: signals are somebody else's business
-            break
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

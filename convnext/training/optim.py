@@ -1,49 +1,66 @@
 """The optimizer and its learning rate, as published."""
 
 import math
-from typing import Any
+from typing import TypedDict
 
 import torch
+from torch import Tensor, nn
 
+from convnext.models.network import Network
 from convnext.recipe import Optim
 
 
-def build_optimizer(model: Any, settings: Optim) -> torch.optim.AdamW:
-    """AdamW over groups of parameters, each with its `weight_decay` and `lr_scale`.
+class ParameterGroup(TypedDict):
+    """Parameters with hyperparameters of their own; `lr_scale` is a factor on the learning rate."""
 
-    What `model.no_weight_decay()` names (biases, norms, layer scales) is not decayed. With layer-wise decay d, the parameters
-    of `model.layer_group` g have their rate scaled by d^(last group - g) (Clark et al., 2020; Bao et al., 2022).
+    params: list[nn.Parameter]
+    weight_decay: float
+    lr_scale: float
+
+
+class OptimizerState(TypedDict):
+    """What `Optimizer.state_dict` gives."""
+
+    state: dict[int, dict[str, Tensor]]  # moments, by the number of the parameter
+    param_groups: list[dict[str, object]]
+
+
+def build_optimizer(model: Network, settings: Optim) -> torch.optim.AdamW:
+    """Return AdamW over groups of parameters, each with its `weight_decay` and `lr_scale`.
+
+    The parameters that `model.no_weight_decay()` names (biases, norms, layer scales) are not decayed. With layer-wise decay d,
+    the rate of the parameters of `model.layer_group` g is scaled by d^(last group - g) (Clark et al., 2020; Bao et al., 2022).
     """
     exempt = model.no_weight_decay()
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     last = max(model.layer_group(name) for name, _ in named)
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, bool], ParameterGroup] = {}
     for name, parameter in named:
         layer = model.layer_group(name) if settings.layer_decay < 1 else last
         decay = 0.0 if name in exempt else settings.weight_decay
-        fresh = {"params": [], "weight_decay": decay, "lr_scale": settings.layer_decay ** (last - layer)}
-        groups.setdefault((layer, name in exempt), fresh)["params"].append(parameter)
-    return torch.optim.AdamW(list(groups.values()), lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+        group = ParameterGroup(params=[], weight_decay=decay, lr_scale=settings.layer_decay ** (last - layer))
+        groups.setdefault((layer, name in exempt), group)["params"].append(parameter)
+    return torch.optim.AdamW([dict(group) for group in groups.values()], lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 
-def parameter_names(model: Any, optimizer: torch.optim.Optimizer) -> list[str]:
-    """The names of the parameters in the optimizer's order, by which it numbers its moments."""
+def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Return the names of the parameters in the optimizer's order, by which it numbers its moments."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def restore_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any], before: list[str], now: list[str]) -> None:
-    """Load the moments of a saved optimizer, whose parameters were called `before`, into one whose are called `now`.
+def restore_moments(optimizer: torch.optim.Optimizer, saved: OptimizerState, before: list[str], now: list[str]) -> None:
+    """Load the moments of a saved optimizer, whose parameters had the names `before`, into one with the names `now`.
 
-    Hyperparameters stay those of the optimizer: a recipe that was changed on purpose is obeyed, other groups included.
+    Hyperparameters stay those of the optimizer, so a recipe that was changed on purpose holds, with other groups too.
     """
-    places = {name: place for place, name in enumerate(before)}
-    moments = {place: saved["state"][places[name]] for place, name in enumerate(now) if places.get(name) in saved["state"]}
+    numbers = {name: number for number, name in enumerate(before)}
+    moments = {number: saved["state"][numbers[name]] for number, name in enumerate(now) if numbers.get(name) in saved["state"]}
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def learning_rate(step: int, warmup_steps: int, total_steps: int, peak: float, final: float) -> float:
-    """The rate at a step (from 0): linear from 0 to `peak` over the warm-up, both ends included, then half a cosine to `final`.
+    """Return the rate at a step (from 0): linear from 0 to `peak` over the warm-up, both ends included, then half a cosine to `final`.
 
     This is the published code's schedule to the last digit: its warm-up is `linspace(0, peak, warmup_steps)`.
     """
@@ -54,7 +71,7 @@ def learning_rate(step: int, warmup_steps: int, total_steps: int, peak: float, f
 
 
 def scheduled_rate(step: int, settings: Optim, warmup_steps: int, total_steps: int, steps_per_epoch: int) -> float:
-    """The rate of a recipe at a step (from 0), before a group's own scale.
+    """Return the rate of a recipe at a step (from 0), before a group's own scale.
 
     "cosine" is `learning_rate`, as in classification. "step" (a tenth from each milestone on) and "linear" (to `min_lr`) are the
     published detectors' and segmenters': there the warm-up multiplies the schedule, from `warmup_start` of it upwards.
@@ -71,6 +88,6 @@ def scheduled_rate(step: int, settings: Optim, warmup_steps: int, total_steps: i
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group that rate times its own scale."""
+    """Set the rate of every group to `rate` times its own scale."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]

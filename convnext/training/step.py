@@ -1,115 +1,249 @@
-"""One optimizer step: a batch in as many parts as fit, on as many devices as there are."""
+"""One optimizer step: gradients accumulated over as many micro-batches as it takes, on as many devices as there are."""
 
 import math
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import cast
 
 import torch
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from convnext import distributed
 from convnext.data.randomness import seed_everything, seed_numpy
 from convnext.errors import ConvnextError, UsageError
 from convnext.evaluate import autocast
+from convnext.models.backbones.dropping import split_of
 from convnext.ops.memory import is_out_of_memory
 from convnext.recipe import Recipe
+from convnext.tasks.base import Batch, Criterion, total
+from convnext.text import counted
 from convnext.training.optim import set_learning_rate
 from convnext.training.state import State
 
-# The second word of the places that seeds are made of, so that no two uses share a stream.
+# Streams: the second number of the position that a seed is made of, so that no two uses share one.
 WEIGHTS, STEP, MIXING = 1, 2, 3
+
+_MICRO_BATCH = 256  # images on a GPU at a time where the recipe does not say: more are no faster, and fill the host's memory
+_NAMED = 8  # images that a message about a step names
 
 
 def batch_size_for(recipe: Recipe, count: int) -> int:
-    """The batch of a recipe, or the whole set where that is smaller. Raises UsageError if it can't be shared out evenly."""
+    """Return the batch size of a recipe, at most the dataset's `count`. Raises UsageError if processes can't share it evenly."""
     mixes = bool(recipe.augment.mixup or recipe.augment.cutmix)
     unit = distributed.world() * (2 if mixes else 1)
     if recipe.train.batch_size % unit:
         pairs = " of pairs, because mixup and CutMix pair images" if mixes else ""
-        raise UsageError(f"train.batch_size={recipe.train.batch_size} can't be shared by {distributed.world()} processes{pairs}")
+        processes = counted(distributed.world(), "process")
+        raise UsageError(f"train.batch_size={recipe.train.batch_size} can't be shared by {processes}{pairs}: give a multiple of {unit}")
     if mixes and (recipe.train.device_batch_size or 2) % 2:
         raise UsageError(f"train.device_batch_size={recipe.train.device_batch_size} must be even: mixup and CutMix pair images")
     size = min(recipe.train.batch_size, count)
     if size < unit:
-        raise ConvnextError(f"{count} images are too few to train on with {distributed.world()} processes")
+        raise ConvnextError(f"{counted(count, 'image')} can't train {counted(distributed.world(), 'process')}{pairs_of(mixes)}: add images")
     return size - size % unit
 
 
-class Stepper:
-    """Makes steps on a state.
+def pairs_of(mixes: bool) -> str:
+    """Return what a message adds where images are mixed."""
+    return " with mixup or CutMix, which pair images" if mixes else ""
 
-    A batch of more than `train.device_batch_size` images a device, by default of more than fit into it, goes through in parts
-    whose gradients add up. Neither that nor the number of devices changes what is random: stochastic depth is drawn for the
-    whole batch, and each takes its part.
+
+class HostCopy:
+    """Numbers copied from their device to the host. On CUDA the copy runs behind the device's work; `read` waits for it alone."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._numbers, self._copied = numbers, None
+        if numbers.is_cuda:
+            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def read(self) -> list[float]:
+        """Return the numbers."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return cast(list[float], self._numbers.tolist())
+
+
+@dataclass
+class StepRecord:
+    """What a step did. The numbers are known after `read`."""
+
+    step: int  # its number, from 0
+    indices: list[int] = field(default_factory=list)  # the first images of this process, by position in the source
+    count: int = 0  # images of this process
+    corrupt: list[tuple[int, str]] = field(default_factory=list)  # images of this process that could not be read
+    loss: float = math.nan  # mean over the batch of all processes
+    losses: dict[str, float] = field(default_factory=dict)  # likewise, of each named part
+    stop: bool = False  # whether a process was asked to stop
+    any_corrupt: bool = False  # whether a process met an image that could not be read
+    fault: str | None = None  # what was not finite: the loss or the gradient
+    pending: HostCopy | None = None
+
+    def read(self) -> None:
+        """Wait for the numbers of a step that the device may still be working on."""
+        if self.pending is not None:
+            *numbers, norm = self.pending.read()
+            self.pending = None
+            self.note(numbers)
+            self.fault = _fault_of_loss(self.loss) or _fault_of_norm(norm)
+
+    def note(self, numbers: list[float]) -> None:
+        """Take the numbers in the order in which `TrainStep` exchanges them."""
+        stop, corrupt, self.loss, *parts = numbers
+        self.stop, self.any_corrupt = stop > 0, corrupt > 0
+        self.losses = dict(zip(self.losses, parts, strict=True))
+
+
+def _fault_of_loss(loss: float) -> str | None:
+    return None if math.isfinite(loss) else f"the loss is {loss}"
+
+
+def _fault_of_norm(norm: float) -> str | None:
+    return None if math.isfinite(norm) else f"the norm of the gradient is {norm}"
+
+
+class TrainStep:
+    """Makes optimizer steps on a state.
+
+    A micro-batch has at most `micro_batch` images: `train.device_batch_size`; on a GPU, where the recipe does not say, what
+    fits; elsewhere the process's whole share of a batch. Gradients accumulate. Neither the micro-batches nor the number of
+    devices changes what is random: stochastic depth is drawn for the whole batch, and each micro-batch takes its part.
+
+    On a GPU a step does not wait for the device, unless `train.nonfinite=skip` has to know the loss before the weights move:
+    `StepRecord.read` does, when the numbers are needed.
     """
 
-    def __init__(self, state: State, trainer: Any, recipe: Recipe, batch_size: int, device: torch.device) -> None:
-        self.state, self.trainer, self.recipe, self.device = state, trainer, recipe, device
+    def __init__(self, state: State, criterion: Criterion[Batch], recipe: Recipe, batch_size: int, device: torch.device) -> None:
+        self.state, self.criterion, self.recipe, self.device = state, criterion, recipe, device
         self.batch_size, self.share = batch_size, batch_size // distributed.world()
-        # On the CPU nothing tells that memory runs out, so there all goes through at once unless the recipe says otherwise.
-        self.part = min(recipe.train.device_batch_size or self.share, self.share)
-        self.fitted = recipe.train.device_batch_size is not None or device.type != "cuda"
-        buffers = list(state.model.buffers()) if recipe.train.nonfinite == "skip" else []
-        self.buffers = buffers if any(buffer.is_floating_point() for buffer in buffers) else []  # what a skipped step must not move
-        self.droppers = [module for module in state.model.modules() if hasattr(module, "places")]
-        self.network = state.model
+        on_cuda = device.type == "cuda"
+        # The CPU does not report that memory runs out, so there all goes through at once unless the recipe says otherwise.
+        self.micro_batch = min(recipe.train.device_batch_size or (_MICRO_BATCH if on_cuda else self.share), self.share)
+        self.part = self.micro_batch  # images that go through the network at a time
+        self.fitted = recipe.train.device_batch_size is not None or not on_cuda
+        self.deferred = on_cuda and recipe.train.nonfinite == "stop"  # numbers are read later
+        self.buffers = self._buffers_to_keep()
+        self.network: nn.Module = state.model
+        self.ddp: DistributedDataParallel | None = None  # also where `network` is the compiled form of it
         if distributed.world() > 1:
-            self.network = DistributedDataParallel(state.model, device_ids=[device.index] if device.type == "cuda" else None)
+            self.network = self.ddp = DistributedDataParallel(state.model, device_ids=[device.index] if on_cuda else None)
         if recipe.train.compile:
-            # Shape by shape: of sizes that may vary Inductor (2.14) can't always order the strides, and a run has few.
-            self.network = torch.compile(self.network, dynamic=False)
+            # Shape by shape: for varying sizes Inductor (2.14) can't always order the strides, and a run has few.
+            self.network = cast(nn.Module, torch.compile(self.network, dynamic=False))
 
-    def step(self, batch: Any, rate: float, *flags: bool) -> tuple[float, list[bool], str | None]:
-        """One step on this process's share of the batch.
+    def _buffers_to_keep(self) -> list[Tensor]:
+        """Return the running statistics, which move before a step is known to be made: skipped, or cut short in its micro-batches."""
+        if self.recipe.train.nonfinite != "skip" and self.micro_batch == self.share:
+            return []
+        buffers = list(self.state.model.buffers())
+        return buffers if any(buffer.is_floating_point() for buffer in buffers) else []
 
-        Returns the mean loss over the whole batch, for each flag whether any process raised it (one exchange for all), and what
-        was not finite, if anything: the loss or the gradient. Then the weights stay as they were, with `train.nonfinite=skip` the
-        buffers too. Raises ConvnextError, saying what to lower, when the device's memory does not suffice.
+    def run(self, batches: Iterable[Batch], rate: float, stop: Callable[[], bool] = lambda: False) -> StepRecord:
+        """Make one step on this process's share of a batch.
+
+        Args:
+            batches: an iterator over micro-batches, from which the share is taken.
+            rate: the learning rate.
+            stop: whether this process is asked to stop; called after the last micro-batch. All processes learn of it.
+
+        Where the loss or the gradient is not finite (`fault`) and the numbers are read at once, weights and buffers stay as they
+        were. An error leaves the buffers as they were too. Raises ConvnextError, saying what to lower, when the device's memory
+        does not suffice.
         """
-        try:
-            if not self.fitted:
-                self.part, self.fitted = self._what_fits(batch), True
+        record = StepRecord(self.state.step)
+        with self._out_of_memory_explained(), self._buffers_restored(record):
             set_learning_rate(self.state.optimizer, rate)
             self.state.optimizer.zero_grad(set_to_none=True)
-            before = [buffer.clone() for buffer in self.buffers]
-            loss = sum(self._backward(batch, first) for first in range(0, self.share, self.part))
-            loss, *raised = distributed.mean(torch.tensor([loss, *flags], dtype=torch.float64, device=self._exchange())).tolist()
-            fault = self._update(loss)
-        except (RuntimeError, MemoryError) as error:
-            if is_out_of_memory(error):
-                raise ConvnextError(self._out_of_memory()) from error
-            raise
-        if fault:
-            for buffer, value in zip(self.buffers, before, strict=True):
-                buffer.copy_(value)
+            losses = self._accumulate(batches, record)
+            flags = losses.new_zeros(2)  # filled on the device: a copy from the host would wait for it
+            for flag, raised in zip(flags, (stop(), record.corrupt), strict=True):
+                if raised:
+                    flag.fill_(1)
+            numbers = distributed.mean(torch.cat([flags, losses]))
+            if self.deferred:
+                norm = self._clip()
+                self._update()
+                record.pending = HostCopy(torch.cat([numbers, self._checked(norm).to(numbers).reshape(1)]))
+            else:
+                record.note(numbers.tolist())
+                record.fault = _fault_of_loss(record.loss) or _fault_of_norm(float(self._checked(self._clip())))
+                if record.fault is None:
+                    self._update()
         self.state.step += 1
-        return loss, [flag > 0 for flag in raised], fault
+        return record
 
-    def _update(self, loss: float) -> str | None:
-        """Move the weights by the gradient, or say why not."""
+    def _accumulate(self, batches: Iterable[Batch], record: StepRecord) -> Tensor:
+        """Return the loss of this process and its parts, float64, with the gradients in place."""
+        done, losses = 0, torch.zeros(())
+        for batch in batches:
+            if not self.fitted:
+                self.part, self.fitted = self._what_fits(batch), True
+            for first in range(0, len(batch), self.part):
+                part = batch[first : first + self.part]
+                numbers = self._backward(part, done, record)
+                losses = numbers if done == 0 else losses + numbers
+                done += len(part)
+            record.indices += batch.indices[: _NAMED - len(record.indices)]
+            record.count += len(batch)
+            record.corrupt += batch.corrupt
+            if done >= self.share:
+                break
+        return losses
+
+    def _backward(self, batch: Batch, first: int, record: StepRecord) -> Tensor:
+        """Add the gradients of samples that begin at position `first` of the share; return their part of the losses, float64."""
+        part = batch.to(self.device)
+        weight = len(part) / self.share
+        is_last = first + len(part) >= self.share
+        waits = self.ddp.no_sync() if self.ddp is not None and not is_last else nullcontext()
+        with waits, self._seeded(distributed.rank() * self.share + first, len(part)):
+            with autocast(self.device, self.recipe.train.precision):
+                parts = self.criterion(self.network, part)
+                loss = total(parts) * weight
+            self.state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        record.losses = dict.fromkeys(parts if len(parts) > 1 else (), math.nan)
+        numbers = [loss.detach(), *(parts[name].detach() * weight for name in record.losses)]
+        return torch.stack(numbers).to(self._exchange()).double()
+
+    def _clip(self) -> Tensor:
+        """Unscale the gradients and bring their norm under `optim.clip`; return the norm that they had."""
         state, clip = self.state, self.recipe.optim.clip
-        if not math.isfinite(loss):
-            return f"the loss is {loss}"
         state.scaler.unscale_(state.optimizer)
         if clip is not None:
-            norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip)
-        else:
-            gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
-        # In fp16 the scaler itself leaves such a step out, and lowers the scale of the loss.
-        if not state.scaler.is_enabled() and not math.isfinite(norm):
-            return f"the norm of the gradient is {float(norm)}"
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        if state.ema is not None:
-            state.ema.update_parameters(state.model)
-        return None
+            return torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip)
+        return torch.nn.utils.get_total_norm([parameter.grad for parameter in state.model.parameters() if parameter.grad is not None])
 
-    def _what_fits(self, batch: Any) -> int:
-        """How many images at a time every device can take: the share of a batch, halved until its gradients fit."""
-        model, part = self.state.model, self.share
+    def _checked(self, norm: Tensor) -> Tensor:
+        """Return the norm to check: in fp16 the scaler itself skips a step of infinite gradients, and lowers the scale of the loss."""
+        return torch.zeros_like(norm) if self.state.scaler.is_enabled() else norm
+
+    def _update(self) -> None:
+        self.state.scaler.step(self.state.optimizer)
+        self.state.scaler.update()
+        if self.state.ema is not None:
+            self.state.ema.update_parameters(self.state.model)
+
+    @contextmanager
+    def _buffers_restored(self, record: StepRecord) -> Iterator[None]:
+        """Put the buffers back if the step failed or is skipped."""
+        before, made = [buffer.clone() for buffer in self.buffers], False
+        try:
+            yield
+            made = record.fault is None
+        finally:
+            if not made:
+                for buffer, value in zip(self.buffers, before, strict=True):
+                    buffer.copy_(value)
+
+    def _what_fits(self, batch: Batch) -> int:
+        """Return how many images at a time every device can take: a micro-batch, halved until its gradients fit."""
+        model, part = self.state.model, min(self.micro_batch, len(batch))
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # BatchNorm's, which a trial would move
-        copies = (0 if self.state.optimizer.state else 2) + (distributed.world() > 1)  # the moments and the exchange come later
+        copies = (0 if self.state.optimizer.state else 2) + (self.ddp is not None)  # the moments and the exchange come later
         room = [torch.empty_like(parameter) for parameter in model.parameters() for _ in range(copies)]
         pair = 2 if self.recipe.augment.mixup or self.recipe.augment.cutmix else 1
         while not self._fits(batch, part) and part > pair:
@@ -119,12 +253,12 @@ class Stepper:
             buffer.copy_(buffers[name])
         return min(distributed.gather(part))
 
-    def _fits(self, batch: Any, part: int) -> bool:
-        self._seed(distributed.rank() * self.share, part)
+    def _fits(self, batch: Batch, part: int) -> bool:
         try:
-            with autocast(self.device, self.recipe.train.precision):
-                loss = self.trainer.loss(self.state.model, batch[:part].to(self.device))
-            loss.backward()
+            with self._seeded(distributed.rank() * self.share, part):
+                with autocast(self.device, self.recipe.train.precision):
+                    loss = total(self.criterion(self.state.model, batch[:part].to(self.device)))
+                loss.backward()  # type: ignore[no-untyped-call]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -135,34 +269,31 @@ class Stepper:
                 torch.cuda.empty_cache()
         return True
 
-    def _backward(self, batch: Any, first: int) -> float:
-        part = batch[first : first + self.part].to(self.device)
-        is_last = first + self.part >= self.share
-        waits = isinstance(self.network, DistributedDataParallel) and not is_last
-        self._seed(distributed.rank() * self.share + first, len(part))
-        with self.network.no_sync() if waits else nullcontext():
-            with autocast(self.device, self.recipe.train.precision):
-                loss = self.trainer.loss(self.network, part) * (len(part) / self.share)
-            self.state.scaler.scale(loss).backward()
-        return loss.item()
-
-    def _seed(self, first: int, count: int) -> None:
-        # `first` is the place of this part in the whole batch.
+    @contextmanager
+    def _seeded(self, first: int, count: int) -> Iterator[None]:
+        """Seed the generators for samples that begin at position `first` of the whole batch, and split stochastic depth."""
         seed, step = self.recipe.seed, self.state.step
         seed_everything(seed, STEP, step)
         seed_numpy(seed, MIXING, step, first)
-        if count < self.batch_size:
-            places = torch.arange(first, first + count, device=self.device)
-            for module in self.droppers:
-                module.whole, module.places = self.batch_size, places
+        if count == self.batch_size:
+            yield
+            return
+        with split_of(self.batch_size, torch.arange(first, first + count, device=self.device)):
+            yield
 
     def _exchange(self) -> torch.device:
         # MPS has no float64, and a number exchanged over Gloo is on the CPU anyway.
         return self.device if self.device.type == "cuda" else torch.device("cpu")
 
-    def _out_of_memory(self) -> str:
-        smaller = max(self.part // 2, 1)
-        return (
-            f"{self.device} has too little memory for {self.part} images at a time: add train.device_batch_size={smaller} "
-            "(the result stays the same, gradients accumulate) or model.grad_checkpointing=true, or lower data.image_size"
-        )
+    @contextmanager
+    def _out_of_memory_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            smaller = max(self.part // 2, 1)
+            raise ConvnextError(
+                f"{self.device} has too little memory for {counted(self.part, 'image')} at a time: add train.device_batch_size={smaller} "
+                "(the result stays the same, gradients accumulate) or model.grad_checkpointing=true, or lower data.image_size"
+            ) from error

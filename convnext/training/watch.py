@@ -1,7 +1,7 @@
-"""Watchers: the lines of metrics.jsonl, sent on to TensorBoard, Weights & Biases or trackio while the run goes on.
+"""Watchers: they send the lines of metrics.jsonl to TensorBoard, Weights & Biases or trackio during the run.
 
-None of the three is needed: metrics.jsonl has everything. Each is imported only when it is asked for, and one that fails once
-the run has begun is told and dropped, never a reason to stop.
+All three are optional: metrics.jsonl has everything. Each is imported only when the user asks for it. If one fails during the run,
+a warning says so, it gets no more lines, and the run continues.
 """
 
 import logging
@@ -12,52 +12,54 @@ from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from textwrap import indent
-from typing import Any, Protocol
+from typing import Protocol, TypeVar, cast
 from uuid import uuid4
 
 import yaml
 
 from convnext.errors import ConvnextError, UsageError, nearest
+from convnext.tasks.base import Json
 from convnext.text import printable
+from convnext.training.run_paths import ID_FILE
 
 PROJECT = "convnext"  # the name under which Weights & Biases and trackio group runs
-ID_FILE = "watch-id"  # in the run folder: what its runs there are known by
 
 log = logging.getLogger("convnext")
+ValueT = TypeVar("ValueT")
 
 
 class Watcher(Protocol):
     """Takes the lines of a run, one by one."""
 
-    def log(self, line: dict[str, Any]) -> None:
+    def log(self, line: Json) -> None:
         """Take one line of metrics.jsonl."""
 
     def close(self) -> None:
-        """Send what is not sent yet."""
+        """Send the lines that are not sent yet."""
 
 
 def check_watchers(names: Sequence[str]) -> None:
-    """Raise UsageError for a name that is unknown or whose package is missing: to be known before a run folder is made."""
+    """Raise UsageError for an unknown name or a missing package, before a run folder is made."""
     for name in names:
         if name not in _KNOWN:
-            raise UsageError(f"no watcher is called {name!r}{nearest(name, _KNOWN)}")
+            raise UsageError(f"unknown watcher {name!r}{nearest(name, _KNOWN)}")
         try:
             import_module(_KNOWN[name].MODULE)
         except ImportError as error:
             raise UsageError(f"watching with {name} needs its package ({error}): pip install {name}") from error
 
 
-def open_watchers(names: Sequence[str], folder: Path, recipe: dict[str, Any], step: int = 0) -> list[Watcher]:
-    """The watchers of these names, ready to take lines. Once open they don't raise.
+def open_watchers(names: Sequence[str], folder: Path, recipe: Json, step: int = 0) -> list[Watcher]:
+    """Return the watchers of these names, ready to take lines. Once open they don't raise.
 
     Args:
         names: of "tensorboard", "trackio" and "wandb".
         folder: the run folder, already made.
         recipe: as plain values; shown beside the curves.
-        step: the step after which the run goes on. With 0, what an earlier run in this folder sent is not continued.
+        step: the step after which the run continues. With 0, what an earlier run in this folder sent is not continued.
 
     A run that was killed may send some steps a second time when it is resumed. That is harmless: a repeated step has the same
-    values; TensorBoard hides the older ones, Weights & Biases ignores the newer ones, trackio draws both at the same place.
+    values; TensorBoard hides the older ones, Weights & Biases ignores the newer ones, trackio draws both at the same point.
 
     Raises UsageError like `check_watchers`, ConvnextError if one can't be started.
     """
@@ -73,7 +75,7 @@ def open_watchers(names: Sequence[str], folder: Path, recipe: dict[str, Any], st
         except Exception as error:
             for watcher in opened:
                 watcher.close()
-            raise ConvnextError(f"{name} could not be started ({error}); mend that or leave it out") from error
+            raise ConvnextError(f"{name} could not be started ({error}); fix that, or train without --watch {name}") from error
     return opened
 
 
@@ -84,7 +86,7 @@ class _Guarded:
         self.name = name
         self.watcher: Watcher | None = watcher
 
-    def log(self, line: dict[str, Any]) -> None:
+    def log(self, line: Json) -> None:
         self._try(lambda watcher: watcher.log(line))
 
     def close(self) -> None:
@@ -98,7 +100,7 @@ class _Guarded:
             act(self.watcher)
         except Exception as error:
             self.watcher = None
-            log.warning("%s failed and is left out from here on (%s); the run goes on, metrics.jsonl has everything", self.name, error)
+            log.warning("%s failed and gets no more lines (%s); the run continues, metrics.jsonl has everything", self.name, error)
 
 
 class _TensorBoard:
@@ -106,7 +108,7 @@ class _TensorBoard:
 
     MODULE = "torch.utils.tensorboard"
 
-    def __init__(self, folder: Path, recipe: dict[str, Any], step: int, run_id: str) -> None:
+    def __init__(self, folder: Path, recipe: Json, step: int, run_id: str) -> None:
         writer = import_module(self.MODULE).SummaryWriter
         if not step:
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
@@ -114,7 +116,7 @@ class _TensorBoard:
         if not step:
             self.writer.add_text("recipe", indent(yaml.safe_dump(recipe, sort_keys=False), "    "), 0)  # Markdown: as it is
 
-    def log(self, line: dict[str, Any]) -> None:
+    def log(self, line: Json) -> None:
         for tag, value in _scalars(line).items():
             self.writer.add_scalar(tag, value, line["step"])
 
@@ -127,11 +129,11 @@ class _WeightsAndBiases:
 
     MODULE = "wandb"
 
-    def __init__(self, folder: Path, recipe: dict[str, Any], step: int, run_id: str) -> None:
+    def __init__(self, folder: Path, recipe: Json, step: int, run_id: str) -> None:
         init = import_module(self.MODULE).init
         self.run = init(project=PROJECT, name=printable(folder.name), dir=str(folder), config=recipe, id=run_id, resume="allow")
 
-    def log(self, line: dict[str, Any]) -> None:
+    def log(self, line: Json) -> None:
         self.run.log(_scalars(line), step=line["step"])
 
     def close(self) -> None:
@@ -139,18 +141,18 @@ class _WeightsAndBiases:
 
 
 class _Trackio:
-    """A run in trackio's own folder, or where TRACKIO_SPACE_ID and the like say."""
+    """A run in trackio's own folder, or where TRACKIO_SPACE_ID and the like point."""
 
     MODULE = "trackio"
 
-    def __init__(self, folder: Path, recipe: dict[str, Any], step: int, run_id: str) -> None:
+    def __init__(self, folder: Path, recipe: Json, step: int, run_id: str) -> None:
         self.trackio = import_module(self.MODULE)
         # trackio resumes by name alone, and folders of the same name may lie in different places.
         name = f"{printable(folder.name)}-{run_id}"
         with redirect_stdout(sys.stderr):  # standard output is for results
             self.run = self.trackio.init(project=PROJECT, name=name, config=recipe, resume="allow", embed=False)
 
-    def log(self, line: dict[str, Any]) -> None:
+    def log(self, line: Json) -> None:
         self.run.log(_scalars(line), step=line["step"])
 
     def close(self) -> None:
@@ -165,21 +167,26 @@ _KNOWN: dict[str, type[_TensorBoard | _Trackio | _WeightsAndBiases]] = {
 }
 
 
-def _shown(value: Any) -> Any:
-    """Plain values whose texts, paths among them, are such as a network protocol takes."""
+def _shown(value: ValueT) -> ValueT:
+    """Return plain values with texts, paths for instance, that a network protocol takes."""
+    shown: object = value
     if isinstance(value, Mapping):
-        return {key: _shown(one) for key, one in value.items()}
-    return [_shown(one) for one in value] if isinstance(value, list) else printable(value) if isinstance(value, str) else value
+        shown = {key: _shown(one) for key, one in value.items()}
+    elif isinstance(value, list):
+        shown = [_shown(one) for one in value]
+    elif isinstance(value, str):
+        shown = printable(value)
+    return cast(ValueT, shown)
 
 
-def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    """A line's numbers, named like "train/loss" and "eval/top1"."""
+def _scalars(line: Json) -> dict[str, float]:
+    """Return a line's numbers, named like "train/loss" and "eval/top1"."""
     numbers = {key: value for key, value in line.items() if isinstance(value, int | float) and key != "step"}
     return {f"{line['kind']}/{key}": value for key, value in numbers.items()}
 
 
 def _run_id(folder: Path, step: int) -> str:
-    """The folder's own id: new for a run from the start, the same when it is taken up again, wherever the folder lies by then."""
+    """Return the id of a folder's run: a new one at its start, the same when it is resumed, wherever the folder lies by then."""
     path = folder / ID_FILE
     if step and path.exists():
         return path.read_text("utf-8").strip()

@@ -1,25 +1,29 @@
+import io
 import json
+import os
 import re
 
 import pytest
 from helpers import image_folder
 
 from convnext.errors import ConvnextError, UsageError
-from convnext.paper.roadmap import parse_steps, walk
+from convnext.paper.roadmap import _Labelled, parse_steps, walk
 
 FEW = ["data.train=digits:train", "data.val=digits:val", "data.image_size=32", "data.workers=0", "model.width=4", "train.epochs=1"]
 FEW += ["train.warmup_epochs=0.1", "train.batch_size=256"]
 
 
-def go(output, *more, steps=(3, 16)):
-    told = []
-    found = walk([*FEW, *more], output=output, small=True, steps=steps, seeds=1, devices=["cpu", "cpu"], tell=told.append)
-    return found, told
+def go(output, *more, steps=(3, 16), devices=("cpu",)):
+    lines = []
+    found = walk([*FEW, *more], output=output, small=True, steps=steps, seeds=1, devices=devices, report=lines.append)
+    return found, lines
 
 
-def test_a_walk_is_taken_up_where_it_stopped(tmp_path):
-    found, told = go(tmp_path)
-    assert told[0] == "2 runs of 2 steps, 0 of them finished"
+@pytest.mark.slow
+def test_a_roadmap_continues_where_it_stopped(tmp_path, capsys):
+    """With two devices, two runs train at a time, each in a process of its own."""
+    found, lines = go(tmp_path, devices=("cpu", "cpu"))
+    assert lines[0] == "2 runs of 2 steps, 0 of them finished"
     assert [rung.step for rung in found.rungs] == ["patchify stem", "separate downsampling layers"]
     assert all(len(rung.top1) == 1 for rung in found.rungs)
     assert json.loads((tmp_path / "roadmap.json").read_text())["rungs"][1]["published_top1"] == 81.97
@@ -29,22 +33,33 @@ def test_a_walk_is_taken_up_where_it_stopped(tmp_path):
     table = (tmp_path / "roadmap.md").read_text().splitlines()
     assert re.search(rf"\| patchify stem \| 79.51 % \| 4.42 G \| {found.rungs[0].top1[0]:.2f} % \| – \| 1 \|", table[2])
 
-    # A run that had not come to its report is taken up; the other is left as it is.
+    # A run that had not come to its report is resumed, here in this process; the other stays as it is.
     unfinished = tmp_path / "roadmap_t_03_patchify_stem" / "seed0"
     (unfinished / "report.html").unlink()
     kept = (tmp_path / "roadmap_t_16_separate_downsampling" / "seed0" / "last.safetensors").stat().st_mtime_ns
-    again, told = go(tmp_path)
-    assert told[0] == "2 runs of 2 steps, 1 of them finished"
+    capsys.readouterr()
+    threads = os.environ.get("OMP_NUM_THREADS")
+    again, lines = go(tmp_path)
+    assert lines[0] == "2 runs of 2 steps, 1 of them finished"
     assert again == found
+    assert "resumed after step" in capsys.readouterr().err  # the progress of a run is shown
+    assert os.environ.get("OMP_NUM_THREADS") == threads
     assert (tmp_path / "roadmap_t_16_separate_downsampling" / "seed0" / "last.safetensors").stat().st_mtime_ns == kept
 
     with pytest.raises(UsageError, match=r"optim.lr was 0.002, now 0.5"):
         go(tmp_path, "optim.lr=0.5")
 
 
-def test_a_run_that_fails_is_told_with_its_log(tmp_path):
-    with pytest.raises(ConvnextError, match=r"roadmap_t_.*ended with exit code 1: .*seed0\.log"):
-        go(tmp_path, "optim.lr=1e30")
+@pytest.mark.parametrize("devices", [("cpu",), ("cpu", "cpu")])
+def test_a_run_that_fails_is_named_with_the_reason(tmp_path, devices):
+    with pytest.raises(ConvnextError, match=r"the run .*roadmap_t_.*seed0 failed: the loss is .*; the same command continues"):
+        go(tmp_path, "optim.lr=1e30", "train.warmup_epochs=0", devices=devices)
+
+
+def test_a_process_beside_others_labels_its_lines():
+    shown = io.StringIO()
+    _Labelled(shown, "step/seed0").write("one\n\ntwo\n")
+    assert shown.getvalue() == "step/seed0: one\nstep/seed0: two\n"
 
 
 def test_steps_are_read_as_people_write_them(tmp_path):
@@ -58,16 +73,16 @@ def test_steps_are_read_as_people_write_them(tmp_path):
 def test_runs_counted_in_steps_are_finished_at_their_last_one_and_a_figure_that_fails_stops_none(tmp_path):
     short = ("train.iterations=2", "train.eval_every=3")
     (tmp_path / "roadmap.png").mkdir()  # where the figure should be
-    found, told = go(tmp_path, *short, steps=[3])
+    found, lines = go(tmp_path, *short, steps=[3])
     assert (len(found.rungs[0].top1), found.iterations) == (1, 2)
-    assert sum("could not be written (IsADirectoryError" in line for line in told) == 2  # after the run, and at the end
+    assert sum("could not be written (IsADirectoryError" in line for line in lines) == 2  # after the run, and at the end
     (tmp_path / "roadmap.png").rmdir()
 
     # A line that a kill cut short, behind the last evaluation, is no evaluation, and no reason to fail.
     with (tmp_path / "roadmap_t_03_patchify_stem" / "seed0" / "metrics.jsonl").open("ab") as file:
         file.write(b'{"kind": "eval", "st')
-    again, told = go(tmp_path, *short, steps=[3])
-    assert told[0] == "1 runs of 1 steps, 1 of them finished"
+    again, lines = go(tmp_path, *short, steps=[3])
+    assert lines[0] == "1 run of 1 step, 1 of them finished"
     assert again == found
     assert "2 steps" in (tmp_path / "report.html").read_text("utf-8")
 

@@ -11,7 +11,7 @@ from helpers import shared
 from convnext.data.transforms.classify import batch_mixing, train_transform
 from convnext.models.backbones.convnext import Block
 from convnext.recipe import list_recipes, load_recipe
-from convnext.tasks.classify import task
+from convnext.tasks.classify.task import ClassifyTask, augmentation
 from convnext.training.optim import learning_rate, set_learning_rate
 from convnext.training.run import _build
 from convnext.training.state import new_state
@@ -86,8 +86,8 @@ def test_optimizer_schedule_and_stochastic_depth(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_layer_wise_decay_scales_each_parameter_as_the_published_groups_do(name):
     _, model, state = built(name)
-    told = cell("layer-wise lr decay", name)
-    factor = 1.0 if told == "none" else float(told)
+    decay = cell("layer-wise lr decay", name)
+    factor = 1.0 if decay == "none" else float(decay)
     n = 12 if model.depths[2] == 27 else 6
 
     def published_group(parameter_name):
@@ -107,7 +107,7 @@ def test_layer_wise_decay_scales_each_parameter_as_the_published_groups_do(name)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_mixing_average_head_and_weights(name):
     recipe, _, state = built(name)
-    mix = batch_mixing(recipe.augment, recipe.train.label_smoothing, 1000)
+    mix = batch_mixing(recipe.augment.mixup, recipe.augment.cutmix, recipe.train.label_smoothing, 1000)
     if cell("mixup / cutmix", name) == "none":
         assert mix is None
     else:
@@ -128,9 +128,9 @@ def test_mixing_average_head_and_weights(name):
 def test_augmentation_and_preprocessing(name):
     recipe = load_recipe(name)
     size = 384 if "384" in name else 224
-    steps = train_transform(recipe.data, recipe.augment, recipe.eval.interpolation)
+    steps = train_transform(augmentation(recipe))
     crop, flip = steps.transforms[:2]
-    assert (crop.size, crop.how["mode"], crop.how["antialias"]) == ((size, size), "bicubic", True)
+    assert (crop.size, crop.mode, crop.antialias) == ((size, size), "bicubic", True)
     assert (crop.crop.scale, crop.crop.ratio) == ((0.08, 1.0), (3 / 4, 4 / 3))
     assert flip.keywords == {"probability": 0.5}
     assert "ColorJitter" not in repr(steps)
@@ -139,7 +139,7 @@ def test_augmentation_and_preprocessing(name):
     assert (len(augment.ops), augment.num_layers) == (15, 2)
     assert all((op.magnitude, op.magnitude_std, op.prob) == (9, 0.5, 0.5) for op in augment.ops)
     assert (erase.probability, erase.rand_color, erase.per_pixel) == (0.25, False, True)
-    test = task.preprocessing(recipe)
+    test = ClassifyTask().preprocessing(recipe)
     assert (test.image_size, test.warp, test.interpolation) == (size, size == 384, "bicubic")
     assert test.warp or test.crop_ratio == 0.875
     assert recipe.train.label_smoothing == 0.1

@@ -33,21 +33,25 @@ def test_overrides_of_every_kind():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["lr=1"], "no key is called 'lr'; did you mean 'optim.lr'?"),
-        (["train.lr=1"], "no key is called 'train.lr'; did you mean 'optim.lr'?"),
+        (["lr=1"], "unknown key 'lr'; did you mean 'optim.lr'?"),
+        (["train.lr=1"], "unknown key 'train.lr'; did you mean 'optim.lr'?"),
         (["trian.epochs=1"], "did you mean 'train.epochs'?"),
         (["nonsense=1"], "`convnext recipes keys` lists them all"),
-        (["train.epochs"], "is no override; write it as key=value"),
+        (["train.epochs"], "is not an override; write it as key=value"),
         (["train.epochs=0"], "train.epochs: Input should be greater than or equal to 1, not 0"),
         (["train.epochs=many"], "train.epochs: Input should be a valid integer"),
         (["eval.interpolation=cubic"], "eval.interpolation: Input should be 'nearest', 'bilinear' or 'bicubic', not 'cubic'"),
         (["augment.mixup=1", "train.batch_size=5"], "train.batch_size must be even"),
-        (["train.epochs=1"], "train.warmup_epochs is more than train.epochs"),
-        (["train=4"], "no key is called 'train'"),
-        (["train.epochs.more=4"], "no key is called 'train.epochs.more'"),
+        (["train.epochs=1"], "train.warmup_epochs=4 is longer than train.epochs=1: add train.warmup_epochs=0.2"),
+        (["model.nmae=x"], "unknown key 'model.nmae'; did you mean 'model.name'?"),
+        (["model.name=convnext_tny"], "convnext_tiny"),
+        (["model.masks=true"], "unknown key 'model.masks'"),
+        (["train.epochs=[1"], "override train.epochs: '[1' is not a YAML value"),
+        (["train=4"], "unknown key 'train'"),
+        (["train.epochs.more=4"], "unknown key 'train.epochs.more'"),
     ],
 )
-def test_what_is_wrong_is_told(overrides, message):
+def test_a_mistake_is_reported(overrides, message):
     with pytest.raises(UsageError) as caught:
         load_recipe("digits", overrides)
     assert message in str(caught.value)
@@ -56,21 +60,21 @@ def test_what_is_wrong_is_told(overrides, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("optm: {lr: 1}", r"no key is called 'optm.lr'; did you mean 'optim.lr'"),
+        ("optm: {lr: 1}", r"unknown key 'optm.lr'; did you mean 'optim.lr'"),
         ("seed: 1", r"data\.train: Field required \(give it as data\.train=…\)"),
         ("- a", "must be a table of keys"),
-        ("a: [", "no valid YAML"),
+        ("a: [", "not valid YAML"),
         ("", "data.train"),
     ],
 )
-def test_mistakes_in_a_file_are_told_with_its_name(tmp_path, text, message):
+def test_mistakes_in_a_file_are_reported_with_its_name(tmp_path, text, message):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(UsageError, match=rf"mine\.yaml.*{message}"):
         load_recipe(str(tmp_path / "mine.yaml"))
 
 
 def test_unknown_recipes_suggest_the_nearest(tmp_path):
-    with pytest.raises(UsageError, match="no recipe is called 'digit'; did you mean 'digits'"):
+    with pytest.raises(UsageError, match="unknown recipe 'digit'; did you mean 'digits'"):
         load_recipe("digit")
     with pytest.raises(UsageError, match=r"no recipe file .*mine\.yaml"):
         load_recipe(str(tmp_path / "mine.yaml"))
@@ -81,9 +85,53 @@ def test_every_key_has_a_description():
     assert len(keys()) > 30
 
 
-def test_epochs_as_an_override_count_in_place_of_a_recipes_iterations():
+def test_epochs_as_an_override_replace_a_recipes_iterations():
     assert load_recipe("segment_digits").train.iterations
     changed = load_recipe("segment_digits", ["train.epochs=2"]).train
     assert (changed.epochs, changed.iterations) == (2, None)
     both = load_recipe("segment_digits", ["train.epochs=2", "train.iterations=5"]).train
     assert both.iterations == 5
+
+
+# Keys of the model
+
+
+def test_every_argument_of_the_model_is_a_key():
+    recipe = load_recipe("detect_digits", ["model.proposals=20", "model.masks=false", "model.anchor_scale=4"])
+    assert (recipe.model.get("proposals"), recipe.model.get("masks"), recipe.model.get("fc_channels_")) == (20, False, None)
+    assert recipe.model.arguments()["anchor_scale"] == 4
+    assert "proposals: 20" in recipe.to_yaml()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.proposals=many"], "model.proposals must be int"),
+        (["model.proposal=20"], "unknown key 'model.proposal'; did you mean 'model.proposals'?"),
+        (["model.auxiliary_channels=20"], "unknown key 'model.auxiliary_channels'"),
+        (["model.num_classes=20"], "unknown key 'model.num_classes'; did you mean 'data.num_classes'?"),
+        (["model.head_init_scale=0.1"], "has no argument 'head_init_scale'"),
+    ],
+)
+def test_keys_of_the_model_are_checked_against_its_constructors(overrides, message):
+    with pytest.raises(UsageError, match=message.replace("?", r"\?")):
+        load_recipe("detect_digits", overrides)
+
+
+def test_what_the_constructors_do_not_take_is_not_passed_at_its_default():
+    for name in ("mask_rcnn_convnext_atto", "resnet50", "convnext_atto"):
+        arguments = load_recipe("digits").model.model_copy(update={"name": name, "layer_scale": None}).arguments()
+        assert "head_init_scale" not in arguments
+        assert "name" not in arguments
+
+
+def test_none_is_understood_as_no_weights():
+    assert load_recipe("finetune", ["model.weights=none", "data.train=photos"]).model.weights is None
+
+
+def test_a_recipe_that_an_earlier_version_wrote_is_read(tmp_path):
+    """It wrote the keys of every model, null where the model had none."""
+    old = load_recipe("digits").to_yaml().replace("model:\n", "model:\n  masks: null\n  width: null\n  proposals: null\n")
+    assert old.count("null") >= 3
+    (tmp_path / "recipe.yaml").write_text(old)
+    assert load_recipe(str(tmp_path / "recipe.yaml")) == load_recipe("digits")

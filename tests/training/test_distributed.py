@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import command
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from helpers import image_folder
 from safetensors.torch import load_file
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+FIFTY = "train.iterations=50"
 
 
 def torchrun(processes, *arguments, restarts=0, script=("-m", "convnext")):
@@ -43,21 +45,30 @@ def train(folder, *overrides):
     return ["train", "digits", "train.log_every=1", "train.epochs=3", "train.warmup_epochs=1", *overrides, "--output", folder]
 
 
-def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The losses of fifty steps of one process, each with its whole batch at once."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    command.run(*train(folder, FIFTY))
+    return losses(folder)
+
+
+def losses(folder):
+    found = np.array([line["loss"] for line in lines(folder, "train")])
+    assert len(found) == 50
+    return found
+
+
+def test_two_processes_equal_one_with_the_whole_batch(tmp_path, whole):
     """Stochastic depth included: which samples it drops does not depend on the split."""
-    finish([sys.executable, "-m", "convnext", *map(str, train(tmp_path / "one"))])
-    finish(torchrun(2, *train(tmp_path / "two")))
-    one, two = ([line["loss"] for line in lines(tmp_path / name, "train")[:50]] for name in ("one", "two"))
-    assert len(one) == 50
-    assert np.abs(np.array(one) - np.array(two)).max() < 1e-5
+    finish(torchrun(2, *train(tmp_path / "two", FIFTY)))
+    assert np.abs(whole - losses(tmp_path / "two")).max() < 1e-5
     assert lines(tmp_path / "two", "eval")[-1]["count"] == 360  # each sample once
 
 
-def test_accumulation_equals_the_whole_batch(tmp_path):
-    finish([sys.executable, "-m", "convnext", *map(str, train(tmp_path / "whole"))])
-    finish([sys.executable, "-m", "convnext", *map(str, train(tmp_path / "parts", "train.device_batch_size=24"))])
-    whole, parts = ([line["loss"] for line in lines(tmp_path / name, "train")[:50]] for name in ("whole", "parts"))
-    assert np.abs(np.array(whole) - np.array(parts)).max() < 1e-5
+def test_accumulation_equals_the_whole_batch(tmp_path, whole):
+    command.run(*train(tmp_path / "parts", FIFTY, "train.device_batch_size=24"))
+    assert np.abs(whole - losses(tmp_path / "parts")).max() < 1e-5
 
 
 @pytest.mark.slow
@@ -73,8 +84,8 @@ def test_a_killed_worker_under_torchrun_leaves_no_trace(tmp_path):
 
 def killed_and_restarted(tmp_path, *more, after=33):
     """A run of two processes, one of which is killed; the second is late both times."""
-    command = torchrun(2, *train(tmp_path / "cut", *more), restarts=2, script=[program(tmp_path / "late.py", "time.sleep(2 * rank)")])
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    started = torchrun(2, *train(tmp_path / "cut", *more), restarts=2, script=[program(tmp_path / "late.py", "time.sleep(2 * rank)")])
+    process = subprocess.Popen(started, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     deadline = time.monotonic() + 600
     while not (tmp_path / "cut" / "metrics.jsonl").exists() or (tmp_path / "cut" / "metrics.jsonl").read_text().count("train") < after:
         assert time.monotonic() < deadline
@@ -89,10 +100,10 @@ def killed_and_restarted(tmp_path, *more, after=33):
 def test_evaluation_is_shared_and_counts_each_sample_once(tmp_path):
     photos = image_folder(tmp_path / "photos", each=7)  # 21: not a multiple of the processes
     folder = tmp_path / "run"
-    finish([sys.executable, "-m", "convnext", *map(str, train(folder, f"data.train={photos}", f"data.val={photos}", "train.batch_size=8"))])
-    command = ["eval", folder, "--data", photos, "--json"]
-    alone = json.loads(finish([sys.executable, "-m", "convnext", *map(str, command)]).stdout)
-    shared = json.loads(finish(torchrun(2, *command)).stdout)
+    command.run(*train(folder, f"data.train={photos}", f"data.val={photos}", "train.batch_size=8"))
+    evaluate = ["eval", folder, "--data", photos, "--json"]
+    alone = json.loads(command.run(*evaluate).stdout)
+    shared = json.loads(finish(torchrun(2, *evaluate)).stdout)
     assert shared["count"] == alone["count"] == 21
     assert shared["loss"] == pytest.approx(alone["loss"])
     assert shared["ece"] == pytest.approx(alone["ece"])
@@ -132,6 +143,7 @@ def pair(tmp_path, begin, *arguments):
             process.kill()
 
 
+@pytest.mark.slow
 def test_a_process_that_looks_late_does_not_take_the_run_just_begun_for_one_to_resume(tmp_path):
     late = (
         "if rank:\n"
@@ -153,6 +165,7 @@ def test_what_one_process_is_refused_ends_all_with_one_line(tmp_path):
     assert other == ""
 
 
+@pytest.mark.slow
 def test_processes_that_see_other_data_do_not_train(tmp_path):
     for rank, each in enumerate((8, 7)):
         image_folder(tmp_path / str(rank) / "photos", each=each)
@@ -165,9 +178,51 @@ def test_processes_that_see_other_data_do_not_train(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_that_cannot_be_shared_is_told(tmp_path):
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
     done = subprocess.run(
         torchrun(2, *train(tmp_path / "run", "train.batch_size=33")), capture_output=True, text=True, env=ENVIRONMENT, check=False
     )
     assert done.returncode != 0
     assert "train.batch_size=33 can't be shared by 2 processes" in done.stderr
+
+
+NO_SYNC = """
+import sys
+import torch
+import torch.distributed as dist
+import convnext
+from convnext.data.loader import Sample
+from convnext.distributed import process_group
+from convnext.recipe import load_recipe
+from convnext.tasks.classify.batch import ClassifyBatch
+from convnext.tasks.classify.loss import ClassifyCriterion
+from convnext.training.state import new_state
+from convnext.training.step import TrainStep
+
+with process_group("cpu") as device:
+    recipe = load_recipe("digits", ["train.device_batch_size=2", f"train.compile={sys.argv[1]}"])
+    torch.manual_seed(0)
+    model = convnext.create_model("convnext_atto", depths=(1, 1, 1, 1), widths=(4, 4, 4, 4), num_classes=3)
+    step = TrainStep(new_state(model, recipe, device), ClassifyCriterion(recipe, 3), recipe, 16, device)
+    exchanges = []
+
+    def counted(state, bucket):
+        exchanges.append(bucket.is_last())
+        return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0] / 2)
+
+    step.ddp.register_comm_hook(None, counted)
+    generator = torch.Generator().manual_seed(1 + dist.get_rank())
+    batches = [ClassifyBatch(torch.randn(2, 3, 32, 32, generator=generator), torch.arange(2), [0, 1], []) for _ in range(4)]
+    step.run(iter(batches), 1e-3)
+    if dist.get_rank() == 0:
+        print("exchanges", sum(exchanges), float(sum(p.double().sum() for p in model.parameters())))
+"""
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_gradients_are_exchanged_once_a_step_however_many_micro_batches(tmp_path, compiled):
+    """Under torch.compile too, where the network is no longer the module that exchanges."""
+    (tmp_path / "program.py").write_text(NO_SYNC)
+    done = finish(torchrun(2, str(compiled).lower(), script=[tmp_path / "program.py"]))
+    assert done.stdout.split()[:2] == ["exchanges", "1"]

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +17,9 @@ from convnext.models.backbones.roadmap import RoadmapNet
 from convnext.models.load import load
 from convnext.models.weights.files import read_weights
 from convnext.recipe import load_recipe
-from convnext.tasks.classify import task
-from convnext.training.loop import Run
+from convnext.tasks.classify.metric import ClassifyMetric
+from convnext.tasks.classify.task import ClassifyTask
+from convnext.training.loop import Trainer
 from convnext.training.progress import Display
 from convnext.training.run_folder import RunFolder
 from convnext.training.state import ema_decay, new_state
@@ -70,19 +70,24 @@ def room():
 
 def test_an_evaluation_that_needs_too_much_memory_is_done_in_halves(photos, tmp_path, room):
     tried, most = room
-    halved = tiny(photos, tmp_path / "halved", {})
-    assert tried[:4] == [8, 4, 2, 2]
-    assert max(tried[4:]) == 2  # it is not tried again
+    halved = tiny(photos, tmp_path / "halved", {"train.ema": 0.5})
+    assert tried[:5] == [24, 12, 6, 3, 3]
+    assert max(tried[5:]) == 3  # larger parts are not tried again, in the next evaluations either
+    assert len(tried) == 3 + 2 * 8  # of the EMA weights and the raw ones
     most[0] = 100
-    whole = tiny(photos, tmp_path / "whole", {})
+    whole = tiny(photos, tmp_path / "whole", {"train.ema": 0.5})
     assert halved.metrics == pytest.approx(whole.metrics)
     assert halved.metrics["count"] == 24
 
 
-def test_evaluation_takes_no_more_images_at_a_time_than_training(photos, tmp_path, room):
-    tried, _ = room
-    tiny(photos, tmp_path / "run", {"train.device_batch_size": 3})
-    assert set(tried) == {3}
+def test_evaluation_has_a_batch_of_its_own(photos, tmp_path, room):
+    """It is the task's, 32 images for a classifier, whatever the training takes at a time."""
+    tried, most = room
+    most[0] = 100
+    for more in ({"train.device_batch_size": 3}, {"train.batch_size": 2}):
+        tiny(photos, tmp_path / str(len(tried)), more)
+        assert tried[-1] == 24  # all there are
+    assert ClassifyTask.batch_size == 32
 
 
 def test_where_one_image_is_too_much_a_remedy_is_named(photos, tmp_path, room):
@@ -90,7 +95,7 @@ def test_where_one_image_is_too_much_a_remedy_is_named(photos, tmp_path, room):
     most[0] = 0
     with pytest.raises(ConvnextError, match="cpu has too little memory for one image: use smaller ones"):
         tiny(photos, tmp_path / "run", {})
-    assert tried == [8, 4, 2, 1]
+    assert tried == [24, 12, 6, 3, 2, 1]
 
 
 def test_eval_of_a_finished_run_halves_as_well(photos, tmp_path, room):
@@ -130,7 +135,7 @@ def test_the_moving_average_is_timms_warmed_up():
             parameter.data += 0.1 * torch.randn_like(parameter)
         state.ema.update_parameters(model)
         theirs.update(model, step=n + 2)
-        pairs = zip(state.shipped.parameters(), theirs.module.parameters(), strict=True)
+        pairs = zip(state.ema_or_model.parameters(), theirs.module.parameters(), strict=True)
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
 
 
@@ -153,13 +158,13 @@ def test_a_short_run_with_an_ema_is_as_good_as_its_raw_weights(tmp_path):
     assert found["raw_loss"] != found["loss"]
     assert result.best == found["top1"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert f"{found['raw_top1']:.2f} %" in page
-    assert "top1 of the raw weights" in page
+    assert f"{found['raw_top1']:.2f}\N{NO-BREAK SPACE}%" in page
+    assert "top-1 accuracy of the raw weights" in page
     description = read_weights(tmp_path / "run" / "best.safetensors")[1]
     assert description["metrics"]["top1"] == found["top1"]
 
 
-def test_both_accuracies_are_told_and_without_ema_one(photos, tmp_path, capsys):
+def test_both_accuracies_are_reported_and_without_ema_one(photos, tmp_path, capsys):
     tiny(photos, tmp_path / "ema", {"train.ema": 0.9})
     assert "with the EMA weights" in capsys.readouterr().err
     tiny(photos, tmp_path / "none", {})
@@ -190,7 +195,7 @@ def test_a_skipped_batch_leaves_a_batch_norm_networks_weights_finite(photos, tmp
     more = {"model.name": "roadmap_t_01_modern_training", "model.width": 8, "model.widths": None, "train.epochs": 2}
     result = tiny(photos, tmp_path / "run", more | {"train.nonfinite": "skip", "train.ema": 0.9})
     assert burst[0] == 6
-    assert "left out, the 1. such step" in capsys.readouterr().err
+    assert "step skipped (1 so far)" in capsys.readouterr().err
     assert math.isfinite(result.metrics["loss"])
     for name in ("last", "best"):
         weights = read_weights(tmp_path / "run" / f"{name}.safetensors")[0]
@@ -198,22 +203,31 @@ def test_a_skipped_batch_leaves_a_batch_norm_networks_weights_finite(photos, tmp
         assert all(bool(value.isfinite().all()) for value in weights.values() if value.is_floating_point())
 
 
-class Undefined(task.Metric):
+class UndefinedMetric(ClassifyMetric):
     """A metric without a value, as mean IoU without a class."""
 
     def compute(self):
         return super().compute() | {"share": math.nan}
 
 
+class UndefinedTask(ClassifyTask):
+    """A task whose headline has no value."""
+
+    headline = "share"
+
+    def metric(self, num_classes, source):
+        return UndefinedMetric(num_classes, source)
+
+
 def test_a_headline_that_is_no_number_is_never_the_best(photos, tmp_path):
     recipe = load_recipe("digits", TINY | {"data.train": str(photos), "data.val": str(photos)})
     model = convnext.create_model("convnext_atto", num_classes=3, depths=(1, 1, 1, 1), widths=(4, 4, 8, 8))
-    folder, told, device = RunFolder(tmp_path / "run"), io.StringIO(), torch.device("cpu")
+    folder, shown, device = RunFolder(tmp_path / "run"), io.StringIO(), torch.device("cpu")
     folder.begin(recipe, device)
-    altered = SimpleNamespace(**vars(task) | {"Metric": Undefined, "HEADLINE": "share"})
+    task = UndefinedTask()
     state = new_state(model, recipe, device)
-    Run(state, altered, task.open_data(recipe), recipe, folder, device, Display(Console(file=told))).to_the_end()
-    assert "share is nan: these weights are not taken as the best" in told.getvalue()
+    Trainer(state, task, task.open(recipe), recipe, folder, device, Display(Console(file=shown))).fit()
+    assert "share is nan: these weights do not become the best" in shown.getvalue()
     assert state.best == -math.inf
     assert folder.last.exists()
     assert not folder.best.exists()

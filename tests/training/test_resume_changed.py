@@ -14,9 +14,7 @@ from shard_files import samples, shard
 
 import convnext
 from convnext.data.contents import contents, differences
-from convnext.data.sources.coco import open_detection
-from convnext.data.sources.masks import open_segmentation
-from convnext.data.sources.open import hold_out, open_source
+from convnext.data.sources.open import hold_out, open_detection, open_segmentation, open_source
 from convnext.errors import UsageError
 from convnext.recipe import load_recipe
 from convnext.training.state import new_state
@@ -148,10 +146,10 @@ def test_images_added_and_removed_are_named_and_accepted_with_change(own, capsys
     match = r"train: 5 images \(bee/new0.jpg, .*\) added; train: 1 image \(ant/003.jpg\) removed; val: 5 .*add --change"
     refused(run, OWN, match)
     tiny(run, OWN, resume=True, change=True)
-    told = capsys.readouterr().err
-    assert "data changed: train: 1 image (ant/003.jpg) removed" in told
-    assert "best weights are chosen anew" in told
-    # 8 of 24 steps were a third of an epoch of 6 steps behind its first; of 7 steps that is the second, and no epoch is left out.
+    printed = capsys.readouterr().err
+    assert "data changed: train: 1 image (ant/003.jpg) removed" in printed
+    assert "best weights are chosen again" in printed
+    # 8 of 24 steps were a third of an epoch of 6 steps behind its first; of 7 steps that is the second, and no epoch is skipped.
     train = lines(run, "train")
     assert [line["step"] for line in train] == list(range(1, 8 + 5 + 2 * 7 + 1))
     assert train[8]["epoch"] == pytest.approx(1 + 3 / 7)
@@ -183,7 +181,7 @@ def test_other_labels_of_the_same_images_are_named(tmp_path):
     settings = {"data.train": str(path), "data.val": str(path)}
     tiny(tmp_path / "run", settings)
     shard(path, samples(0, 12, lambda i: 0 if i == 7 else i % 3))
-    refused(tmp_path / "run", settings, r"train: 1 image \(0007\) labelled otherwise; val: 1 image \(0007\) labelled otherwise")
+    refused(tmp_path / "run", settings, r"train: 1 image \(0007\) labelled differently; val: 1 image \(0007\) labelled differently")
     shard(path, [file for i in reversed(range(12)) for file in samples(i, 1)])
     refused(tmp_path / "run", settings, "train: the images are in another order")
 
@@ -205,7 +203,7 @@ def test_annotations_and_masks_that_changed_are_noticed(tmp_path):
     found = [contents(["ant", "bee"], source, source) for source in (objects(), objects(bbox=[1, 2, 10, 13]), objects(category_id=2))]
     for before, now in pairwise(found):
         assert differences(before, before) == []
-        assert differences(before, now) == [f"{part}: 1 image (b.jpg) labelled otherwise" for part in ("train", "val")]
+        assert differences(before, now) == [f"{part}: 1 image (b.jpg) labelled differently" for part in ("train", "val")]
 
     root = tmp_path / "masks"
     for part in ("images", "masks"):
@@ -219,9 +217,9 @@ def test_annotations_and_masks_that_changed_are_noticed(tmp_path):
 
     first = masks("sky\nroad\n(void)\n")
     assert differences(first, masks("sky\nroad\n(void)\n")) == []
-    assert "train: 1 image (a.jpg) labelled otherwise" in differences(first, masks("(void)\nsky\nroad\n"))
+    assert "train: 1 image (a.jpg) labelled differently" in differences(first, masks("(void)\nsky\nroad\n"))
     Image.fromarray(np.asarray(sample_image())[..., 0] % 2).save(root / "masks" / "a.png")
-    assert "train: 1 image (a.jpg) labelled otherwise" in differences(first, masks("sky\nroad\n(void)\n"))
+    assert "train: 1 image (a.jpg) labelled differently" in differences(first, masks("sky\nroad\n(void)\n"))
 
 
 def test_of_a_large_data_set_counts_are_kept():
@@ -250,7 +248,7 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed_with_a_remark(cut, origin
         del old[name]
     torch.save(old, newest)
     data = {"data.train": str(photos), "data.val": str(photos)}
-    refused(cut, data | {"train.batch_size": 8}, "earlier version, with which train.batch_size can't change", change=True)
+    refused(cut, data | {"train.batch_size": 8}, "earlier version, so train.batch_size can't change", change=True)
     tiny(cut, data, resume=True)
     assert "whether they changed is not known" in capsys.readouterr().err
     assert equal(cut, original)
@@ -304,7 +302,7 @@ def test_moments_follow_their_parameters_into_other_groups(cut, photos):
     model = convnext.create_model("convnext_atto", num_classes=3, depths=(1, 1, 1, 1), widths=(4, 4, 8, 8))
     state = new_state(model, load_recipe("digits", {"optim.layer_decay": 0.7}), torch.device("cpu"))
     state.restore(before)
-    moments = {name: before["optimizer"]["state"][place]["exp_avg"] for place, name in enumerate(before["parameters"])}
+    moments = {name: before["optimizer"]["state"][number]["exp_avg"] for number, name in enumerate(before["parameters"])}
     assert len(state.optimizer.param_groups) > len(before["optimizer"]["param_groups"])
     assert all(torch.equal(state.optimizer.state[p]["exp_avg"], moments[name]) for name, p in model.named_parameters())
 
@@ -314,8 +312,8 @@ def test_moments_follow_their_parameters_into_other_groups(cut, photos):
     [
         ({"model.widths": [4, 4, 8, 16]}, "another network .*model.widths was"),
         ({"model.name": "convnext_femto"}, "can't be continued with another model.name"),
-        ({"train.epochs": 1}, r"train.epochs=1 is behind: the run has already done 1.33"),
-        ({"train.iterations": 7}, "train.iterations=7 is behind: the run has already done 8"),
+        ({"train.epochs": 1}, r"train.epochs=1 is too low: the run has already done 1.33"),
+        ({"train.iterations": 7}, "train.iterations=7 is too low: the run has already done 8"),
         ({"train.device_batch_size": 1, "augment.mixup": 0.8}, "must be even"),
     ],
 )
@@ -335,4 +333,4 @@ def test_keys_without_influence_need_no_change(cut, original, photos):
 
 def test_what_matters_at_the_start_alone_is_said_to(cut, photos, capsys):
     changed(cut, photos, {"model.layer_scale": 0.5}, change=True)
-    assert "model.layer_scale: changes nothing in a run that has begun" in capsys.readouterr().err
+    assert "model.layer_scale: no effect on a run that has begun" in capsys.readouterr().err

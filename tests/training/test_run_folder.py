@@ -19,8 +19,9 @@ import convnext.distributed
 from convnext.errors import ConvnextError, UsageError
 from convnext.models.weights.files import write_atomically
 from convnext.recipe import load_recipe
-from convnext.report.compare import read_run
-from convnext.training.run_folder import RunFolder, refuse_within_data
+from convnext.report.runs import read_run
+from convnext.training.run_folder import RunFolder
+from convnext.training.run_paths import refuse_within_data
 
 SMALL = {
     "model.name": "convnext_atto",
@@ -99,10 +100,10 @@ def test_in_one_process_too_and_a_run_that_ends_gives_the_folder_free(photos, tm
     small(photos, tmp_path / "run", resume=True)
 
 
-def test_a_file_in_the_place_of_the_folder_is_named(photos, tmp_path):
+def test_a_file_in_the_way_of_the_folder_is_named(photos, tmp_path):
     (tmp_path / "notes").touch()
     for output in (tmp_path / "notes", tmp_path / "notes" / "run"):
-        with pytest.raises(UsageError, match="can't be a run folder, there is a file in its way"):
+        with pytest.raises(UsageError, match="can't be a run folder, because a file is in its way"):
             small(photos, output)
 
 
@@ -163,8 +164,7 @@ def test_wherever_the_replacing_was_killed_the_old_run_comes_back(finished, tmp_
             before = copied(finished, folder.path)
             after(monkeypatch, moves, lambda folder=folder: folder.begin(recipe, device))
             after(monkeypatch, returns, lambda folder=folder: folder._put_back(print))
-            told = []
-            with folder.held(told.append):
+            with folder.held([].append):
                 pass
             assert contents(folder.path) == before, (moves, returns)
 
@@ -223,7 +223,7 @@ def test_what_a_killed_start_leaves_is_taken_by_the_next(photos, tmp_path, left,
 
 
 @pytest.mark.parametrize("text", [b"", b"data: {train", b"\xff\xfe"])
-def test_a_damaged_recipe_is_told_with_the_remedies(photos, finished, tmp_path, text):
+def test_a_damaged_recipe_is_reported_with_the_remedies(photos, finished, tmp_path, text):
     copied(finished, tmp_path)
     (tmp_path / "recipe.yaml").write_bytes(text)
     with pytest.raises(UsageError, match=r"recipe.yaml is empty or damaged .*: add --change to resume .* or --overwrite"):
@@ -256,6 +256,34 @@ def test_what_a_killed_save_left_is_removed(photos, finished, tmp_path):
     (tmp_path / ".mine.tmp").touch()
     small(photos, tmp_path, resume=True)
     assert contents(tmp_path).keys() == before.keys() | {".mine.tmp"}
+
+
+SLOW_SAVE = """
+import sys, time
+from pathlib import Path
+from convnext.training.run_folder import RunFolder
+
+class Slow:
+    def __reduce__(self):  # in the middle of the file
+        print("saving", flush=True)
+        time.sleep(600)
+
+import torch
+folder = RunFolder(Path(sys.argv[1]))
+with folder.held(print):
+    folder.save_state({"model": torch.zeros(100_000), "slow": Slow()}, 2, 2)
+"""
+
+
+def test_a_process_killed_while_it_saves_leaves_nothing_that_stays(photos, finished, tmp_path):
+    before = copied(finished, tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", SLOW_SAVE, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "saving\n"
+    process.kill()
+    process.wait()
+    assert [path.name for path in (tmp_path / "checkpoints").glob(".*.tmp")] == [f".step-00000002.pt.{process.pid}.tmp"]
+    small(photos, tmp_path, resume=True)
+    assert contents(tmp_path).keys() == before.keys()
 
 
 # Outputs among the data
@@ -372,7 +400,7 @@ def test_a_decoding_process_that_is_killed_ends_the_run_with_its_state_saved(pho
         os.kill(int(worker), signal.SIGKILL)
     message = process.communicate(timeout=600)[1]
     assert process.returncode == 1
-    assert "error: a process that decodes images died, mostly for want of memory" in message
+    assert "error: a process that decodes images died, probably because memory ran out" in message
     assert "Traceback" not in message
     assert max((run / "checkpoints").iterdir()).name == f"step-{steps(run):08d}.pt"
 
@@ -386,6 +414,6 @@ def test_an_error_in_a_decoding_process_is_the_same_line_as_without_one(tmp_path
         with pytest.raises(ConvnextError) as found:
             small(root, tmp_path / "run", {"data.workers": workers, "data.max_corrupt": 1.0})
         messages.append(str(found.value))
-    assert "not one of 9 images could be read" in messages[0]
+    assert "none of the 9 images could be read" in messages[0]
     assert messages[0].split("; the first")[0] == messages[1].split("; the first")[0]
     assert "\n" not in messages[1]

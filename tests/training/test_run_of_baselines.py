@@ -71,7 +71,7 @@ def test_the_whole_way(name, network, photos, tmp_path):
 
 def test_the_moving_average_leaves_indices_whole():
     """Rounded down step by step, they would name other relative positions."""
-    recipe = load_recipe("digits", {"model.name": "swin_tiny", "train.ema": 0.9999})
+    recipe = load_recipe("digits", {"model.name": "swin_tiny", "model.depths": None, "model.widths": None, "train.ema": 0.9999})
     state = new_state(convnext.create_model("swin_tiny", num_classes=2), recipe, torch.device("cpu"))
     for _ in range(2):
         state.ema.update_parameters(state.model)

@@ -12,11 +12,11 @@ SMALL = {"model.depths": [1, 1, 1, 1], "model.widths": [4, 4, 4, 4], "train.iter
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_a_slow_precision_is_told_once(precision, tmp_path):
+def test_a_slow_precision_is_reported_once(precision, tmp_path):
     said = io.StringIO()
     settings = {key: value for key, value in SMALL.items() if value is not None} | {"train.precision": precision}
     convnext.train("digits", settings, output=tmp_path / "run", device="cpu", console=Console(file=said, width=200))
     reason = ops.slow_on_cpu(precision)
-    told = [line for line in said.getvalue().splitlines() if "slower than float32" in line]
-    assert len(told) == (reason is not None)
-    assert all("train.precision=float32" in line for line in told)
+    lines = [line for line in said.getvalue().splitlines() if "slower than float32" in line]
+    assert len(lines) == (reason is not None)
+    assert all("train.precision=float32" in line for line in lines)

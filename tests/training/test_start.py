@@ -51,12 +51,12 @@ def test_mean_and_std_are_those_of_the_weights_and_said(tmp_path):
     assert start.source == "hf://timm/x@" + "0" * 40
 
 
-def test_what_the_recipe_says_stays_and_the_difference_is_told(tmp_path):
+def test_what_the_recipe_says_stays_and_the_difference_is_reported(tmp_path):
     path, _ = own_weights(tmp_path / "own.safetensors")
     start = start_from(recipe(path, "data.mean=[0.5,0.5,0.5]"))
     assert (start.recipe.data.mean, tuple(start.recipe.data.std)) == ((0.5, 0.5, 0.5), STD)
     assert any(
-        "data.mean=[0.5, 0.5, 0.5] as the recipe says; the weights want data.mean=[0.1, 0.2, 0.3]" in remark for remark in start.remarks
+        "data.mean=[0.5, 0.5, 0.5] as the recipe says; the weights expect data.mean=[0.1, 0.2, 0.3]" in remark for remark in start.remarks
     )
 
 
@@ -122,7 +122,7 @@ def test_a_head_whose_classes_nothing_names_is_not_kept_but_imagenets(tmp_path):
 
 def test_a_backbones_weights_have_no_head_for_a_segmenter(tmp_path):
     path, _ = own_weights(tmp_path / "own.safetensors")
-    start = start_from(recipe(path, "task=segment", "model.name=upernet_convnext_tiny", "model.keep_head=true"))
+    start = start_from(recipe(path, "task=segment", "model.name=upernet_convnext_tiny", "model.head_init_scale=1", "model.keep_head=true"))
     assert tuple(start.recipe.data.mean) == MEAN
     with pytest.raises(ConvnextError, match="no head to keep"):
         build(start, CLASSES)

@@ -47,13 +47,13 @@ def test_no_names_open_nothing_and_leave_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_name_is_told_with_the_nearest():
-    with pytest.raises(UsageError, match=r"no watcher is called 'tensorbord'; did you mean 'tensorboard'\?"):
+def test_an_unknown_name_is_reported_with_the_nearest():
+    with pytest.raises(UsageError, match=r"unknown watcher 'tensorbord'; did you mean 'tensorboard'\?"):
         check_watchers(["tensorbord"])
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])
-def test_a_missing_package_is_told_with_the_remedy(tmp_path, monkeypatch, name):
+def test_a_missing_package_is_reported_with_the_remedy(tmp_path, monkeypatch, name):
     for module in [name, *(known for known in sys.modules if known.startswith(("torch.utils.tensorboard", f"{name}.")))]:
         monkeypatch.setitem(sys.modules, module, None)  # as Python does where a package can't be imported
     with pytest.raises(UsageError, match=f"watching with {name} needs its package .*: pip install {name}"):
@@ -99,7 +99,7 @@ def test_the_id_is_kept_on_resume_wherever_the_folder_lies_and_new_for_a_new_run
     assert (folder / watch.ID_FILE).read_text() != first
 
 
-def test_one_that_fails_is_told_once_and_dropped_and_the_others_go_on(tmp_path, caplog):
+def test_one_that_fails_is_reported_once_and_dropped_and_the_others_continue(tmp_path, caplog):
     pytest.importorskip("tensorboard")
     folder = run_folder(tmp_path)
     good = open_watchers(["tensorboard"], folder, RECIPE)
@@ -108,7 +108,7 @@ def test_one_that_fails_is_told_once_and_dropped_and_the_others_go_on(tmp_path, 
         bad.log({"kind": "train", "step": "no number", "loss": 1.0})
         send([bad, *good], map(train_line, range(1, 4)))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "tensorboard failed and is left out from here on" in caplog.text
+    assert "tensorboard failed and gets no more lines" in caplog.text
     assert [step for step, _ in events(folder)["train/loss"]] == [1, 2, 3]
 
 
@@ -116,7 +116,7 @@ def test_one_that_cannot_start_is_an_error_that_names_it(tmp_path):
     pytest.importorskip("tensorboard")
     folder = run_folder(tmp_path)
     (folder / "tensorboard").write_text("a file where the folder should be")
-    with pytest.raises(ConvnextError, match="tensorboard could not be started .*mend that or leave it out"):
+    with pytest.raises(ConvnextError, match="tensorboard could not be started .*fix that, or train without --watch tensorboard"):
         open_watchers(["tensorboard"], folder, RECIPE, step=1)
 
 

@@ -1,0 +1,68 @@
+"""What a run leaves at its end: the result, evaluation.json and the report."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from convnext import distributed
+from convnext.data.download import without_secrets
+from convnext.evaluate import Evaluation, disjoint, without_nan
+from convnext.models.weights.files import write_atomically
+from convnext.report import metrics, page, plots
+from convnext.report.page import write_page
+from convnext.text import counted
+from convnext.training.loop import Trainer
+
+
+@dataclass
+class TrainResult:
+    """The result of a run."""
+
+    folder: Path
+    metrics: dict[str, float]  # at the end
+    best: float  # the headline metric of best.safetensors
+    seconds: float
+
+
+def finish(trainer: Trainer, evaluation: Evaluation, seconds: float) -> TrainResult:
+    """Write evaluation.json and the report of a run that is done, and report it; return its result."""
+    folder, task, report = trainer.folder, trainer.task, trainer.display.report
+    result = TrainResult(folder.path, evaluation.metrics, trainer.state.best, seconds)
+    if distributed.is_main():
+        values = without_nan(disjoint({"metrics": evaluation.metrics}, evaluation.details, {"corrupt": evaluation.corrupt}))
+        text = json.dumps(values, allow_nan=False) + "\n"
+        write_atomically(folder.evaluation, lambda file: file.write_text(text, encoding="utf-8"))
+        written = write_page(folder.report, lambda: _page(trainer, evaluation, result), report)
+        where = f"; report: {folder.report}" if written else ""
+        report(f"done: {task.summary_line(evaluation.metrics)}, best {result.best:.2f} %{where}")
+    return result
+
+
+def _page(trainer: Trainer, evaluation: Evaluation, result: TrainResult) -> str:
+    folder, recipe, data, task = trainer.folder, trainer.recipe, trainer.data, trainer.task
+    ran_on = json.loads(folder.environment.read_text("utf-8"))
+    hardware, name, raw = ran_on["hardware"], task.headline, f"raw_{task.headline}"
+    headline, count = evaluation.metrics[name], evaluation.metrics.get("count")
+    minutes, seconds = divmod(round(result.seconds), 60)
+    cards = {
+        f"{metrics.described(name, headline, count)}, at the end": metrics.value(name, headline),
+        **({metrics.label(raw): metrics.value(raw, evaluation.metrics[raw])} if raw in evaluation.metrics else {}),
+        f"best {metrics.label(name)}": metrics.value(name, result.best),
+        "validation images": f"{count}",
+        "training images": f"{len(data.train)}",
+        **({"epochs": str(recipe.train.epochs)} if recipe.train.iterations is None else {"steps": str(recipe.train.iterations)}),
+        "time": f"{minutes} min {seconds:02d} s",
+    }
+    machine = [{"what": key, "value": value} for part in ("hardware", "versions") for key, value in ran_on[part].items()]
+    machine += [{"what": key, "value": ran_on[key]} for key in ("date", "system", "command", "commit")]
+    sections = [
+        page.PageSection("Course of the run", page.figures(plots.curves(folder.lines(), name))),
+        *task.report(evaluation.details, data.classes, data.val.source),
+    ]
+    if evaluation.corrupt:
+        title = f"{counted(len(evaluation.corrupt), 'unreadable image')} skipped"
+        sections.append(page.PageSection(title, page.preformatted("\n".join(evaluation.corrupt))))
+    sections.append(page.PageSection("Recipe", page.preformatted(without_secrets(recipe.to_yaml()))))
+    sections.append(page.PageSection("What it ran on", page.table(machine)))
+    lead = f"{recipe.model.name} · {hardware['gpu'] or hardware['cpu']} · convnext {ran_on['versions']['convnext']}"
+    return page.page(folder.path.name, lead, cards, sections)
