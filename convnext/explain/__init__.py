@@ -1,1 +1,1 @@
-"""What a network looks at: activation maps, feature maps, nearest training images."""
+"""Explain predictions: activation maps, feature maps, nearest training images."""

@@ -1,54 +1,70 @@
-"""Why a classifier says what it says: which parts of an image speak for a class.
+"""Where in an image a classifier finds evidence for a class.
 
 Source: Selvaraju et al., *Grad-CAM*, ICCV 2017 (arXiv 1610.02391), equations 1 and 2.
 """
 
-from typing import Any
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from convnext.data.deep import DeepImage, shown
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
 from convnext.errors import UsageError, nearest
-from convnext.tasks.finite import require_finite
+from convnext.inference.predictor import Predictor
+from convnext.tasks.base import Prediction
+from convnext.tasks.shared import require_finite
 
 # Dark blue, through red, to yellow: rising in lightness, so that it reads in grey and without red-green vision (matplotlib's "plasma").
 _COLOURS = ((13, 8, 135), (126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33))
-_FEWEST = 4  # positions a side that say something of where
-_LONGEST = 512  # pixels of a drawn map: it has some 7 x 7 positions
-_STRONGEST = 0.85  # opacity where the map is highest
-_SHOWN = 320  # pixels of the long side from which an image need not be enlarged to be looked at
+_MIN_POSITIONS = 4  # a side: a coarser map says nothing about where
+_MAX_DRAWN = 512  # pixels of a drawn map, which has some 7 x 7 positions
+_MAX_OPACITY = 0.85  # where the map is highest
+_MIN_SHOWN = 320  # pixels of the long side: smaller images are enlarged
 
 
-def can_explain(predictor: Any) -> bool:
-    """Whether `activation_map` works for it: classifiers in PyTorch that pool a map; a class token has gathered it by then."""
+class Mapped(Protocol):
+    """A network that classifies by a pooled map."""
+
+    strides: tuple[int, ...]
+    channels: tuple[int, ...]
+
+    def features(self, x: Tensor) -> list[Tensor]: ...
+    def forward_features(self, x: Tensor) -> Tensor: ...  # the last map, after a last norm
+    def forward_head(self, x: Tensor) -> Tensor: ...  # from that map to logits
+
+
+def can_explain(predictor: Predictor[Prediction]) -> bool:
+    """Return whether `activation_map` works for it: the network is in PyTorch, pools a map, and classifies what it pooled.
+
+    An exported network has no such parts, and a network with a class token does not pool.
+    """
     model = predictor.model
-    has_map = all(hasattr(model, name) for name in ("features", "forward_head", "strides"))  # exported networks have no head of its own
-    return predictor.task == "classify" and has_map and not hasattr(model, "cls_token")
+    return all(hasattr(model, name) for name in ("features", "forward_head", "strides")) and not hasattr(model, "cls_token")
 
 
 def activation_map(
-    predictor: Any, image: Image.Image | DeepImage, name: str | None = None, size: tuple[int, int] | None = None
+    predictor: Predictor[Prediction], image: Image.Image | DeepImage, name: str | None = None, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """What speaks for a class where, by Grad-CAM, float32 (height, width) in [0, 1].
+    """Return the evidence for a class at each pixel, by Grad-CAM, float32 (height, width) in [0, 1].
 
-    It is of the last map before pooling or, where that has fewer than 4 x 4 positions (small images), of the last that has them.
-
-    Where the network did not look (what centre cropping cuts off) it is 0.
+    It is computed at the last map before pooling or, if that has fewer than 4 x 4 positions (small images), at the last that has as many.
+    It is 0 in the parts of the image that centre cropping cuts off.
 
     Args:
         predictor: of a classifier.
-        image: of `read_image`.
-        name: of the class; by default the likeliest.
+        image: from `read_image`.
+        name: the class; by default the likeliest.
         size: width and height of the result, in the proportions of the image; by default the image's own.
 
-    Raises UsageError for a class that it doesn't know and for networks that have no such map.
+    Raises UsageError for an unknown class and for a network without such a map.
     """
     if not can_explain(predictor):
         raise UsageError("activation maps are for classifiers in PyTorch that pool a map of features")
     if name is not None and name not in predictor.classes:
-        raise UsageError(f"no class is called {name!r}{nearest(name, predictor.classes)}")
+        raise UsageError(f"unknown class {name!r}{nearest(name, predictor.classes)}")
     cam = _grad_cam(predictor, image, None if name is None else list(predictor.classes).index(name))
     columns, rows = size or image.size
     left, top, width, height = _seen((columns, rows), predictor.preprocessing)
@@ -59,38 +75,38 @@ def activation_map(
 
 
 def coloured(strength: np.ndarray) -> Image.Image:
-    """A map in [0, 1] as an RGBA image to be laid over the one it is of, the more opaque the higher."""
-    at = np.linspace(0, 1, len(_COLOURS))
-    channels = [np.interp(strength, at, column) for column in np.array(_COLOURS).T]
-    return Image.fromarray(np.stack([*channels, 255 * _STRONGEST * strength], -1).round().astype(np.uint8), "RGBA")
+    """Return a map in [0, 1] as an RGBA image to lay over its image: the higher, the more opaque."""
+    stops = np.linspace(0, 1, len(_COLOURS))
+    channels = [np.interp(strength, stops, column) for column in np.array(_COLOURS).T]
+    return Image.fromarray(np.stack([*channels, 255 * _MAX_OPACITY * strength], -1).round().astype(np.uint8), "RGBA")
 
 
-def draw(predictor: Any, image: Image.Image | DeepImage, name: str | None = None) -> Image.Image:
-    """`activation_map`, coloured, in the proportions of the image, at most 512 pixels a side."""
-    factor = min(1, _LONGEST / max(image.size))
+def draw(predictor: Predictor[Prediction], image: Image.Image | DeepImage, name: str | None = None) -> Image.Image:
+    """Return the `activation_map` in colour, in the proportions of the image, at most 512 pixels a side."""
+    factor = min(1, _MAX_DRAWN / max(image.size))
     size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
     return coloured(activation_map(predictor, image, name, size))
 
 
-def laid_over(predictor: Any, image: Image.Image | DeepImage, name: str | None = None) -> Image.Image:
-    """The image with its `activation_map` over it, from 320 to some 512 pixels a side: small ones are enlarged by a whole factor."""
+def laid_over(predictor: Predictor[Prediction], image: Image.Image | DeepImage, name: str | None = None) -> Image.Image:
+    """Return the image under its `activation_map`, from 320 to some 512 pixels a side: small ones are enlarged by a whole factor."""
     longest = max(image.size)
-    factor = -(-_SHOWN // longest) if longest < _SHOWN else min(1, _LONGEST / longest)
+    factor = -(-_MIN_SHOWN // longest) if longest < _MIN_SHOWN else min(1, _MAX_DRAWN / longest)
     size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
     below = shown(image).convert("RGBA").resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS)
     return Image.alpha_composite(below, coloured(activation_map(predictor, image, name, size))).convert("RGB")
 
 
-def _grad_cam(predictor: Any, image: Image.Image | DeepImage, label: int | None) -> np.ndarray:
-    model = predictor.model
+def _grad_cam(predictor: Predictor[Prediction], image: Image.Image | DeepImage, label: int | None) -> np.ndarray:
+    model = cast(Mapped, predictor.model)
     x = predictor.preprocessing.transform()(image)[None].to(predictor.device)
-    # Where the last map suffices, the gradient goes through the head alone.
-    is_coarse = x.shape[-1] < _FEWEST * model.strides[-1]
+    # If the last map is fine enough, the gradient goes through the head alone.
+    is_coarse = x.shape[-1] < _MIN_POSITIONS * model.strides[-1]
     with torch.set_grad_enabled(is_coarse):
-        is_timms = hasattr(model, "forward_intermediates")  # some have a last norm after `features`
+        is_timms = hasattr(model, "forward_intermediates")  # some of timm's have a last norm after `features`
         found = [model.forward_features(x)] if is_timms else model.features(x)
     with torch.enable_grad():
-        maps = found[0] if len(found) == 1 else next((one for one in reversed(found) if min(one.shape[-2:]) >= _FEWEST), found[0])
+        maps = found[0] if len(found) == 1 else next((one for one in reversed(found) if min(one.shape[-2:]) >= _MIN_POSITIONS), found[0])
         if not is_coarse:
             maps.requires_grad_()
         logits = require_finite(model.forward_head(found[-1])[0])
@@ -102,8 +118,9 @@ def _grad_cam(predictor: Any, image: Image.Image | DeepImage, label: int | None)
     return (cam / cam.max().clamp(min=1e-12)).detach().float().cpu().numpy()
 
 
-def _seen(size: tuple[int, int], how: Any) -> tuple[int, int, int, int]:
-    """Left, top, width and height of what the network sees of an image of that size."""
+def _seen(size: tuple[int, int], how: Preprocessing) -> tuple[int, int, int, int]:
+    """Return left, top, width and height of the part that the network sees of an image of that size."""
+    assert isinstance(how, ClassifyPreprocessing)
     width, height = size
     if how.warp:
         return 0, 0, width, height

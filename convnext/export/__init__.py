@@ -1,1 +1,1 @@
-"""Exported files: written, verified, and opened again as networks."""
+"""Export networks, verify the files, and open them again as networks."""

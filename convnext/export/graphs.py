@@ -1,6 +1,7 @@
-"""What is exported of a network: a module of tensors in and tensors out, and torch's graph of it."""
+"""From a network to a graph: a module of tensors in and tensors out, and what torch.export makes of it."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,29 +10,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from convnext import tasks
 from convnext.errors import ConvnextError
-from convnext.models.detection.fixed import FixedDetector
 from convnext.models.load import Loaded
 
 DTYPES = {"float32": torch.float32, "fp16": torch.float16}
-_TRACED = 128  # pixels: no map of any network or detector has one position then
+_TRACED = 128  # pixels: at this size no map of any network or detector has a single position
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a network is to be exported."""
+    """The options of an exported graph."""
 
-    precision: str = "float32"  # or fp16: weights and what is between layers; inputs and outputs are float32 in any case
+    precision: str = "float32"  # or fp16: of weights and between layers; inputs and outputs are float32 in any case
     pixels: bool = False  # whether it takes pixels and normalises them itself
     size: tuple[int, int] = (224, 224)  # (height, width) of the images it is traced with
-    dynamic: bool = True  # whether it takes other sizes, too
+    dynamic: bool = True  # whether it takes other sizes too
 
 
-class Graph(nn.Module):
-    """A network as it is exported: what is called, for its task, with `Form.pixels` uint8 (N, H, W, 3), else float32 (N, 3, H, W).
+class ExportGraph(nn.Module):
+    """A network as it is exported. With `Form.pixels` it takes uint8 (N, H, W, 3), else float32 (N, 3, H, W).
 
-    Returns the outputs of `outputs_of`: logits (N, classes), a segmenter's (N, classes, H // 4, W // 4), and for a detector what
-    `FixedDetector` does, which takes also its two other inputs.
+    Further inputs and all outputs are those of the task's `export()`.
     """
 
     scale: Tensor
@@ -41,66 +41,50 @@ class Graph(nn.Module):
         super().__init__()
         model = copy.deepcopy(loaded.model).to("cpu", DTYPES[form.precision]).eval().requires_grad_(False)
         _replace_adaptive_pooling(model)
-        self.task, self.pixels, self.dtype = loaded.task, form.pixels, DTYPES[form.precision]
-        self.network: Any = FixedDetector(model) if loaded.task == "detect" else model
+        self.rules = tasks.get(loaded.task).export()
+        self.pixels, self.dtype, self.network = form.pixels, DTYPES[form.precision], self.rules.graph(model)
         mean, std = (torch.tensor(values)[:, None, None] for values in (loaded.preprocessing.mean, loaded.preprocessing.std))
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
 
-    def forward(self, images: Tensor, size: Tensor | None = None, threshold: Tensor | None = None) -> Any:
+    def forward(self, images: Tensor, *others: Tensor) -> Tensor | tuple[Tensor, ...]:
         x = images
         if self.pixels:
-            x = x.permute(0, 3, 1, 2).float() * self.scale + self.shift
-        if size is not None:
-            return self.network(self._blank_outside(x, size) if self.pixels else x, size, threshold)
-        x = x.to(self.dtype)
-        return (self.network.logits(x) if self.task == "segment" else self.network(x)).float()
-
-    def _blank_outside(self, x: Tensor, size: Tensor) -> Tensor:
-        # Detectors learn with padding of 0 after normalisation, which no pixel value stands for.
-        rows, columns = (torch.arange(side) < length for side, length in zip(x.shape[2:], size.unbind(), strict=True))
-        return x * rows[:, None] * columns
+            x = self.rules.masked(x.permute(0, 3, 1, 2).float() * self.scale + self.shift, *others)
+        outputs = self.rules.run(self.network, x.to(self.dtype), *others)
+        return outputs.float() if isinstance(outputs, Tensor) else outputs
 
 
-def outputs_of(loaded: Loaded) -> list[str]:
-    """What a network's graph returns, by name."""
-    if loaded.task != "detect":
-        return ["logits"]
-    return ["boxes", "labels", "scores", *(["masks"] if loaded.model.roi_head.has_masks else [])]
-
-
-def trace(graph: Graph, form: Form) -> ExportedProgram:
-    """The graph as torch.export has it. Raises what torch does where `form.dynamic` is more than the network can."""
-    # PyTorch takes a map of one position for a case of its own, and would make the graph for that one only.
+def trace(graph: ExportGraph, form: Form) -> ExportedProgram:
+    """Return the graph that torch.export makes. Raises torch's own error if `form.dynamic` asks for more than the network can do."""
+    # PyTorch treats a map of one position as a special case, and would make the graph for that one only.
     height, width = (max(side, _TRACED) for side in form.size) if form.dynamic else form.size
-    detects = graph.task == "detect"
-    count = 1 if detects else 2
+    rules = graph.rules
+    count = 2 if rules.is_batched else 1
     images = torch.zeros((count, height, width, 3), dtype=torch.uint8) if graph.pixels else torch.zeros(count, 3, height, width)
-    inputs: tuple[Tensor, ...] = (images,)
-    side = 1 if graph.pixels else 2
-    free: dict[int, Any] = {} if detects else {0: Dim("batch", min=1)}
-    if form.dynamic and detects:
-        free |= {side: 32 * Dim("rows"), side + 1: 32 * Dim("columns")}
+    others = rules.example(height, width)
+    rows = 1 if graph.pixels else 2
+    free: dict[int, object] = {0: Dim("batch", min=1)} if rules.is_batched else {}
+    if form.dynamic and rules.stride == 1:
+        free |= {rows: Dim.DYNAMIC, rows + 1: Dim.DYNAMIC}  # torch finds the smallest size
     elif form.dynamic:
-        free |= {side: Dim.DYNAMIC, side + 1: Dim.DYNAMIC}  # torch finds the least size
-    shapes: tuple[Any, ...] = (free,)
-    if detects:
-        inputs, shapes = (images, torch.tensor([height, width]), torch.tensor(0.05)), (free, {}, {})
-    # A side or batch of 1 is no case of its own anywhere here, and would else be left out of what the graph can take.
-    oblivious: Any = torch.fx.experimental._config
+        free |= {rows: rules.stride * Dim("rows"), rows + 1: rules.stride * Dim("columns")}
+    shapes: dict[str, object] = {"images": free} | ({"others": tuple({} for _ in others)} if others else {})
+    # A side or batch of 1 is no special case in any of these networks; without this the graph could not take it.
+    oblivious: Any = torch.fx.experimental._config  # its `patch` is not typed
     with oblivious.patch(backed_size_oblivious=True), torch.no_grad():
-        program = torch.export.export(graph, inputs, dynamic_shapes=shapes, strict=False)
-    # PyTorch chooses memory layouts by the batch, and notes what it chose for as a condition; no result depends on it.
+        program = torch.export.export(graph, (images, *others), dynamic_shapes=shapes, strict=False)
+    # PyTorch chooses memory layouts by the batch, and notes its choice as a condition; no result depends on it.
     program._guards_code = [guard for guard in program._guards_code if "size()[0]" not in guard]
     return program
 
 
-def refuse_overflow(graph: Graph, images: Tensor) -> None:
-    """Run the graph and raise ConvnextError that names the first layer whose output is not finite, if there is one."""
+def refuse_overflow(graph: ExportGraph, images: Tensor) -> None:
+    """Run the graph. Raises ConvnextError that names the first layer whose output is not finite, if there is one."""
     found: list[str] = []
 
-    def hook_of(name: str) -> Any:
-        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+    def hook_of(name: str) -> Callable[[nn.Module, object, object], None]:
+        def look(module: nn.Module, inputs: object, output: object) -> None:
             if isinstance(output, Tensor) and not found and not output.isfinite().all():
                 found.append(f"{name or 'the network'} gives {'NaN' if output.isnan().any() else 'inf'}")
 
@@ -118,7 +102,7 @@ def refuse_overflow(graph: Graph, images: Tensor) -> None:
 
 
 class _PoolByProducts(nn.Module):
-    """Adaptive average pooling as a product along each axis: few formats have it for sizes that are not known beforehand."""
+    """Adaptive average pooling as a product along each axis: few formats have it for sizes that are unknown in advance."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
@@ -130,7 +114,7 @@ class _PoolByProducts(nn.Module):
 
 
 def _pooling(length: int, cells: int) -> Tensor:
-    """Weights (cells, length): a cell's mean is over the positions from floor(i n / cells) up to ceil((i + 1) n / cells)."""
+    """Return weights (cells, length): each cell is the mean of the positions from floor(i n / cells) up to ceil((i + 1) n / cells)."""
     cell, position = torch.arange(cells)[:, None], torch.arange(length)
     start, end = cell * length // cells, -(-(cell + 1) * length // cells)
     counts = ((position >= start) & (position < end)).float()
@@ -141,5 +125,7 @@ def _replace_adaptive_pooling(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d):
-                size: Any = child.output_size
-                setattr(module, name, _PoolByProducts(size if isinstance(size, tuple) else (size, size)))
+                rows, columns = child.output_size if isinstance(child.output_size, tuple) else (child.output_size, child.output_size)
+                assert rows is not None  # None keeps a side, which no network here does
+                assert columns is not None
+                setattr(module, name, _PoolByProducts((rows, columns)))

@@ -7,7 +7,7 @@ from convnext.export import runtimes
 from convnext.models import load as models
 from convnext.models.load import Loaded
 from convnext.models.weights import download
-from convnext.models.weights.open import PREPROCESSINGS
+from convnext.models.weights.description import entry_of
 
 
 def load(source: str | Path, weights: str | None = None) -> Loaded:
@@ -22,10 +22,10 @@ def load(source: str | Path, weights: str | None = None) -> Loaded:
 
 
 def _load_exported(source: str, name: str | None) -> Loaded:
-    found = download.fetch(source)
+    found = download.download(source)
     network, about = runtimes.open_exported(found.path)
     if name not in (None, network.spec["name"]):
         raise UsageError(f"{source} holds a {network.spec['name']}, not a {name}")
-    how = PREPROCESSINGS[about["task"]].from_json(about["preprocessing"])
+    how = entry_of(about, found.path).preprocessing().from_json(about["preprocessing"])
     came = found.address or about.get("source")
     return Loaded(network, how, about["task"], about.get("classes"), source=came, class_ids=about.get("class_ids"))

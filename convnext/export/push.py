@@ -1,9 +1,10 @@
-"""`convnext push`: a trained network on the Hugging Face hub, with a card that says what it is, what it scores and how to load it."""
+"""Upload a trained network to the Hugging Face hub, with a card that describes it, its results and how to load it."""
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 import huggingface_hub
 from huggingface_hub import EvalResult, ModelCardData
@@ -15,16 +16,25 @@ from convnext import tasks
 from convnext.data import hub
 from convnext.data.download import without_secrets
 from convnext.errors import ConvnextError, UsageError, writing
-from convnext.models.backbones.zoo import BACKBONES
 from convnext.models.load import weights_of_run
-from convnext.models.registry import find
+from convnext.models.registry import BACKBONES, find
 from convnext.models.weights.download import OWN_FILE
 from convnext.models.weights.files import read_weights
 from convnext.recipe import Recipe, load_recipe
+from convnext.text import counted
 
-_PIPELINES = {"classify": "image-classification", "detect": "object-detection", "segment": "image-segmentation"}  # the hub's names
 _COPIED = ("recipe.yaml", "evaluation.json")
-_MOST_CLASSES = 100  # that a card lists
+_MAX_CLASSES = 100  # that a card lists
+
+
+class RunDescription(TypedDict):
+    """What the weight file of a finished run says of itself, as far as a card needs it."""
+
+    model: Mapping[str, object]
+    classes: list[str]
+    metrics: dict[str, float]
+    step: int
+    source: NotRequired[str]
 
 
 def push(run: Path, repository: str, license_name: str, private: bool = False, dry_run: Path | None = None) -> str:
@@ -32,26 +42,26 @@ def push(run: Path, repository: str, license_name: str, private: bool = False, d
 
     Args:
         run: a run folder.
-        repository: `owner/name` on the hub, made if it is not there.
-        license_name: of the weights, as the hub knows it: apache-2.0, mit, cc-by-nc-4.0, …
-        private: make the repository so that only its owner sees it; one that is there stays as it is.
-        dry_run: a folder that is not there yet or empty; nothing is sent.
+        repository: `owner/name` on the hub; created if it does not exist.
+        license_name: the licence of the weights, by the hub's name: apache-2.0, mit, cc-by-nc-4.0, …
+        private: create the repository so that only its owner sees it; an existing one stays as it is.
+        dry_run: a new or empty folder to write into; nothing is uploaded.
 
     Returns: the address of the repository, or the folder.
 
-    Raises UsageError for a name that the hub refuses and a folder that is in use, ConvnextError for what is no finished run
+    Raises UsageError for a name that the hub refuses and a folder that is in use, ConvnextError for a run that is not finished
     and if the hub refuses.
     """
     repository = repository.removeprefix("hf://")
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise UsageError(f"{repository!r} is no name on the hub: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{repository!r} is not a valid name on the hub: {str(error).splitlines()[0]}") from error
     if repository.count("/") != 1:
-        raise UsageError(f"{repository!r} is no name on the hub: give owner/name")
+        raise UsageError(f"{repository!r} is not a valid name on the hub: give owner/name")
     if dry_run is not None:
         if dry_run.exists() and (not dry_run.is_dir() or any(dry_run.iterdir())):
-            raise UsageError(f"{dry_run} is in use: name a folder that is not there yet")
+            raise UsageError(f"{dry_run} is in use: name a new folder")
         _fill(dry_run, run, repository, license_name)
         return str(dry_run)
     with tempfile.TemporaryDirectory() as folder:
@@ -60,9 +70,9 @@ def push(run: Path, repository: str, license_name: str, private: bool = False, d
             api = huggingface_hub.HfApi(library_name="convnext")
             address = api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Weights, recipe and results by convnext push")
-        except (HfHubHTTPError, NetworkError, OSError, ValueError) as error:  # the last: a card that it refuses
+        except (HfHubHTTPError, NetworkError, OSError, ValueError) as error:  # ValueError: a card that it refuses
             reason = " ".join(str(error).split())
-            raise ConvnextError(f"the hub did not take {repository}: {reason}; `hf auth login` logs this machine in") from error
+            raise ConvnextError(f"the hub did not accept {repository}: {reason}; `hf auth login` logs this machine in") from error
     return str(address)
 
 
@@ -71,43 +81,41 @@ def _fill(folder: Path, run: Path, repository: str, license_name: str) -> None:
     _, about = read_weights(weights)
     missing = [name for name in _COPIED if not (run / name).is_file()]
     if missing or "metrics" not in about:
-        raise ConvnextError(f"{run} is no finished run: it lacks {missing[0] if missing else f'results in {weights.name}'}")
+        raise ConvnextError(f"{run} is not a finished run: it lacks {missing[0] if missing else f'results in {weights.name}'}")
     recipe = load_recipe(str(run / "recipe.yaml"))
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(weights, folder / OWN_FILE)
         for name in _COPIED:
             (folder / name).write_text(without_secrets((run / name).read_text(encoding="utf-8")), encoding="utf-8")
-        (folder / "README.md").write_text(card(about, recipe, repository, license_name), encoding="utf-8")
+        (folder / "README.md").write_text(card(cast(RunDescription, about), recipe, repository, license_name), encoding="utf-8")
 
 
-def card(about: dict[str, Any], recipe: Recipe, repository: str, license_name: str) -> str:
-    """The model card: the hub's metadata as YAML, then Markdown.
+def card(about: RunDescription, recipe: Recipe, repository: str, license_name: str) -> str:
+    """Return the model card: the hub's metadata as YAML, then Markdown.
 
     Args:
-        about: what the weight file says of itself.
+        about: the description in the weight file.
         recipe: of the run.
         repository: owner/name.
-        license_name: as the hub knows it.
+        license_name: by the hub's name.
     """
-    task, name = tasks.get(recipe.task), about["model"]["name"]
+    task, name = tasks.get(recipe.task), str(about["model"]["name"])
     metrics, data = about["metrics"], recipe.data.val or f"{recipe.data.val_fraction:.0%} of {recipe.data.train}"
     start = about.get("source") or _started_from(recipe)
     header = ModelCardData(
         license=license_name,
         library_name="convnext",
-        pipeline_tag=_PIPELINES[recipe.task],
+        pipeline_tag=task.hub_pipeline,
         tags=["convnext", "pytorch", name],
         base_model=hub.parse(start).repository if start and start.startswith("hf://") else None,
         model_name=repository.split("/")[1],
-        eval_results=[
-            EvalResult(_PIPELINES[recipe.task], data, data, key, round(value, 4)) for key, value in metrics.items() if key != "count"
-        ],
+        eval_results=[EvalResult(task.hub_pipeline, data, data, key, round(value, 4)) for key, value in metrics.items() if key != "count"],
     )
     rows = "\n".join(f"| {key} | {value:.4g} |" if key != "count" else f"| images | {value} |" for key, value in metrics.items())
     classes = about["classes"]
-    listed = ", ".join(map(str, classes[:_MOST_CLASSES])) + (
-        f" and {len(classes) - _MOST_CLASSES} more" if len(classes) > _MOST_CLASSES else ""
+    listed = ", ".join(map(str, classes[:_MAX_CLASSES])) + (
+        f" and {len(classes) - _MAX_CLASSES} more" if len(classes) > _MAX_CLASSES else ""
     )
     parts = [
         f"---\n{header.to_yaml()}\n---",
@@ -115,9 +123,9 @@ def card(about: dict[str, Any], recipe: Recipe, repository: str, license_name: s
         f"A `{name}`, trained with convnext by the recipe in `recipe.yaml`"
         + (f", from the weights `{start}`" if start else ", from random weights")
         + ".",
-        f"## Results\n\n{task.headline(metrics)} on {data}, at step {about['step']}, with the weights in `{OWN_FILE}`, "
+        f"## Results\n\n{task.summary_line(metrics)} on {data}, at step {about['step']}, with the weights in `{OWN_FILE}`, "
         f"the best of the run. `evaluation.json` has all of the run's last evaluation.\n\n| | |\n| --- | --- |\n{rows}",
-        f"## Data\n\nTrained on {recipe.data.train}, tested on {data}. {len(classes)} classes: {listed}.",
+        f"## Data\n\nTrained on {recipe.data.train}, tested on {data}. {counted(len(classes), 'class')}: {listed}.",
         f"## Use\n\n{_use(repository, name)}",
     ]
     return "\n\n".join(parts) + "\n"
@@ -131,10 +139,10 @@ def _started_from(recipe: Recipe) -> str | None:
 def _use(repository: str, name: str) -> str:
     ours = f'```python\nimport convnext\n\npredictor = convnext.load("hf://{repository}")\nprint(predictor("photo.jpg").to_text())\n```'
     targets: tuple[str, ...] = ()
-    if (entry := BACKBONES.get(name)) is not None and entry.has_pyramid:  # no other library names what has none as we do
+    if (entry := BACKBONES.get(name)) is not None and entry.has_pyramid:  # no other library has these networks under our names
         targets = {None: ("timm", "transformers"), "timm": ("timm",)}.get(entry.format, ())
     if not targets:
         return ours
     outputs = {"timm": "model.safetensors", "transformers": "folder-for-from_pretrained"}
     commands = "\n".join(f"convnext convert hf://{repository} {outputs[target]} --to {target}" for target in targets)
-    return f"{ours}\n\nFor other libraries it is converted:\n\n```\n{commands}\n```"
+    return f"{ours}\n\nTo convert it for other libraries:\n\n```\n{commands}\n```"

@@ -1,1 +1,1 @@
-"""Prediction: one image, many images, and what they are written to."""
+"""Predict images, one or many, and write the predictions to files."""

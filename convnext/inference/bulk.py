@@ -1,4 +1,4 @@
-"""Prediction of many images: decoded in the background, run in batches, written as they come."""
+"""Predict many images: decode them in the background, run them in batches, write the answers as they come."""
 
 import os
 import warnings
@@ -7,33 +7,37 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from convnext import tasks
-from convnext.data.deep import shown
+from convnext.data.deep import DeepImage, shown
 from convnext.data.images import CorruptImageError
 from convnext.errors import ConvnextError
+from convnext.inference.answers import Answer, Output
 from convnext.inference.inputs import Item
-from convnext.inference.outputs import Answer, Output, refuse_changed
+from convnext.inference.outputs import refuse_changed
 from convnext.inference.predictor import Predictor
-from convnext.tasks.prediction import Prepared, prepare
+from convnext.tasks.base import Prediction, Prepared
+from convnext.tasks.shared import prepare
 
-# What runs the batches: from the items, what the outputs need of each, and the size of a batch, to the answers, batch by batch, in order.
+# Runs the batches: from the items, the fields of an answer that the outputs need, and the batch size, to the answers, batch by batch.
 Engine = Callable[[Sequence[Item], frozenset[str], int], Iterator[list[Answer]]]
+Transform = Callable[[Image.Image | DeepImage], Tensor]  # of a preprocessing
 
 
 @dataclass(frozen=True, eq=False)
 class _Opened:
     item: Item
     prepared: Prepared | str  # or why it could not be read
-    image: Image.Image | None = None  # where it is to be drawn over
+    image: Image.Image | None = None  # if an output draws on it
 
 
 def predict_all(
-    predictor: Predictor,
+    predictor: Predictor[Prediction],
     items: Sequence[Item],
     outputs: Sequence[Output],
     *,
@@ -42,32 +46,33 @@ def predict_all(
     progress: Callable[[int, int], object] | None = None,
     engine: Engine | None = None,
 ) -> dict[str, str]:
-    """Predict all items that not every output holds already, and write them, in order, to the outputs that lack them.
+    """Predict all items that are not yet in every output, and write them, in order, to the outputs that lack them.
 
     Args:
-        predictor: of `load`.
-        items: of `find_items`.
+        predictor: from `convnext.load`.
+        items: from `find_items`.
         outputs: at least one.
-        batch_size: images that go through the network at a time; by default as suits its task.
-        threads: that read, decode and prepare images, a batch ahead of the network; by default one a core, at most eight.
+        batch_size: images that go through the network at a time; by default the task's.
+        threads: threads that read, decode and prepare images, a batch ahead of the network; by default one per core, at most eight.
         progress: called with the numbers of images done and in all, first before the first batch.
-        engine: what runs the batches instead of this process, as `ray_bulk.on_ray`.
+        engine: runs the batches in place of this process, for instance `ray_bulk.on_ray`.
 
-    Returns: why images could not be predicted, by their names, those of earlier calls included. None of them stops the others.
+    Returns: the reasons why images could not be predicted, by their names, including those of earlier calls. No such image stops the
+    others.
 
-    Raises ConvnextError if an output can't be written, UsageError if it holds answers of images that were changed since.
+    Raises ConvnextError if an output can't be written, UsageError if it holds answers for images that were changed since.
     """
     for output in outputs:
         refuse_changed(output, items)
-    size = batch_size or tasks.get(predictor.task).BATCH_SIZE
+    size = batch_size or tasks.get(predictor.task).batch_size
     accounts = [output.done for output in outputs if output.done is not None]
-    left = [item for item in items if not accounts or any(item.name not in done for done in accounts)]
+    missing = [item for item in items if not accounts or any(item.name not in done for done in accounts)]
     needs = frozenset[str]().union(*(output.needs for output in outputs))
     errors = {name: error for done in accounts for name, error in done.items() if error is not None}
-    count = len(items) - len(left)
+    count = len(items) - len(missing)
     if progress is not None:
         progress(count, len(items))
-    batches = engine(left, needs, size) if engine is not None else run_here(predictor, left, needs, size, threads)
+    batches = engine(missing, needs, size) if engine is not None else run_here(predictor, missing, needs, size, threads)
     for answers in batches:
         for output in outputs:
             output.write([answer for answer in answers if answer.item.name not in (output.done or {})])
@@ -81,20 +86,19 @@ def predict_all(
 
 
 def run_here(
-    predictor: Predictor, items: Sequence[Item], needs: frozenset[str], size: int, threads: int | None = None
+    predictor: Predictor[Prediction], items: Sequence[Item], needs: frozenset[str], size: int, threads: int | None = None
 ) -> Iterator[list[Answer]]:
-    """What comes of the items, in batches of `size`; `needs` are fields of an answer, and `threads` as for `predict_all`."""
-    task = tasks.get(predictor.task)
+    """Yield the answers for the items in batches of `size`; `needs` are fields of an answer, `threads` as for `predict_all`."""
     opened = _opened(items, predictor.preprocessing.transform(), "image" in needs, size, threads or _cores())
     while batch := list(islice(opened, size)):
-        yield _answers(predictor, task, batch, needs)
+        yield _answers(predictor, batch, needs)
 
 
-def _opened(items: Sequence[Item], transform: Callable[[Any], Any], with_image: bool, ahead: int, threads: int) -> Iterator[_Opened]:
-    """The items in their order, opened in threads, at most `ahead` of them before they are asked for."""
+def _opened(items: Sequence[Item], transform: Transform, with_image: bool, ahead: int, threads: int) -> Iterator[_Opened]:
+    """Yield the items in their order, opened in threads, at most `ahead` of them in advance."""
     waiting: deque[Future[_Opened]] = deque()
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        # Reading an image sets and restores Python's filters of warnings, in threads not always in that order: this one is in all.
+        # Reading an image sets and restores Python's warning filters, in threads not always in that order: this filter is in all of them.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             for item in items:
@@ -108,36 +112,37 @@ def _opened(items: Sequence[Item], transform: Callable[[Any], Any], with_image: 
                 future.cancel()
 
 
-def _open(item: Item, transform: Callable[[Any], Any], with_image: bool) -> _Opened:
+def _open(item: Item, transform: Transform, with_image: bool) -> _Opened:
     try:
         image = item.read()
         return _Opened(item, prepare(image, transform), shown(image) if with_image else None)
     except CorruptImageError as error:
         return _Opened(item, str(error))
-    except Exception as error:  # an image so long and narrow, say, that it can't be resized
+    except Exception as error:  # for instance an image so long and narrow that it can't be resized
         return _Opened(item, f"{item.name}: {_one_line(error)}")
 
 
-def _answers(predictor: Predictor, task: Any, batch: Sequence[_Opened], needs: frozenset[str]) -> list[Answer]:
+def _answers(predictor: Predictor[Prediction], batch: Sequence[_Opened], needs: frozenset[str]) -> list[Answer]:
     good = [one for one in batch if isinstance(one.prepared, Prepared)]
-    found = {one.item.name: answer for one, answer in zip(good, _run(predictor, task, good, needs), strict=True)}
-    return [found[one.item.name] if isinstance(one.prepared, Prepared) else Answer(one.item, one.prepared) for one in batch]
+    found = {one.item.name: answer for one, answer in zip(good, _run(predictor, good, needs), strict=True)}
+    return [Answer(one.item, one.prepared) if isinstance(one.prepared, str) else found[one.item.name] for one in batch]
 
 
-def _run(predictor: Predictor, task: Any, good: Sequence[_Opened], needs: frozenset[str]) -> list[Answer]:
+def _run(predictor: Predictor[Prediction], good: Sequence[_Opened], needs: frozenset[str]) -> list[Answer]:
     if not good:
         return []
-    images, how, device = [one.prepared for one in good], predictor.preprocessing, predictor.device
-    predictions, features = [None] * len(good), [None] * len(good)
+    images = [one.prepared for one in good if isinstance(one.prepared, Prepared)]
+    predictions: list[Prediction | None] = [None] * len(good)
+    features: list[np.ndarray | None] = [None] * len(good)
     try:
         if "prediction" in needs:
-            predictions = predictor.infer(images)
+            predictions = list(predictor.infer(images))
         if "features" in needs:
-            features = list(task.embed(predictor.model, images, how, device).numpy())
+            features = list(predictor.embed(images).numpy())
     except (ConvnextError, MemoryError, torch.OutOfMemoryError) as error:  # too small for the network, or too large for the memory
         if len(good) == 1:
             return [Answer(good[0].item, f"{good[0].item.name}: {_one_line(error)}")]
-        return [answer for one in good for answer in _run(predictor, task, [one], needs)]
+        return [answer for one in good for answer in _run(predictor, [one], needs)]
     found = zip(good, predictions, features, strict=True)
     return [Answer(one.item, None, prediction, row, one.image) for one, prediction, row in found]
 

@@ -1,4 +1,4 @@
-"""COCO's results: detections as a JSON list, with the ids of the annotation file that they are to be compared with.
+"""COCO's results: detections as a JSON list, with the ids of the annotation file that they will be compared with.
 
 Source: https://cocodataset.org/#format-results.
 """
@@ -9,23 +9,23 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from convnext.data.sources.coco_file import CocoIds
+from convnext.data.annotations.coco_file import CocoIds
 from convnext.errors import UsageError, nearest
 from convnext.models.weights.files import write_atomically
-from convnext.tasks.prediction import ClassIds
+from convnext.tasks.base import ClassIds
+from convnext.text import counted
 
 log = logging.getLogger("convnext")
 
 ImageId = int | str
 
 _OWN_NAME = re.compile(r"(?:COCO_\w+_)?(\d{12})")  # of COCO's images: 000000000139.jpg, COCO_val2014_000000000139.jpg
-_NAMED = 5  # images in an error message
+_NAMED = 5  # images listed in an error message
 
 
-def write_results(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
-    """Write the JSON list of results, an object a line, at once or not at all."""
+def write_results(path: Path, objects: Iterable[Mapping[str, object]]) -> None:
+    """Write the JSON list of results, one object per line, all of it or nothing."""
 
     def write(file_path: Path) -> None:
         with file_path.open("w", encoding="utf-8") as file:
@@ -37,7 +37,7 @@ def write_results(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
 
 
 def category_ids(classes: Sequence[str], class_ids: ClassIds | None, listed: CocoIds | None) -> dict[str, int]:
-    """The category id of each class: the annotation file's, by name; else that of the weights; else its place, from 1.
+    """Return the category id of each class: the annotation file's, by name; else that of the weights; else its index, from 1.
 
     Raises UsageError if the annotation file lacks a class.
     """
@@ -54,35 +54,36 @@ def category_ids(classes: Sequence[str], class_ids: ClassIds | None, listed: Coc
 
 
 def image_ids(names: Iterable[str], listed: CocoIds | None) -> dict[str, ImageId]:
-    """The image id of each image, by its name in the outputs: the annotation file's, by file name, or else what the name says.
+    """Return the image id of each image, by its name in the outputs: the annotation file's, by file name, or else one from the name.
 
-    A name says the number that it is, without folders and ending (000000000139.jpg is 139), else the id is that text.
+    The name without folders and ending is the id: as a number if it is one (000000000139.jpg is 139), else as text.
 
     Raises UsageError if the annotation file does not list an image, or two images would have one id.
     """
     names = list(names)
-    ids = _listed_ids(names, listed) if listed is not None else {name: _said_id(name) for name in names}
+    ids = _listed_ids(names, listed) if listed is not None else {name: _id_in(name) for name in names}
     owners: dict[ImageId, str] = {}
     for name, key in ids.items():
         if (other := owners.setdefault(key, name)) != name:
-            remedy = "predict each into its own file" if listed is not None else "give the file that lists them, --annotations FILE"
+            remedy = "predict each into its own file" if listed is not None else "name the file that lists them with --annotations FILE"
             raise UsageError(f"{other} and {name} would both be image {key}: {remedy}")
     return ids
 
 
 def remark(path: Path, ids: Mapping[str, ImageId], listed: CocoIds | None) -> None:
-    """Warn where image ids are guesses, as in all names but COCO's, and where images of the annotation file are not among them."""
+    """Warn if image ids are guesses, as for all names but COCO's, and if images of the annotation file are missing."""
     if listed is None and not all(_OWN_NAME.fullmatch(_stem(name)) for name in ids):
         log.warning(
-            "%s: its image ids are the numbers in the file names, which are those of an annotation file only by chance; "
-            "--annotations FILE takes the file's",
+            "%s: its image ids are taken from the file names, and match those of an annotation file only by chance; "
+            "--annotations FILE uses the file's",
             path,
         )
     if listed is not None and (absent := len({key for _, key in listed.images} - set(ids.values()))):
-        log.warning("%s lists %d images that are not predicted here: an evaluation takes their objects as missed", listed.file, absent)
+        which = f"{counted(absent, 'image')} that {'is' if absent == 1 else 'are'} not predicted here"
+        log.warning("%s lists %s: an evaluation counts their objects as missed", listed.file, which)
 
 
-def _said_id(name: str) -> ImageId:
+def _id_in(name: str) -> ImageId:
     stem = _stem(name)
     own = _OWN_NAME.fullmatch(stem)
     return int(own[1]) if own else int(stem) if stem.isdecimal() else stem
@@ -93,7 +94,7 @@ def _stem(name: str) -> str:
 
 
 def _listed_ids(names: Sequence[str], listed: CocoIds) -> dict[str, ImageId]:
-    """By the path of the file's `file_name` where that is the end of the image's path; else by base name, where one bears it."""
+    """Return ids by the file's `file_name` where it is the end of the image's path; else by base name, if only one has it."""
     by_base: dict[str, list[tuple[tuple[str, ...], int]]] = {}
     for path, key in listed.images:
         by_base.setdefault(_parts(path)[-1], []).append((_parts(path), key))
@@ -102,22 +103,22 @@ def _listed_ids(names: Sequence[str], listed: CocoIds) -> dict[str, ImageId]:
     for name in names:
         parts = _parts(name)
         same = by_base.get(parts[-1], [])
-        ends = [(wanted, key) for wanted, key in same if parts[-len(wanted) :] == wanted]
-        longest = max((len(wanted) for wanted, _ in ends), default=0)
-        found = [key for wanted, key in ends if len(wanted) == longest] or [key for _, key in same]
+        ends = [(path, key) for path, key in same if parts[-len(path) :] == path]
+        longest = max((len(path) for path, _ in ends), default=0)
+        found = [key for path, key in ends if len(path) == longest] or [key for _, key in same]
         if len(found) > 1:
-            raise UsageError(f"{name} is one of {len(found)} images called so in {listed.file}, and its path does not say which")
+            raise UsageError(f"{name} could be any of {len(found)} images of that name in {listed.file}: predict within its folders")
         if found:
             ids[name] = found[0]
         else:
             unknown.append(name)
     if unknown:
         some = ", ".join(unknown[:_NAMED]) + (f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else "")
-        raise UsageError(f"{listed.file} does not list {some}: predict the images that it lists, or leave out --annotations")
+        raise UsageError(f"{listed.file} does not list {some}: predict the images that it lists, or omit --annotations")
     return ids
 
 
 def _parts(path: str) -> tuple[str, ...]:
-    """The folders and the name of a path of any system, in one Unicode form."""
+    """Return the folders and the name of a path of any system, in one Unicode form."""
     parts = PurePosixPath(unicodedata.normalize("NFC", path.replace("\\", "/"))).parts
     return tuple(part for part in parts if part not in ("/", ".")) or ("",)

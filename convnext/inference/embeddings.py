@@ -1,31 +1,32 @@
-"""Embeddings of images in files, written batch by batch as all outputs are."""
+"""Write embeddings of images to files, batch by batch as all outputs."""
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from convnext.errors import UsageError, need
+from convnext.inference.answers import Answer
 from convnext.inference.fingerprint import Fingerprint
 from convnext.inference.journal import Journal, refuse_foreign
-from convnext.inference.outputs import Answer, Lines
+from convnext.inference.outputs import Lines
 from convnext.models.weights.files import write_atomically
+from convnext.tasks.base import Json
 from convnext.text import printable
 
 
 class Features(Lines):
-    """Embeddings: an array (images, C) float32 in a .npy file, and which row is of which image in .rows.jsonl beside it.
+    """Embeddings: an array (images, C) float32 in a .npy file, and the image of each row in .rows.jsonl beside it.
 
-    With the ending .parquet also a table of both, made by `finish`: columns `image` and `features`.
+    With the ending .parquet `finish` also makes a table of both: columns `image` and `features`.
     """
 
     needs = frozenset({"features"})
 
     def __init__(self, path: Path, overwrite: bool = False, of: Fingerprint | None = None) -> None:
         if path.suffix not in (".npy", ".parquet"):
-            raise UsageError(f"--features {path}: embeddings go to a .npy or .parquet file")
+            raise UsageError(f"--features {path}: embeddings are written to a .npy or .parquet file")
         self.table = path if path.suffix == ".parquet" else None
         self.arrow = [need(module, "features") for module in ("pyarrow", "pyarrow.parquet")] if self.table else []
         for made in (path, path.with_suffix(".npy")):
@@ -39,9 +40,9 @@ class Features(Lines):
         try:
             shape = np.load(self.array.path, mmap_mode="r").shape
         except (ValueError, OSError, EOFError) as error:
-            raise self.array.foreign(f"is no whole array ({error})") from error
+            raise self.array.foreign(f"is not a complete array ({error})") from error
         if len(shape) != 2 or shape[0] < len(self.names):
-            raise self.array.foreign(f"has the shape {shape}, and {self.journal.path} tells of {len(self.names)} rows")
+            raise self.array.foreign(f"has the shape {shape}, but {self.journal.path} lists {len(self.names)} rows")
         return int(shape[1])
 
     def write(self, answers: Sequence[Answer]) -> None:
@@ -49,18 +50,18 @@ class Features(Lines):
         if found:
             self.width = self.width or len(found[0])
             if self.width != len(found[0]):
-                raise self.array.foreign(f"has embeddings of {self.width} numbers, and this network gives {len(found[0])}")
+                raise self.array.foreign(f"has embeddings of {self.width} numbers, but this network gives {len(found[0])}")
             self._keep()
             self.array.append(np.stack(found).astype("<f4").tobytes())
             self.array.replace(self._header(len(self.names) + len(found)))
-        super().write(answers)  # a line only for a row that is there
+        super().write(answers)  # a line only for a row that exists
 
-    def row(self, answer: Answer) -> dict[str, Any]:
+    def row(self, answer: Answer) -> Json:
         self.names.append(answer.item.name)
         return {"row": len(self.names) - 1}
 
     def _keep(self) -> None:
-        """Drop rows of a batch that was stopped before it had its lines."""
+        """Drop the rows of a batch that was stopped before it wrote its lines."""
         header = self._header(len(self.names))
         if not self.names:
             self.array.keep(0)
@@ -69,13 +70,13 @@ class Features(Lines):
         self.array.replace(header)
 
     def _header(self, rows: int) -> bytes:
-        # Of one length for every number of rows: NumPy leaves room for the first axis to grow.
+        # The same length for every number of rows: NumPy leaves room for the first axis to grow.
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (rows, self.width)})
         return header.getvalue()
 
     def finish(self) -> None:
-        """Write the table, where one is asked for, at once or not at all."""
+        """Write the table, if one was asked for, all of it or nothing."""
         if self.names:
             self._keep()
         if self.table is not None and self.names:

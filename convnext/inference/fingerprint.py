@@ -1,39 +1,52 @@
-"""Which network and options an output is of: beside what is written, so that a call that goes on can't mix two of them."""
+"""The network and options that an output was made with: noted beside it, so that a resumed call can't mix two of them."""
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
+from torch import nn
 
+from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import UsageError
-from convnext.export.runtimes import Network
 from convnext.models.weights.files import write_atomically
+from convnext.tasks.base import ClassIds, Json
+from convnext.tasks.exported import ExportedNetwork
 
-_FORMAT = 1  # of what outputs hold: raised when the same network's answers are written otherwise
-_AGAIN = "choose another one, or add --overwrite to begin anew"
+_FORMAT = 1  # version of the outputs' content: raised when the same network's answers are written differently
+_AGAIN = "choose another one, or add --overwrite to start again"
 
-Options = Mapping[str, str | int | None]  # by the names of the command line, without dashes
+Options = Mapping[str, str | int | None]  # by their names on the command line, without dashes
+
+
+class Fingerprinted(Protocol):
+    """What the fingerprint of a predictor depends on."""
+
+    task: str
+    model: nn.Module
+    classes: list[str]
+    class_ids: ClassIds | None
+    preprocessing: Preprocessing
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a file of answers depends on beside the images: all values are plain, as JSON gives them back."""
+    """What a file of answers depends on beside the images, as plain values."""
 
-    weights: str  # a digest
-    network: str  # of architecture, task, class names and preprocessing
+    weights: str  # digest of their values
+    network: str  # digest of architecture, task, class names and preprocessing
     options: dict[str, str]
     format: int = _FORMAT
 
     def under(self, **options: str | int | None) -> "Fingerprint":
-        """The same under more options."""
+        """Return the same fingerprint with more options."""
         return replace(self, options=self.options | _given(options))
 
     def differences(self, other: "Fingerprint") -> list[str]:
-        """What an output of the other was begun with, in words, as far as it is not what this one has."""
+        """Return in words what the other fingerprint has that differs from this one."""
         found = ["other weights"] if other.weights != self.weights else []
         if other.network != self.network and not found:
             found.append("another network, or other class names or preprocessing")
@@ -46,26 +59,31 @@ class Fingerprint:
         return found
 
 
-def fingerprint_of(predictor: Any, options: Options) -> Fingerprint:
-    """The fingerprint of a predictor of `load`, as it is before `optimize`, under options that change what is written.
+def fingerprint_of(predictor: Fingerprinted, options: Options) -> Fingerprint:
+    """Return the fingerprint of a predictor, before `optimize`, with options that change what is written.
 
-    Weights count by their values, wherever they come from, and are the same in each process and on each device; files that were
-    exported count by their bytes.
+    Weights count by their values, wherever they come from; the digest is the same in each process and on each device. Exported files
+    count by their bytes.
     """
     model = predictor.model
-    digest = _of_files(model.path) if isinstance(model, Network) else _of_tensors(model.state_dict())
-    network = {"task": predictor.task, "model": model.spec, "classes": list(predictor.classes), "class_ids": predictor.class_ids}
+    digest = _of_files(model.path) if isinstance(model, ExportedNetwork) else _of_tensors(model.state_dict())
+    network: Json = {
+        "task": predictor.task,
+        "model": getattr(model, "spec", None),
+        "classes": list(predictor.classes),
+        "class_ids": predictor.class_ids,
+    }
     network["preprocessing"] = predictor.preprocessing.to_json()
     described = hashlib.sha256(json.dumps(network, sort_keys=True, default=str).encode(errors="surrogateescape")).hexdigest()
     return Fingerprint(digest, described, _given(options))
 
 
 def check(output: Path, ours: Fingerprint | None, holds_answers: bool) -> None:
-    """Note whose answers an output is to hold or, where it has some, refuse those of another network or of other options.
+    """Note the network and options that an output is made with; if it holds answers already, refuse those of others.
 
-    What is noted is on the disk when this returns, before the first answer. Without `ours` nothing is noted or refused.
+    The note is on the disk when this returns, before the first answer. Without `ours` nothing is noted or refused.
 
-    Raises UsageError that says what differs, or that nothing says whose answers are there.
+    Raises UsageError that says what differs, or that the note is missing or damaged.
     """
     if ours is None:
         return
@@ -73,7 +91,7 @@ def check(output: Path, ours: Fingerprint | None, holds_answers: bool) -> None:
     if not holds_answers:
         write_atomically(beside, lambda path: path.write_text(json.dumps(asdict(ours)) + "\n", encoding="utf-8"))
         return
-    says = f"{output} holds answers, and {beside}, which says of which network and options,"
+    says = f"{output} holds answers, but {beside}, which records their network and options,"
     try:
         differences = ours.differences(Fingerprint(**json.loads(beside.read_text(encoding="utf-8"))))
     except FileNotFoundError as error:
@@ -81,21 +99,21 @@ def check(output: Path, ours: Fingerprint | None, holds_answers: bool) -> None:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{says} is damaged: {_AGAIN}") from error
     if differences:
-        raise UsageError(f"{output} was begun with {', '.join(differences)}: {_AGAIN}")
+        raise UsageError(f"{output} was started with {', '.join(differences)}: {_AGAIN}")
 
 
 def refuse_changed(output: Path, written: int, images: Iterable[Path]) -> None:
-    """Raise UsageError if images that an output has answers of are newer than the last of these, by their time in nanoseconds."""
+    """Raise UsageError if images are newer than the output with their answers, last `written` at that time in nanoseconds."""
     changed = [path for path in dict.fromkeys(images) if path.exists() and path.stat().st_mtime_ns > written]
     if changed:
         others = f" and {len(changed) - 1} more were" if len(changed) > 1 else " was"
         raise UsageError(
-            f"{changed[0]}{others} changed since {output} was written: {_AGAIN}; if they only look so, as copies do, `touch {output}` first"
+            f"{changed[0]}{others} changed since {output} was written: {_AGAIN}; if only their times changed, first `touch {output}`"
         )
 
 
 def path_beside(output: Path) -> Path:
-    """The hidden file beside an output file, or in an output folder, that has its fingerprint."""
+    """Return the path of an output's fingerprint: a hidden file beside an output file, or in an output folder."""
     return output / ".fingerprint" if output.is_dir() else output.with_name(f".{output.name}.fingerprint")
 
 

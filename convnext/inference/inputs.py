@@ -1,4 +1,4 @@
-"""What is to be predicted: images named one by one, in folders, by patterns, in a list on standard input, or in shards."""
+"""Find the images to predict: named one by one, in folders, by patterns, in a list on standard input, or in shards."""
 
 import glob
 import hashlib
@@ -18,20 +18,20 @@ from convnext.data.walk import matching, walk
 from convnext.errors import ConvnextError, UsageError
 
 STANDARD_INPUT = "-"
-_LONGEST = 255  # bytes of a name on all file systems of today; in a shard it may be longer
+_MAX_NAME = 255  # bytes of a name on all current file systems; in a shard it may be longer
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An image that is to be predicted."""
+    """An image to predict."""
 
-    name: str  # by which the outputs call it: its path, or its shard's path and its own in there
-    below: str  # its path below what was named, after which files made of it are called
+    name: str  # in the outputs: its path, or its shard's path and its own within the shard
+    below: str  # its path below the source that was named; files made from it are named after this
     where: Path | Member | None  # None for a part of a shard that can't be read
-    fault: str = ""  # of that part
+    fault: str = ""  # why it can't
 
     def read(self) -> Image.Image | DeepImage:
-        """The image, upright. Raises CorruptImageError if it can't be read."""
+        """Return the image, upright. Raises CorruptImageError if it can't be read."""
         if self.where is None:
             raise CorruptImageError(self.fault)
         if isinstance(self.where, Path):
@@ -44,14 +44,14 @@ class Item:
 
 
 def find_items(sources: Sequence[str]) -> list[Item]:
-    """All images of the sources in their order, each once.
+    """Return all images of the sources in their order, each once.
 
     Args:
-        sources: images; folders, with all images below them, sorted; shell patterns such as `photos/**/*.jpg`; shards, as
-            `convnext.data.sources.shards` names them, whose images need no labels; or `-`, for paths on standard input, one a line, of
-            which one that can't be read is no reason to stop.
+        sources: images; folders, with all images below them, sorted; shell patterns such as `photos/**/*.jpg`; shards, in the notation
+            of `convnext.data.sources.shards`, whose images need no labels; or `-`, for paths on standard input, one per line. A path
+            on standard input that can't be read does not stop the others.
 
-    Raises UsageError for what is none of these, and ConvnextError for a folder or list without images.
+    Raises UsageError for an invalid source, and ConvnextError for a folder or list without images.
     """
     items: dict[str, Item] = {}
     for source in sources:
@@ -61,7 +61,7 @@ def find_items(sources: Sequence[str]) -> list[Item]:
 
 
 def find_images(sources: Sequence[str]) -> Iterator[Path]:
-    """Files as they are named, folders with all images below them as `walk` finds them, sorted. Raises UsageError for what is neither."""
+    """Yield files as named, and for folders all images below them as `walk` finds them, sorted. Raises UsageError for other sources."""
     for source in map(Path, sources):
         if source.is_dir():
             found = walk(source).images
@@ -89,7 +89,7 @@ def _expand(source: str) -> Iterator[Item]:
 
 def _of_pattern(pattern: str) -> Iterator[Item]:
     files = [path for match in matching(os.path.expanduser(pattern)) if (path := Path(match)).is_file()]
-    # What matches a pattern of everything may be no image; what is named by its ending is taken at its word.
+    # A pattern without an ending may match files that are not images; an ending in the pattern is trusted.
     if not re.search(r"\.\w+$", pattern):
         files = [path for path in files if path.suffix.lower() in ENDINGS]
     if not files:
@@ -101,12 +101,12 @@ def _listed() -> Iterator[Item]:
     lines = [os.fsdecode(line.removesuffix(b"\r")) for line in sys.stdin.buffer.read().split(b"\n")]
     paths = [Path(line) for line in lines if line]
     if not paths:
-        raise ConvnextError("standard input names no images: give it a path a line, as `find` does")
+        raise ConvnextError("standard input names no images: write one path per line to it, as `find` does")
     return _together(paths)
 
 
 def _together(paths: Sequence[Path]) -> Iterator[Item]:
-    """Files that have nothing in common but the folder they lie below."""
+    """Yield files that have nothing in common except the folder above them."""
     absolute = [os.path.abspath(path) for path in paths]
     root = os.path.commonpath([os.path.dirname(path) for path in absolute])
     return (_of_file(path, os.path.relpath(whole, root)) for path, whole in zip(paths, absolute, strict=True))
@@ -119,7 +119,7 @@ def _of_file(path: Path, below: str) -> Item:
 def _of_shard(shard: Path) -> Iterator[Item]:
     try:
         for member in images_in(shard):
-            # Whoever wrote the shard must not choose a place outside of an output folder.
+            # The author of a shard must not be able to write outside of an output folder.
             parts = [part for part in PurePosixPath(member.name).parts if part not in ("/", "..")]
             yield Item(f"{shard}/{member.name}", "/".join(parts), member)
     except (ConvnextError, OSError) as error:
@@ -127,10 +127,10 @@ def _of_shard(shard: Path) -> Iterator[Item]:
 
 
 def file_names(items: Iterable[Item], folder: Path, ending: str) -> dict[str, str]:
-    """Of each image, by its name, the path below `folder` of a file made of it.
+    """Return for each image, by its name, the path below `folder` of a file made from it.
 
-    That is its path below its source, with `ending` in place of its own; or behind it where two would be called the same.
-    Raises UsageError if two still are, or one would overwrite an image.
+    The path is that below its source with `ending` in place of its own, or behind it if two would have the same name.
+    Raises UsageError if two still have, or if one would overwrite an image.
     """
     items = list(items)
     groups: dict[str, list[Item]] = {}
@@ -148,10 +148,10 @@ def file_names(items: Iterable[Item], folder: Path, ending: str) -> dict[str, st
 
 
 def _fitting(path: str) -> str:
-    """The path with what is longer than a file system takes cut in each of its parts, and told apart by a digest."""
-    return "/".join(part if len(os.fsencode(part)) <= _LONGEST else _cut(part) for part in path.split("/"))
+    """Return the path with each part cut to what a file system takes; a digest keeps cut parts different."""
+    return "/".join(part if len(os.fsencode(part)) <= _MAX_NAME else _cut(part) for part in path.split("/"))
 
 
 def _cut(name: str) -> str:
     whole, ending = os.fsencode(name), os.path.splitext(name)[1][-16:]
-    return f"{whole[: _LONGEST - 64].decode(errors='ignore')}-{hashlib.sha256(whole).hexdigest()[:16]}{ending}"
+    return f"{whole[: _MAX_NAME - 64].decode(errors='ignore')}-{hashlib.sha256(whole).hexdigest()[:16]}{ending}"

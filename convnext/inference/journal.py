@@ -1,52 +1,52 @@
-"""Files that are appended to, and gone on with after the process that wrote them was stopped or killed."""
+"""Append-only files that can be resumed after the process that wrote them was stopped or killed."""
 
-import fcntl
 import os
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from convnext.errors import UsageError, writing
 
 
 class Journal:
-    """A file of records that end with a newline; one process at a time has it open.
+    """A file of records that end with a newline. Only one process at a time can open it.
 
-    Whoever opens it reads its `records` and says with `keep` up to where they are good; then it can be appended to.
+    The caller reads the `records`, reports with `keep` up to which position they are valid, and can then append.
 
-    Raises UsageError if another process has it open, ConvnextError if it can't be written.
+    Raises UsageError if another process has the file open, ConvnextError if it can't be written.
     """
 
     def __init__(self, path: Path, overwrite: bool = False) -> None:
         self.path = path
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Unlike mode "a" this lets `replace` write anywhere, and unlike "w" it keeps what there is.
-            self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UsageError(f"{path} is being written by another process: wait for it, or choose another file") from error
-            self.written = os.fstat(self._file.fileno()).st_mtime_ns  # when the last answer was, before this process
+            _lock(self, path)
+            # Unlike mode "a" this lets `replace` write anywhere, and unlike "w" it keeps the content.
+            self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b")
+            self.written = os.fstat(self._file.fileno()).st_mtime_ns  # time of the last record of an earlier process
             if overwrite:
                 self._file.truncate(0)
 
-    def records(self, is_whole: Callable[[bytes], bool] = bool) -> Iterator[tuple[bytes, int]]:
-        """The records with the position behind each, less a last one that was cut off; lines are joined until `is_whole`."""
+    def records(self, is_complete: Callable[[bytes], bool] = bool) -> Iterator[tuple[bytes, int]]:
+        """Yield each record with the position behind it, except a last one that was cut off; lines are joined until `is_complete`."""
         record, end = b"", 0
         with self.path.open("rb") as file:
             for line in file:
                 record += line
-                if line.endswith(b"\n") and is_whole(record):
+                if line.endswith(b"\n") and is_complete(record):
                     end += len(record)
                     yield record, end
                     record = b""
 
     def keep(self, size: int, begin: bytes = b"") -> None:
-        """Drop what is behind that position. Raises UsageError, and drops nothing, if it does not begin as our records do."""
+        """Drop everything behind that position. Raises UsageError, and drops nothing, if it does not begin as our records do."""
         self._file.seek(size)
         cut = self._file.read(len(begin))
         if not begin.startswith(cut):
-            raise self.foreign(f"does not go on as what `convnext predict` writes at byte {size}")
+            raise self.foreign(f"has content at byte {size} that `convnext predict` did not write")
         with writing(self.path):
             self._file.truncate(size)
             self._file.flush()
@@ -58,7 +58,7 @@ class Journal:
         self._write(content)
 
     def replace(self, content: bytes) -> None:
-        """Put other bytes in place of as many at the beginning."""
+        """Overwrite as many bytes at the beginning."""
         self._file.seek(0)
         self._write(content)
 
@@ -69,11 +69,28 @@ class Journal:
             os.fsync(self._file.fileno())
 
     def foreign(self, fault: str) -> UsageError:
-        """The error to raise where what the file holds is not what it should."""
-        return UsageError(f"{self.path} can't be gone on with: it {fault}; choose another file, or add --overwrite to replace it")
+        """Return the error to raise if the file does not hold what it should."""
+        return UsageError(f"{self.path} can't be resumed: it {fault}; choose another file, or add --overwrite to replace it")
 
 
 def refuse_foreign(made: Path, journal: Path, overwrite: bool) -> None:
-    """Raise UsageError if a file that is made of a journal is there and its journal is not: then it is someone else's."""
+    """Raise UsageError if a file exists that is made from a journal, and the journal does not: someone else wrote it."""
     if made.exists() and not journal.exists() and not overwrite:
-        raise UsageError(f"{made} is there already, and {journal}, with which to go on, is not: choose another file, or add --overwrite")
+        raise UsageError(f"{made} exists already, but {journal}, which resumes it, does not: choose another file, or add --overwrite")
+
+
+def _lock(journal: Journal, path: Path) -> None:
+    """Hold the file's lock for as long as the journal exists. The system ends it with the process, however that ends."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)  # released by whichever thread drops the journal
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UsageError(f"{path} is being written by another process: wait for it, or choose another file") from error
+    weakref.finalize(journal, _release, lock, os.getpid())
+
+
+def _release(lock: FileLock, owner: int) -> None:
+    if os.getpid() == owner:  # a forked process has a copy of the journal, but not the lock
+        with suppress(OSError):
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()

@@ -3,64 +3,84 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, cast, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convnext import tasks
 from convnext.data.images import ImageLike, read_image
 from convnext.distributed import pick_device
 from convnext.export.load import load as load_network
-from convnext.inference.inputs import find_images as find_images
 from convnext.models.load import Loaded
-from convnext.tasks.prediction import ClassIds
+from convnext.tasks.base import ClassIds, OpenedImage, PredictionT
 
 
-class Predictor:
-    """A network of any task with its class names and preprocessing. Call it with images."""
+class Predictor(Generic[PredictionT]):
+    """A network of any task with its class names and preprocessing. Call it with images.
+
+    Attributes:
+        task: the name of its task.
+        model: the network, in evaluation mode on `device`.
+        classes: the names of its classes.
+        class_ids: the data's own number of each class, which results and masks hold; None where unknown.
+        preprocessing: how it takes its images.
+        source: the address that its weights came from, by the hub's commit; None where unknown.
+    """
 
     def __init__(self, loaded: Loaded, device: torch.device) -> None:
-        self.task, self.preprocessing, self.device = loaded.task, loaded.preprocessing, device
-        self.source = loaded.source  # the address of the weights, by the hub's commit; None where it is not known
-        self.model = loaded.model.to(device)
+        self.task, self.preprocessing, self.device, self.source = loaded.task, loaded.preprocessing, device, loaded.source
+        self.model: nn.Module = loaded.model.to(device)
         task, count = tasks.get(loaded.task), loaded.model.num_classes
         self.classes: list[str] = loaded.classes or task.class_names(count)
-        # The data's own number of each class: what results and masks bear.
         self.class_ids: ClassIds | None = loaded.class_ids or task.class_ids(loaded.classes, count)
 
-    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Any:
-        """The `Prediction` of the task for an image, or a list of them for a list: whatever `read_image` opens, to the same pixels.
+    @overload
+    def __call__(self, images: ImageLike) -> PredictionT: ...  # type: ignore[overload-overlap]  # a str is also a sequence of str
+    @overload
+    def __call__(self, images: Sequence[ImageLike]) -> list[PredictionT]: ...
+    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> PredictionT | list[PredictionT]:
+        """Return the `Prediction` for an image, or a list of them for a list of images.
 
-        Those are files, their content, PIL images, and NumPy arrays (H, W, 3) in RGB, of which each is one image.
+        An image is whatever `read_image` opens, always to the same pixels: a file, its content, a PIL image, or a NumPy array
+        (H, W, 3) in RGB.
 
-        Raises CorruptImageError for what can't be read, UsageError for an object that can't be an image.
+        Raises CorruptImageError for an image that can't be read, UsageError for an object that is no image.
         """
         if isinstance(images, ImageLike | Tensor):
-            return self([images])[0]
+            return self.infer([read_image(images)])[0]
         opened = [read_image(image) for image in images]
         return self.infer(opened) if opened else []
 
-    def infer(self, images: Sequence[Any], **options: Any) -> list[Any]:
-        """The `Prediction` of the task for each of opened images or `Prepared` ones; `options` are those of the task's `infer`."""
-        task = tasks.get(self.task)
-        found: list[Any] = task.infer(
-            self.model, images, self.preprocessing, self.classes, self.device, class_ids=self.class_ids, **options
-        )
-        return found
+    def infer(self, images: Sequence[OpenedImage], **options: object) -> list[PredictionT]:
+        """Return the `Prediction` for each opened or prepared image; `options` are the task's own, see `Task.options`."""
+        infer = tasks.get(self.task).infer
+        found = infer(self.model, images, self.preprocessing, self.classes, self.device, class_ids=self.class_ids, **options)
+        return cast(list[PredictionT], found)
 
-    def optimize(self, precision: str = "auto", calibration: Sequence[ImageLike] = ()) -> "Predictor":
-        """The same predictor through `convnext.optimize`, for CPUs.
+    def embed(self, images: Sequence[OpenedImage]) -> Tensor:
+        """Return embeddings (N, C) float32, on the CPU, of opened or prepared images. Raises UsageError if the network has none."""
+        return tasks.get(self.task).embed(self.model, images, self.preprocessing, self.device)
+
+    def features(self, images: ImageLike | Sequence[ImageLike]) -> Tensor:
+        """Return embeddings (N, C) float32, on the CPU: what a classifier's head sees, or the mean of the last map under other heads.
+
+        Raises CorruptImageError for an image that can't be read, UsageError if the network has none, for instance an exported one.
+        """
+        return self.embed([read_image(image) for image in ([images] if isinstance(images, ImageLike | Tensor) else images)])
+
+    def optimize(self, precision: str = "auto", calibration: Sequence[ImageLike] = ()) -> "Predictor[PredictionT]":
+        """Return the same predictor with its network through `convnext.optimize`, for CPUs.
 
         Args:
             precision: "auto", which takes the fastest on this CPU, "bf16", "float32" or "int8".
-            calibration: for int8, images like those to come; some hundred do.
+            calibration: for int8, some hundred images like those to come.
 
         Raises UsageError as `convnext.optimize` does.
         """
         from convnext.models.optimize.optimize import optimize
 
-        def run(network: Any) -> None:
+        def run(network: nn.Module) -> None:
             infer = tasks.get(self.task).infer
             for image in calibration:
                 infer(network, [read_image(image)], self.preprocessing, self.classes, self.device)
@@ -69,19 +89,13 @@ class Predictor:
         fast.model = optimize(self.model, precision, calibration=run)
         return fast
 
-    def features(self, images: ImageLike | Sequence[ImageLike]) -> Tensor:
-        """Embeddings (N, C) float32, on the CPU: what a classifier's head sees, or the mean of the last map under other heads.
 
-        Raises CorruptImageError for what can't be read, UsageError if the network gives none, as an exported one.
-        """
-        opened = [read_image(image) for image in ([images] if isinstance(images, ImageLike | Tensor) else images)]
-        return tasks.get(self.task).embed(self.model, opened, self.preprocessing, self.device)
-
-
-def load(source: str | Path, weights: str | None = None, *, device: str | None = None) -> Predictor:
-    """A predictor from a run folder, a weight file of any known format, `hf://owner/name`, or a model's name with `weights`.
+def load(source: str | Path, weights: str | None = None, *, device: str | None = None) -> Predictor[Any]:
+    """Return a predictor from a run folder, a weight file of any known format, `hf://owner/name`, or a model's name with `weights`.
 
     >>> convnext.load("runs/ants-and-bees")("photo.jpg").top(5)
+
+    (The file decides what the predictions are, so their type is Any.)
 
     Raises UsageError or ConvnextError as `convnext.create_model` does.
     """

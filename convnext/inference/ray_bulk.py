@@ -1,36 +1,38 @@
-"""Prediction of many images on Ray Data: its workers hold the network, this process writes what they find, in order.
+"""Predict many images on Ray Data: its workers hold the network, this process writes their answers, in order.
 
-Whatever Ray runs on, one machine or a cluster (RAY_ADDRESS), each machine must have the images and the weights under the same
-paths. A worker that is lost is replaced, and its batch predicted again, by Ray.
+Ray runs on one machine or on a cluster (RAY_ADDRESS); each machine must have the images and the weights under the same paths. Ray
+replaces a worker that is lost, and predicts its batch again.
 """
 
 import io
 import logging
 import os
 import pickle
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from convnext.errors import ConvnextError, need
+from convnext.inference.answers import Answer
 from convnext.inference.bulk import Engine, run_here
 from convnext.inference.inputs import Item
-from convnext.inference.outputs import Answer
 from convnext.inference.predictor import load
+
+Reduced = tuple[Callable[[np.ndarray], Tensor], tuple[np.ndarray]]
 
 
 class _Worker:
-    """Holds a network, and predicts a batch at a time."""
+    """Holds a network and predicts one batch at a time."""
 
     def __init__(
         self, folder: str, model: str, weights: str | None, device: str | None, needs: frozenset[str], threads: int | None
     ) -> None:
-        os.chdir(folder)  # paths are as they were given
+        os.chdir(folder)  # so that relative paths keep their meaning
         self.predictor, self.needs, self.threads = load(model, weights, device=device), needs, threads
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
         items: list[Item] = pickle.loads(row["items"])  # noqa: S301  (made below)
         (answers,) = run_here(self.predictor, items, self.needs, len(items), self.threads)
         content = io.BytesIO()
@@ -39,22 +41,22 @@ class _Worker:
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles a tensor that is a part of another, as a row of a batch is, without the rest: 30 times less to send."""
+    """Pickles a tensor that is a part of another, such as a row of a batch, without the rest: 30 times less to send."""
 
-    def reducer_override(self, value: Any) -> Any:
+    def reducer_override(self, value: object) -> Reduced:
         return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
 
 
 def on_ray(model: str, weights: str | None, device: str | None, threads: int | None = None) -> Engine:
-    """The engine, for `predict_all`, that runs batches on Ray: a worker a GPU where there are any, else a worker a core.
+    """Return an engine for `predict_all` that runs batches on Ray: one worker per GPU if there are any, else one per core.
 
-    The batches are those of one process, and so are the answers, to the last bit where the machines are alike.
+    The batches are those of one process, and so are the answers, to the last bit if the machines are alike.
 
     Args:
-        model: as for `load`, and likewise `weights` and `device`.
-        threads: that open images in each worker; by default one a core of its machine.
+        model, weights, device: as for `convnext.load`.
+        threads: threads that open images in each worker; by default one per core of its machine.
 
-    Raises UsageError if Ray is not installed, and, when it runs, ConvnextError if Ray gives up.
+    Raises UsageError if Ray is not installed. The engine raises ConvnextError if Ray fails.
     """
     ray = need("ray.data", "ray") and need("ray", "ray")
 
@@ -74,13 +76,13 @@ def on_ray(model: str, weights: str | None, device: str | None, threads: int | N
             kind = "GPU" if device != "cpu" and resources.get("GPU") else "CPU"
             pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, int(resources[kind])))
             given = (os.getcwd(), model, weights, device, needs, threads)
-            # A block a batch: what Ray hands to a worker, and gives to another if that is lost.
+            # One block per batch: Ray hands a block to a worker, and to another if that one is lost.
             data = ray.data.from_items(batches, override_num_blocks=len(batches))
             for row in data.map(_Worker, fn_constructor_args=given, compute=pool, **{f"num_{kind.lower()}s": 1}).iter_rows():
                 yield pickle.loads(row["answers"])  # noqa: S301  (made above)
         except ray.exceptions.RayError as error:
             reason = str(error).strip().split("\n")[-1]
-            raise ConvnextError(f"Ray gave up: {reason}; the same command goes on where it stopped") from error
+            raise ConvnextError(f"Ray failed: {reason}; the same command continues where it stopped") from error
         finally:
             if is_ours:
                 ray.shutdown()

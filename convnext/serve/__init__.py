@@ -1,4 +1,4 @@
-"""`convnext serve`: networks behind an address, with a page to try them on."""
+"""`convnext serve`: networks behind an HTTP address, with a page to try them on."""
 
 import math
 import os
@@ -10,17 +10,22 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from convnext.errors import ConvnextError, UsageError, need
-from convnext.inference.predictor import load
+from convnext.inference.predictor import Predictor, load
+from convnext.tasks.base import Prediction
 
 if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
     from convnext.serve.limits import Limits
 
-_IDLE = 75  # seconds that a connection may rest between requests; proxies and clients close theirs before, mostly after 5 to 60
-_MARGIN = 4.0  # seconds to end in, after all that was taken in had its time
-_CONNECTIONS = 512  # at once, below the thousand files that a process may usually open
+_MAX_IDLE = 75  # seconds that a connection may rest between requests; proxies and clients mostly close theirs after 5 to 60
+_MARGIN = 4.0  # seconds to end, after all admitted requests had their time
+_MAX_CONNECTIONS = 512  # at once, below the thousand files that a process may usually open
 
 
 def serve(
@@ -33,63 +38,76 @@ def serve(
     batch_size: int,
     max_wait: float,
     device: str | None,
-    optimize: Callable[[Any], Any] | None = None,
+    optimize: Callable[[Predictor[Prediction]], Predictor[Prediction]] | None = None,
 ) -> None:
-    """Serve models until SIGTERM or SIGINT; then answer what was taken in, and return.
+    """Serve models until SIGTERM or SIGINT; then answer the admitted requests, and return.
 
     Args:
         sources: what `convnext.load` takes, or NAME=that.
-        port: 0 for any that is free.
-        max_wait: seconds that a free network waits for images that could share a batch.
-        optimize: makes a predictor the faster one that answers in its place.
+        limits: of requests.
+        host: the address to listen on.
+        port: 0 for any free one.
+        token: what clients must send; None for none.
+        batch_size: the maximum number of images that go through a network at once.
+        max_wait: seconds that an idle network waits for images that could share a batch.
+        device: as for `convnext.load`.
+        optimize: makes from a predictor a faster one that answers in its place.
 
-    Raises UsageError for models of one name, ConvnextError if the port is not to be had.
+    Raises UsageError for two models of one name, ConvnextError if the port can't be used.
     """
-    uvicorn = need("uvicorn", "serve")
+    need("uvicorn", "serve")
     from convnext.serve.app import create_app
-    from convnext.serve.protocol import ImpatientProtocol
     from convnext.serve.token import VARIABLE, is_open_to_others
 
     if not 0 <= max_wait < math.inf:
         raise UsageError(f"--max-wait-ms {1000 * max_wait:g}: give a number of milliseconds, such as 100")
-    if not host.strip():  # which the system takes for all of the machine's addresses
-        raise UsageError("--host is empty: give it 127.0.0.1 for this machine alone, 0.0.0.0 for all of its addresses")
+    if not host.strip():  # the system would listen on all addresses
+        raise UsageError("--host is empty: use 127.0.0.1 for this machine alone, 0.0.0.0 for all of its addresses")
     predictors = {name: load(source, device=device) for name, source in named(sources).items()}
     fast = {} if optimize is None else {name: optimize(predictor) for name, predictor in predictors.items()}
     app = create_app(predictors, limits, fast=fast, token=token, batch_size=batch_size, max_wait=max_wait)
-    grace = int(2 * limits.timeout) + 1
-    config = uvicorn.Config(
-        app,
-        http=partial(ImpatientProtocol, patience=limits.timeout),
-        ws="none",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        limit_concurrency=_CONNECTIONS,
-        timeout_keep_alive=_IDLE,
-        timeout_graceful_shutdown=grace,
-    )
     listening = _listen(host, port)
-    server = uvicorn.Server(config)
-    server.handle_exit = _with_a_limit(server.handle_exit, grace + _MARGIN)
-    # uvicorn stops in peace at SIGTERM, then sends it again to end the process by it: the work is done, and that is no failure.
-    signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
+    server = _server(app, limits.timeout)
     shown = f"[{host}]" if ":" in host else host
     address, number = listening.getsockname()[:2]
     if app.state.is_open and is_open_to_others(address):
         remedy = f"set --token or {VARIABLE}, or listen on --host 127.0.0.1"
-        print(f"warning: whoever reaches {shown}, port {number}, can use this service: {remedy}", file=sys.stderr)
+        print(f"warning: anyone who reaches {shown}, port {number}, can use this service: {remedy}", file=sys.stderr)
     print(f"serving {', '.join(predictors)} on http://{shown}:{number}", file=sys.stderr, flush=True)
     server.run(sockets=[listening])
     if not app.state.has_ended:
-        _end("work that nobody waits for any more was given up", 0)
+        _end("abandoned work that no request waits for any more", 0)
+
+
+def _server(app: "FastAPI", timeout: float) -> "uvicorn.Server":
+    """Return the HTTP server of the application, which shuts down gracefully on SIGTERM and SIGINT."""
+    uvicorn = need("uvicorn", "serve")
+    from convnext.serve.protocol import ImpatientProtocol
+
+    grace = int(2 * timeout) + 1
+    config = uvicorn.Config(
+        app,
+        http=partial(ImpatientProtocol, patience=timeout),
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_keep_alive=_MAX_IDLE,
+        timeout_graceful_shutdown=grace,
+    )
+    server = uvicorn.Server(config)
+    server.handle_exit = _with_a_limit(server.handle_exit, grace + _MARGIN)
+    # uvicorn shuts down gracefully on SIGTERM, then sends the signal again, which would end the process as a failure.
+    signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
+    return server
 
 
 def _with_a_limit(handle: Callable[..., None], seconds: float) -> Callable[..., None]:
-    """The handler of a signal that ends the service, after which the process ends in so many seconds whatever it is at."""
+    """Return the handler of a signal that ends the service, after which the process ends within so many seconds in any case."""
     limits: list[threading.Timer] = []
 
-    def handler(number: int, frame: Any) -> None:
+    def handler(number: int, frame: FrameType | None) -> None:
         if not limits:
             limits.append(threading.Timer(seconds, _end, (f"the service did not end within {seconds:g} seconds", 1)))
             limits[0].daemon = True
@@ -100,19 +118,19 @@ def _with_a_limit(handle: Callable[..., None], seconds: float) -> Callable[..., 
 
 
 def _end(reason: str, code: int) -> None:
-    """End the process now: the interpreter would wait for threads that are at work."""
+    """End the process now: the interpreter would wait for busy threads."""
     print(reason, file=sys.stderr, flush=True)
     os._exit(code)
 
 
 def named(sources: Sequence[str]) -> dict[str, str]:
-    """Names for models: what stands before "=", or else the last part of the path. Raises UsageError if two have one name."""
+    """Return models by name: the text before "=", or else the last part of the path. Raises UsageError if two have one name."""
     found: dict[str, str] = {}
     for source in sources:
         given = re.match(r"([\w.-]+)=(.+)", source)
         name, path = given.groups() if given else (_name(source), source)
         if name in found:
-            raise UsageError(f"{found[name]} and {path} would both be called {name!r}: give one another name, as in other={path}")
+            raise UsageError(f"{found[name]} and {path} would both be named {name!r}: give one another name, for instance other={path}")
         found[name] = path
     return found
 

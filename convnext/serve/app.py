@@ -1,11 +1,11 @@
-"""The service's addresses. What they do is in `service`; this says how they are called and what they answer."""
+"""The service's addresses: how they are called, and what they answer. The work is in `service`."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from io import BytesIO
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -13,15 +13,16 @@ from PIL.Image import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from convnext import __version__
-from convnext.data.deep import DeepImage
+from convnext.inference.predictor import Predictor
 from convnext.serve.limits import Limits
-from convnext.serve.listing import listing
+from convnext.serve.listing import OpenApi, listing
 from convnext.serve.metrics import CountRequests
-from convnext.serve.service import Asked, Service, Wish
+from convnext.serve.service import Opened, PredictRequest, RequestOptions, Service
 from convnext.serve.token import clean, is_right
+from convnext.tasks.base import Json, Prediction
 
-_ONLY_OURS = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; base-uri 'none'"
-_IMAGE: dict[str, Any] = {
+_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; base-uri 'none'"
+_IMAGE: OpenApi = {
     "requestBody": {
         "required": True,
         "description": "The image as it is, as the one file of a form, or in base 64.",
@@ -32,14 +33,14 @@ _IMAGE: dict[str, Any] = {
         },
     }
 }
-_REFUSALS: dict[int | str, dict[str, Any]] = {
+_REFUSALS: dict[int | str, OpenApi] = {
     401: {"description": "the token is missing or wrong"},
-    404: {"description": "no such model"},
+    404: {"description": "unknown model"},
     408: {"description": "the request came too slowly"},
     413: {"description": "too many bytes, or pixels of the image or of its masks"},
     415: {"description": "not an image"},
-    422: {"description": "a damaged image, one that the network can't take, or parameters that the model does not have"},
-    500: {"description": "the network failed, as one whose output is not finite"},
+    422: {"description": "a damaged image, one that the network can't take, or options that the model does not have"},
+    500: {"description": "the network failed, for instance with an output that is not finite"},
     503: {"description": "too many requests are waiting; try again after Retry-After seconds"},
     504: {"description": "no answer in time"},
 }
@@ -49,21 +50,23 @@ ModelName = Annotated[str | None, Query(description="One of /models; by default 
 
 
 def create_app(
-    predictors: Mapping[str, Any],
+    predictors: Mapping[str, Predictor[Prediction]],
     limits: Limits | None = None,
     *,
-    fast: Mapping[str, Any] | None = None,
+    fast: Mapping[str, Predictor[Prediction]] | None = None,
     token: str | None = None,
     batch_size: int = 8,
     max_wait: float = 0.1,
 ) -> FastAPI:
-    """The service for some predictors by name.
+    """Return the service for predictors by name.
 
     Args:
-        fast: by name, what `Predictor.optimize` made of some of them: it predicts, and the original draws activation maps.
+        predictors: the first is the default.
+        limits: of requests.
+        fast: by name, what `Predictor.optimize` made from some of them: it predicts, and the original draws activation maps.
         token: what a client must send as `Authorization: Bearer …` to all but the page, /health and /ready.
-        batch_size: the most images that go through a network at once.
-        max_wait: seconds that a free network waits for images that are on the way, to share a batch.
+        batch_size: the maximum number of images that go through a network at once.
+        max_wait: seconds that an idle network waits for images that are on the way, to share a batch.
 
     Raises UsageError for a token that is empty or that no client can send.
     """
@@ -89,10 +92,10 @@ def create_app(
 
 
 def _check(token: str | None) -> Callable[..., Awaitable[None]]:
-    """What refuses a request without the token, before anything of it is read."""
+    """Return the dependency that refuses a request without the token, before its body is read."""
     bearer = HTTPBearer(auto_error=False)
 
-    # Not a plain function, which FastAPI would hand to another thread at each request.
+    # Not a plain function: FastAPI would run it in another thread at each request.
     async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
         sent = given.credentials if given is not None else ""
         if token is not None and not is_right(sent, token):
@@ -102,7 +105,7 @@ def _check(token: str | None) -> Callable[..., Awaitable[None]]:
 
 
 def _add_page(app: FastAPI) -> None:
-    headers = {"Content-Security-Policy": _ONLY_OURS, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
+    headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
 
     def add(path: str, kind: str) -> None:
         content = (files("convnext.serve") / (path or "page.html")).read_bytes()
@@ -140,17 +143,17 @@ def _add_watching(app: FastAPI, service: Service, check: Callable[..., Awaitable
 
 def _add_models(app: FastAPI, service: Service, check: Callable[..., Awaitable[None]]) -> None:
     @app.get("/models", summary="The models", dependencies=[Depends(check)])
-    async def models() -> list[dict[str, Any]]:
+    async def models() -> list[Json]:
         return [model.to_json() for model in service.models.values()]
 
-    asked: dict[str, Any] = {"openapi_extra": _IMAGE, "responses": _REFUSALS, "dependencies": [Depends(check)]}
+    checked = [Depends(check)]
 
-    @app.post("/predict", summary="What is in an image", **asked)
+    @app.post("/predict", summary="Predict one image", openapi_extra=_IMAGE, responses=_REFUSALS, dependencies=checked)
     async def predict(
         request: Request,
         model: ModelName = None,
         top: Annotated[
-            int | None, Query(ge=1, description="How many classes or objects to name; by default 5 classes, all objects.")
+            int | None, Query(ge=1, description="How many classes or objects to list; by default 5 classes, all objects.")
         ] = None,
         masks: Annotated[bool | None, Query(description="0: boxes without masks, for models that detect.")] = None,
         threshold: Annotated[
@@ -160,38 +163,38 @@ def _add_models(app: FastAPI, service: Service, check: Callable[..., Awaitable[N
             ),
         ] = None,
     ) -> Response:
-        """JSON with `model`, `task` and, by the task:
+        """Returns JSON with `model`, `task` and, depending on the task:
 
         - classify: `top`, a list of `class` and `probability`
         - detect: `objects`, a list of `class`, `score`, `box` (left, top, right, bottom in pixels) and `mask` (COCO run lengths)
         - segment: `size` (height, width), `classes` (share of the pixels by name) and `mask` (a PNG in base 64,
           whose values or colours are `class_ids` of /models)
         """
-        served, wish = service.model(model), Wish(masks, threshold)
-        served.check(wish)
+        served, options = service.model(model), RequestOptions(masks, threshold)
+        served.check(options)
 
-        def item(image: Image | DeepImage) -> Asked:
-            return Asked(served.prepare(image), wish)
+        def item(image: Opened) -> PredictRequest:
+            return PredictRequest(served.prepare(image), options)
 
-        def encode(prediction: Any) -> bytes:
-            answer = {"model": served.name, "task": served.predictor.task} | prediction.to_json(top)
+        def encode(prediction: Prediction) -> bytes:
+            answer: Json = {"model": served.name, "task": served.predictor.task} | prediction.to_json(top)
             return json.dumps(answer, allow_nan=False).encode()
 
         content, seconds = await service.answer(request, served.predictions, item, encode)
         return _timed(content, "application/json", seconds)
 
-    @app.post("/explain", summary="What speaks for a class where", **asked)
+    @app.post("/explain", summary="Evidence for a class", openapi_extra=_IMAGE, responses=_REFUSALS, dependencies=checked)
     async def explain(
         request: Request,
         model: ModelName = None,
         of: Annotated[str | None, Query(alias="class", description="By default the likeliest.")] = None,
     ) -> Response:
-        """The class activation map (Grad-CAM) of a classifier: an RGBA PNG in the image's proportions, to be laid over it."""
+        """Returns the class activation map (Grad-CAM) of a classifier: an RGBA PNG in the image's proportions, to lay over it."""
         served = service.model(model)
         if served.maps is not None and not served.explains:
-            raise HTTPException(500, f"the activation maps of {served.name} failed when they were tried at the start: see its log")
+            raise HTTPException(500, f"the activation maps of {served.name} failed when they were tried: see the log of the service")
         if served.maps is None:
-            raise HTTPException(422, f"{served.name} has no activation maps: it is no classifier that pools a map of features")
+            raise HTTPException(422, f"{served.name} has no activation maps: they need a classifier that pools a map of features")
         content, seconds = await service.answer(request, served.maps, lambda image: (image, of), _png)
         return _timed(content, "image/png", seconds)
 

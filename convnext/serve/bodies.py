@@ -1,7 +1,7 @@
-"""The file that a request's body holds: as it is, in a multipart form, or as base 64 in JSON.
+"""Extract the file from a request's body: as it is, in a multipart form, or as base 64 in JSON.
 
-All three are found in a few passes over the body's bytes, none of which holds up other threads for long: what would take a parser
-many small steps, as a million brackets or form fields, is refused before any is taken.
+All three take a few passes over the body's bytes, none of which blocks other threads for long: a body that would take a parser
+many small steps, for instance a million brackets or form fields, is refused before the first.
 """
 
 import base64
@@ -12,15 +12,15 @@ from email.parser import BytesHeaderParser
 
 from starlette.exceptions import HTTPException
 
-_PARTS = 32  # of a form: one is the file, and browsers and libraries add a few fields
-_HEADERS = 4096  # bytes, of a part of a form
-_AROUND = 4096  # bytes of JSON that are no base 64: the braces, the key, white space, a media type
+_MAX_PARTS = 32  # of a form: one is the file, and browsers and libraries add a few fields
+_MAX_HEADERS = 4096  # bytes, of a part of a form
+_MAX_AROUND = 4096  # bytes of JSON that are not base 64: the braces, the key, white space, a media type
 _BASE64 = (string.ascii_letters + string.digits + "+/=\\").encode()
-_ESCAPED = 16  # bytes of JSON to a backslash: some libraries write each "/" as "\/", some break lines after 76 characters
+_PER_ESCAPE = 16  # bytes of JSON per backslash: some libraries write each "/" as "\/", some break lines after 76 characters
 
 
 def content_of(body: bytes, content_type: str) -> bytes:
-    """The bytes of the file. Raises HTTPException (422) if there is none, or none that can be read."""
+    """Return the bytes of the file. Raises HTTPException (422) if there is no file, or none that can be read."""
     kind = kind_of(content_type)
     if kind == "multipart/form-data":
         content = _from_form(body, content_type)
@@ -34,7 +34,7 @@ def content_of(body: bytes, content_type: str) -> bytes:
 
 
 def kind_of(content_type: str) -> str:
-    """The media type without its parameters."""
+    """Return the media type without its parameters."""
     return content_type.partition(";")[0].strip().lower()
 
 
@@ -43,37 +43,37 @@ def _from_form(body: bytes, content_type: str) -> bytes:
     header["Content-Type"] = content_type
     boundary = header.get_boundary()
     if not boundary:
-        raise HTTPException(422, "no readable form: the content type names no boundary")
-    _, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1", "replace"), _PARTS + 1)
-    if len(parts) > _PARTS:
-        raise HTTPException(422, f"the form has more than {_PARTS - 1} parts: send the image as its one file")
+        raise HTTPException(422, "unreadable form: the content type names no boundary")
+    _, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1", "replace"), _MAX_PARTS + 1)
+    if len(parts) > _MAX_PARTS:
+        raise HTTPException(422, f"the form has more than {_MAX_PARTS - 1} parts: send the image as its one file")
     if not parts or not parts[-1].startswith(b"--"):
-        raise HTTPException(422, "the form has no file, or not all of it")
+        raise HTTPException(422, "the form has no file, or an incomplete one")
     files = [content for part in parts[:-1] if (content := _file_in(part)) is not None]
     if len(files) != 1:
-        raise HTTPException(422, "the form has more than one file" if files else "the form has no file, or not all of it")
+        raise HTTPException(422, "the form has more than one file" if files else "the form has no file, or an incomplete one")
     return files[0]
 
 
 def _file_in(part: bytes) -> bytes | None:
-    """The content of a part that is a file; None for a field."""
-    end = part.find(b"\r\n\r\n", 0, _HEADERS)
+    """Return the content of a part that is a file; None for a field."""
+    end = part.find(b"\r\n\r\n", 0, _MAX_HEADERS)
     if end < 0 or part[:end].partition(b"\r\n")[0].strip():
-        raise HTTPException(422, f"no readable form: a part's headers end with an empty line, after {_HEADERS} bytes at most")
+        raise HTTPException(422, f"unreadable form: a part's headers end with an empty line, after {_MAX_HEADERS} bytes at most")
     headers = BytesHeaderParser().parsebytes(part[:end].lstrip())
     if headers.get_param("filename", header="content-disposition") is None:
         return None
     content, coding = part[end + 4 :], headers.get("content-transfer-encoding", "binary").strip().lower()
     if coding == "base64":
-        return _decoded(content, "the form's file is not the base 64 that it says")
+        return _decoded(content, "the form's file is not valid base 64, although it says so")
     if coding not in ("binary", "8bit", "7bit"):
-        raise HTTPException(422, f"the form's file is coded as {coding!r}: send it as it is")
+        raise HTTPException(422, f"the form's file is encoded as {coding!r}: send it as it is")
     return content
 
 
 def _from_json(body: bytes) -> bytes:
     problem = 'the JSON must be {"image": "…"} with the image in base 64'
-    if len(body.translate(None, _BASE64)) > _AROUND or body.count(b"\\") > len(body) // _ESCAPED + _AROUND:
+    if len(body.translate(None, _BASE64)) > _MAX_AROUND or body.count(b"\\") > len(body) // _PER_ESCAPE + _MAX_AROUND:
         raise HTTPException(422, problem)
     try:
         text = json.loads(body)["image"]

@@ -1,4 +1,4 @@
-"""What the service takes in: so many bytes within so many seconds, and in them an image of so many pixels."""
+"""Limits on requests: bytes, seconds to send them, and pixels of the image in them."""
 
 import asyncio
 import math
@@ -18,58 +18,58 @@ from convnext.data.images import FORMATS, CorruptImageError, read_image
 from convnext.errors import UsageError
 from convnext.serve.bodies import kind_of
 
-_SCANS = 100  # of a progressive JPEG, each as long as decoding the whole; encoders make about ten
-_READS = 50_000  # parts of an image file, each a step of Pillow in Python; encoders write some thousand in the largest
-_PROPORTION = 100  # long side to short: the short one is enlarged to what the network takes, and the long one with it
+_MAX_SCANS = 100  # of a progressive JPEG, each of which takes as long as decoding the whole image; encoders make about ten
+_MAX_READS = 50_000  # parts of an image file, each a step of Pillow in Python; encoders write some thousand in the largest
+_MAX_PROPORTION = 100  # long side to short: the short one is enlarged to what the network takes, and the long one with it
 _ENVELOPE = 4096  # bytes that a multipart form or JSON may take beside its image
 _UPLOADS = 16  # of the largest size that memory holds at once; of usual photographs, many more
-CLIENT_GONE = 499  # nobody hears it; so the metrics tell hung up from failed
+CLIENT_GONE = 499  # never received; it separates disconnected clients from failures in the metrics
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a client may ask for."""
+    """How much a client may ask of the service."""
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 25_000_000
     queue: int = 64  # images that wait for one model
     timeout: float = 10.0  # seconds to send a request, and again to be answered
-    mask_pixels: int = 400_000_000  # within the boxes of all masks of an answer
+    mask_pixels: int = 400_000_000  # in the boxes of all masks of an answer
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout < math.inf:
             raise UsageError(f"--timeout {self.timeout}: give a number of seconds, such as 10")
 
 
-class Room:
-    """The bytes of all requests that are being held."""
+class ByteBudget:
+    """The bytes of all requests in memory."""
 
     def __init__(self, size: int) -> None:
         self.size, self.taken = size, 0
 
     def take(self, size: int) -> None:
-        """Raises HTTPException (503) if there is not so much room."""
+        """Count bytes as used. Raises HTTPException (503) if the budget is exceeded."""
         if self.taken + size > self.size:
             raise HTTPException(503, "too many uploads at once", {"Retry-After": "1"})
         self.taken += size
 
 
-class PixelRoom:
-    """So many images, and so many pixels of them together, at once; the others wait in the order in which they come.
+class PixelBudget:
+    """The images and pixels that may be decoded at once; further requests wait in the order in which they come.
 
-    An image of more pixels than that has all of the room.
+    An image of more pixels than the budget is decoded alone.
     """
 
     def __init__(self, images: int, pixels: int) -> None:
-        self.images, self.most, self.taken = asyncio.Semaphore(images), pixels, 0
+        self.images, self.size, self.taken = asyncio.Semaphore(images), pixels, 0
         self._first, self._freed = asyncio.Lock(), asyncio.Event()
 
     @asynccontextmanager
-    async def pixels(self, count: int, held_up: Callable[[], AbstractContextManager[None]]) -> AsyncIterator[None]:
-        """Room for its pixels; `held_up` is entered while it waits for that."""
-        with held_up():
+    async def pixels(self, count: int, waiting: Callable[[], AbstractContextManager[None]]) -> AsyncIterator[None]:
+        """Hold so many pixels of the budget; `waiting` is entered until they are free."""
+        with waiting():
             async with self._first:
-                while self.taken and self.taken + count > self.most:
+                while self.taken and self.taken + count > self.size:
                     self._freed.clear()
                     await self._freed.wait()
                 self.taken += count
@@ -80,91 +80,91 @@ class PixelRoom:
             self._freed.set()
 
 
-def room_for(limits: Limits) -> Room:
-    """As much as memory should hold of what is being sent."""
-    return Room(_UPLOADS * most_bytes(limits, "application/json"))
+def byte_budget(limits: Limits) -> ByteBudget:
+    """Return the budget for all request bodies in memory."""
+    return ByteBudget(_UPLOADS * max_body(limits, "application/json"))
 
 
-def most_bytes(limits: Limits, kind: str) -> int:
-    """How long a body of that content type may be for its image to keep within the limit.
+def max_body(limits: Limits, kind: str) -> int:
+    """Return the length in bytes that a body of that content type may have for its image to stay within the limit.
 
-    Base 64 makes four bytes of three, and a tenth more where it is broken into lines or its slashes are escaped.
+    Base 64 makes four bytes of three, and a tenth more if it is broken into lines or its slashes are escaped.
     """
     return (limits.max_bytes * 22 // 15 if kind == "application/json" else limits.max_bytes) + _ENVELOPE
 
 
 @asynccontextmanager
-async def read_body(request: Request, limits: Limits, room: Room) -> AsyncIterator[bytes]:
-    """The body of a request, whose bytes take room until they are done with.
+async def read_body(request: Request, limits: Limits, budget: ByteBudget) -> AsyncIterator[bytes]:
+    """Yield the body of a request, whose bytes count against the budget until the context ends.
 
-    Raises HTTPException as soon as it is longer than it may be (413), comes too slowly (408), or finds no room (503).
+    Raises HTTPException as soon as it is too long (413), comes too slowly (408), or exceeds the budget (503).
     """
-    most = most_bytes(limits, kind_of(request.headers.get("content-type", "")))
-    too_long = HTTPException(413, f"an image may have {limits.max_bytes} bytes")
-    if int(request.headers.get("content-length", 0)) > most:
+    longest = max_body(limits, kind_of(request.headers.get("content-type", "")))
+    too_long = HTTPException(413, f"an image may have at most {limits.max_bytes} bytes")
+    if int(request.headers.get("content-length", 0)) > longest:
         raise too_long
     body = bytearray()
     try:
         async with asyncio.timeout(limits.timeout):
             async for chunk in request.stream():
-                if len(body) + len(chunk) > most:
+                if len(body) + len(chunk) > longest:
                     raise too_long
-                room.take(len(chunk))
+                budget.take(len(chunk))
                 body += chunk
         yield bytes(body)
     except TimeoutError as error:
         raise HTTPException(408, f"the request was not complete after {limits.timeout:g} seconds") from error
     except ClientDisconnect as error:
-        raise HTTPException(CLIENT_GONE, "the client is gone") from error
+        raise HTTPException(CLIENT_GONE, "the client has disconnected") from error
     finally:
-        room.taken -= len(body)
+        budget.taken -= len(body)
 
 
 def pixels_in(content: bytes, limits: Limits) -> int:
-    """How many pixels an image file has, by its head: nothing is decoded, and only formats that photographs come in are tried.
+    """Return the number of pixels of an image file, from its head: nothing is decoded, and only the formats of photographs are tried.
 
-    Raises HTTPException for what is no image (415), is damaged (422), or too large (413).
+    Raises HTTPException for a file that is not an image (415), is damaged (422), or too large (413).
     """
     if len(content) > limits.max_bytes:
-        raise HTTPException(413, f"an image may have {limits.max_bytes} bytes")
+        raise HTTPException(413, f"an image may have at most {limits.max_bytes} bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with PIL.Image.open(_FewReads(content), formats=FORMATS) as head:
                 width, height = head.size
     except PIL.UnidentifiedImageError as error:
-        raise HTTPException(415, f"no image of a known format: {', '.join(FORMATS)}") from error
+        raise HTTPException(415, f"not an image of a known format: {', '.join(FORMATS)}") from error
     except PIL.Image.DecompressionBombError as error:
-        raise HTTPException(413, f"an image may have {limits.max_pixels} pixels") from error
+        raise HTTPException(413, f"an image may have at most {limits.max_pixels} pixels") from error
     except Exception as error:  # decoders raise anything on damaged input
         raise HTTPException(422, f"damaged image: {error}") from error
     if width * height > limits.max_pixels:
-        raise HTTPException(413, f"an image may have {limits.max_pixels} pixels, not {width} x {height}")
-    if max(width, height) > _PROPORTION * max(min(width, height), 1):
-        raise HTTPException(422, f"an image may be {_PROPORTION} times as long as wide, not {width} x {height}")
-    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > _SCANS:
-        raise HTTPException(422, f"a JPEG may have {_SCANS} scans")
-    if content.startswith(b"\x89PNG") and content.count(b"IDAT") > _READS:
-        raise HTTPException(422, f"a PNG may have {_READS} chunks")
+        raise HTTPException(413, f"an image may have at most {limits.max_pixels} pixels, not {width} x {height}")
+    if max(width, height) > _MAX_PROPORTION * max(min(width, height), 1):
+        raise HTTPException(422, f"an image may be at most {_MAX_PROPORTION} times as long as wide, not {width} x {height}")
+    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > _MAX_SCANS:
+        raise HTTPException(422, f"a JPEG may have at most {_MAX_SCANS} scans")
+    if content.startswith(b"\x89PNG") and content.count(b"IDAT") > _MAX_READS:
+        raise HTTPException(422, f"a PNG may have at most {_MAX_READS} chunks")
     return width * height
 
 
 class _FewReads(BytesIO):
-    """A file that Pillow may read so many times, as it does for each of its parts: a long file can have millions."""
+    """A file with a limited number of reads: Pillow reads each part of its head, and a long file can have millions."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
-        self.left = _READS
+        self.left = _MAX_READS
 
     def read(self, size: int | None = -1, /) -> bytes:
         self.left -= 1
         if self.left < 0:
-            raise ValueError(f"its head has more than {_READS} parts")
+            raise ValueError(f"its head has more than {_MAX_READS} parts")
         return super().read(size)
 
 
 def decoded(content: bytes) -> Image | DeepImage:
-    """The opened image of a file that `pixels_in` let pass. Raises HTTPException (422) if it is damaged."""
+    """Return the opened image of a file that `pixels_in` accepted. Raises HTTPException (422) if it is damaged."""
     try:
         return read_image(content)
     except CorruptImageError as error:

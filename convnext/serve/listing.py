@@ -1,12 +1,13 @@
-"""The page at /docs: what the service offers, from its OpenAPI description. (FastAPI's own loads its scripts from elsewhere.)"""
+"""The page at /docs: the service's operations, from its OpenAPI description. (FastAPI's own loads its scripts from another host.)"""
 
-from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+OpenApi = dict[str, Any]  # as FastAPI gives it
 
-def listing(description: Mapping[str, Any]) -> str:
-    """A page of HTML that needs nothing but the service's own style sheet."""
+
+def listing(description: OpenApi) -> str:
+    """Return a page of HTML that needs only the service's own style sheet."""
     operations = [
         _operation(method, path, operation) for path, methods in description["paths"].items() for method, operation in methods.items()
     ]
@@ -20,12 +21,12 @@ def listing(description: Mapping[str, Any]) -> str:
     )
 
 
-def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
+def _operation(method: str, path: str, operation: OpenApi) -> str:
     parameters = [(f"?{one['name']}=", one.get("description", "")) for one in operation.get("parameters", ())]
     body = operation.get("requestBody", {})
     bodies = [("body", f"{body['description']} ({', '.join(body['content'])})")] if body else []
     answers = [(status, one["description"]) for status, one in operation["responses"].items()]
-    needs = ["Needs <code>Authorization: Bearer …</code> where the service has a token."] if "security" in operation else []
+    needs = ["Needs <code>Authorization: Bearer …</code> if the service has a token."] if "security" in operation else []
     return (
         f"<section><h2><code>{method.upper()} {escape(path)}</code> {escape(operation['summary'])}</h2>"
         f"<pre>{escape(operation.get('description', ''))}</pre>{_rows([*parameters, *bodies])}{_rows(answers)}{''.join(needs)}</section>"

@@ -1,8 +1,7 @@
-"""What the service tells Prometheus of itself."""
+"""The service's metrics for Prometheus."""
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,20 +16,26 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        of: dict[str, Any] = {"registry": self.registry}
-        self.requests = Counter("convnext_requests", "Requests by path and HTTP status; 499: the client hung up.", ["path", "status"], **of)
-        self.seconds = Histogram("convnext_request_seconds", "From a request's head to its answer.", ["path"], buckets=_SECONDS, **of)
-        self.queue = Gauge("convnext_queue_length", "Requests let in and not yet answered.", ["model"], **of)
-        self.batches = Histogram("convnext_batch_size", "Images that went through a network at once.", ["model"], buckets=_SIZES, **of)
+        registry, by_path = self.registry, ["path", "status"]
+        self.requests = Counter(
+            "convnext_requests", "Requests by path and HTTP status; 499: the client disconnected.", by_path, registry=registry
+        )
+        self.seconds = Histogram(
+            "convnext_request_seconds", "From a request's head to its answer.", ["path"], buckets=_SECONDS, registry=registry
+        )
+        self.queue = Gauge("convnext_queue_length", "Requests admitted and not yet answered.", ["model"], registry=registry)
+        self.batches = Histogram(
+            "convnext_batch_size", "Images that went through a network at once.", ["model"], buckets=_SIZES, registry=registry
+        )
 
     def watch(self, model: str, queue_length: Callable[[], int]) -> Callable[[int], None]:
-        """Count a model's queue; returns what is to be told the size of each batch."""
+        """Observe a model's queue. Returns the function to call with the size of each batch."""
         self.queue.labels(model).set_function(queue_length)
         return self.batches.labels(model).observe
 
 
 class CountRequests:
-    """Middleware that counts every request and its time, those of unknown paths together."""
+    """Middleware that counts every request and its time; requests of unknown paths are counted together."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, paths: Callable[[], set[str]]) -> None:
         self.app, self.metrics, self.paths = app, metrics, paths

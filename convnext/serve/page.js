@@ -1,8 +1,8 @@
-// The page: sends an image, draws what the model says over it. No framework, nothing from elsewhere.
+// The page: sends an image, draws the prediction over it. No framework, nothing from another host.
 
 const $ = (id) => document.getElementById(id);
-const LONGEST = 1024; // pixels of a drawn mask: enough for a screen, and a photograph has ten times as many
-const SHOWN_SCORE = 0.5; // of an object, as where the command line draws them
+const MAX_DRAWN = 1024; // pixels of a drawn mask: enough for a screen, and a photograph has ten times as many
+const SHOWN_SCORE = 0.5; // of an object that is drawn, as on the command line
 const TOKEN = "convnext-token";
 
 let models = [];
@@ -11,7 +11,7 @@ let underway = new AbortController();
 
 async function call(path, options = {}) {
   const token = sessionStorage.getItem(TOKEN);
-  const bytes = String.fromCharCode(...new TextEncoder().encode(token ?? "")); // a header takes no other characters than bytes
+  const bytes = String.fromCharCode(...new TextEncoder().encode(token ?? "")); // a header consists of bytes
   const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${bytes}` } : {}) };
   const response = await fetch(path, { ...options, headers });
   if (response.ok) return response;
@@ -39,10 +39,10 @@ async function begin() {
   $("lock").hidden = true;
   $("model").replaceChildren(...models.map(({ name, task }) => new Option(`${name} (${task})`, name)));
   $("switch").hidden = models.length < 2;
-  say("An image is sent to this service and nowhere else, and is not kept.");
+  say("Images are sent to this service only, and are not stored.");
 }
 
-// --- what the model says ---------------------------------------------------------------------------------------------
+// --- the prediction --------------------------------------------------------------------------------------------------
 
 async function show(chosen) {
   if (!chosen || !models.length) return;
@@ -56,15 +56,15 @@ async function show(chosen) {
 
 async function ask() {
   const started = performance.now();
-  underway.abort(); // an answer that nobody waits for any more must not be drawn over the next image
+  underway.abort(); // an answer that is no longer wanted must not be drawn over the next image
   underway = new AbortController();
   const { signal } = underway;
   clear();
   say("Looking …", "busy");
-  const { name, task } = modelNow();
-  const wish = task === "detect" ? { threshold: SHOWN_SCORE } : {}; // no masks of what is not shown
+  const { name, options } = modelNow();
+  const chosen = options.includes("threshold") ? { threshold: SHOWN_SCORE } : {}; // no masks of objects that are not shown
   try {
-    const [response] = await Promise.all([send(query("predict", { model: name, ...wish }), signal), $("image").decode().catch(() => {})]);
+    const [response] = await Promise.all([send(query("predict", { model: name, ...chosen }), signal), $("image").decode().catch(() => {})]);
     const answer = await response.json();
     if (signal.aborted) return;
     say("");
@@ -130,7 +130,7 @@ async function explain(name, line, signal) {
     if (signal.aborted || line.getAttribute("aria-pressed") !== "true") return;
     const pen = canvas("overlay", map.width, map.height);
     pen.drawImage(map, 0, 0);
-    showSlider(`What speaks for ${name}`);
+    showSlider(`Evidence for ${name}`);
     document.body.dataset.explained = name;
   } catch (error) {
     if (!signal.aborted) say(`No activation map: ${error.message}.`, "failed");
@@ -176,18 +176,29 @@ function canvas(id, width, height) {
 }
 
 function reduced(width, height) {
-  const step = Math.ceil(Math.max(width, height) / LONGEST);
+  const step = Math.ceil(Math.max(width, height) / MAX_DRAWN);
   return { step, columns: Math.ceil(width / step), rows: Math.ceil(height / step) };
 }
 
-// Hues a golden angle apart: no two of the first dozen are alike.
+// The palette of reports and drawings (convnext/report/palette.py), six hexadecimal digits per colour.
+const COLOURS =
+  "0072b2d55e00009e73cc79a7e69f0056b4e9964b2d4b4bff87f0962d1e963c2d5a96f0ff2d87ff5af0c3c3f069780f2d4bb45affe10f1e0fc3a500872d5ac3" +
+  "691e004ba5ff3cc3d25ac387ff694bb43c0f0f4bd2005a875ae1d2693c5a965a4b69c3a50fe1694b69ff96d2ff5a007896d23c9687c3a569d2872d00690f3c" +
+  "1effb4873c4b872d2d00969678962dc3696969ff875a2d96002db42d963c5ad278a53ca50f69e1b469879669a54ba5b43ce1a569e196874b7869b44b69c3c3" +
+  "780f693c3cb4f0e14b00e1e15ab4ff00875a4bb4873c96ff872d1ee15a2d0fc3e13cb469005a964be15a003ce10096e178001ea55a2d1e78e169c3b4f0d278" +
+  "5ae1c3c34b00e1871effb43c0f5a4b5a0f6996e1fff04b960f5af00fa5d296f0f00f4ba5d2d20096c3ffa53c3ca5f0e15a1e4b781e3ce13c5af08769962d69" +
+  "d2694bb43ce10069c3b4b43c0f3cd25a3c782da5e10078c32db4b4b43c694b0f87782d693c78ffa52d1ef0b45a5aff4b965a871eb47869870f8778c31e0fb4" +
+  "69c396783cb469c378d22d5a961e3cc300c38787b4008778c3b41e3c96a5004b87c35a3c00699600784b2de1b43ca54b2dffc34b00a5c33c4bf0875ab44bb4" +
+  "963c5ad23c69a5a52d87d2f078f08769005a1ea5a54ba5f0b43c1e69e1872d3ca5692d5a5a4b78c3e1a55a1e789696c3a56978a52d00d278d2005ab4690fc3" +
+  "0087d25af078e1693c875a78c30f96b478960096874bc3695a78b43c96f0ff3c1e2d872d0f3cc3695aa54b1ea5a50f9678f05a4bd28787001e3c2d8769b496" +
+  "c378873c87f05a2d4b69b4a587c3f0ffb44b2d3c0f4bd2b40f4be169d296ff873c5a2d784bd2c387f0d28700a53c5ad25a1e965ad2a52df0b42d69d2691e0f" +
+  "783c3c4bb4c31ed2d2002dd2b4004b0087a500b4f000d2e15a69f00f961e2df069f0c3695a2d69870f2d4b78f0690f2de13c1e69d25af0008769e1f0ff5ab4" +
+  "6969964bb43c4b87e196a578b42d2d5a3cc3ffb42da55a78b4b44b963cd21e96b4b4f0a569b4d25ab4e10069a5b4f0b45a693cff3c2d5aff69695af0b4c378" +
+  "96e14b69965ac396c3";
+
 function colourOf(index) {
-  const hue = (210 + 137.508 * index) % 360, light = [0.55, 0.42, 0.68][Math.floor(index / 12) % 3];
-  const channel = (n) => {
-    const k = (n + hue / 30) % 12;
-    return Math.round(255 * (light - 0.75 * Math.min(light, 1 - light) * Math.max(-1, Math.min(k - 3, 9 - k, 1))));
-  };
-  return [channel(0), channel(8), channel(4)];
+  const start = 6 * (index % (COLOURS.length / 6));
+  return [0, 2, 4].map((at) => Number.parseInt(COLOURS.slice(start + at, start + at + 2), 16));
 }
 
 const css = (rgb) => `rgb(${rgb.join(" ")})`;
@@ -220,7 +231,7 @@ export function runLengths(text) {
   return runs;
 }
 
-// Runs go down the columns, every second one is the object; of the pixels every `step`th is kept.
+// Runs go down the columns, and every second one is the object; every `step`th pixel is kept.
 export function paint(image, runs, height, step, rgb) {
   let start = 0;
   runs.forEach((length, index) => {
@@ -254,7 +265,7 @@ function drawBoxes(objects) {
   }
 }
 
-// --- what the user does ----------------------------------------------------------------------------------------------
+// --- user input ------------------------------------------------------------------------------------------------------
 
 const imageIn = (transfer) => [...(transfer?.files ?? [])].find(({ type }) => !type || type.startsWith("image/"));
 
@@ -272,7 +283,7 @@ addEventListener("drop", (event) => {
   document.body.classList.remove("over");
   const found = imageIn(event.dataTransfer);
   if (found) show(found);
-  else say("That is no image file.", "failed");
+  else say("That is not an image file.", "failed");
 });
 $("model").addEventListener("change", () => file && ask());
 $("opacity").addEventListener("input", ({ target }) => ($("overlay").style.opacity = target.value / 100));

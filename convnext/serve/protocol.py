@@ -1,4 +1,4 @@
-"""Connections that send too slowly."""
+"""A time limit on connections that send too slowly."""
 
 import asyncio
 from typing import Any
@@ -7,22 +7,23 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-_LINGER = 1.0  # seconds for a client that goes on sending to read that; closed at once, the system would drop it unread
+_LINGER = 1.0  # seconds for a client that keeps sending to read the refusal; if closed at once, the system would drop it unread
 
 
 class ImpatientProtocol(H11Protocol):
-    """uvicorn's HTTP, with a time limit on all that happens between two answers.
+    """uvicorn's HTTP, with a time limit on everything that happens between two answers.
 
-    uvicorn's own ends with the first byte of a request: a client that sends its head a byte a second, or goes on sending after it
+    uvicorn's own limit ends with the first byte of a request: a client that sends its head a byte a second, or keeps sending after it
     was refused, would keep its connection for ever.
 
     Args:
-        patience: seconds for the head of a request, and for the rest of a body that nobody reads. For an idle connection that was
-            answered before they are uvicorn's `timeout_keep_alive`.
+        patience: seconds for the head of a request, and for the rest of a body that is not read. An idle connection that was
+            answered before has uvicorn's `timeout_keep_alive`.
+        uvicorn: arguments of its own protocol.
     """
 
-    def __init__(self, *args: Any, patience: float, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, patience: float, **uvicorn: Any) -> None:
+        super().__init__(**uvicorn)
         self._patience = patience
         self._allowed: float | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -54,7 +55,7 @@ class ImpatientProtocol(H11Protocol):
             self._allow(self.timeout_keep_alive)
 
     def _allow(self, seconds: float | None) -> None:
-        """Set the time limit; the one that runs already goes on."""
+        """Set the time limit; a limit of the same length keeps running."""
         if seconds == self._allowed:
             return
         if self._deadline is not None:
@@ -67,7 +68,7 @@ class ImpatientProtocol(H11Protocol):
         return self.conn.our_state is h11.IDLE and bool(self.conn.trailing_data[0])
 
     def _give_up(self) -> None:
-        if self.transport.get_write_buffer_size():  # nor does it read: closing would wait for that
+        if self.transport.get_write_buffer_size():  # the client does not read either, and closing would wait for it
             self.transport.abort()
         elif self._has_part_of_head() and not self.transport.is_closing():
             self._has_refused = True

@@ -1,4 +1,4 @@
-"""What stands between a request and a network: reading, decoding, waiting, and giving up."""
+"""From a request to a network and back: read, decode, wait for the batch, or give up."""
 
 import asyncio
 import copy
@@ -7,176 +7,209 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import PIL.Image
 import torch
 from PIL.Image import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from torch import nn
 
+from convnext import tasks
 from convnext.data.deep import DeepImage
 from convnext.errors import ConvnextError, NotFiniteError, TooLargeError, nearest
 from convnext.explain import activation_maps
-from convnext.serve.batching import Answer, Batcher, QueueFullError
+from convnext.inference.predictor import Predictor
+from convnext.serve.batching import Batcher, ItemT, QueueFullError, ValueT, WorkerThread
 from convnext.serve.bodies import content_of
-from convnext.serve.limits import CLIENT_GONE, Limits, PixelRoom, decoded, pixels_in, read_body, room_for
+from convnext.serve.limits import CLIENT_GONE, Limits, PixelBudget, byte_budget, decoded, pixels_in, read_body
 from convnext.serve.metrics import Metrics
 from convnext.serve.watched import Watched
-from convnext.tasks.prediction import Prepared, prepare
+from convnext.tasks.base import Json, Prediction, Prepared
+from convnext.tasks.shared import prepare
 
-Found = TypeVar("Found")
+ResultT = TypeVar("ResultT")
+Opened = Image | DeepImage
+MapRequest = tuple[Opened, str | None]  # an image, and the class to explain; None for the likeliest
 
 _BLANK = PIL.Image.new("RGB", (64, 64), "grey")
-_PIXELS = 64_000_000  # of the images that are decoded for a model at once: five of a telephone's camera
-_CLOSING = 2.0  # seconds that threads have to end when nobody waits for their work any more
+_PIXELS = 64_000_000  # of the images that are decoded for a model at once: five from a telephone's camera
+_CLOSING = 2.0  # seconds that threads have to end when no request waits for their work any more
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a request asks of a detector beside its image; None: as it comes."""
+class RequestOptions:
+    """Options of a request that only some tasks have; None is the task's default."""
 
     masks: bool | None = None
     threshold: float | None = None
 
-    def options(self) -> dict[str, Any]:
-        """The keyword arguments of the task's `infer`."""
+    def given(self) -> dict[str, object]:
+        """Return the options that are not the default: keyword arguments of the task's `infer`."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
-class Asked:
-    """An image for the network, and what is wished of it."""
+class PredictRequest:
+    """An image for the network, with options."""
 
     image: Prepared
-    wish: Wish = Wish()
+    options: RequestOptions = RequestOptions()
 
 
-class Model:
-    """A network on the service, with a queue for predictions and, where it has activation maps, one for those.
+class ServedModel:
+    """A network on the service, with a queue for predictions and, if it has activation maps, one for those.
 
-    `fast` predicts: the predictor itself or what `optimize` made of it. Activation maps need the original.
+    `fast` predicts: the predictor itself, or what `optimize` made from it. Activation maps need the original.
     """
 
-    def __init__(self, name: str, predictor: Any, fast: Any, limits: Limits, batch_size: int, max_wait: float, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        name: str,
+        predictor: Predictor[Prediction],
+        fast: Predictor[Prediction],
+        limits: Limits,
+        batch_size: int,
+        max_wait: float,
+        metrics: Metrics,
+    ) -> None:
         self.name, self.predictor, self._fast, self._transform = name, predictor, fast, predictor.preprocessing.transform()
-        self._limits = limits
-        observe = metrics.watch(name, lambda: self.predictions.inside)
-        options: dict[str, Any] = {"max_wait": max_wait, "queue": limits.queue}
-        blank, pixels = Asked(self.prepare(_BLANK)), max(_PIXELS, limits.max_pixels)
-        self.predictions = Batcher(self._predict, blank, batch_size=batch_size, pixels=pixels, observe=observe, **options)
-        self.maps: Batcher | None = None
+        self._limits, self.options = limits, tasks.get(predictor.task).options
+        observe = metrics.watch(name, lambda: self.predictions.admitted)
+        self.predictions: Batcher[PredictRequest, Prediction] = Batcher(
+            self._predict,
+            PredictRequest(self.prepare(_BLANK)),
+            batch_size=batch_size,
+            max_wait=max_wait,
+            queue=limits.queue,
+            pixels=max(_PIXELS, limits.max_pixels),
+            observe=observe,
+        )
+        self.maps: Batcher[MapRequest, Image] | None = None
         if activation_maps.can_explain(predictor):
-            self.maps = Batcher(self._explain, (_BLANK, None), batch_size=1, **options)
-        self.batchers = [one for one in (self.predictions, self.maps) if one is not None]
+            self.maps = Batcher(self._explain, (_BLANK, None), batch_size=1, max_wait=max_wait, queue=limits.queue)
+        self.batchers: list[WorkerThread] = [self.predictions, *([] if self.maps is None else [self.maps])]
 
-    def prepare(self, image: Image | DeepImage) -> Prepared:
-        """What the network takes; for the threads that decode, so that the network's has only to compute."""
+    def prepare(self, image: Opened) -> Prepared:
+        """Return the image as the network takes it. The decoding threads call this, so that the network's thread only computes."""
         return prepare(image, self._transform)
 
-    def in_work(self, batcher: Batcher) -> PixelRoom:
-        """Room for the images that are decoded at once, those in the batch that runs with them; the others wait as they were sent.
+    def decode_budget(self, batcher: WorkerThread) -> PixelBudget:
+        """Return the budget for decoded images, those in the running batch included; further images wait undecoded.
 
-        They may be large. A GPU has its next batch decoded beside the running one. On a CPU, where each thread of the network waits for
-        the slowest at the end of every layer, decoding beside it would cost twice: there the next batch is decoded after the last.
+        For a GPU the next batch is decoded beside the running one. On a CPU the threads of the network wait for the slowest at the end
+        of every layer, so that decoding beside it would cost twice: there the next batch is decoded after the last.
         """
         batches = 1 if self._fast.device.type == "cpu" else 2
-        return PixelRoom(batches * batcher.batch_size, batches * max(_PIXELS, self._limits.max_pixels))
+        return PixelBudget(batches * batcher.batch_size, batches * max(_PIXELS, self._limits.max_pixels))
 
-    def check(self, wish: Wish) -> None:
-        """Raise HTTPException (422) for what the network's task does not have."""
-        for name in wish.options():
-            if self.predictor.task != "detect":
-                raise HTTPException(422, f"{name} is for models that detect, and {self.name} does {self.predictor.task}")
+    def check(self, options: RequestOptions) -> None:
+        """Raise HTTPException (422) for an option that the network's task does not have."""
+        for name in options.given():
+            if name not in self.options:
+                raise HTTPException(422, f"{self.name} has no option {name}: its task is {self.predictor.task}")
 
-    def _predict(self, items: list[Asked], check: Callable[[], None]) -> Sequence[Any]:
-        one, found = copy.copy(self._fast), dict[int, Any]()
-        one.model = Watched(one.model, check)
-        for wish in dict.fromkeys(item.wish for item in items):
-            places = [place for place, item in enumerate(items) if item.wish == wish]
-            options = wish.options()
-            if one.task == "detect":
-                options |= {"most_pixels": self._limits.mask_pixels, "check": check}
-            found |= zip(places, one.infer([items[place].image for place in places], **options), strict=True)
-        return [found[place] for place in range(len(items))]
+    def _predict(self, items: list[PredictRequest], check: Callable[[], None]) -> Sequence[Prediction]:
+        predictor, found = copy.copy(self._fast), dict[int, Prediction]()
+        predictor.model = cast(nn.Module, Watched(predictor.model, check))
+        bounds = {"max_pixels": self._limits.mask_pixels, "check": check}
+        for options in dict.fromkeys(item.options for item in items):
+            indices = [index for index, item in enumerate(items) if item.options == options]
+            arguments = options.given() | {name: value for name, value in bounds.items() if name in self.options}
+            found |= zip(indices, predictor.infer([items[index].image for index in indices], **arguments), strict=True)
+        return [found[index] for index in range(len(items))]
 
-    def _explain(self, items: list[tuple[Image | DeepImage, str | None]], check: Callable[[], None]) -> list[Image]:
+    def _explain(self, items: list[MapRequest], check: Callable[[], None]) -> list[Image]:
         return [activation_maps.draw(self.predictor, image, name) for image, name in items]
 
     @property
     def explains(self) -> bool:
-        """Whether it has activation maps, which did not fail when they were tried at the start."""
+        """Whether it has activation maps, and they did not fail when they were tried at the start."""
         return self.maps is not None and (self.maps.ready.is_set() or not self.maps.warmed_up.is_set())
 
     @property
     def ready(self) -> bool:
-        """Whether it has answered a first image, and its activation maps were tried: predictions can do without them."""
+        """Whether it has answered a first image and tried its activation maps, which predictions do not need."""
         return self.predictions.ready.is_set() and all(batcher.warmed_up.is_set() for batcher in self.batchers)
 
-    def to_json(self) -> dict[str, Any]:
-        """What a client may want to know before it sends an image."""
+    def to_json(self) -> Json:
+        """Return what a client needs to know before it sends an image."""
         return {
             "name": self.name,
             "task": self.predictor.task,
             "classes": list(self.predictor.classes),
             "class_ids": self.predictor.class_ids,
+            "options": [name for name in vars(RequestOptions()) if name in self.options],
             "explains": self.explains,
             "ready": self.ready,
         }
 
 
 class Service:
-    """Models, and the threads that decode for them. `fast` has what predicts in the place of the predictor of that name."""
+    """Models, and the threads that decode for them. `fast` has predictors that predict in place of those of the same name."""
 
-    def __init__(self, predictors: Mapping[str, Any], fast: Mapping[str, Any], limits: Limits, batch_size: int, max_wait: float) -> None:
+    def __init__(
+        self,
+        predictors: Mapping[str, Predictor[Prediction]],
+        fast: Mapping[str, Predictor[Prediction]],
+        limits: Limits,
+        batch_size: int,
+        max_wait: float,
+    ) -> None:
         self.limits, self.metrics = limits, Metrics()
         options = limits, batch_size, max_wait, self.metrics
-        self.models = {name: Model(name, one, fast.get(name, one), *options) for name, one in predictors.items()}
-        self.room = room_for(limits)
-        self.in_work = {batcher: model.in_work(batcher) for model in self.models.values() for batcher in model.batchers}
-        self.decoding = set[Callable[[], Any]]()  # what these threads are at
-        # One thread each: PyTorch would have every one of them split its small work among all processors.
+        self.models = {name: ServedModel(name, one, fast.get(name, one), *options) for name, one in predictors.items()}
+        self.bytes = byte_budget(limits)
+        self.batchers = [batcher for model in self.models.values() for batcher in model.batchers]
+        self.budgets: dict[object, PixelBudget] = {  # by batcher
+            batcher: model.decode_budget(batcher) for model in self.models.values() for batcher in model.batchers
+        }
+        self.decoding = set[Callable[[], object]]()  # the work of these threads
+        # One PyTorch thread in each: else every one of them would split its small work among all processors.
         self.threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "decode", torch.set_num_threads, (1,))
 
     def start(self) -> None:
-        """Begin to warm up."""
-        for batcher in self.in_work:
+        """Start to warm up."""
+        for batcher in self.batchers:
             batcher.start()
 
     def close(self) -> bool:
-        """Answer what was taken in, and end all threads; whether all of them ended, for one that is stuck is not waited for."""
+        """Answer the admitted requests, and end all threads. Returns whether all of them ended; it does not wait for a stuck one."""
         until = time.monotonic() + _CLOSING
-        for batcher in self.in_work:
+        for batcher in self.batchers:
             batcher.close()
         self.threads.shutdown(wait=False, cancel_futures=True)
-        ended = [batcher.join(max(0.0, until - time.monotonic())) for batcher in self.in_work]
+        ended = [batcher.join(max(0.0, until - time.monotonic())) for batcher in self.batchers]
         while self.decoding and time.monotonic() < until:
             time.sleep(0.01)
         return all(ended) and not self.decoding
 
-    def model(self, name: str | None) -> Model:
-        """The model of that name, or the first. Raises HTTPException (404)."""
+    def model(self, name: str | None) -> ServedModel:
+        """Return the model of that name, or the first. Raises HTTPException (404)."""
         if name is None:
             return next(iter(self.models.values()))
         if name not in self.models:
-            raise HTTPException(404, f"no model is called {name!r}{nearest(name, self.models)}")
+            raise HTTPException(404, f"unknown model {name!r}{nearest(name, self.models)}")
         return self.models[name]
 
     async def answer(
-        self, request: Request, batcher: Batcher, item: Callable[[Image | DeepImage], Any], encode: Callable[[Any], bytes]
+        self, request: Request, batcher: Batcher[ItemT, ValueT], item: Callable[[Opened], ItemT], encode: Callable[[ValueT], bytes]
     ) -> tuple[bytes, float]:
-        """What the network makes of the image in a request, and the seconds that its batch took.
+        """Return the content of the answer to a request, and the seconds that its batch took.
 
         Args:
-            item: from the image to what the batcher takes.
-            encode: from what it gives to the content of the answer. Both run outside the event loop.
+            batcher: answers the image.
+            item: makes from the image what the batcher takes. It runs outside the event loop.
+            encode: makes from the batcher's value the content of the answer. It runs outside the event loop.
 
-        Raises HTTPException: 408, 413, 415 and 422 as `read_body`, `content_of` and `pixels_in`, 422 for what the network can't
-        take, 413 for too many pixels of masks, 500 for an output that is not finite, 503 when too many wait, 504 when it takes too long.
+        Raises HTTPException: 408, 413, 415 and 422 as `read_body`, `content_of` and `pixels_in`, 422 for an image that the network can't
+        take, 413 for too many pixels of masks, 500 for an output that is not finite, 503 if too many requests wait, 504 if it takes too
+        long.
         """
-        async with read_body(request, self.limits, self.room) as body:
+        async with read_body(request, self.limits, self.bytes) as body:
             try:
-                with batcher.place():
+                with batcher.admit():
                     work = asyncio.create_task(self._work(body, request.headers.get("content-type", ""), batcher, item, encode))
                     return await self._while_wanted(request, work)
             except QueueFullError as error:
@@ -189,14 +222,19 @@ class Service:
                 raise HTTPException(422, str(error)) from error
 
     async def _work(
-        self, body: bytes, content_type: str, batcher: Batcher, item: Callable[[Image | DeepImage], Any], encode: Callable[[Any], bytes]
+        self,
+        body: bytes,
+        content_type: str,
+        batcher: Batcher[ItemT, ValueT],
+        item: Callable[[Opened], ItemT],
+        encode: Callable[[ValueT], bytes],
     ) -> tuple[bytes, float]:
-        room = self.in_work[batcher]
-        async with room.images:
+        budget = self.budgets[batcher]
+        async with budget.images:
             content, pixels = await self._in_thread(lambda: self._head(body, content_type))
-            async with room.pixels(pixels, batcher.held_up):
+            async with budget.pixels(pixels, batcher.deferred):
                 taken = await self._in_thread(lambda: item(decoded(content)))
-                answer: Answer = await asyncio.wrap_future(batcher.submit(taken, pixels))
+                answer = await asyncio.wrap_future(batcher.submit(taken, pixels))
                 del taken
         return await self._in_thread(lambda: encode(answer.value)), answer.seconds
 
@@ -204,10 +242,10 @@ class Service:
         content = content_of(body, content_type)
         return content, pixels_in(content, self.limits)
 
-    async def _in_thread(self, work: Callable[[], Found]) -> Found:
-        """What a function gives, run in one of the threads that decode."""
+    async def _in_thread(self, work: Callable[[], ResultT]) -> ResultT:
+        """Return the result of a function that runs in one of the decoding threads."""
 
-        def run() -> Found:
+        def run() -> ResultT:
             self.decoding.add(work)
             try:
                 return work()
@@ -217,13 +255,13 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self.threads, run)
 
     async def _while_wanted(self, request: Request, work: "asyncio.Task[tuple[bytes, float]]") -> tuple[bytes, float]:
-        gone = asyncio.ensure_future(request.receive())  # all of the body is read: what comes next is that the client hangs up
+        gone = asyncio.ensure_future(request.receive())  # the body is read: the next message is that the client disconnects
         try:
             await asyncio.wait({work, gone}, timeout=self.limits.timeout, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 return work.result()
             if gone.done():
-                raise HTTPException(CLIENT_GONE, "the client is gone")
+                raise HTTPException(CLIENT_GONE, "the client has disconnected")
             raise HTTPException(504, f"no answer within {self.limits.timeout:g} seconds")
         finally:
             work.cancel()

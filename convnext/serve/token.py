@@ -1,4 +1,4 @@
-"""The token that clients must send: what is accepted as one, what it is compared with, and who is warned that there is none."""
+"""The token that clients must send: which tokens are valid, how they are compared, and when to warn that there is none."""
 
 import hmac
 import ipaddress
@@ -10,9 +10,9 @@ VARIABLE = "CONVNEXT_TOKEN"
 
 
 def given_token(option: str | None, environment: Mapping[str, str]) -> str | None:
-    """The token of the command line, or else of the environment, without the white space around it; None where neither has one.
+    """Return the token of the command line, else of the environment, without surrounding white space; None if neither has one.
 
-    An empty variable counts as given: whoever sets it wants a token, and click would take it for none.
+    An empty variable counts as given: whoever sets it intends a token, and click would ignore it.
 
     Raises UsageError as `clean` does.
     """
@@ -20,9 +20,9 @@ def given_token(option: str | None, environment: Mapping[str, str]) -> str | Non
 
 
 def clean(token: str | None) -> str | None:
-    """The token without the white space around it, such as the newline of a secret that `echo` wrote.
+    """Return the token without surrounding white space, such as the newline of a secret that `echo` wrote.
 
-    Raises UsageError if nothing is left, or for what no header can carry.
+    Raises UsageError if nothing remains, or for characters that no header can carry.
     """
     if token is None:
         return None
@@ -35,20 +35,20 @@ def clean(token: str | None) -> str | None:
 
 
 def is_right(sent: str, token: str) -> bool:
-    """Whether what a client sent is the token, in a time that does not depend on where they differ.
+    """Return whether a client sent the token, in a time that does not depend on where they differ.
 
-    A header has bytes, which come as Latin-1. curl and most clients send a token's UTF-8, Python's requests its Latin-1.
+    A header consists of bytes, decoded as Latin-1. curl and most clients send a token's UTF-8, Python's requests its Latin-1.
     """
     received = sent.encode("latin-1", "replace")
-    wanted = [token.encode("utf-8", "surrogateescape")]
+    encodings = [token.encode("utf-8", "surrogateescape")]
     if all(ord(letter) < 256 for letter in token):
-        wanted.append(token.encode("latin-1"))
-    right = [hmac.compare_digest(received, one) for one in wanted]
-    return any(right)
+        encodings.append(token.encode("latin-1"))
+    equal = [hmac.compare_digest(received, one) for one in encodings]
+    return any(equal)
 
 
 def is_open_to_others(address: str) -> bool:
-    """Whether other machines can reach that numeric address of a listening socket."""
+    """Return whether other machines can reach that numeric address of a listening socket."""
     parsed = ipaddress.ip_address(address.partition("%")[0])
     mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
     return not (mapped or parsed).is_loopback

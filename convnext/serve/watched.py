@@ -1,32 +1,33 @@
-"""Networks whose work can be given up between two of their calls."""
+"""Networks whose work can be abandoned between two of their calls."""
 
 from collections.abc import Callable
-from typing import Any
 
-_CALLS = frozenset({"predict", "logits"})  # beside a plain call: how the tasks call detectors and segmenters
+from torch import nn
+
+_CALLS = frozenset({"predict", "logits"})  # how the tasks call detectors and segmenters, beside a plain call
 
 
 class Watched:
-    """A network that is asked before each call whether to go on; else it is the network in all that it has.
+    """A network that calls `check` before each of its calls; in everything else it is the network.
 
     Args:
         network: of any task.
-        check: raises what ends the work.
+        check: raises an exception to end the work.
     """
 
-    def __init__(self, network: Any, check: Callable[[], None]) -> None:
+    def __init__(self, network: nn.Module, check: Callable[[], None]) -> None:
         self._network, self._check = network, check
 
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
+    def __call__(self, *arguments: object, **options: object) -> object:
         self._check()
         return self._network(*arguments, **options)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         found = getattr(self._network, name)
         if name not in _CALLS:
             return found
 
-        def checked(*arguments: Any, **options: Any) -> Any:
+        def checked(*arguments: object, **options: object) -> object:
             self._check()
             return found(*arguments, **options)
 

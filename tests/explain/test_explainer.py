@@ -41,7 +41,7 @@ def known(tmp_path_factory):
     return root
 
 
-def test_all_that_was_asked_for_is_written_told_and_on_a_page_that_needs_nothing_else(run, known, tmp_path):
+def test_all_that_was_asked_for_is_written_printed_and_on_a_page_that_needs_nothing_else(run, known, tmp_path):
     path, out = classifier(tmp_path)[0], tmp_path / "why"
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -52,7 +52,7 @@ def test_all_that_was_asked_for_is_written_told_and_on_a_page_that_needs_nothing
     )
     bad, wide = json.loads(done.out)["images"]
     assert "not an image" in bad["error"]
-    assert done.err.count("left out: ") == 2  # the one to explain and the one of the data set
+    assert done.err.count("skipped: ") == 2  # the one to explain and the one of the data set
     assert wide["class"] == "bee"
     assert list(wide["files"]) == ["map", "features", "neighbours"]
     assert len(wide["neighbours"]) == 3
@@ -61,7 +61,8 @@ def test_all_that_was_asked_for_is_written_told_and_on_a_page_that_needs_nothing
             assert np.asarray(image.convert("L")).std() > 10, what
     page = (out / "index.html").read_text()
     assert json.loads(done.out)["page"] == str(out / "index.html")
-    assert page.count("data:image/jpeg;base64,") == 3
+    assert page.count("data:image/jpeg;base64,") == 1  # the map over the image
+    assert page.count("data:image/webp;base64,") == 2  # sheets, on a transparent ground
     assert 'src="http' not in page
     assert "bad.png: not an image" in page
 
@@ -72,7 +73,7 @@ def test_a_detector_has_no_map_but_what_its_stages_see(run, tmp_path):
     done = run(path, tmp_path / "a.png", "--output", tmp_path / "why", "--features", "--device", "cpu", "--json")
     assert "no activation maps" in done.err
     assert list(json.loads(done.out)["images"][0]["files"]) == ["features"]
-    assert "ask for --features or --neighbours" in run(path, tmp_path / "a.png", "--output", tmp_path / "no", code=2).err
+    assert "for this network use --features or --neighbours" in run(path, tmp_path / "a.png", "--output", tmp_path / "no", code=2).err
     assert not (tmp_path / "no").exists()
 
 
@@ -83,8 +84,10 @@ def test_neighbours_are_scikit_learns_by_cosine_whatever_the_batches(known, tmp_
     found, errors = nearest_images(predictor, predictor.features(wanted), source, 6)
     assert errors == {}
     everything = predictor.features([source.read(i) for i in range(len(source))])
-    far, places = NearestNeighbors(n_neighbors=6, metric="cosine", algorithm="brute").fit(everything).kneighbors(predictor.features(wanted))
-    for row, distances, indices in zip(found, far, places, strict=True):
+    far, found_indices = (
+        NearestNeighbors(n_neighbors=6, metric="cosine", algorithm="brute").fit(everything).kneighbors(predictor.features(wanted))
+    )
+    for row, distances, indices in zip(found, far, found_indices, strict=True):
         assert np.allclose([one.cosine for one in row], 1 - distances, atol=1e-5)
         # Embeddings of tiny digits are all but equal, and rounding decides the order of some.
         assert len({one.index for one in row} & set(indices.tolist())) >= 5

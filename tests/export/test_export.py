@@ -71,7 +71,8 @@ def test_a_classifier_of_any_batch_and_size(tmp_path, monkeypatch, to):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("to", [pytest.param("onnx", marks=pytest.mark.slow), "openvino"])  # of which the other is a part
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
 @torch.no_grad()
 def test_a_segmenter_of_any_size(tmp_path, to):
     source, output = written(tmp_path, "segment"), tmp_path / f"out.{'onnx' if to == 'onnx' else 'xml'}"
@@ -98,6 +99,7 @@ def test_a_detector_of_any_size(tmp_path, to):
     assert len(both) == 2
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_detector_of_boxes_alone(tmp_path):
     source, output = written(tmp_path, "detect", masks=False), tmp_path / "out.onnx"
@@ -120,9 +122,9 @@ def test_pixels_are_normalised_inside(tmp_path, task):
     session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].type == "tensor(uint8)"
     assert session.get_inputs()[0].shape[-1] == 3
-    told = json.loads(session.get_modelmeta().custom_metadata_map["convnext"])
-    assert told["labels"] == CLASSES
-    assert told["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
+    description = json.loads(session.get_modelmeta().custom_metadata_map["convnext"])
+    assert description["labels"] == CLASSES
+    assert description["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
     original, exported = load(source), load(output)
     one = sample_image(size=(70, 90))
     theirs, ours = original.preprocessing.transform()(one), exported.preprocessing.transform()(one)
@@ -133,6 +135,7 @@ def test_pixels_are_normalised_inside(tmp_path, task):
         assert torch.equal(found["labels"], wanted["labels"])
 
 
+@pytest.mark.slow
 def test_fp16_is_half_as_large_and_near(tmp_path):
     source = written(tmp_path, "classify")
     half, whole = export(source, "onnx", tmp_path / "half.onnx", precision="fp16"), export(source, "onnx", tmp_path / "whole.onnx")
@@ -183,7 +186,7 @@ def test_mistakes(tmp_path, options, message):
         export("nowhere.pth", given["to"], tmp_path / given["output"], precision=given.get("precision", "float32"))
 
 
-def test_no_compiler_is_told(tmp_path, monkeypatch):
+def test_no_compiler_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     with pytest.raises(UsageError, match=r"install g\+\+"):
         export(written(tmp_path, "classify"), "aoti", tmp_path / "out.pt2")
@@ -232,7 +235,7 @@ def test_published_sizes_agree(tmp_path, size, to):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["swin_tiny", "alexnet", "resnet50", "deit_small"])
-def test_other_families_are_exported_and_a_fixed_size_is_told(tmp_path, name):
+def test_other_families_are_exported_and_a_fixed_size_is_reported(tmp_path, name):
     torch.manual_seed(0)
     model = convnext.create_model(name, num_classes=3)
     description = {"task": "classify", "model": model.spec, "classes": CLASSES, "preprocessing": ClassifyPreprocessing().to_json()}

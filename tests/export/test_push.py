@@ -50,7 +50,7 @@ def test_the_card_says_what_was_measured_with_the_weights_that_are_sent(run, tmp
     assert card.data.base_model == "timm/convnext_tiny.fb_in22k"
     assert {one.metric_type: one.metric_value for one in card.data.eval_results} == {"top1": 93.75, "loss": 0.25}
     assert yaml.safe_load(card.content.split("---")[1])["model-index"][0]["name"] == "ants"
-    assert "93.75 % right (15 of 16) on 20% of photos, at step 12" in card.text  # of the best weights, not of the last
+    assert "top-1 accuracy 93.75 % (15 of 16) on 20% of photos, at step 12" in card.text  # of the best weights, not of the last
     assert "50" not in card.text
     assert "ant, bee, wasp" in card.text
     assert 'convnext.load("hf://someone/ants")' in card.text
@@ -141,18 +141,18 @@ def test_what_is_sent_is_what_the_dry_run_writes(run, tmp_path):
 
 def test_what_is_no_finished_run_or_no_name_is_refused_before_anything_is_written(run, tmp_path):
     for name in ("ants", "a/b/c", "some one/ants"):
-        with pytest.raises(UsageError, match="no name on the hub"):
+        with pytest.raises(UsageError, match="not a valid name on the hub"):
             push(run, name, "mit", dry_run=tmp_path / "sent")
     with pytest.raises(UsageError, match="is in use"):
         push(run, "someone/ants", "mit", dry_run=run)
     shutil.copytree(run, tmp_path / "unfinished")
     (tmp_path / "unfinished" / "evaluation.json").unlink()
-    with pytest.raises(ConvnextError, match=r"no finished run: it lacks evaluation\.json"):
+    with pytest.raises(ConvnextError, match=r"not a finished run: it lacks evaluation\.json"):
         push(tmp_path / "unfinished", "someone/ants", "mit", dry_run=tmp_path / "sent")
     assert not (tmp_path / "sent").exists()
 
 
 def test_without_the_hub_the_error_is_a_line_that_says_what_to_do(run, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ConvnextError, match="the hub did not take someone/ants: .*refused.*`hf auth login`"):
+    with pytest.raises(ConvnextError, match="the hub did not accept someone/ants: .*refused.*`hf auth login`"):
         push(run, "someone/ants", "mit")

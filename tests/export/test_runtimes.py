@@ -1,13 +1,13 @@
-"""Exported files opened again: what is refused, what is told, and the golden inputs through the runtimes."""
+"""Exported files opened again: what is refused and reported, and the golden inputs through the runtimes."""
 
 import importlib.util
 
 import numpy as np
 import pytest
 import torch
-from detection.test_golden import Golden
 from export.test_export import written
 from helpers import relative_error, shared
+from models.detection.test_golden import Golden
 
 import convnext
 from convnext.data.transforms.detect import DetectPreprocessing
@@ -15,9 +15,9 @@ from convnext.data.transforms.segment import SegmentPreprocessing
 from convnext.errors import ConvnextError, UsageError, need
 from convnext.export.export import export
 from convnext.export.load import load
-from convnext.export.runtimes import Network
 from convnext.models.load import load_weights
 from convnext.models.weights.files import write_weights
+from convnext.tasks.exported import ExportedNetwork
 
 ENDING = {"onnx": ".onnx", "openvino": ".xml"}
 
@@ -61,7 +61,7 @@ def test_an_exported_network_has_what_callers_ask_of_one(onnx_file):
 
     loaded = load(onnx_file, None)
     model = loaded.model
-    assert isinstance(model, Network)
+    assert isinstance(model, ExportedNetwork)
     assert not model.training
     assert (model.num_classes, model.spec["name"]) == (3, "convnext_atto")
     assert next(model.to("cpu").parameters()).device.type == "cpu"
@@ -77,7 +77,7 @@ def test_an_exported_network_has_what_callers_ask_of_one(onnx_file):
 
 
 def test_a_missing_library_is_named_with_its_extra():
-    with pytest.raises(UsageError, match=r"pip install 'convnext\[export\]'"):
+    with pytest.raises(UsageError, match=r"pip install '.\[export\]'"):
         need("no_such_runtime", "export")
 
 
@@ -119,6 +119,6 @@ def test_golden_segmentation(tmp_path, to):
     write_weights(tmp_path / "w.safetensors", model.state_dict(), description)
     output = tmp_path / f"out{ENDING[to]}"
     export(tmp_path / "w.safetensors", to, output, size=128)
-    logits = load(output).model.logits(fill.image(128, 160))
+    logits = load(output).model.logits(fill.picture(128, 160))
     with np.load(shared("golden/upernet_convnext_tiny_128x160.npz")) as kept:
         assert relative_error(logits[:, ::10], torch.from_numpy(kept["logits"])) < 1e-3

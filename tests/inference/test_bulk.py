@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_models import CLASSES, classifier, detector, segmenter
 
 import convnext
-from convnext.data.sources.coco_file import read_coco
+from convnext.data.annotations.coco_file import read_coco
 from convnext.inference.bulk import predict_all
 from convnext.inference.embeddings import Features
 from convnext.inference.inputs import find_items
@@ -70,7 +70,7 @@ def killed_twice(tmp_path, count, kinds, ending, *options):
     return photos, output, wanted, done.stderr
 
 
-def check_lines(photos, rows, wanted, told):
+def check_lines(photos, rows, wanted, stderr):
     assert [row["image"] for row in rows] == [str(path) for path in sorted(photos.iterdir())]  # each once, in order
     corrupt = [row["image"] for row in rows if "error" in row]
     assert corrupt == [str(path) for i, path in enumerate(sorted(photos.iterdir())) if i % 100 == 50]
@@ -78,17 +78,17 @@ def check_lines(photos, rows, wanted, told):
         kind = int(row["image"].removesuffix(".png").rpartition("-")[2])
         for one in row.get("top", ()):
             assert one["probability"] == pytest.approx(wanted[kind][CLASSES.index(one["class"])].item(), abs=1e-4)
-    assert told.count("done already; --overwrite") == 2
-    last = told.split("done already")[-1]
-    assert last.count("left out: ") == len(corrupt)
-    assert all(f"left out: {name}: " in last for name in corrupt)
-    assert f"{len(rows) - len(corrupt)} of {len(rows)} images are predicted, {len(corrupt)} left out" in last
+    assert stderr.count("done already; --overwrite") == 2
+    last = stderr.split("done already")[-1]
+    assert last.count("skipped: ") == len(corrupt)
+    assert all(f"skipped: {name}: " in last for name in corrupt)
+    assert f"predicted {len(rows) - len(corrupt)} of {len(rows)} images, skipped {len(corrupt)}" in last
 
 
 def test_killed_twice_and_resumed_each_image_is_in_the_output_once(tmp_path):
     features = tmp_path / "features.npy"
-    photos, output, wanted, told = killed_twice(tmp_path, 300, 7, ".jsonl", "--batch-size", "8", "--features", str(features))
-    check_lines(photos, [json.loads(line) for line in output.read_text().splitlines()], wanted, told)
+    photos, output, wanted, stderr = killed_twice(tmp_path, 300, 7, ".jsonl", "--batch-size", "8", "--features", str(features))
+    check_lines(photos, [json.loads(line) for line in output.read_text().splitlines()], wanted, stderr)
     rows = [json.loads(line) for line in features.with_suffix(".rows.jsonl").read_text().splitlines()]
     assert [row["image"] for row in rows] == [str(path) for path in sorted(photos.iterdir())]
     assert [row["row"] for row in rows if "row" in row] == list(range(297))
@@ -102,13 +102,13 @@ def test_killed_twice_and_resumed_each_image_is_in_the_output_once(tmp_path):
 
 @pytest.mark.slow
 def test_ten_thousand_images_killed_twice_are_each_in_the_output_once(tmp_path):
-    photos, output, wanted, told = killed_twice(tmp_path, 10_000, 50, ".jsonl")
-    check_lines(photos, [json.loads(line) for line in output.read_text().splitlines()], wanted, told)
+    photos, output, wanted, stderr = killed_twice(tmp_path, 10_000, 50, ".jsonl")
+    check_lines(photos, [json.loads(line) for line in output.read_text().splitlines()], wanted, stderr)
 
 
 @pytest.fixture
 def photos(tmp_path):
-    """Five images, one of them in a folder, and one that is none."""
+    """Five images, one of them in a folder, and one that is not an image."""
     (tmp_path / "photos" / "sub").mkdir(parents=True)
     for i, name in enumerate(("7.png", "8.jpg", "9.png", "sub/10.png", "z.png")):
         sample_image(i, (40, 36)).save(tmp_path / "photos" / name)
@@ -215,6 +215,6 @@ def test_a_list_from_standard_input_goes_through_the_command_line(photos, tmp_pa
     listed = f"{photos}/7.png\n{photos}/gone.png\n"
     done = subprocess.run(command, input=listed, capture_output=True, text=True, check=True)
     assert done.stdout == ""
-    assert "1 of 2 images are predicted, 1 left out" in done.stderr
+    assert "predicted 1 of 2 images, skipped 1" in done.stderr
     assert [sorted(json.loads(line)) for line in found.read_text().splitlines()] == [["image", "top"], ["error", "image"]]
     assert [path.name for path in (tmp_path / "drawn").glob("*.jpg")] == ["7.jpg"]

@@ -14,7 +14,8 @@ from pycocotools.cocoeval import COCOeval
 from tiny_models import CLASSES, detector
 
 import convnext
-from convnext.data.sources.coco_file import CocoIds, read_ids
+from convnext import tasks
+from convnext.data.annotations.coco_file import CocoIds, read_ids
 from convnext.errors import UsageError
 from convnext.evaluate import evaluate_loaded
 from convnext.export.export import export
@@ -123,7 +124,7 @@ def test_two_images_of_one_id_are_refused_before_anything_is_predicted(tmp_path)
     with pytest.raises(UsageError, match=r"a/000\.png and .*b/000\.png would both be image 0: .*--annotations FILE"):
         open_output(tmp_path / "x.json", None, predictor, items, None, False)
     assert not list(tmp_path.glob("x.*"))
-    # Nor by two calls, of which the second goes on with what the first wrote.
+    # Nor by two calls, of which the second resumes the file of the first.
     first, second = items
     predict_all(predictor, [first], [open_output(tmp_path / "x.json", None, predictor, [first], None, False)])
     with pytest.raises(UsageError, match="would both be image 0"):
@@ -155,16 +156,16 @@ def test_images_are_found_in_an_annotation_file_by_path_or_base_name(listed, nam
 
 
 @pytest.mark.parametrize(
-    ("listed", "names", "told"),
+    ("listed", "names", "message"),
     [
         (["1.png"], ["1.png", "x/2.png", "3.png"], r"ann\.json does not list x/2\.png, 3\.png"),
         (["1.png"], ["1.jpg"], "does not list 1.jpg"),
-        (["a/1.png", "b/1.png"], ["c/1.png"], "c/1.png is one of 2 images called so"),
+        (["a/1.png", "b/1.png"], ["c/1.png"], "c/1.png could be any of 2 images of that name"),
         (["1.png"], ["a/1.png", "b/1.png"], "a/1.png and b/1.png would both be image 11: predict each into its own file"),
     ],
 )
-def test_images_that_are_not_sure_to_be_in_an_annotation_file_are_refused(listed, names, told):
-    with pytest.raises(UsageError, match=told):
+def test_images_that_are_not_sure_to_be_in_an_annotation_file_are_refused(listed, names, message):
+    with pytest.raises(UsageError, match=message):
         image_ids(names, listing(*listed))
 
 
@@ -192,8 +193,8 @@ def test_annotations_are_for_coco_results_alone(tmp_path):
 
 
 def test_published_coco_weights_have_cocos_ids(tmp_path):
-    from convnext.tasks.detect.prediction import class_ids, class_names
-
-    assert class_ids(None, 80) == class_ids(class_names(80), 80)
+    task = tasks.get("detect")
+    class_ids = task.class_ids
+    assert class_ids(None, 80) == class_ids(task.class_names(80), 80)
     assert (class_ids(None, 80)[0], class_ids(None, 80)[-1]) == (1, 90)
     assert class_ids(CLASSES, 3) is None

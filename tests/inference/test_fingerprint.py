@@ -1,4 +1,4 @@
-"""Outputs of two networks, of two sets of options, and of images that were changed: none of them is gone on with."""
+"""Outputs of two networks, of two sets of options, and of images that were changed: none of them is resumed."""
 
 import json
 import os
@@ -16,9 +16,9 @@ import convnext
 from convnext.cli import app
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import UsageError
-from convnext.export.runtimes import Network
 from convnext.inference.fingerprint import fingerprint_of
 from convnext.models.weights.files import read_weights, write_weights
+from convnext.tasks.exported import ExportedNetwork
 
 KINDS = {
     "lines": (classifier, "--output", "found.jsonl"),
@@ -44,7 +44,7 @@ def predict(*arguments):
 
 
 def retrained(path):
-    """The same network with other weights at the same place, as after the same training once more."""
+    """The same network with other weights at the same path, as after the same training once more."""
     state, description = read_weights(path)
     write_weights(path, {name: 1.01 * tensor for name, tensor in state.items()}, description)
 
@@ -59,11 +59,11 @@ def test_an_output_that_another_network_began_is_refused_and_untouched(photos, t
     weights, output = make(tmp_path)[0], tmp_path / name
     first = sorted(photos.iterdir())[:2]
     predict(weights, *first, option, output)
-    predict(weights, photos, option, output)  # the same network goes on
+    predict(weights, photos, option, output)  # the same network resumes it
     whole = contents(tmp_path)
     retrained(weights)
     whole[weights] = weights.read_bytes()
-    with pytest.raises(UsageError, match=rf"{name.partition('.')[0]}.* was begun with other weights.*another one, or add --overwrite"):
+    with pytest.raises(UsageError, match=rf"{name.partition('.')[0]}.* was started with other weights.*another one, or add --overwrite"):
         predict(weights, photos, option, output)
     assert contents(tmp_path) == whole
     predict(weights, photos, option, output, "--overwrite")
@@ -83,7 +83,7 @@ def test_an_output_that_another_network_began_is_refused_and_untouched(photos, t
 def test_an_output_that_was_begun_with_other_options_is_refused(photos, tmp_path, first, second, reason):
     weights, output = classifier(tmp_path)[0], tmp_path / "found.jsonl"
     predict(weights, photos / "0.png", "--output", output, *first)
-    with pytest.raises(UsageError, match=rf"found\.jsonl was begun with {reason}: choose another one"):
+    with pytest.raises(UsageError, match=rf"found\.jsonl was started with {reason}: choose another one"):
         predict(weights, photos, "--output", output, *second)
     assert len(output.read_text().splitlines()) == 1
     predict(weights, photos, "--output", output, *first)
@@ -144,7 +144,7 @@ def test_a_call_that_is_refused_notes_no_network_for_its_drawings(photos, tmp_pa
     predict(one, photos, "--output", tmp_path / "found.jsonl", "--draw", tmp_path / "drawn")
 
 
-def test_a_network_has_one_fingerprint_in_each_process_and_file_and_is_told_from_others(tmp_path):
+def test_a_network_has_one_fingerprint_in_each_process_and_file_and_differs_from_others(tmp_path):
     path = classifier(tmp_path)[0]
     again = tmp_path / "again.safetensors"
     again.write_bytes(path.read_bytes())
@@ -162,7 +162,7 @@ def test_a_network_has_one_fingerprint_in_each_process_and_file_and_is_told_from
 
 def test_exported_networks_count_by_their_files(tmp_path):
     def weights(path):
-        network = Network(lambda x: [x], {"graph": {"num_classes": 3}, "model": {"name": "convnext_atto"}}, path)
+        network = ExportedNetwork(lambda x: [x], {"graph": {"num_classes": 3}, "model": {"name": "convnext_atto"}}, path)
         names = ["a", "b", "c"]
         predictor = SimpleNamespace(model=network, task="classify", classes=names, class_ids=None, preprocessing=ClassifyPreprocessing())
         return fingerprint_of(predictor, {}).weights

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from convnext.errors import UsageError
+from convnext.inference.answers import Answer
 from convnext.inference.embeddings import Features
 from convnext.inference.inputs import Item
-from convnext.inference.outputs import Answer, open_output
-from convnext.tasks.classify.prediction import Prediction
+from convnext.inference.outputs import open_output
+from convnext.tasks.classify.prediction import ClassifyPrediction
 
 CLASSES = ["ant", "bee, wild", "wasp"]
 PREDICTOR = SimpleNamespace(task="classify", classes=CLASSES)
@@ -23,7 +24,7 @@ def answer(name, i=0):
     if name == "4.png":
         return Answer(item, error="4.png: not an image")
     probabilities = torch.tensor([0.5, 0.3, 0.2]).roll(i)
-    return Answer(item, prediction=Prediction(probabilities, CLASSES), features=np.full(5, i, np.float32))
+    return Answer(item, prediction=ClassifyPrediction(probabilities, CLASSES), features=np.full(5, i, np.float32))
 
 
 def write(path, names=NAMES):
@@ -60,7 +61,7 @@ def test_wherever_writing_was_cut_off_the_next_call_completes_it(tmp_path, endin
 )
 def test_a_file_of_someone_else_is_refused_and_untouched(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UsageError, match=rf"{name} can't be gone on with.*--overwrite"):
+    with pytest.raises(UsageError, match=rf"{name} can't be resumed.*--overwrite"):
         open_output(tmp_path / name, None, PREDICTOR, [], None, False)
     assert (tmp_path / name).read_bytes() == content
     assert open_output(tmp_path / name, None, PREDICTOR, [], None, True).done == {}
@@ -71,10 +72,10 @@ def test_someone_elses_array_table_and_annotations_are_refused_and_untouched(tmp
     for name in ("x.parquet", "x.json"):
         (tmp_path / name).write_text("mine")
     detector = SimpleNamespace(task="detect", classes=CLASSES)
-    with pytest.raises(UsageError, match=r"x\.json is there already"):
+    with pytest.raises(UsageError, match=r"x\.json exists already"):
         open_output(tmp_path / "x.json", None, detector, [], None, False)
     for name in ("x.npy", "x.parquet"):
-        with pytest.raises(UsageError, match="is there already"):
+        with pytest.raises(UsageError, match="exists already"):
             Features(tmp_path / name)
     assert np.load(tmp_path / "x.npy").shape == (3,)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.npy", "x.parquet"]
@@ -82,10 +83,10 @@ def test_someone_elses_array_table_and_annotations_are_refused_and_untouched(tmp
 
 def test_formats_are_of_endings_and_tasks(tmp_path):
     for name, kind, message in (
-        ("x.txt", None, "has no ending that is known"),
+        ("x.txt", None, "has no known ending"),
         ("x.txt", "cvs", "did you mean 'csv'"),
-        ("x.json", None, "coco is for networks that detect, and this one does classify"),
-        ("masks", None, "masks is for networks that segment"),
+        ("x.json", None, "a network for the task 'classify' has no coco output: use .jsonl or .csv"),
+        ("masks", None, "a network for the task 'classify' has no masks output"),
     ):
         with pytest.raises(UsageError, match=message):
             open_output(tmp_path / name, kind, PREDICTOR, [], None, False)
@@ -109,7 +110,7 @@ def test_embeddings_cut_off_between_array_and_list_keep_their_rows_together(tmp_
     output.write([answer("3.png", 3), answer("5.png", 5)])
     output.finish()
     assert np.load(path).tolist() == [[1] * 5, [3] * 5, [5] * 5]
-    with pytest.raises(UsageError, match="embeddings of 5 numbers, and this network gives 7"):
+    with pytest.raises(UsageError, match="embeddings of 5 numbers, but this network gives 7"):
         output.write([Answer(Item("6.png", "6.png", None), features=np.zeros(7, np.float32))])
 
 

@@ -116,7 +116,7 @@ def test_an_image_is_the_same_whatever_it_comes_as(tmp_path, scale):
             everything.append(given)
             wanted.append(expected)
     assert all(torch.allclose(one.probabilities, other, atol=1e-6) for one, other in zip(predictor(everything), wanted, strict=True))
-    assert len({tuple(probabilities.tolist()) for probabilities in wanted}) > 10  # the files are told apart
+    assert len({tuple(probabilities.tolist()) for probabilities in wanted}) > 10  # the files differ
 
 
 def test_the_callers_image_is_not_changed(tmp_path):
@@ -145,12 +145,12 @@ def test_an_array_is_one_image_and_a_tensor_is_refused(tmp_path):
     predictor = convnext.load(classifier(tmp_path)[0], device="cpu")
     array = np.asarray(sample_image())
     assert len(predictor([array, array])) == 2
-    with pytest.raises(UsageError, match=r"several images are given as a list, list\(array\)"):
+    with pytest.raises(UsageError, match=r"give several images as a list, list\(array\)"):
         predictor(np.stack([array, array]))
     for call in (predictor, predictor.features):
-        with pytest.raises(UsageError, match="Tensor is no image: give it as"):
+        with pytest.raises(UsageError, match="Tensor is not an image: give it as"):
             call(torch.zeros(3, 40, 48))
-    with pytest.raises(UsageError, match="dict is no image"):
+    with pytest.raises(UsageError, match="dict is not an image"):
         predictor([{}])
 
 
@@ -185,12 +185,12 @@ def test_a_segmenter_gives_masks_of_each_images_size_by_its_own_test(tmp_path, t
     for one, image in zip(convnext.load(path, device="cpu")(images), images, strict=True):
         wanted = inference.predict(model, how.transform()(image), mode)
         assert (one.mask != wanted).float().mean() < 0.01
-        told = one.to_json()
-        assert told["size"] == [image.height, image.width]
-        mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(told["mask"]))))
+        values = one.to_json()
+        assert values["size"] == [image.height, image.width]
+        mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(values["mask"]))))
         assert np.array_equal(mask, one.mask.numpy())
-        assert told["classes"] == {CLASSES[i]: (mask == i).mean() for i in np.bincount(mask.ravel()).argsort()[::-1] if (mask == i).any()}
-        assert len(told["classes"]) > 1
+        assert values["classes"] == {CLASSES[i]: (mask == i).mean() for i in np.bincount(mask.ravel()).argsort()[::-1] if (mask == i).any()}
+        assert len(values["classes"]) > 1
 
 
 @pytest.mark.parametrize("make", [classifier, detector, segmenter])
@@ -217,7 +217,7 @@ def test_a_classifiers_embedding_is_what_its_head_sees(tmp_path):
         predictor.features(sample_image())
 
 
-def test_classes_that_weights_do_not_name_are_told_where_they_are_known():
+def test_classes_that_weights_do_not_name_are_named_where_they_are_known():
     assert tasks.get("classify").class_names(1000)[0].startswith("tench")
     assert tasks.get("detect").class_names(80)[79] == "toothbrush"
     assert tasks.get("segment").class_names(2) == ["class 0", "class 1"]

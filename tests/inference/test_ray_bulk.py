@@ -65,7 +65,7 @@ def same_as_one_process(tmp_path, count, **how):
     wanted = (tmp_path / "one.jsonl").read_bytes()
     assert wanted.count(b"\n") == count
     assert (tmp_path / "ray.jsonl").read_bytes() == wanted
-    assert f"{count - 1} of {count} images are predicted, 1 left out" in done.stderr
+    assert f"predicted {count - 1} of {count} images, skipped 1" in done.stderr
     return path, source, options, wanted, done
 
 
@@ -82,7 +82,7 @@ def test_ray_writes_the_bytes_of_one_process_and_goes_on_where_it_stopped(tmp_pa
 @pytest.mark.slow
 def test_a_lost_worker_loses_no_image(tmp_path):
     *_, done = same_as_one_process(tmp_path, 120, code=KILLER)
-    assert int(done.stdout) >= 1  # and nothing else is there: what Ray tells of it goes to standard error
+    assert int(done.stdout) >= 1  # and nothing else is there: what Ray reports goes to standard error
 
 
 def test_answers_travel_without_the_batch_that_they_are_rows_of():

@@ -24,25 +24,25 @@ class Network:
 
 
 class Requests:
-    """Requests as the service makes them: each has a place until it is answered."""
+    """Requests as the service makes them: each is admitted until it is answered."""
 
     def __init__(self, batcher):
         self.batcher = batcher
 
     def let_in(self, count=1):
-        """So many places, each to be left with `close`."""
-        places = [ExitStack() for _ in range(count)]
-        for place in places:
-            place.enter_context(self.batcher.place())
-        return places
+        """So many admitted requests, each to be ended with `close`."""
+        admitted = [ExitStack() for _ in range(count)]
+        for request in admitted:
+            request.enter_context(self.batcher.admit())
+        return admitted
 
     def send(self, *items, **options):
-        """An answer to come for each item, which leaves its place when it is there."""
-        return [self.submit(place, item, **options) for place, item in zip(self.let_in(len(items)), items, strict=True)]
+        """An answer to come for each item, whose request ends when it is there."""
+        return [self.submit(request, item, **options) for request, item in zip(self.let_in(len(items)), items, strict=True)]
 
-    def submit(self, place, item, **options):
+    def submit(self, request, item, **options):
         future = self.batcher.submit(item, **options)
-        future.add_done_callback(lambda _: place.close())
+        future.add_done_callback(lambda _: request.close())
         return future
 
 
@@ -88,7 +88,7 @@ def test_one_that_is_held_up_by_the_batch_does_not_hold_up_the_batch():
     batcher = _started(network)
     (waiting,) = Requests(batcher).let_in()
     (future,) = Requests(batcher).send(5)
-    with batcher.held_up():  # until there is room for its many pixels, which the other has
+    with batcher.deferred():  # until there is room for its many pixels, which the other has
         assert future.result(5).value == 10
     waiting.close()
     batcher.close()
@@ -130,9 +130,9 @@ def test_images_of_many_pixels_go_in_batches_of_their_own():
     network = Network()
     batcher = _started(network, batch_size=8, pixels=100)
     requests = Requests(batcher)
-    places = requests.let_in(5)
+    admitted = requests.let_in(5)
     pixels = (60, 40, 60, 1000, 1)
-    futures = [requests.submit(place, i, pixels=size) for i, (place, size) in enumerate(zip(places, pixels, strict=True), 1)]
+    futures = [requests.submit(request, i, pixels=size) for i, (request, size) in enumerate(zip(admitted, pixels, strict=True), 1)]
     network.go.set()
     assert [future.result(5).value for future in futures] == [2, 4, 6, 8, 10]
     assert network.batches == [[0], [1, 2], [3], [4], [5]]
@@ -202,6 +202,6 @@ def test_a_network_that_is_stuck_is_not_waited_for():
 def test_places_are_limited_and_come_back():
     batcher = Batcher(Network(), 0, batch_size=1, max_wait=0, queue=1)
     for _ in range(2):
-        with batcher.place(), batcher.place(), pytest.raises(QueueFullError), batcher.place():
+        with batcher.admit(), batcher.admit(), pytest.raises(QueueFullError), batcher.admit():
             pass
-    assert batcher.inside == 0
+    assert batcher.admitted == 0

@@ -68,7 +68,7 @@ REFUSED = {
     "a long fraction": ("application/json", b'{"image":1.' + b"9" * MANY + b"}"),
     "white space": ("application/json", b" " * MANY + b'{"image":""}'),
     "an image that is a list": ("application/json", b'{"image":["a"]}'),
-    "an image that is none": ("application/json", b'{"image":null}'),
+    "an image that is null": ("application/json", b'{"image":null}'),
     "not a number": ("application/json", b'{"image":NaN}'),
     "UTF-16": ("application/json", json.dumps({"image": TEXT}).encode("utf-16")),
     "fields": ("multipart/form-data; boundary=x", form(*[(FIELD, b"")] * 50_000)),

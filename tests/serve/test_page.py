@@ -129,7 +129,7 @@ def test_the_page_fits_a_phone_and_says_what_went_wrong(browser, service):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 375, "height": 700, "deviceScaleFactor": 2, "mobile": True})
     assert browser.execute_script("return document.documentElement.scrollWidth <= 375")
     browser.execute_script(DROP, base64.b64encode(b"no image").decode())
-    assert "no image of a known format" in _wait(
+    assert "not an image of a known format" in _wait(
         browser, "document.body.matches('.failed') && document.getElementById('status').textContent"
     )
 

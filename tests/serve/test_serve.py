@@ -95,11 +95,11 @@ def test_an_image_of_more_than_eight_bits_is_scaled_as_in_training_or_refused(se
         assert "values up to 1.5, beyond 1: set data.range=1.5" in answer.text
 
 
-def test_a_detector_leaves_out_masks_and_objects_that_are_not_wished_for(service):
+def test_a_detector_leaves_out_masks_and_objects_that_are_not_asked_for(service):
     content = encoded(sample_image(size=(80, 60)))
 
-    def objects(wish=""):
-        return service.client.post(f"/predict?model=detect{wish}", content=content).json()["objects"]
+    def objects(option=""):
+        return service.client.post(f"/predict?model=detect{option}", content=content).json()["objects"]
 
     whole = objects()
     boxes = objects("&masks=0")
@@ -112,8 +112,8 @@ def test_a_detector_leaves_out_masks_and_objects_that_are_not_wished_for(service
     assert sure == [one for one in whole if one["score"] > middle]
     assert objects("&threshold=1") == []
     with ThreadPoolExecutor() as threads:  # in one batch or two, each its own
-        wishes = ["", "&masks=0", f"&threshold={middle}", "&threshold=1"]
-        assert list(threads.map(objects, wishes)) == [whole, boxes, sure, []]
+        options = ["", "&masks=0", f"&threshold={middle}", "&threshold=1"]
+        assert list(threads.map(objects, options)) == [whole, boxes, sure, []]
 
 
 def _png(width, height):
@@ -152,9 +152,9 @@ HOSTILE = {
     "fewer pixels than it says": (422, {"content": _png(900, 900)}),
     "a line": (422, {"content": encoded(sample_image(size=(2000, 3)), "PNG")}),
     "hundreds of scans": (422, {"content": _many_scans()}),
-    "JSON without image": (422, {"json": {"image": "abcd"}}),
+    "JSON without image": (422, {"json": {"photo": "abcd"}}),
     "JSON with no base 64": (422, {"json": {"image": "?"}}),
-    "JSON that is none": (422, {"content": b"[" * 50_000, "headers": {"Content-Type": "application/json"}}),
+    "damaged JSON": (422, {"content": b"[" * 50_000, "headers": {"Content-Type": "application/json"}}),
     "form without end": (422, {"content": PART + GOOD, "headers": FORM}),
     "form with two files": (422, {"content": 2 * (PART + GOOD + b"\r\n") + b"--x--\r\n", "headers": FORM}),
     "JSON of brackets": (422, {"content": b"[" + b"{}," * 30_000 + b"{}]", "headers": {"Content-Type": "application/json"}}),
@@ -177,13 +177,13 @@ def test_models_and_options_that_do_not_exist_are_refused(service):
     assert answer.status_code == 404
     assert "'insects'" in answer.json()["detail"]
     assert service.client.post("/predict?top=0", content=GOOD).status_code == 422
-    for wish in ("masks=2", "threshold=nan", "threshold=inf", "threshold=-0.1", "threshold=1.1", "threshold=high", "threshold="):
-        assert service.client.post(f"/predict?model=detect&{wish}", content=GOOD).status_code == 422, wish
-    for wish in ("masks=0", "masks=1", "threshold=0.5"):
+    for option in ("masks=2", "threshold=nan", "threshold=inf", "threshold=-0.1", "threshold=1.1", "threshold=high", "threshold="):
+        assert service.client.post(f"/predict?model=detect&{option}", content=GOOD).status_code == 422, option
+    for option in ("masks=0", "masks=1", "threshold=0.5"):
         for model, task in (("insects", "classify"), ("segment", "segment")):
-            answer = service.client.post(f"/predict?model={model}&{wish}", content=GOOD)
+            answer = service.client.post(f"/predict?model={model}&{option}", content=GOOD)
             assert answer.status_code == 422
-            assert f"{wish.partition('=')[0]} is for models that detect, and {model} does {task}" in answer.json()["detail"]
+            assert f"{model} has no option {option.partition('=')[0]}: its task is {task}" in answer.json()["detail"]
     assert service.client.post("/explain?class=be", content=GOOD).status_code == 422
     assert service.client.get("/predict").status_code == 405
 
@@ -266,7 +266,7 @@ def test_the_service_describes_itself_without_anything_from_elsewhere(service):
     assert [(one["name"], one["task"], one["classes"], one["explains"]) for one in get("/models").json()] == wanted
     assert service.client.post("/explain?model=detect", content=GOOD).status_code == 422
     assert get("/health").json() == {"status": "alive"}
-    assert "whoever reaches" not in service.said  # nobody can from elsewhere
+    assert "anyone who reaches" not in service.said  # nobody can from elsewhere
     for path in ("/", "/health", "/ready"):
         assert service.client.head(path).status_code == 200
         assert service.client.head(path).content == b""
@@ -326,7 +326,7 @@ def test_a_cpu_decodes_between_its_batches_and_a_gpu_has_the_next_one_ready(weig
     predictor = convnext.load(weights, device="cpu")
     elsewhere = SimpleNamespace(device=torch.device("cuda"))
     service = Service({"here": predictor, "there": predictor}, {"there": elsewhere}, Limits(), batch_size=8, max_wait=0)
-    assert {name: service.in_work[model.predictions].images._value for name, model in service.models.items()} == {"here": 8, "there": 16}
+    assert {name: service.budgets[model.predictions].images._value for name, model in service.models.items()} == {"here": 8, "there": 16}
 
 
 @pytest.mark.parametrize("precision", ["off", "bf16"])
@@ -343,10 +343,10 @@ def test_an_optimized_network_predicts_and_the_original_explains(service, weight
 def test_by_default_what_can_be_optimized_is(weights):
     network = faster(convnext.load(weights, device="cpu"), None, None).model
     assert not any(isinstance(module, Block) for module in network.modules())
-    rival = Predictor(Loaded(convnext.create_model("resnet50", num_classes=3), ClassifyPreprocessing()), torch.device("cpu"))
-    assert faster(rival, None, None) is rival
+    baseline = Predictor(Loaded(convnext.create_model("resnet50", num_classes=3), ClassifyPreprocessing()), torch.device("cpu"))
+    assert faster(baseline, None, None) is baseline
     with pytest.raises(UsageError, match="--calibration is for --optimize int8"):
-        faster(rival, "float32", ["photos"])
+        faster(baseline, "float32", ["photos"])
 
 
 def test_sigterm_ends_the_service_after_what_was_begun(service):  # the last that needs it

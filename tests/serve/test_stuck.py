@@ -43,6 +43,7 @@ def test_an_exported_classifier_is_served_and_has_no_maps(tmp_path, to):
         assert "Classifier" not in str(found.value)  # a message, not an attribute that is missing
 
 
+@pytest.mark.slow
 def test_every_exported_task_becomes_ready(tmp_path):
     paths = {}
     for task in ("segment", "detect"):
@@ -137,9 +138,9 @@ def test_masks_of_more_pixels_than_are_drawn_are_refused_with_a_remedy(tmp_path)
     pixels = float((whole.boxes[:, 2:] - whole.boxes[:, :2]).prod(1).sum())
     assert pixels > 100 * 64 * 64  # more than the first image has in any case
 
-    async def ask(limit, wish=""):
+    async def ask(limit, option=""):
         async with started(create_app({"one": predictor}, Limits(mask_pixels=int(limit)))) as client:
-            answer = await client.post(f"/predict{wish}", content=encoded(image))
+            answer = await client.post(f"/predict{option}", content=encoded(image))
             return answer.status_code, answer.json()
 
     status, answer = asyncio.run(ask(pixels - 1))
@@ -203,4 +204,4 @@ def test_sigterm_ends_a_service_whose_network_is_stuck_in_one_call(tmp_path):
         started_at = time.monotonic()
         assert service.stop() == 0  # within the 30 seconds that `stop` waits, and not the 600 of the network
         assert time.monotonic() - started_at < 30
-        assert "given up" in service.said
+        assert "abandoned" in service.said

@@ -77,7 +77,7 @@ def test_addresses_that_others_can_reach():
 def test_who_listens_for_others_without_a_token_is_warned(weights):
     with running(weights, "--host", "0.0.0.0") as service:
         line = service.process.stderr.readline()
-    assert line.startswith("warning: whoever reaches 0.0.0.0, port ")
+    assert line.startswith("warning: anyone who reaches 0.0.0.0, port ")
     assert "set --token or CONVNEXT_TOKEN" in line
 
 

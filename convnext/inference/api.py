@@ -1,0 +1,176 @@
+"""`convnext.predict` and `convnext.evaluate`: what the commands of the same names do, as functions."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+
+from convnext import tasks
+from convnext.distributed import process_group
+from convnext.evaluate import Evaluated, evaluate_loaded
+from convnext.export.load import load as load_network
+from convnext.inference.answers import Answer, Output
+from convnext.inference.bulk import predict_all
+from convnext.inference.fingerprint import Options, fingerprint_of
+from convnext.inference.inputs import Item, find_items
+from convnext.inference.outputs import Drawings, open_output
+from convnext.inference.predictor import Predictor, load
+from convnext.tasks.base import Prediction
+
+Source = str | PathLike[str]
+Progress = Callable[[int, int], object]  # called with the numbers of images done and in all
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The result of `convnext.predict`."""
+
+    predictions: dict[str, Prediction] = field(default_factory=dict)  # by image; empty if they were written to a file
+    errors: dict[str, str] = field(default_factory=dict)  # why an image could not be predicted, by image
+
+
+def predict(
+    model: Source | Predictor[Prediction],
+    sources: Source | Sequence[Source],
+    output: Source | None = None,
+    *,
+    weights: str | None = None,
+    kind: str | None = None,
+    annotations: Source | None = None,
+    features: Source | None = None,
+    draw: Source | None = None,
+    top: int | None = None,
+    batch_size: int | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Predicted:
+    """Predict any number of images, decoded in the background and in batches.
+
+    A call that writes files and was stopped, even killed, is resumed by the next: it skips the images that are in the files.
+
+    Args:
+        model: as for `convnext.load`, or a predictor.
+        sources: images, folders, shell patterns or shards, one or a list of them.
+        output: a .jsonl, .csv or .json (COCO results) file or a folder (masks) for the predictions; by default they are returned.
+        weights: as for `convnext.load`.
+        kind: the format of `output`: jsonl, csv, coco or masks; by default by its ending.
+        annotations: for COCO results, the file with the ids of images and categories.
+        features: a .npy or .parquet file for embeddings.
+        draw: a folder for the images with their predictions drawn on them.
+        top: how many classes or objects of an image to write.
+        batch_size: images at a time; by default the task's.
+        threads: threads that decode images; by default one per core.
+        overwrite: start outputs again that exist already.
+        device: as for `convnext.load`.
+        progress: called with the numbers of images done and in all.
+
+    Raises UsageError or ConvnextError as `convnext.load` does, for sources without images, and for an output that can't be written or
+    that holds answers of another network.
+    """
+    names = [sources] if isinstance(sources, str | PathLike) else sources
+    items = find_items([str(source) for source in names])
+    predictor: Predictor[Prediction] = model if isinstance(model, Predictor) else load(str(model), weights, device=device)
+    outputs = open_outputs(
+        predictor,
+        items,
+        {},
+        output=None if output is None else Path(output),
+        kind=kind,
+        annotations=None if annotations is None else Path(annotations),
+        features=None if features is None else Path(features),
+        draw=None if draw is None else Path(draw),
+        top=top,
+        overwrite=overwrite,
+    )
+    collected = _Collected()
+    if output is None:
+        outputs.append(collected)
+    errors = predict_all(predictor, items, outputs, batch_size=batch_size, threads=threads, progress=progress)
+    return Predicted(collected.predictions, errors)
+
+
+def open_outputs(
+    predictor: Predictor[Prediction],
+    items: Sequence[Item],
+    options: Options,
+    *,
+    output: Path | None,
+    kind: str | None,
+    annotations: Path | None,
+    features: Path | None,
+    draw: Path | None,
+    top: int | None,
+    overwrite: bool,
+) -> list[Output]:
+    """Return the outputs for the files and folders that are named; see `predict`.
+
+    Args:
+        predictor: as loaded, before `optimize`.
+        items: all images to be predicted.
+        options: further options that change the answers, by their names on the command line.
+
+    Raises UsageError as `open_output` does.
+    """
+    if output is None and features is None and draw is None:
+        return []
+    from convnext.inference.embeddings import Features
+
+    network = fingerprint_of(predictor, options)
+    outputs: list[Output] = []
+    if output is not None:
+        outputs.append(open_output(output, kind, predictor, items, top, overwrite, network.under(top=top), annotations))
+    if features is not None:
+        outputs.append(Features(features, overwrite, network))
+    # Opened last, so that it notes no network that another output refuses; written first, before a line says that the image is done.
+    return outputs if draw is None else [Drawings(draw, items, overwrite, network), *outputs]
+
+
+class _Collected:
+    """Keeps the predictions in memory."""
+
+    needs, done = frozenset({"prediction"}), None
+
+    def __init__(self) -> None:
+        self.predictions: dict[str, Prediction] = {}
+
+    def write(self, answers: Sequence[Answer]) -> None:
+        self.predictions |= {answer.item.name: answer.prediction for answer in answers if answer.prediction is not None}
+
+    def finish(self) -> None:
+        pass
+
+
+def evaluate(
+    model: Source,
+    data: Source | None = None,
+    *,
+    weights: str | None = None,
+    batch_size: int | None = None,
+    workers: int = 2,
+    multi_scale: bool = False,
+    max_corrupt: float = 0.01,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Evaluated:
+    """Measure a network on labelled images. Under torchrun each process measures its part, and the first has the result.
+
+    Args:
+        model: as for `convnext.load`.
+        data: labelled images in the notation of `data.val`, for instance a folder; by default the validation data of the model's run.
+        weights: as for `convnext.load`.
+        batch_size: images at a time; by default the task's.
+        workers: processes that decode images.
+        multi_scale: of a segmenter, test at six scales, with mirror images.
+        max_corrupt: the fraction of the images that may be unreadable.
+        device: as for `convnext.load`.
+        progress: called with the numbers of images done and in all.
+
+    Raises UsageError or ConvnextError as `convnext.load` does, and for data that does not fit the network.
+    """
+    with process_group(device) as target:
+        loaded = load_network(str(model), weights)
+        if multi_scale:
+            loaded.preprocessing = tasks.get(loaded.task).multi_scale(loaded.preprocessing)
+        return evaluate_loaded(loaded, None if data is None else str(data), batch_size, workers, max_corrupt, target, progress)
