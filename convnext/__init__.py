@@ -3,14 +3,29 @@
 Everything here is imported when it is first used, so that `import convnext` and `convnext --help` stay fast.
 """
 
+import sys
 from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-__all__ = ["ConvnextError", "__version__", "create_model", "list_models", "load", "optimize", "train"]
+__all__ = [
+    "ConvnextError",
+    "__version__",
+    "create_model",
+    "evaluate",
+    "export",
+    "list_models",
+    "load",
+    "optimize",
+    "predict",
+    "train",
+]
 
 if TYPE_CHECKING:
     from convnext.errors import ConvnextError
+    from convnext.export.export import export
+    from convnext.inference.api import evaluate, predict
     from convnext.inference.predictor import load
     from convnext.models.load import create_model, list_models
     from convnext.models.optimize.optimize import optimize
@@ -21,14 +36,28 @@ if TYPE_CHECKING:
 _HOME = {
     "ConvnextError": "convnext.errors",
     "create_model": "convnext.models.load",
+    "evaluate": "convnext.inference.api",
+    "export": "convnext.export.export",
     "list_models": "convnext.models.load",
     "load": "convnext.inference.predictor",
     "optimize": "convnext.models.optimize.optimize",
+    "predict": "convnext.inference.api",
     "train": "convnext.training.run",
 }
 
 
-def __getattr__(name: str) -> Any:
+class _Package(ModuleType):
+    # Importing the subpackages convnext.export and convnext.evaluate would set them as attributes in place of the functions of the
+    # same names. `from convnext.export.runtimes import ...` finds them in sys.modules all the same.
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in _HOME or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> object:
     if name == "__version__":
         return version("convnext")
     if name not in _HOME:

@@ -1,6 +1,6 @@
-"""Errors that a user can act on: each names the thing, the file and the remedy.
+"""Errors that a user can act on. Each message names the thing, says what is wrong, and says what to do.
 
-The command line prints their message on one line and exits with `exit_code`; every other exception is a defect of ours.
+The command line prints the message on one line and exits with `exit_code`. Every other exception is a defect of convnext.
 """
 
 import difflib
@@ -8,46 +8,46 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 
 class ConvnextError(Exception):
     """The work failed for a reason outside the program: a file, a network, a number that is not finite."""
 
     exit_code = 1
-    elsewhere = False  # whether another process of a group met it, and reports it
+    elsewhere = False  # whether it happened in another process of the group, which reports it
 
 
 class UsageError(ConvnextError, ValueError):
-    """What was asked for does not exist or makes no sense: an unknown model, recipe, key or option."""
+    """The request is invalid: an unknown model, recipe, key or option, or a contradiction."""
 
     exit_code = 2
 
 
 class CorruptImageError(ConvnextError):
-    """An image that can't be read. `str()` of it is the file and the reason, on one line."""
+    """An image that can't be read. Its message is the file and the reason, on one line."""
 
 
 class NotFiniteError(ConvnextError):
-    """A network's output has a NaN or an infinity in it, so that it says nothing."""
+    """The output of a network contains NaN or infinity."""
 
     def __init__(self) -> None:
         super().__init__(
-            "the network's output is not finite (NaN or infinite): its weights are damaged, or of a run that diverged; take other weights"
+            "the network's output is not finite (NaN or infinite): its weights are damaged, or the run diverged; use other weights"
         )
 
 
 class TooLargeError(ConvnextError):
-    """What was asked for takes more memory or time than the caller allows."""
+    """The request takes more memory or time than the caller allows."""
 
 
 def first_line(error: BaseException | None) -> str:
-    """What an error says, in one line; the name of its kind where it says nothing."""
+    """Return the first line of an error's message, or the name of its class if the message is empty."""
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of an error message: the known word nearest to `word`, or else all of them if they are few.
+    """Return the end of an error message: the known word nearest to `word`, or the list of known words if it is short.
 
     >>> nearest("convnext_tny", ["convnext_tiny", "convnext_base"])
     "; did you mean 'convnext_tiny'?"
@@ -60,17 +60,17 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; {len(known)} are known"
 
 
-def need(module: str, extra: str) -> Any:
-    """The module of that name. Raises UsageError that names the extra to install if it is not there."""
+def need(module: str, extra: str) -> ModuleType:
+    """Import and return an optional module. Raises UsageError, naming the extra to install, if it is missing."""
     try:
         return import_module(module)
     except ImportError as error:
-        raise UsageError(f"this needs {module}: pip install 'convnext[{extra}]'") from error
+        raise UsageError(f"this needs {module}: run pip install '.[{extra}]' in a clone of convnext") from error
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write, for instance a full disk, into a ConvnextError that names the file and the remedy."""
+    """Turn a failure to write, for instance a full disk, into a ConvnextError that names the file and says what to do."""
     try:
         yield
     except OSError as error:

@@ -45,7 +45,7 @@ def main() -> None:
     """Run the command line; an error is one line, and a traceback with --debug."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what a terminal's encoding lacks ends no command
+            stream.reconfigure(errors="backslashreplace")  # a character that the terminal's encoding lacks must not end a command
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -62,6 +62,6 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        told = printable(f"{type(error).__name__}: {error}")
-        print(f"error: {told} (a defect of convnext; --debug shows the traceback)", file=sys.stderr)
+        message = printable(f"{type(error).__name__}: {error}")
+        print(f"error: {message} (a defect of convnext; --debug shows the traceback)", file=sys.stderr)
         sys.exit(1)

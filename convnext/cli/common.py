@@ -1,19 +1,25 @@
-"""What the commands share: the application, options, a counter."""
+"""What the commands share: the application, options, checks that need no PyTorch, progress."""
 
 import json
 import math
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convnext.errors import UsageError
+from convnext.errors import ConvnextError, UsageError
+
+if TYPE_CHECKING:
+    from convnext.inference.predictor import Predictor
+    from convnext.tasks.base import PredictionT
 
 app = typer.Typer(
     name="convnext",
-    help="Train, compare, adapt and ship the ConvNet of the 2020s.",
+    help="Train, compare, adapt and deploy the ConvNet of the 2020s.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -25,13 +31,30 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON value and not
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the fastest there is.")]
 Weights = Annotated[str | None, typer.Option(help="Published weights of a model's name: a tag, a file or an address.")]
 
-
 Optimize = Annotated[str | None, typer.Option(help="On CPUs, through convnext.optimize: auto (the fastest here), bf16, float32, int8.")]
-Calibration = Annotated[list[str] | None, typer.Option(help="For --optimize int8: images or folders of them, like those to come.")]
+Calibration = Annotated[list[str] | None, typer.Option(help="For --optimize int8: images or folders of them, like those to be predicted.")]
 
 
-def optimized(predictor: Any, precision: str | None, calibration: list[str] | None) -> Any:
-    """The predictor as --optimize and --calibration say."""
+def check_model(model: str) -> None:
+    """Raise UsageError or ConvnextError for a MODEL that is neither a path, an address nor a name. Loads no PyTorch."""
+    if "://" in model or Path(model).expanduser().exists():
+        return
+    if Path(model).suffix in (".safetensors", ".pth", ".pt", ".bin"):
+        raise ConvnextError(f"no weight file {model}")
+    from convnext.models.registry import find
+
+    find(model)
+
+
+def check_images(sources: Sequence[str]) -> None:
+    """Raise UsageError for a SOURCE that is plainly a file or folder, and missing. Loads no PyTorch."""
+    for source in sources:
+        if not re.search(r"^-$|[*?{\[:]|\.tar$", source) and not Path(source).exists():
+            raise UsageError(f"no image or folder {source}")
+
+
+def optimized(predictor: "Predictor[PredictionT]", precision: str | None, calibration: list[str] | None) -> "Predictor[PredictionT]":
+    """Return the predictor as --optimize and --calibration say."""
     if calibration and precision != "int8":
         raise UsageError("--calibration is for --optimize int8")
     if precision is None:
@@ -41,12 +64,12 @@ def optimized(predictor: Any, precision: str | None, calibration: list[str] | No
     return predictor.optimize(precision, list(find_images(calibration or [])))
 
 
-def print_json(value: Any) -> None:
-    """Print a value as JSON, which has no NaN and no infinity: null stands for them."""
+def print_json(value: object) -> None:
+    """Print a value as JSON. JSON has no NaN and no infinity, so null replaces them."""
     print(json.dumps(_finite(value), allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -55,14 +78,14 @@ def _finite(value: Any) -> Any:
 
 
 def recipe_keys(incomplete: str) -> list[tuple[str, str]]:
-    """Completions of a recipe's keys."""
+    """Return completions of a recipe's keys, each with its description."""
     from convnext.recipe import keys
 
     return [(f"{key}=", description) for key, description in keys().items() if key.startswith(incomplete)]
 
 
-def counter(what: str) -> Any:
-    """A callback that shows a count on a terminal's standard error, and is silent elsewhere."""
+def counter(what: str) -> Callable[[int, int], None]:
+    """Return a callback that shows a count on a terminal's standard error, and nothing elsewhere."""
 
     def show(done: int, total: int) -> None:
         if sys.stderr.isatty():
@@ -73,7 +96,7 @@ def counter(what: str) -> Any:
 
 @contextmanager
 def bar(what: str, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """A callback that shows on a terminal's standard error what is done, in all, and the time left; silent elsewhere."""
+    """Yield a callback that shows on a terminal's standard error the count, the total and the time left; nothing elsewhere."""
     if not (shown and sys.stderr.isatty()):
         yield lambda done, total: None
         return

@@ -1,4 +1,4 @@
-"""Commands on files: data check, data convert, and convert for weights."""
+"""Commands that check and convert files: data check, data convert, and convert for weights."""
 
 import json
 import sys
@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from convnext import tasks
 from convnext.cli.common import app
 from convnext.errors import ConvnextError, UsageError
+from convnext.text import counted, printable
 
 data_app = typer.Typer(help="Check data before a run; convert annotations to COCO's format.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -16,16 +18,16 @@ app.add_typer(data_app, name="data")
 
 @data_app.command("check")
 def check_data(
-    where: Annotated[str, typer.Argument(help="What data.train would say: a folder, shards, coco:FILE:FOLDER, FOLDER:train …")],
-    task: Annotated[Literal["classify", "detect", "segment"], typer.Option(help="What it is to be used for.")] = "classify",
+    where: Annotated[str, typer.Argument(help="As for data.train: a folder, shards, coco:FILE:FOLDER, FOLDER:train …")],
+    task: Annotated[
+        str, typer.Option(help=f"The task to use it for: {', '.join(tasks.names())}.", autocompletion=tasks.names)
+    ] = tasks.names()[0],
 ) -> None:
-    """Read all of a data set; print what it holds and everything wrong with it, a line each."""
-    from convnext import tasks
-    from convnext.text import counted, printable
-
-    for line in tasks.get(task).overview(where):
+    """Read all of a dataset. Print what it holds and everything wrong with it, one statement per line."""
+    chosen = tasks.get(task)
+    for line in chosen.overview(where):
         print(printable(line), flush=True)
-    problems = tasks.get(task).check(where)
+    problems = chosen.check(where)
     for line in problems or [f"nothing wrong with {where}"]:
         print(printable(line))
     if problems:
@@ -34,16 +36,16 @@ def check_data(
 
 @data_app.command("convert")
 def convert_data(
-    kind: Annotated[Literal["voc", "yolo"], typer.Argument(help="What the annotations are.")],
-    folder: Annotated[Path, typer.Argument(help="voc: the folder of Annotations/ and JPEGImages/; yolo: the folder of images.")],
+    kind: Annotated[Literal["voc", "yolo"], typer.Argument(help="The format of the annotations.")],
+    folder: Annotated[Path, typer.Argument(help="voc: the folder with Annotations/ and JPEGImages/; yolo: the folder of images.")],
     output: Annotated[Path, typer.Argument(help="The JSON file to write.")],
     labels: Annotated[Path | None, typer.Option(help="yolo: the folder of text files; by default labels/ beside images/.")] = None,
-    names: Annotated[Path | None, typer.Option(help="yolo: data.yaml, or a text file of the classes' names, a line each.")] = None,
+    names: Annotated[Path | None, typer.Option(help="yolo: data.yaml, or a text file of class names, one per line.")] = None,
 ) -> None:
     """Write the annotations of Pascal VOC or YOLO as a COCO file."""
-    from convnext.data.convert.annotations import voc_to_coco, yolo_to_coco
-    from convnext.data.names import YAML, read_names
-    from convnext.text import printable
+    from convnext.data.annotations.names import YAML, read_names
+    from convnext.data.convert.voc import voc_to_coco
+    from convnext.data.convert.yolo import yolo_to_coco
 
     if kind == "voc":
         found = voc_to_coco(folder)
@@ -51,11 +53,12 @@ def convert_data(
         beside = [root / f"data{ending}" for root in (folder.parent, folder.parent.parent) for ending in YAML]
         names = names or next((path for path in beside if path.is_file()), None)
         if names is None:
-            raise UsageError("YOLO's files do not name the classes: give data.yaml, or a text file of their names, with --names")
+            raise UsageError("YOLO's files do not name the classes: name data.yaml, or a text file of class names, with --names")
         found = yolo_to_coco(folder, labels or folder.parent / "labels", read_names(names))
         print(printable(f"classes of {names}: {', '.join(category['name'] for category in found['categories'])}"), file=sys.stderr)
     output.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    counts = f"{len(found['images'])} images, {len(found['annotations'])} objects of {len(found['categories'])} classes"
+    images, objects = counted(len(found["images"]), "image"), counted(len(found["annotations"]), "object")
+    counts = f"{images}, {objects} of {counted(len(found['categories']), 'class')}"
     print(f"{output}: {counts}; data.train=coco:{output}:{folder if kind == 'yolo' else folder / 'JPEGImages'}")
 
 

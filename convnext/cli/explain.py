@@ -1,4 +1,4 @@
-"""The command that shows why a network says what it says: explain."""
+"""The command that explains predictions: explain."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from convnext.cli.common import MODEL, Device, Json, Weights, app, bar, print_json
 from convnext.errors import ConvnextError, UsageError
-from convnext.text import printable
+from convnext.text import counted, printable
 
 
 @app.command()
@@ -17,16 +17,14 @@ def explain(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Images, folders, patterns, shards; as for predict.")],
     output: Annotated[Path, typer.Option(help="The folder to write images and index.html into.")],
     weights: Weights = None,
-    name: Annotated[str | None, typer.Option("--class", help="What speaks for this class; by default for the likeliest.")] = None,
-    features: Annotated[bool, typer.Option("--features", help="Draw the maps of the network's stages too.")] = False,
-    neighbours: Annotated[
-        str | None, typer.Option(help="A data set whose most alike images to show: a folder, shards, digits:train.")
-    ] = None,
+    name: Annotated[str | None, typer.Option("--class", help="The class to show evidence for; by default the likeliest.")] = None,
+    features: Annotated[bool, typer.Option("--features", help="Also draw the maps of the network's stages.")] = False,
+    neighbours: Annotated[str | None, typer.Option(help="A dataset whose nearest images to show: a folder, shards, digits:train.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many of them.")] = 8,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Show what in images speaks for a class, what the network's stages see, and what it takes to be alike."""
+    """Show the evidence for a class in images, the maps of the network's stages, and the nearest images of a dataset."""
     from convnext.data.sources.open import open_source
     from convnext.explain.explainer import Explainer
     from convnext.inference.inputs import find_items
@@ -38,14 +36,14 @@ def explain(
     source = open_source(neighbours) if neighbours is not None else None
     explainer = Explainer(load(model, weights, device=device), items, output, name, features, source, count)
     if not explainer.has_map:
-        print("no activation maps: they are for classifiers in PyTorch that pool a map", file=sys.stderr)
+        print("no activation maps: they need a classifier in PyTorch that pools a map", file=sys.stderr)
     with bar("comparing") as progress:
         found = explainer.run(progress)
     errors = [one.error for one in found if one.error is not None]
-    for error in [*errors, *explainer.left_out.values()]:
-        print(f"left out: {printable(error)}", file=sys.stderr)
+    for error in [*errors, *explainer.skipped.values()]:
+        print(f"skipped: {printable(error)}", file=sys.stderr)
     if len(errors) == len(items):
-        raise ConvnextError(f"none of {len(items)} images could be explained")
+        raise ConvnextError(f"none of {counted(len(items), 'image')} could be explained")
     page = explainer.write_page(found, model)
     if as_json:
         print_json({"page": str(page), "images": [one.to_json() for one in found]})

@@ -1,4 +1,4 @@
-"""The command that makes files for other runtimes: export."""
+"""The command that writes files for other runtimes: export."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from convnext.cli.common import MODEL, Json, Weights, app, print_json
 def export(
     model: Annotated[str, typer.Argument(help=MODEL)],
     to: Annotated[str, typer.Option(help="onnx, openvino, torch (.pt2), aoti (.pt2) or safetensors.")],
-    output: Annotated[Path, typer.Option(help="The file to write; OpenVINO's weights lie beside it as .bin.")],
+    output: Annotated[Path, typer.Option(help="The file to write; OpenVINO's weights are beside it as .bin.")],
     weights: Weights = None,
     size: Annotated[int | None, typer.Option(min=1, help="Pixels a side; by default the network's own.")] = None,
     precision: Annotated[str, typer.Option(help="float32 or fp16.")] = "float32",
@@ -22,7 +22,7 @@ def export(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a network for another runtime, run it there, and keep it if it computes the same."""
+    """Export a network for another runtime; the file is run there, and kept only if it computes the same."""
     from dataclasses import asdict
 
     from convnext.export.export import export as run
@@ -35,13 +35,13 @@ def export(
         size=size,
         precision=precision,
         with_preprocessing=with_preprocessing,
-        tell=lambda line: print(line, file=sys.stderr, flush=True),
+        report=lambda message: print(message, file=sys.stderr, flush=True),
     )
     for remark in found.remarks:
         print(remark, file=sys.stderr)
     if as_json:
         print_json(asdict(found))
         return
-    takes = "any size" if found.size is None else f"{found.size[0]} x {found.size[1]} pixels"
-    what = f"{found.file}: {found.bytes / 1e6:.1f} MB, {found.precision}"
-    print(f"{what}; images of {takes}; relative error {found.relative_error:.1e}" if to != "safetensors" else what)
+    sizes = "any size" if found.size is None else f"{found.size[0]} x {found.size[1]} pixels"
+    written = f"{found.file}: {found.bytes / 1e6:.1f} MB, {found.precision}"
+    print(f"{written}; images of {sizes}; relative error {found.relative_error:.1e}" if to != "safetensors" else written)

@@ -1,41 +1,45 @@
-"""`convnext serve`."""
+"""The command that serves models over HTTP: serve."""
 
 import os
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from convnext.cli.common import Calibration, Device, app, optimized
 
+if TYPE_CHECKING:
+    from convnext.inference.predictor import Predictor
+    from convnext.tasks.base import Prediction
+
 _OPTIMIZE = (
-    "On CPUs, through convnext.optimize: auto, bf16, float32 or int8; by default float32 where that can be. off: the network as it is."
+    "On CPUs, through convnext.optimize: auto, bf16, float32 or int8; by default float32 if the network allows. off: the network as it is."
 )
-_BEARER = "Clients must send it as Authorization: Bearer TOKEN. Refused if it is empty."
-_MODELS = "Run folders, weight files or hf://owner/name; as NAME=MODEL to choose its name. The first is the default."
+_BEARER = "Clients must send it as Authorization: Bearer TOKEN. It must not be empty."
+_MODELS = "Run folders, weight files or hf://owner/name; NAME=MODEL chooses a name. The first is the default."
 
 
 @app.command()
 def serve(
     models: Annotated[list[str], typer.Argument(help=_MODELS)],
-    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all of the machine's.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one and says which.")] = 8000,
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all addresses of the machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one and prints it.")] = 8000,
     token: Annotated[str | None, typer.Option(envvar="CONVNEXT_TOKEN", help=_BEARER)] = None,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Of an image as it is sent.")] = 20 * 2**20,
-    # Above some 89 million Pillow itself refuses.
-    max_pixels: Annotated[int, typer.Option(min=1, max=89_000_000, help="Of an image, width x height.")] = 25_000_000,
-    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait for a model; more are refused (503).")] = 64,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a client has to send, and again the model to answer.")] = 10.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="The most images that go through a model at once.")] = 8,
-    max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a free model waits for images that could share a batch.")] = 100.0,
+    max_bytes: Annotated[int, typer.Option(min=1, help="The maximum size of an image file, in bytes.")] = 20 * 2**20,
+    # Pillow itself refuses more than some 89 million.
+    max_pixels: Annotated[int, typer.Option(min=1, max=89_000_000, help="The maximum size of an image, width x height.")] = 25_000_000,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait for a model; further ones are refused (503).")] = 64,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to send a request, and again for the model to answer.")] = 10.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="The maximum number of images that go through a model at once.")] = 8,
+    max_wait_ms: Annotated[float, typer.Option(min=0, help="How long an idle model waits for images that could share a batch.")] = 100.0,
     device: Device = None,
     optimize: Annotated[str | None, typer.Option(help=_OPTIMIZE)] = None,
     calibration: Calibration = None,
 ) -> None:
-    """Put models behind an address: HTTP, and a page to try them on. Ends in peace at SIGTERM."""
+    """Serve models over HTTP, with a page to try them on. Shuts down gracefully on SIGTERM."""
     from convnext.errors import need
 
-    # Threads of the network that wait for another should leave their processor to those that decode. OpenMP reads it once, with PyTorch.
+    # Waiting threads of the network leave their core to those that decode. OpenMP reads the variable once, when PyTorch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         need(module, "serve")
@@ -43,14 +47,21 @@ def serve(
     from convnext.serve.limits import Limits
     from convnext.serve.token import given_token
 
-    limits = Limits(max_bytes, max_pixels, queue, timeout)
-    quick = partial(faster, precision=optimize, calibration=calibration)
-    options: dict[str, Any] = {"batch_size": batch_size, "max_wait": max_wait_ms / 1000, "device": device, "optimize": quick}
-    run(models, limits, host=host, port=port, token=given_token(token, os.environ), **options)
+    run(
+        models,
+        Limits(max_bytes, max_pixels, queue, timeout),
+        host=host,
+        port=port,
+        token=given_token(token, os.environ),
+        batch_size=batch_size,
+        max_wait=max_wait_ms / 1000,
+        device=device,
+        optimize=partial(faster, precision=optimize, calibration=calibration),
+    )
 
 
-def faster(predictor: Any, precision: str | None, calibration: list[str] | None) -> Any:
-    """The predictor as --optimize and --calibration of the service say."""
+def faster(predictor: "Predictor[Prediction]", precision: str | None, calibration: list[str] | None) -> "Predictor[Prediction]":
+    """Return the predictor that --optimize and --calibration of the service ask for."""
     from convnext.models.optimize.optimize import why_not
 
     if precision is None and why_not(predictor.model) is None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from convnext import tasks
 from convnext.cli.common import Device, Json, app, print_json, recipe_keys
 from convnext.errors import UsageError
 
@@ -26,11 +27,10 @@ def demo(
     device: Device = None,
 ) -> None:
     """Train, evaluate and predict on embedded data, in minutes."""
-    from convnext import tasks
     from convnext.cli.demo import demo as run_demo
 
     result = run_demo(task, output, device)
-    print(f"{tasks.get(task).headline(result.metrics)} of what was held out, in {result.seconds:.0f} s")
+    print(f"{tasks.get(task).summary_line(result.metrics)} on the held-out images, in {result.seconds:.0f} s")
     print(f"report: {result.folder / 'report.html'}    image: {result.folder / 'predictions.png'}")
 
 
@@ -42,14 +42,17 @@ def train(
         typer.Argument(help="Changes, as train.epochs=4; `convnext recipes keys` explains every key.", autocompletion=recipe_keys),
     ] = None,
     output: Annotated[Path, typer.Option(help="The run folder to make.")] = ...,  # type: ignore[assignment]
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds, if it holds one.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder, if it holds one.")] = False,
     change: Annotated[bool, typer.Option("--change", help="Resume although the recipe or the data changed.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds.")] = False,
-    watch: Annotated[list[str] | None, typer.Option(help="Also send the course of the run to tensorboard, trackio or wandb.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
+    watch: Annotated[list[str] | None, typer.Option(help="Also send the metrics to tensorboard, trackio or wandb.")] = None,
     device: Device = None,
 ) -> None:
-    """Train by a recipe; leaves weights, metrics and a report in a run folder."""
-    from convnext.training.run import train as run
+    """Train by a recipe; leave weights, metrics and a report in a run folder."""
+    from convnext.training.run_paths import check_start
+
+    check_start(recipe, overrides or [], output=output, resume=resume, overwrite=overwrite, device=device)
+    from convnext.training.run import train as run  # loads PyTorch
 
     run(recipe, overrides or [], output=output, resume=resume, change=change, overwrite=overwrite, watch=watch or [], device=device)
 
@@ -61,22 +64,22 @@ def roadmap(
         typer.Argument(help="Changes to the recipe, as train.epochs=4.", autocompletion=recipe_keys),
     ] = None,
     data: Annotated[str | None, typer.Option(help="A folder that holds train and val (folders or shards), or digits, cifar10, …")] = None,
-    output: Annotated[Path, typer.Option(help="The folder of all runs; what is finished there is kept.")] = Path("runs/roadmap"),
+    output: Annotated[Path, typer.Option(help="The folder of all runs; finished runs there are kept.")] = Path("runs/roadmap"),
     regime: Annotated[Literal["t", "b"], typer.Option(help="t: ResNet-50 to ConvNeXt-T; b: ResNet-200 to ConvNeXt-B.")] = "t",
-    scale: Annotated[Literal["full", "small"], typer.Option(help="small: a narrow copy of the road for small images.")] = "full",
-    steps: Annotated[str | None, typer.Option(help="Which, as 1,3,9-12; by default all.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs a step.")] = 3,
-    device: Annotated[list[str] | None, typer.Option(help="One run at a time on each; by default on all CUDA devices.")] = None,
+    scale: Annotated[Literal["full", "small"], typer.Option(help="small: narrow networks for small images.")] = "full",
+    steps: Annotated[str | None, typer.Option(help="Which steps, as 1,3,9-12; by default all.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per step.")] = 3,
+    device: Annotated[list[str] | None, typer.Option(help="Trains one run at a time; by default all CUDA devices.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train every step from ResNet to ConvNeXt, and show what each is worth."""
+    """Train every step from ResNet to ConvNeXt, and compare their accuracies."""
     from dataclasses import asdict
 
     from convnext.data.sources.open import train_and_val
     from convnext.paper import ladder
     from convnext.paper.roadmap import parse_steps, walk
 
-    where = [] if data is None else [f"data.{part}={place}" for part, place in zip(("train", "val"), train_and_val(data), strict=True)]
+    where = [] if data is None else [f"data.{part}={source}" for part, source in zip(("train", "val"), train_and_val(data), strict=True)]
     found = walk(
         [*where, *(overrides or [])],
         output=output,
@@ -85,7 +88,7 @@ def roadmap(
         steps=parse_steps(steps) if steps else None,
         seeds=seeds,
         devices=device or [],
-        tell=lambda line: print(line, file=sys.stderr, flush=True),
+        report=lambda line: print(line, file=sys.stderr, flush=True),
     )
     if as_json:
         print_json(asdict(found))
@@ -100,15 +103,16 @@ def report(
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
 ) -> None:
     """Compare runs on one page that opens offline."""
-    from convnext import tasks
     from convnext.models.weights.files import write_atomically
-    from convnext.report.compare import compare, read_runs
+    from convnext.recipe import Recipe
+    from convnext.report.compare import compare
+    from convnext.report.runs import read_runs
 
     found = read_runs(runs)
-    kinds = {run.recipe.get("task", "classify") for run in found}
+    kinds = {str(run.recipe.get("task", Recipe.model_fields["task"].default)) for run in found}
     if len(kinds) > 1:
         raise UsageError(f"runs of different tasks have no metric in common: {', '.join(sorted(kinds))}")
-    page = compare(found, tasks.get(kinds.pop()).HEADLINE)
+    page = compare(found, tasks.get(kinds.pop()).headline)
     write_atomically(output, lambda file: file.write_text(page, encoding="utf-8"))
     print(output)
 
@@ -143,3 +147,4 @@ def list_keys() -> None:
 
     for key, description in keys().items():
         print(f"{key:26} {description}")
+    print(f"{'model.…':26} every other argument of the model, for instance masks of mask_rcnn_convnext_tiny")

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: in a process of its own."""
+"""The command line as a user meets it, in this process but for what only another shows."""
 
 import json
 import os
@@ -8,12 +8,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from command import run
 from helpers import image_folder, random_model
 
 from convnext.models.weights.files import write_weights
 
 
-def run(*arguments, code=0, **options):
+def in_a_process(*arguments, code=0, **options):
     done = subprocess.run([sys.executable, "-m", "convnext", *map(str, arguments)], capture_output=True, text=True, check=False, **options)
     assert done.returncode == code, done.stderr
     return done
@@ -32,9 +33,9 @@ def trained(tmp_path_factory):
 
 
 def test_help_is_short_and_names_every_command():
-    text = run("--help").stdout
+    text = in_a_process("--help").stdout
     assert all(command in text for command in ("demo", "train", "eval", "predict", "models", "cost", "recipes", "convert"))
-    assert run("--version").stdout.strip() == "0.1.0"
+    assert in_a_process("--version").stdout.strip() == "0.1.0"
 
 
 def test_help_and_import_load_nothing_heavy():
@@ -58,9 +59,9 @@ def test_help_and_import_load_nothing_heavy():
         (("convert", "a.pth", "b.pth", "--to", "tim"), "did you mean 'timm'?"),
     ],
 )
-def test_mistakes_are_one_line_with_the_nearest_word(arguments, message, tmp_path):
-    done = subprocess.run([sys.executable, "-m", "convnext", *arguments], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == (1 if "nowhere.pth" in arguments else 2)
+def test_mistakes_are_one_line_with_the_nearest_word(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments, code=1 if "nowhere.pth" in arguments else 2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -68,7 +69,7 @@ def test_mistakes_are_one_line_with_the_nearest_word(arguments, message, tmp_pat
 
 
 def test_debug_shows_the_traceback():
-    assert "Traceback" in run("cost", "nothing", "--debug", code=1).stderr
+    assert "Traceback" in in_a_process("cost", "nothing", "--debug", code=1).stderr
 
 
 def test_cost_and_models_as_json():
@@ -102,7 +103,7 @@ def test_a_trained_run_evaluates_on_its_own_validation_images_and_on_others(trai
     other = json.loads(run("eval", folder, "--data", photos, "--json", "--workers", 0).stdout)
     assert other["count"] == 60
     assert other["top1"] > 80
-    assert "% right" in run("eval", folder / "last.safetensors", "--data", photos).stdout
+    assert "top-1 accuracy" in run("eval", folder / "last.safetensors", "--data", photos).stdout
     assert "--multi-scale is a test of segmenters" in run("eval", folder, "--multi-scale", code=2).stderr
 
 
@@ -114,7 +115,7 @@ def test_a_trained_run_predicts_images_and_folders(trained, tmp_path):
     assert len(rows) == 22
     assert [len(row["top"]) for row in rows[:-1]] == [2] * 21
     assert rows[-1]["error"].startswith(str(tmp_path / "bad.jpg"))
-    assert f"left out: {tmp_path / 'bad.jpg'}" in done.stderr
+    assert f"skipped: {tmp_path / 'bad.jpg'}" in done.stderr
     classes = [row["top"][0]["class"] for row in rows[:-1]]
     assert np.mean([name == "wasp" for name in classes[1:]]) > 0.7
     line = run("predict", folder, photos / "ant" / "000.jpg").stdout
@@ -182,7 +183,7 @@ def test_names_of_any_bytes_end_no_run_whatever_the_encoding(tmp_path):
     (photos / "caf\udce9" / "000.jpg").rename(photos / "caf\udce9" / "$\udce9$.jpg")
     strange, folder = os.environ | ASCII, tmp_path / "run"
     data = [f"data.train={photos}", f"data.val={photos}", "data.max_corrupt=0.5"]
-    done = run("train", "digits", *data, *SHORT, "--output", folder, env=strange)
+    done = in_a_process("train", "digits", *data, *SHORT, "--output", folder, env=strange)
     counts = r"11 images, 5 classes: $\frac{$ 2, <b>\u4e2d 2, caf\xe9 3, esc\x1b]0;title\x07 2, fourmi \xe9 2"
     assert f"train: {counts}" in done.stderr
     assert rf"left out: {photos}/caf\xe9/two\nlines\xe9.jpg: " in done.stderr
@@ -192,24 +193,26 @@ def test_names_of_any_bytes_end_no_run_whatever_the_encoding(tmp_path):
     assert all(name in page for name in ("fourmi é", "&lt;b&gt;中", r"caf\xe9"))
     (folder / "evaluation.json").read_text("utf-8").encode("utf-8")
 
-    again = run("eval", folder, "--report", tmp_path / "page.html", "--max-corrupt", "0.5", "--workers", 0, "--json", env=strange)
+    again = in_a_process("eval", folder, "--report", tmp_path / "page.html", "--max-corrupt", "0.5", "--workers", 0, "--json", env=strange)
     assert json.loads(again.stdout)["classes"] == [r"$\frac{$", "<b>中", r"caf\xe9", r"esc\x1b]0;title\x07", "fourmi é"]
     assert (tmp_path / "page.html").read_text("utf-8").endswith("</html>\n")
-    checked = run("data", "check", photos, code=1, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"})
+    checked = in_a_process("data", "check", photos, code=1, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"})
     assert checked.stdout.splitlines()[0] == counts.replace(r"\u4e2d", "中").replace(r"\xe9 2", "é 2")
     assert rf"{photos}/caf\xe9/two\nlines\xe9.jpg: not an image" in checked.stdout
     assert "1 problem in" in checked.stderr
-    told = run("predict", folder, photos, env=strange)
+    told = in_a_process("predict", folder, photos, env=strange)
     assert len(told.stdout.splitlines()) == 10
     assert "\x1b" not in told.stdout + told.stderr
-    assert "\\u2013" in run("table", "roadmap", "--model", "*_01_*", "--device", "cpu", env=strange).stdout  # a dash, which ASCII lacks
+    assert (
+        "\\u2013" in in_a_process("table", "roadmap", "--model", "*_01_*", "--device", "cpu", env=strange).stdout
+    )  # a dash, which ASCII lacks
 
     # A page that can't be written is told of, and fails nothing.
     (folder / "report.html").unlink()
     (folder / "report.html").mkdir()
-    done = run("train", "digits", *data, *SHORT, "--output", folder, "--resume")
+    done = in_a_process("train", "digits", *data, *SHORT, "--output", folder, "--resume")
     assert f"the report {folder}/report.html could not be written" in done.stderr
     assert "; report:" not in done.stderr
-    done = run("eval", folder, "--report", folder / "checkpoints", "--max-corrupt", "0.5", "--workers", 0)
+    done = in_a_process("eval", folder, "--report", folder / "checkpoints", "--max-corrupt", "0.5", "--workers", 0)
     assert "could not be written" in done.stderr
-    assert "% right" in done.stdout
+    assert "top-1 accuracy" in done.stdout

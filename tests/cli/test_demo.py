@@ -19,21 +19,21 @@ def demo(tmp_path, *arguments):
 
 @pytest.mark.slow
 def test_classification_reaches_its_accuracy(tmp_path):
-    told, metrics = demo(tmp_path)
+    printed, metrics = demo(tmp_path)
     assert metrics["top1"] >= 98.5
-    assert "of 360) of what was held out" in told
+    assert "of 360) on the held-out images" in printed
 
 
 @pytest.mark.slow
 def test_detection_reaches_its_precision(tmp_path):
-    told, metrics = demo(tmp_path, "--task", "detect")
+    printed, metrics = demo(tmp_path, "--task", "detect")
     assert metrics["box_ap"] >= 70
     assert metrics["mask_ap"] >= 60
-    assert "(200 images) of what was held out" in told
+    assert "(200 images) on the held-out images" in printed
 
 
 @pytest.mark.slow
 def test_segmentation_reaches_its_overlap(tmp_path):
-    told, metrics = demo(tmp_path, "--task", "segment")
+    printed, metrics = demo(tmp_path, "--task", "segment")
     assert metrics["miou"] >= 80
-    assert "(200 images) of what was held out" in told
+    assert "(200 images) on the held-out images" in printed
