@@ -1,4 +1,4 @@
-# make demo, make test: from a fresh clone, with nothing but Python 3.11 or newer and make.
+# make demo and make test work from a fresh clone with Python 3.11 or newer and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -15,13 +15,13 @@ demo: $(STAMP)  ## train a small ConvNeXt on embedded data and write a report (a
 
 test: $(STAMP)  ## run the tests
 	@echo "== tests"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: $(STAMP)  ## run the tests, slow ones too
 	@echo "== all tests, slow ones too"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m ""
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
-lint: $(STAMP)  ## check style, types, the floors of the house, and the site's links
+lint: $(STAMP)  ## check style, types, the order of the rooms, and the links of the documentation
 	@echo "== ruff, mypy, import-linter, mkdocs"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -34,17 +34,17 @@ format: $(STAMP)  ## put the code into the project's format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-docs: $(STAMP)  ## build the site of docs/ in build/site
+docs: $(STAMP)  ## build the documentation in build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-# Made anew only when the dependencies change: a second `make demo` starts at once.
+# Rebuilt only when the dependencies change: a second `make demo` starts at once.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "convnext needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3 $(MAKECMDGOALS)"; exit 1; }
-	@echo "== making the environment in $(VENV) and installing convnext into it (once; PyTorch is some gigabytes, so minutes)"
+	@echo "== creating the environment in $(VENV) and installing convnext into it (once; downloads several GB, which takes minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch torchvision
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,docs]'

@@ -1,10 +1,10 @@
-"""Real learning: a small UperNet over ConvNeXt beside torchvision's and transformers' segmenters of its size, all from scratch.
+"""Train a small UperNet over ConvNeXt beside segmenters of its size of torchvision and transformers, all from scratch.
 
     python benchmarks/segmenters.py FOLDER [--seeds 3] [--steps 300] [--only NAME]
 
-FOLDER holds images/ and masks/ with train/ and val/ in each, masks of class indices, `--ignore` the one that does not count (CamVid).
-All train in one loop on the same crops in the same order, with the same optimizer and schedule; they are tested on whole images.
-Contestants take turns, seed by seed; a line is printed for each run, and a Markdown table in the end.
+FOLDER holds images/ and masks/, each with train/ and val/. Masks hold class indices; `--ignore` is the index to ignore (CamVid).
+All networks train in one loop on the same crops in the same order, with the same optimizer and schedule. They are tested on whole images.
+They take turns, seed by seed. The program prints one line per run and a Markdown table at the end.
 """
 
 import argparse
@@ -21,11 +21,12 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 import convnext
 from convnext.data.randomness import seeded
-from convnext.data.sources.masks import mask_of, open_segmentation
+from convnext.data.sources.masks import mask_of
+from convnext.data.sources.open import open_segmentation
 from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from convnext.data.transforms.segment import SegmentPreprocessing, TrainTransform
 from convnext.models.segmentation import upernet
-from convnext.tasks.segment.iou import SegmentationMetric
+from convnext.tasks.segment.metric import PixelCounts
 
 SCALE, CROP, BATCH = (320, 240), 192, 8
 MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
@@ -33,7 +34,7 @@ IGNORED = upernet.IGNORED
 
 
 def ours(classes: int) -> nn.Module:
-    """UperNet over a ConvNeXt of four stages, the largest width 320."""
+    """Return a UperNet over a ConvNeXt of four stages, the largest width 320."""
     return convnext.create_model(
         "upernet_convnext_atto",
         num_classes=classes,
@@ -46,12 +47,12 @@ def ours(classes: int) -> nn.Module:
 
 
 def torchvisions(classes: int) -> nn.Module:
-    """The small segmenter of torchvision."""
+    """Return the small segmenter of torchvision."""
     return lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=classes)
 
 
 def transformerss(classes: int) -> nn.Module:
-    """The small segmenter of transformers."""
+    """Return the small segmenter of transformers."""
     return SegformerForSemanticSegmentation(SegformerConfig(num_labels=classes))  # its defaults are SegFormer-B0
 
 
@@ -63,14 +64,14 @@ CONTESTANTS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def logits_of(model: nn.Module, images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits (N, classes, *size), whatever the library calls them."""
+    """Return the logits (N, classes, *size) of any library's segmenter."""
     found: Any = model(images)
     logits = found["out"] if isinstance(found, dict) and "out" in found else getattr(found, "logits", found)
     return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
 
 
 def loss_of(model: nn.Module, images: Tensor, masks: Tensor) -> Tensor:
-    """Each library's own loss: cross-entropy, ours with its auxiliary head."""
+    """Return the loss as each library defines it: cross-entropy, for convnext with its auxiliary head."""
     if isinstance(model, upernet.UperNet):
         return upernet.loss(model, images, masks)
     return F.cross_entropy(logits_of(model, images, (masks.shape[1], masks.shape[2])), masks.long(), ignore_index=IGNORED)
@@ -100,9 +101,9 @@ def train(model: nn.Module, source: Any, seed: int, steps: int, lr: float) -> No
 
 @torch.inference_mode()
 def test(model: nn.Module, source: Any) -> float:
-    """Mean IoU in percent over whole images."""
+    """Return the mean IoU over whole images in percent."""
     model.eval()
-    metric, prepare = SegmentationMetric(len(source.classes)), SegmentPreprocessing(None, None, None, MEAN, STD).transform()
+    metric, prepare = PixelCounts(len(source.classes)), SegmentPreprocessing(None, None, None, MEAN, STD).transform()
     for index in range(len(source)):
         image = source.read(index)
         mask = mask_of(source, index, image)
@@ -112,7 +113,7 @@ def test(model: nn.Module, source: Any) -> float:
 
 
 def main() -> None:
-    """Run all contestants, and print what came of it."""
+    """Train all networks and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--ignore", type=int, default=11)

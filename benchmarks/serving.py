@@ -1,11 +1,11 @@
-"""What the service costs beside its network: images a second through `convnext serve`, and through the network alone.
+"""Measure the cost of the service: images per second through `convnext serve` and through the network alone.
 
     python benchmarks/serving.py [--model convnext_tiny] [--batch-size 8] [--rounds 5] [--seconds 20]
 
-The two take turns on the same machine: `convnext bench`'s measurement with that batch, of the network as it is and of the one that the
-service makes of it (on a CPU, through `convnext.optimize` in float32), then JPEG photographs of 500 x 375 pixels sent to the service by so
-many clients at once that a batch can fill while one is computed, then `bench` again: a round's ratios are to the means of the two beside
-it. The client runs on the same processors as the service, so its work counts against the service.
+Both take turns on the same machine. A round measures the network as `convnext bench` does with that batch, both as it is and as the
+service uses it (on a CPU, through `convnext.optimize` in float32). Then clients send JPEG photographs of 500 x 375 pixels to the service,
+enough at once that a batch can fill while another is computed. Then the network is measured again. The ratios of a round are to the means
+of the two measurements. The clients run on the same processors as the service, so their work counts against the service.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SIZE = (500, 375)  # of ImageNet's usual photograph
 
 @functools.cache
 def photograph(seed: int) -> bytes:
-    """A JPEG with structure at all scales, some 50 kB as ImageNet's."""
+    """Return a JPEG with structure at all scales, about 50 kB as in ImageNet."""
     rng = np.random.default_rng(seed)
     pixels = np.zeros((SIZE[1], SIZE[0], 3))
     for cells in (3, 9, 27, 81, 243):
@@ -53,7 +53,7 @@ def photograph(seed: int) -> bytes:
 
 
 def start(name: str, folder: Path, optimize: str | None, batch_size: int, device: str) -> tuple[subprocess.Popen[str], str]:
-    """The service and its address, warm."""
+    """Start the service, warm it up, and give it with its address."""
     model = convnext.create_model(name)
     description = {"task": "classify", "model": model.spec, "classes": None, "preprocessing": ClassifyPreprocessing().to_json()}
     write_weights(folder / "model.safetensors", model.state_dict(), description)
@@ -101,20 +101,20 @@ async def load(address: str, clients: int, seconds: float) -> tuple[float, list[
 
 
 def entered(name: str, optimize: str | None, device: torch.device) -> list[Contestant]:
-    """The network as it is and, where that is another one, as the service has it."""
+    """Return the network as it is and, if it differs, as the service uses it."""
     predictor = Predictor(Loaded(build(name), ClassifyPreprocessing()), device)
     own = faster(predictor, optimize, None)
     return [Contestant(name, "convnext", one.model) for one in ((predictor,) if own is predictor else (predictor, own))]
 
 
 def alone(contestants: list[Contestant], batch_size: int, seconds: float, device: torch.device) -> tuple[float, float]:
-    """Images a second through the network as it is and as the service has it, as `convnext bench` measures them, in turns."""
+    """Return images per second of the network as it is and as the service uses it, measured in turns as `convnext bench` does."""
     found = measure(contestants, Setting(rounds=3, seconds=seconds), device, batch_size)
     return found[0].images_per_second.median, found[-1].images_per_second.median
 
 
 def main() -> None:
-    """Measure in turns and print each, then the medians."""
+    """Measure in turns; print each round, then the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="convnext_tiny")
     parser.add_argument("--optimize", help="as of convnext serve")

@@ -1,8 +1,9 @@
-"""The commands that README and docs show, and the small world in which they are run."""
+"""The commands that README and docs show, and the small environment in which they run."""
 
 import json
 import re
 import shlex
+import shutil
 import tomllib
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,8 +12,7 @@ from pathlib import Path
 from helpers import image_folder, sample_image
 from PIL import Image
 
-from convnext.data.sources.coco import open_detection
-from convnext.data.sources.open import open_source
+from convnext.data.sources.open import open_detection
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -23,7 +23,7 @@ _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @dataclass(frozen=True)
 class Command:
-    """A line of a page, with what it continues on."""
+    """A command line of a page, continuation lines included."""
 
     page: str
     text: str
@@ -32,7 +32,7 @@ class Command:
         return f"{self.page}: {self.text}"
 
     def parts(self):
-        """The words of each program of the line."""
+        """Return the words of each program of the line."""
         words, parts = shlex.split(self.text, comments=True), [[]]
         for word in words:
             if word in ("|", "&&", ";"):
@@ -42,7 +42,7 @@ class Command:
         return parts
 
     def ours(self):
-        """What is given to `convnext`, once for each time it is called."""
+        """Return the arguments of `convnext`, once for each time it is called."""
         return [words for part in self.parts() if (words := _after_our_name(part)) is not None]
 
 
@@ -58,12 +58,12 @@ def _after_our_name(words):
 
 
 def fences(page):
-    """The language and text of each fenced block."""
+    """Return the language and text of each fenced block."""
     return _FENCE.findall(page.read_text())
 
 
 def commands(page):
-    """Every command line of a page's shell blocks; of a console's those behind its prompt."""
+    """Return every command line of a page's shell blocks; in console blocks those behind the prompt."""
     found = []
     for language, text in fences(page):
         if language in SHELL:
@@ -75,13 +75,13 @@ def commands(page):
 
 
 def inline(page):
-    """The words of each `convnext …` in running text."""
+    """Return the words of each `convnext …` in running text."""
     return [found.split() for found in re.findall(r"`convnext ([^`]+)`", _FENCE.sub("", page.read_text()))]
 
 
 ALL = [command for page in PAGES for command in commands(page)]
 
-# What makes the training of any recipe a matter of seconds: of these overrides the last are those of its task.
+# Overrides that make the training of any recipe take seconds; the last ones are those of its task.
 _SMALL = [
     "model.weights=null",
     "model.depths=[1,1,1,1]",
@@ -105,14 +105,13 @@ TINY = {
 
 
 def build_world(root):
-    """The files that the pages speak of."""
+    """Make the files that the pages name; those of examples/ are the repository's."""
     for name in ("photos", "more-photos"):
         image_folder(root / name, classes=("ant", "bee"), each=12)
     for i, name in enumerate(("photo.jpg", "holiday.jpg", "cat.jpg")):
         sample_image(i).save(root / name)
-    digits, scenes = open_source("digits:val"), open_detection("scenes:val")
-    digits.read(0).save(root / "six.png")
-    scenes.read(0).save(root / "scene.png")
+    shutil.copytree(ROOT / "examples", root / "examples")
+    scenes = open_detection("scenes:val")
     _objects(root, scenes)
     for part in ("train", "val"):
         for kind in ("images", "masks"):
@@ -126,7 +125,7 @@ def build_world(root):
 
 
 def _objects(root, scenes):
-    """The first scenes in COCO's, VOC's and YOLO's formats."""
+    """Write the first scenes in the formats of COCO, VOC and YOLO."""
     for folder in ("fruit", "voc/Annotations", "voc/JPEGImages", "yolo/images", "yolo/labels"):
         (root / folder).mkdir(parents=True)
     (root / "yolo" / "names.txt").write_text("\n".join(scenes.classes))

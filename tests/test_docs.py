@@ -1,11 +1,13 @@
-"""What README and docs tell people to type: the real command line takes every line, and what can be run is run."""
+"""The commands that README and docs show: the real command line parses every line, and the slow tests run what can be run."""
 
 import os
+import pkgutil
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from documented import ALL, EXTRAS, PAGES, ROOT, TINY, build_world, commands, fences, inline
@@ -14,9 +16,8 @@ from typer.main import get_command
 from convnext import cli
 from convnext.cli.common import app
 from convnext.export import export, runtimes
-from convnext.models.backbones.zoo import BACKBONES
 from convnext.models.load import list_models
-from convnext.models.registry import NAMES, find
+from convnext.models.registry import BACKBONES, find, names
 from convnext.models.weights import convert
 from convnext.paper import bench, contestants, published
 from convnext.paper.roadmap import parse_steps
@@ -26,7 +27,7 @@ CLI = get_command(app)
 
 
 def parsed(words):
-    """The name of the command, and its parameters as the command line understands them; raises for what it would refuse."""
+    """Return the name of the command and its parsed parameters. Raises for what the command line would refuse."""
     name, command, words = "", CLI, list(words)
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
         word = words.pop(0)
@@ -36,25 +37,25 @@ def parsed(words):
 
 
 def check_model(source, weights=None):
-    """A name with a tag, or what looks like a file, a run folder or an address."""
-    if source in NAMES:
+    """Accept a model name with a tag, or what looks like a file, a run folder or an address."""
+    if source in names():
         assert weights is None or weights in find(source).weights or "/" in weights or "." in weights, f"{source} has no weights {weights}"
     else:
-        assert re.search(r"[/.]", source), f"{source} is no model's name, nor does it look like a file"
+        assert re.search(r"[/.]", source), f"{source} is neither a model name nor a file"
 
 
 def check_recipe(name, overrides):
-    """It resolves, and the network that it names takes its arguments."""
+    """The recipe loads, and the network that it names takes its arguments."""
     recipe = load_recipe(name, overrides or [])
     entry = find(recipe.model.name)
     assert entry.task == recipe.task
     given = recipe.model.model_dump(exclude_defaults=True, exclude_none=True).keys() - {"name", "weights", "keep_head"}
-    assert given <= entry.known, f"{recipe.model.name} takes no {given - entry.known}"
+    assert given <= entry.arguments.keys(), f"{recipe.model.name} takes no {given - entry.arguments.keys()}"
     check_model(recipe.model.name, recipe.model.weights)
 
 
 def check_values(name, given):
-    """What the parser leaves to the command itself: names of recipes, models, formats, tables."""
+    """Check what the parser leaves to the command itself: names of recipes, models, formats, tables."""
     if name == "train":
         check_recipe(given["recipe"], given["overrides"])
     elif name == "recipes show":
@@ -108,19 +109,28 @@ def test_commands_in_running_text_exist(page):
 
 @pytest.mark.parametrize("command", [one for one in ALL if not one.ours()], ids=str)
 def test_other_programs_are_given_what_exists(command):
-    """Targets of make, extras of pip; programs that nobody thought of are none of the pages'."""
+    """Targets of make and extras of pip exist; pages use no other program than those listed here."""
     for words in command.parts():
         if words[0] == "make":
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        elif words[:2] == ["pip", "install"]:
+        elif Path(words[0]).name == "pip" and words[1] == "install":
             asked = re.search(r"\[(.*)\]", words[2])
             assert asked is None or set(asked[1].split(",")) <= EXTRAS.keys()
         else:
-            assert words[0] in ("curl", "python", "kubectl", "tensorboard", "wandb", "trackio", "git", "find"), command
+            assert words[0] in ("curl", "python", "python3", "kubectl", "tensorboard", "wandb", "trackio", "git", "find"), command
+
+
+def test_the_api_page_names_what_exists():
+    """mkdocs does not notice a member that is gone."""
+    text = (ROOT / "docs" / "api.md").read_text()
+    for path, options in re.findall(r"^::: ([\w.]+)\n((?:    .*\n)*)", text, re.MULTILINE):
+        named = pkgutil.resolve_name(path)
+        for member in re.findall(r"\w+", "".join(re.findall(r"members: \[(.*)\]", options))):
+            assert hasattr(named, member), f"docs/api.md lists {path}.{member}, which does not exist"
 
 
 def is_quick(words):
-    """Whether it reads and counts only: well under a second."""
+    """Return whether the command takes well under a second: it only reads and counts."""
     return words[0] in ("recipes", "cost", "--version") or (words[0] == "models" and words[1:2] == ["convnext_*"])
 
 
@@ -135,24 +145,24 @@ def test_quick_ones_run(monkeypatch, capsys):
         assert capsys.readouterr().out.strip(), command
 
 
-# What is not run here, and why.
-LEFT_OUT = {
-    r"convnext serve\b": "runs until it is stopped: tests/deploy/test_serve.py",
-    r"convnext demo\b": "takes minutes: tests/deploy/test_demo.py and `make demo`",
-    r"convnext roadmap\b": "trains many networks: tests/training/test_roadmap.py",
-    r"convnext bench convnext_": "takes minutes: tests/deploy/test_bench.py",
-    r"shards/": "needs shards: tests/deploy/test_inputs.py",
-    r"--engine ray": "needs Ray: tests/deploy/test_ray_bulk.py",
-    r"convnext push (?!.*--dry-run)": "needs the hub: tests/deploy/test_push.py",
-    r"examples/": "takes minutes: tests/examples",
-    r"\.pt2": "needs a compiler and a minute: tests/deploy/test_export.py",
+# Commands that are not run here, with the reason.
+NOT_RUN = {
+    r"convnext serve\b": "runs until it is stopped: tests/serve/test_serve.py",
+    r"convnext demo\b": "takes minutes: tests/cli/test_demo.py and `make demo`",
+    r"convnext roadmap\b": "trains many networks: tests/paper/test_roadmap.py",
+    r"convnext bench convnext_": "takes minutes: tests/paper/test_bench.py",
+    r"shards/": "needs shards: tests/inference/test_inputs.py",
+    r"--engine ray": "needs Ray: tests/inference/test_ray_bulk.py",
+    r"convnext push (?!.*--dry-run)": "needs the hub: tests/export/test_push.py",
+    r"python examples/": "takes minutes: tests/examples",
+    r"\.pt2": "needs a compiler and a minute: tests/export/test_export.py",
     r"/data/|hf://|imagenet1k/|--weights|torchrun": "needs data, weights or machines that are not here",
 }
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """The files that the pages speak of, and the runs that they take for done."""
+    """A folder with the files that the pages name, and the runs that they assume to exist."""
     root = build_world(tmp_path_factory.mktemp("world"))
     train(root, "runs/demo", "digits", "classify")
     train(root, "runs/mine", "finetune", "classify", "data.train=photos")
@@ -174,13 +184,13 @@ def call(root, text):
 
 
 def is_run(command):
-    return bool(command.ours() or command.text.startswith("python ")) and not any(re.search(pattern, command.text) for pattern in LEFT_OUT)
+    return bool(command.ours() or command.text.startswith("python ")) and not any(re.search(pattern, command.text) for pattern in NOT_RUN)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_run, commands(page)))], ids=lambda page: page.name)
 def test_a_page_is_typed_from_top_to_bottom(page, world, tmp_path):
-    """In a world of its own, with trainings made small; a run folder that the page makes is not there before."""
+    """Each page runs in a copy of the world, with small trainings; a run folder that the page creates does not exist before."""
     shutil.copytree(world, tmp_path, dirs_exist_ok=True)
     (tmp_path / "bin").mkdir()
     for name, means in {"convnext": f"{sys.executable} -m convnext", "python": sys.executable}.items():
@@ -198,3 +208,14 @@ def test_a_page_is_typed_from_top_to_bottom(page, world, tmp_path):
                 text += " " + shlex.join(TINY[load_recipe(given["recipe"], given["overrides"] or []).task])
                 text += " --change" if given["resume"] else ""
         call(tmp_path, text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(language == "python" for language, _ in fences(page))], ids=lambda page: page.name
+)
+def test_python_of_a_page_runs(page, world):
+    """Each block is complete: it runs by itself in a folder with the files that the pages name."""
+    for language, text in fences(page):
+        if language == "python":
+            call(world, shlex.join([sys.executable, "-c", text]))

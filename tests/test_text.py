@@ -43,7 +43,7 @@ def test_text_files_may_have_a_byte_order_mark_and_must_be_utf_8(tmp_path):
     assert read_lines(path) == ["rouge\u2028é", "bleu"]
     for encoding in ("latin-1", "utf-16"):
         path.write_bytes("é\n".encode(encoding))
-        with pytest.raises(ConvnextError, match="classes.txt is no UTF-8 .*: save it as UTF-8"):
+        with pytest.raises(ConvnextError, match="classes.txt is not UTF-8 .*: save it as UTF-8"):
             read_lines(path)
     recipe = tmp_path / "own.yaml"
     recipe.write_bytes("data: {train: fourmi é, image_size: 32}\n".encode("utf-8-sig"))

@@ -1,4 +1,4 @@
-"""The tutorial says what its script computes."""
+"""The tutorial shows what its script computes."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ def test_the_page_prints_the_grids_that_are_computed(name):
     drawn, answered = example.grid(name), example.responses(example.grid(name))
     wanted = ndimage.correlate(drawn.numpy(), example.LOOP.numpy(), mode="constant")[1:-1, 1:-1]
     assert np.array_equal(answered.numpy(), wanted)
-    assert f"{name}, drawn:\n{example.as_text(drawn)}\nanswered:\n{example.as_text(answered)}\n" in PAGE
+    assert f"{name}, drawn:\n{example.as_text(drawn)}\nresponse:\n{example.as_text(answered)}\n" in PAGE
 
 
 @pytest.mark.parametrize("name", example.DIGITS)
