@@ -43,7 +43,10 @@ def check_model(model: str) -> None:
         raise ConvnextError(f"no weight file {model}")
     from convnext.models.registry import find
 
-    find(model)
+    try:
+        find(model)
+    except UsageError as error:
+        raise UsageError(f"no file or run folder {model}, and {error}") from error
 
 
 def check_images(sources: Sequence[str]) -> None:
@@ -51,6 +54,12 @@ def check_images(sources: Sequence[str]) -> None:
     for source in sources:
         if not re.search(r"^-$|[*?{\[:]|\.tar$", source) and not Path(source).exists():
             raise UsageError(f"no image or folder {source}")
+
+
+def check_data(where: str) -> None:
+    """Raise UsageError for data that is plainly a folder, and missing. Loads no PyTorch."""
+    if not re.search(r"[*?{\[:]|\.tar$", where) and not Path(where).expanduser().exists():
+        raise UsageError(f"no folder {where}: data must be a folder with one folder of images per class, or digits:train")
 
 
 def optimized(predictor: "Predictor[PredictionT]", precision: str | None, calibration: list[str] | None) -> "Predictor[PredictionT]":

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from convnext import tasks
-from convnext.cli.common import app
+from convnext.cli.common import app, check_data, check_model
 from convnext.errors import ConvnextError, UsageError
 from convnext.text import counted, printable
 
@@ -17,13 +17,14 @@ app.add_typer(data_app, name="data")
 
 
 @data_app.command("check")
-def check_data(
+def check_dataset(
     where: Annotated[str, typer.Argument(help="As for data.train: a folder, shards, coco:FILE:FOLDER, FOLDER:train …")],
     task: Annotated[
         str, typer.Option(help=f"The task to use it for: {', '.join(tasks.names())}.", autocompletion=tasks.names)
     ] = tasks.names()[0],
 ) -> None:
     """Read all of a dataset. Print what it holds and everything wrong with it, one statement per line."""
+    check_data(where)
     chosen = tasks.get(task)
     for line in chosen.overview(where):
         print(printable(line), flush=True)
@@ -69,6 +70,7 @@ def convert(
     to: Annotated[str, typer.Option(help="official, timm, torchvision or transformers.")],
 ) -> None:
     """Write weights in another library's format."""
+    check_model(source)
     from convnext.models.weights.convert import convert as run
 
     print(run(source, output, to))

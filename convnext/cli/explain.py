@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from convnext.cli.common import MODEL, Device, Json, Weights, app, bar, print_json
+from convnext.cli.common import MODEL, Device, Json, Weights, app, bar, check_images, check_model, print_json
 from convnext.errors import ConvnextError, UsageError
 from convnext.text import counted, printable
 
@@ -25,6 +25,8 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show the evidence for a class in images, the maps of the network's stages, and the nearest images of a dataset."""
+    check_images(images)
+    check_model(model)
     from convnext.data.sources.open import open_source
     from convnext.explain.explainer import Explainer
     from convnext.inference.inputs import find_items

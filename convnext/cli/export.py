@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from convnext.cli.common import MODEL, Json, Weights, app, print_json
+from convnext.cli.common import MODEL, Json, Weights, app, check_model, print_json
 
 
 @app.command()
@@ -23,6 +23,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a network for another runtime; the file is run there, and kept only if it computes the same."""
+    check_model(model)
     from dataclasses import asdict
 
     from convnext.export.export import export as run

@@ -1,5 +1,6 @@
 """Commands that count and measure: eval, models, cost, bench, table."""
 
+import fnmatch
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -101,12 +102,14 @@ def models(
     """List models with their cost at the size of the paper's tables and their published weights."""
     from dataclasses import asdict
 
-    from convnext.models.load import cost_of, list_models
     from convnext.models.registry import HEADS, find
+    from convnext.models.registry import names as known
 
-    names = list_models(pattern or "*")
+    names = fnmatch.filter(known(), pattern or "*")
     if not names:
-        raise UsageError(f"no model matches {pattern!r}{nearest(str(pattern), list_models())}")
+        raise UsageError(f"no model matches {pattern!r}{nearest(str(pattern), known())}")
+    from convnext.models.load import cost_of  # loads PyTorch
+
     if pattern is None:
         others = ["roadmap_", *(f"{head}_" for head in HEADS)]
         names = [name for name in names if not name.startswith(tuple(others))]
@@ -133,6 +136,9 @@ def cost(
     """Count parameters and multiply-adds (which the field's tables print as FLOPs)."""
     from dataclasses import asdict
 
+    from convnext.models.registry import find
+
+    find(name)  # refuses an unknown name before PyTorch is loaded
     from convnext.models.load import cost_of
 
     found = cost_of(name, size)
@@ -158,6 +164,8 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time networks side by side, in turns: images per second, memory, ratios."""
+    for name in names:
+        check_model(name)
     from convnext.distributed import pick_device
     from convnext.paper import speed
     from convnext.paper.bench import Setting
@@ -186,6 +194,9 @@ def table(
     as_json: Json = False,
 ) -> None:
     """Print a table of the paper beside figures that are counted and measured on this machine."""
+    from convnext.paper.published import read
+
+    read(name)  # refuses an unknown table before PyTorch is loaded
     from convnext.distributed import pick_device
     from convnext.paper import listing
     from convnext.paper.table import table as measured

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convnext.cli.common import Calibration, Device, app, optimized
+from convnext.cli.common import Calibration, Device, app, check_model, optimized
 
 if TYPE_CHECKING:
     from convnext.inference.predictor import Predictor
@@ -37,6 +37,8 @@ def serve(
     calibration: Calibration = None,
 ) -> None:
     """Serve models over HTTP, with a page to try them on. Shuts down gracefully on SIGTERM."""
+    for model in models:
+        check_model(model.partition("=")[2] or model)
     from convnext.errors import need
 
     # Waiting threads of the network leave their core to those that decode. OpenMP reads the variable once, when PyTorch is imported.

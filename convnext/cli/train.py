@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from convnext import tasks
-from convnext.cli.common import Device, Json, app, print_json, recipe_keys
+from convnext.cli.common import Device, Json, app, check_data, print_json, recipe_keys
 from convnext.errors import UsageError
 
 recipes_app = typer.Typer(help="List recipes, show one as it resolves, list all keys.", invoke_without_command=True)
@@ -73,6 +73,8 @@ def roadmap(
     as_json: Json = False,
 ) -> None:
     """Train every step from ResNet to ConvNeXt, and compare their accuracies."""
+    if data is not None and data not in ("digits", "cifar10", "cifar100"):
+        check_data(data)
     from dataclasses import asdict
 
     from convnext.data.sources.open import train_and_val
@@ -103,6 +105,9 @@ def report(
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
 ) -> None:
     """Compare runs on one page that opens offline."""
+    for path in runs:
+        if not (path / "recipe.yaml").is_file():
+            raise UsageError(f"{path} holds no run: it has no recipe.yaml")
     from convnext.models.weights.files import write_atomically
     from convnext.recipe import Recipe
     from convnext.report.compare import compare

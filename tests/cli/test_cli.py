@@ -56,7 +56,7 @@ def test_help_and_import_load_nothing_heavy():
         (("predict", "convnext_tiny", "nowhere.jpg"), "no image or folder nowhere.jpg"),
         (("eval", "nowhere.pth", "--data", "digits:val"), "no weight file nowhere.pth"),
         (("demo", "--task", "clasify"), "'clasify' is not one of 'classify', 'detect', 'segment'"),
-        (("convert", "a.pth", "b.pth", "--to", "tim"), "did you mean 'timm'?"),
+        (("convert", "hf://a/b", "b.pth", "--to", "tim"), "did you mean 'timm'?"),
     ],
 )
 def test_mistakes_are_one_line_with_the_nearest_word(arguments, message, tmp_path, monkeypatch):
