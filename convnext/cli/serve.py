@@ -37,24 +37,25 @@ def serve(
     calibration: Calibration = None,
 ) -> None:
     """Serve models over HTTP, with a page to try them on. Shuts down gracefully on SIGTERM."""
+    from convnext.errors import need
+    from convnext.serve.token import given_token
+
+    secret = given_token(token, os.environ)
     for model in models:
         check_model(model.partition("=")[2] or model)
-    from convnext.errors import need
-
     # Waiting threads of the network leave their core to those that decode. OpenMP reads the variable once, when PyTorch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         need(module, "serve")
     from convnext.serve import serve as run
     from convnext.serve.limits import Limits
-    from convnext.serve.token import given_token
 
     run(
         models,
         Limits(max_bytes, max_pixels, queue, timeout),
         host=host,
         port=port,
-        token=given_token(token, os.environ),
+        token=secret,
         batch_size=batch_size,
         max_wait=max_wait_ms / 1000,
         device=device,

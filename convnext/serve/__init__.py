@@ -14,14 +14,14 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from convnext.errors import ConvnextError, UsageError, need
-from convnext.inference.predictor import Predictor, load
-from convnext.tasks.base import Prediction
 
 if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
 
+    from convnext.inference.predictor import Predictor
     from convnext.serve.limits import Limits
+    from convnext.tasks.base import Prediction
 
 _MAX_IDLE = 75  # seconds that a connection may rest between requests; proxies and clients mostly close theirs after 5 to 60
 _MARGIN = 4.0  # seconds to end, after all admitted requests had their time
@@ -38,7 +38,7 @@ def serve(
     batch_size: int,
     max_wait: float,
     device: str | None,
-    optimize: Callable[[Predictor[Prediction]], Predictor[Prediction]] | None = None,
+    optimize: "Callable[[Predictor[Prediction]], Predictor[Prediction]] | None" = None,
 ) -> None:
     """Serve models until SIGTERM or SIGINT; then answer the admitted requests, and return.
 
@@ -56,6 +56,7 @@ def serve(
     Raises UsageError for two models of one name, ConvnextError if the port can't be used.
     """
     need("uvicorn", "serve")
+    from convnext.inference.predictor import load
     from convnext.serve.app import create_app
     from convnext.serve.token import VARIABLE, is_open_to_others
 
