@@ -41,7 +41,8 @@ def page(title: str, lead: str, cards: Mapping[str, str], sections: Sequence[Pag
     """Return the whole page as HTML; `cards` are the few numbers to see first, label to value."""
     template = _templates().get_template("page.html.j2")
     whole = template.render(title=title, lead=lead, cards=cards, sections=sections, themes=palette.THEMES)
-    return printable_lines(whole)  # names from outside are all over it, and bytes that are not UTF-8 could not be written
+    # Names from outside are all over it, and bytes that are not UTF-8 could not be written.
+    return printable_lines(whole) + "\n"
 
 
 def write_page(path: Path, make: Callable[[], str], report: Callable[[str], None]) -> bool:

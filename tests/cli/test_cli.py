@@ -186,7 +186,7 @@ def test_names_of_any_bytes_end_no_run_whatever_the_encoding(tmp_path):
     done = in_a_process("train", "digits", *data, *SHORT, "--output", folder, env=strange)
     counts = r"11 images, 5 classes: $\frac{$ 2, <b>\u4e2d 2, caf\xe9 3, esc\x1b]0;title\x07 2, fourmi \xe9 2"
     assert f"train: {counts}" in done.stderr
-    assert rf"left out: {photos}/caf\xe9/two\nlines\xe9.jpg: " in done.stderr
+    assert rf"skipped: {photos}/caf\xe9/two\nlines\xe9.jpg: " in done.stderr
     assert "could not be written" not in done.stderr
     page = (folder / "report.html").read_text("utf-8")
     assert page.endswith("</html>\n")
