@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from convnext.errors import UsageError, nearest
 from convnext.models.arguments import Argument
-from convnext.models.registry import find
+from convnext.models.registry import find, names
 from convnext.recipe.schema import Model, Recipe, keys
 from convnext.text import read_text
 
@@ -148,12 +148,13 @@ def _set(values: Values, path: list[str], value: object) -> None:
 
 
 def _remove(values: Values, path: list[str]) -> bool:
-    """Remove a key of the model that the recipe sets, for another model may not have it. Returns whether there was one."""
-    model = values.get("model")
-    if len(path) != 2 or path[0] != "model" or path[1] in Model.model_fields or not isinstance(model, dict) or path[1] not in model:
+    """Remove a key of the model that an override sets to null. Returns whether some model has that key: another may not."""
+    if len(path) != 2 or path[0] != "model" or path[1] in Model.model_fields:
         return False
-    del model[path[1]]
-    return True
+    model = values.get("model")
+    if isinstance(model, dict) and model.pop(path[1], None) is not None:
+        return True
+    return any(path[1] in find(name).arguments for name in names())
 
 
 def _paths(values: Mapping[str, object], prefix: tuple[str, ...] = ()) -> Iterator[list[str]]:

@@ -135,3 +135,10 @@ def test_a_recipe_that_an_earlier_version_wrote_is_read(tmp_path):
     assert old.count("null") >= 3
     (tmp_path / "recipe.yaml").write_text(old)
     assert load_recipe(str(tmp_path / "recipe.yaml")) == load_recipe("digits")
+
+
+def test_a_key_of_another_model_may_be_null_and_a_misspelt_one_not():
+    assert load_recipe("segment_digits", {"model.name": "upernet_convnext_atto", "model.width": None}).model.get("width") is None
+    assert load_recipe("digits", ["model.width=null"]) == load_recipe("digits")
+    with pytest.raises(UsageError, match="unknown key 'model.wdith'"):
+        load_recipe("digits", ["model.wdith=null"])
