@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from convnext.export.export import export
     from convnext.inference.api import evaluate, predict
     from convnext.inference.predictor import load
-    from convnext.models.load import create_model, list_models
+    from convnext.models.load import create_model
     from convnext.models.optimize.optimize import optimize
+    from convnext.models.registry import list_models
     from convnext.training.run import train
 
     __version__: str
@@ -38,7 +39,7 @@ _HOME = {
     "create_model": "convnext.models.load",
     "evaluate": "convnext.inference.api",
     "export": "convnext.export.export",
-    "list_models": "convnext.models.load",
+    "list_models": "convnext.models.registry",
     "load": "convnext.inference.predictor",
     "optimize": "convnext.models.optimize.optimize",
     "predict": "convnext.inference.api",

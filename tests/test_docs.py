@@ -16,8 +16,7 @@ from typer.main import get_command
 from convnext import cli
 from convnext.cli.common import app
 from convnext.export import export, runtimes
-from convnext.models.load import list_models
-from convnext.models.registry import BACKBONES, find, names
+from convnext.models.registry import BACKBONES, find, list_models, names
 from convnext.models.weights import convert
 from convnext.paper import bench, contestants, published
 from convnext.paper.roadmap import parse_steps

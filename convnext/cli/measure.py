@@ -1,6 +1,5 @@
 """Commands that count and measure: eval, models, cost, bench, table."""
 
-import fnmatch
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -102,12 +101,11 @@ def models(
     """List models with their cost at the size of the paper's tables and their published weights."""
     from dataclasses import asdict
 
-    from convnext.models.registry import HEADS, find
-    from convnext.models.registry import names as known
+    from convnext.models.registry import HEADS, find, list_models
 
-    names = fnmatch.filter(known(), pattern or "*")
+    names = list_models(pattern or "*")
     if not names:
-        raise UsageError(f"no model matches {pattern!r}{nearest(str(pattern), known())}")
+        raise UsageError(f"no model matches {pattern!r}{nearest(str(pattern), list_models())}")
     from convnext.models.load import cost_of  # loads PyTorch
 
     if pattern is None:

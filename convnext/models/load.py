@@ -1,6 +1,5 @@
 """From a name to a network with weights: `create_model(name)` and `load(source)`."""
 
-import fnmatch
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,11 +22,6 @@ from convnext.text import counted
 log = logging.getLogger("convnext")
 
 Weights = str | Path | Mapping[str, Tensor] | Opened
-
-
-def list_models(pattern: str = "*") -> list[str]:
-    """Return the names of models that match a shell pattern such as `convnext_*`, in the order of their size within a family."""
-    return [name for name in names() if fnmatch.fnmatch(name, pattern)]
 
 
 def create_model(

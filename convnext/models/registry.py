@@ -3,6 +3,7 @@
 A name is a backbone, as `convnext_tiny`, or a head over a backbone, as `upernet_convnext_tiny`. Adding one of either is one entry here.
 """
 
+import fnmatch
 from dataclasses import replace
 
 from convnext.errors import UsageError, nearest
@@ -208,3 +209,8 @@ _HEAD_WEIGHTS: dict[str, dict[str, str]] = {  # of whole detectors and segmenter
     **_ade20k("large", "fb_in22k_640"),
     **_ade20k("xlarge", "fb_in22k_640"),
 }
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the names of models that match a shell pattern such as `convnext_*`, in the order of their size within a family."""
+    return fnmatch.filter(names(), pattern)

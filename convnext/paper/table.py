@@ -13,8 +13,8 @@ from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.evaluate import evaluate_loaded
 from convnext.export.load import load
-from convnext.models.load import cost_of, list_models
-from convnext.models.registry import find
+from convnext.models.load import cost_of
+from convnext.models.registry import find, list_models
 from convnext.paper import published
 from convnext.paper.bench import BenchResult, Setting, measure
 from convnext.paper.contestants import enter

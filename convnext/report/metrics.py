@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import TypedDict
 
 _LABELS = {
     "top1": "top-1 accuracy",
@@ -19,6 +20,14 @@ _LABELS = {
 _RAW = "raw_"  # prefix of a metric of the weights without EMA
 _PROPORTIONS = {"top1", "top5"}  # of images that are independent of each other, so that an interval can be given
 _Z = 1.959963984540054  # of the normal distribution: 95 % lie within so many standard deviations
+
+
+class CalibrationBin(TypedDict):
+    """The images whose confidence lies within one bin."""
+
+    count: int
+    accuracy: float | None  # percent; None where the bin is empty
+    confidence: float | None  # mean, in percent; likewise
 
 
 def label(name: str) -> str:

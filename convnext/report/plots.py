@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
-from typing import TypedDict
 
 import matplotlib
 import numpy as np
@@ -18,6 +17,7 @@ from PIL import Image
 
 from convnext.report import metrics, palette
 from convnext.report.lines import LogLine, points
+from convnext.report.metrics import CalibrationBin
 from convnext.text import printable, shortened
 
 MAX_CLASSES_DRAWN = 40  # a confusion matrix with more cannot be read
@@ -34,14 +34,6 @@ _SETTINGS = {
     **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), palette.SOFT),
     "grid.color": palette.THEMES["light"]["line"],
 }
-
-
-class CalibrationBin(TypedDict):
-    """The images whose confidence lies within one bin."""
-
-    count: int
-    accuracy: float | None  # percent; None where the bin is empty
-    confidence: float | None  # mean, in percent; likewise
 
 
 @contextmanager

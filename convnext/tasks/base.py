@@ -75,6 +75,7 @@ GivenT = TypeVar("GivenT", bound=Batch, contravariant=True)
 OutputT = TypeVar("OutputT")  # of one sample, as the metric takes it: logits, objects or a mask
 PredictionT = TypeVar("PredictionT", bound=Prediction, covariant=True)
 SourceT = TypeVar("SourceT", bound=Source)
+GivenSourceT = TypeVar("GivenSourceT", contravariant=True)
 
 
 class Criterion(Protocol[GivenT]):
@@ -105,6 +106,15 @@ class Metric(ABC, Generic[BatchT, OutputT]):
     def results(self) -> list[Json]:
         """Return all that was predicted as COCO's results. Raises UsageError for a task without such results."""
         raise UsageError("only detectors give results in COCO's format")
+
+
+class Reporter(Protocol[GivenSourceT]):
+    """What words and draws the evaluations of a task: its module `report`."""
+
+    def summary_line(self, metrics: Metrics) -> str: ...
+    def summary(self, metrics: Metrics, details: Json, classes: Sequence[str]) -> str: ...
+    def sections(self, details: Json, classes: Sequence[str], source: GivenSourceT) -> "list[page.PageSection]": ...
+    def draw_demo(self, folder: Path) -> list[str]: ...
 
 
 @dataclass
@@ -191,20 +201,24 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     # Report
 
     @abstractmethod
+    def reporter(self) -> Reporter[SourceT]:
+        """Return what words and draws evaluations; imported when it is needed, because it loads Matplotlib."""
+
     def summary_line(self, metrics: Metrics) -> str:
         """Return an evaluation in a few words."""
+        return self.reporter().summary_line(metrics)
 
-    @abstractmethod
     def summary(self, metrics: Metrics, details: Json, classes: Sequence[str]) -> str:
         """Return an evaluation as lines of text, `summary_line` first."""
+        return self.reporter().summary(metrics, details, classes)
 
-    @abstractmethod
     def report(self, details: Json, classes: Sequence[str], source: SourceT) -> "list[page.PageSection]":
         """Return what a report shows of an evaluation."""
+        return self.reporter().sections(details, classes, source)
 
-    @abstractmethod
     def draw_demo(self, folder: Path) -> list[str]:
         """Write predictions.png into a run folder of the embedded data, and return what to print of it, one line each."""
+        return self.reporter().draw_demo(folder)
 
     # Use
 

@@ -147,9 +147,13 @@ def check_device(device: str | None) -> None:
         raise UsageError(f"unknown device {device!r}; known: cpu, cuda, cuda:1 and the like, mps")
 
 
+def is_missing(where: str) -> bool:
+    """Return whether a value of `data.train` is plainly the name of a folder, and there is none."""
+    return not re.search(r"[*?{\[:]|\.tar$", where) and not Path(where).expanduser().exists()
+
+
 def check_data(recipe: Recipe) -> None:
     """Raise UsageError if a folder of data is missing."""
     for key, where, folder in data_folders(recipe):
-        is_plain = ":" not in where and not re.search(r"[*?{\[]|\.tar$", where)
-        if is_plain and not folder.exists():
+        if is_missing(where):
             raise UsageError(f"{key}={where}: no folder {folder}; give a folder with one folder of images per class, or digits:train")

@@ -9,8 +9,8 @@ import torch
 from helpers import image_folder, random_model
 
 from convnext.errors import ConvnextError, UsageError
-from convnext.models.load import cost_of, list_models
-from convnext.models.registry import BACKBONES, find
+from convnext.models.load import cost_of
+from convnext.models.registry import BACKBONES, find, list_models
 from convnext.models.weights.files import write_weights
 from convnext.models.weights.formats import from_native
 from convnext.paper import listing

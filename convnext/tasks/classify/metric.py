@@ -8,6 +8,7 @@ from torch import Tensor
 
 from convnext.data.sources.base import ClassifySource
 from convnext.data.sources.evaluation_sets import EvaluationSet
+from convnext.report.metrics import CalibrationBin
 from convnext.tasks.base import Json, Metric, Metrics
 from convnext.tasks.classify.batch import ClassifyBatch
 from convnext.tasks.classify.robustness import CorruptionCounts, CorruptionRow
@@ -16,14 +17,6 @@ from convnext.text import printable
 BINS = 15  # of confidence
 KEPT_MISTAKES = 24
 _MAX_CONFUSION = 2000  # classes: beyond it the matrix takes gigabytes and nobody reads it
-
-
-class ConfidenceBin(TypedDict):
-    """The samples of a range of confidence; percentages are None in an empty one."""
-
-    count: int
-    accuracy: float | None  # in percent
-    confidence: float | None  # mean, in percent
 
 
 class _Mistake(TypedDict):
@@ -46,7 +39,7 @@ class AccuracyDetails(TypedDict):
     totals: list[int]  # samples of each class
     hits: list[int]
     confusion: list[list[int]] | None  # [true][predicted]; None where there are too many classes
-    calibration: list[ConfidenceBin]
+    calibration: list[CalibrationBin]
 
 
 class ClassifyDetails(AccuracyDetails):
@@ -139,7 +132,7 @@ class AccuracyCounts:
 
     def details(self) -> AccuracyDetails:
         """Return the counts by class and by confidence as plain values."""
-        bins: list[ConfidenceBin] = [
+        bins: list[CalibrationBin] = [
             {"count": int(n), "accuracy": 100 * hits / n if n else None, "confidence": 100 * sure / n if n else None}
             for n, hits, sure in self.bins.T.tolist()
         ]

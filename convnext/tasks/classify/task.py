@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -20,7 +19,7 @@ from convnext.data.sources.open import hold_out, open_source
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
 from convnext.errors import ConvnextError
 from convnext.recipe import Recipe
-from convnext.tasks.base import ClassIds, Criterion, Json, Metric, Metrics, OpenedImage, Task, TaskData, check_class_count
+from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData, check_class_count
 from convnext.tasks.classify import prediction
 from convnext.tasks.classify.batch import ClassifyBatch
 from convnext.tasks.classify.prediction import ClassifyPrediction
@@ -29,7 +28,6 @@ from convnext.text import printable
 
 if TYPE_CHECKING:
     from convnext.data.transforms.classify import Augmentation
-    from convnext.report import page
     from convnext.tasks.exported import TaskExport
 
 
@@ -158,29 +156,11 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
 
     # Report
 
-    def summary_line(self, metrics: Metrics) -> str:
-        """Return an evaluation in a few words."""
+    def reporter(self) -> Reporter[ClassifySource]:
+        """Return the module that words and draws evaluations."""
         from convnext.tasks.classify import report
 
-        return report.summary_line(metrics)
-
-    def summary(self, metrics: Metrics, details: Json, classes: Sequence[str]) -> str:
-        """Return an evaluation as lines of text."""
-        from convnext.tasks.classify import report
-
-        return report.summary(metrics, details, classes)
-
-    def report(self, details: Json, classes: Sequence[str], source: ClassifySource) -> "list[page.PageSection]":
-        """Return what a report shows of an evaluation."""
-        from convnext.tasks.classify import report
-
-        return report.sections(details, classes, source)
-
-    def draw_demo(self, folder: Path) -> list[str]:
-        """Write predictions.png, and return the predicted and the written digits."""
-        from convnext.tasks.classify import report
-
-        return report.draw_demo(folder)
+        return report
 
     # Use
 

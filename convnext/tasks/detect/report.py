@@ -28,7 +28,7 @@ def summary_line(metrics: Metrics) -> str:
     return f"box AP {metrics['box_ap']:.2f} %{masks} ({counted(int(metrics['count']), 'image')})"
 
 
-def summary(metrics: Metrics, details: Json) -> str:
+def summary(metrics: Metrics, details: Json, classes: Sequence[str]) -> str:
     """Return an evaluation as lines of text, `summary_line` first, average precision by class last."""
     columns = [tables.Column("class", "class"), tables.Column("objects", "objects"), tables.Column("box_ap", "box AP %", 2)]
     if "mask_ap" in metrics:

@@ -1,7 +1,6 @@
 """Detection and instance segmentation: boxes, classes and masks of the objects in an image."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
@@ -19,7 +18,7 @@ from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError
 from convnext.models.detection.postprocess import encode_masks
 from convnext.recipe import Recipe
-from convnext.tasks.base import ClassIds, Criterion, Json, Metric, Metrics, OpenedImage, Task, TaskData, check_class_count
+from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData, check_class_count
 from convnext.tasks.detect import prediction
 from convnext.tasks.detect.batch import DetectBatch, DetectEvaluationSamples, DetectTrainingSamples
 from convnext.tasks.detect.loss import DetectCriterion
@@ -27,7 +26,6 @@ from convnext.tasks.detect.prediction import Detections, DetectNetwork, DetectOp
 from convnext.tasks.shared import refuse_options, skipped_remarks
 
 if TYPE_CHECKING:
-    from convnext.report import page
     from convnext.tasks.exported import TaskExport
 
 _MIN_BATCHES = 10  # of images of one shape, for these to be grouped
@@ -144,29 +142,11 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
 
     # Report
 
-    def summary_line(self, metrics: Metrics) -> str:
-        """Return an evaluation in a few words."""
+    def reporter(self) -> Reporter[DetectSource]:
+        """Return the module that words and draws evaluations."""
         from convnext.tasks.detect import report
 
-        return report.summary_line(metrics)
-
-    def summary(self, metrics: Metrics, details: Json, classes: Sequence[str]) -> str:
-        """Return an evaluation as lines of text."""
-        from convnext.tasks.detect import report
-
-        return report.summary(metrics, details)
-
-    def report(self, details: Json, classes: Sequence[str], source: DetectSource) -> "list[page.PageSection]":
-        """Return what a report shows of an evaluation."""
-        from convnext.tasks.detect import report
-
-        return report.sections(details, classes, source)
-
-    def draw_demo(self, folder: Path) -> list[str]:
-        """Write predictions.png; nothing is to be printed of it."""
-        from convnext.tasks.detect import report
-
-        return report.draw_demo(folder)
+        return report
 
     # Use
 

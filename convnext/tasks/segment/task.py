@@ -1,7 +1,6 @@
 """Segmentation: one class for each pixel."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -19,7 +18,7 @@ from convnext.data.transforms.segment import SegmentPreprocessing, TrainTransfor
 from convnext.errors import ConvnextError
 from convnext.models.segmentation import inference
 from convnext.recipe import Recipe
-from convnext.tasks.base import ClassIds, Criterion, Json, Metric, Metrics, OpenedImage, Task, TaskData, check_class_count
+from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData, check_class_count
 from convnext.tasks.segment import prediction
 from convnext.tasks.segment.batch import SegmentBatch, SegmentEvaluationSamples, SegmentTrainingSamples
 from convnext.tasks.segment.loss import SegmentCriterion
@@ -28,7 +27,6 @@ from convnext.tasks.shared import refuse_options, skipped_remarks
 from convnext.text import counted
 
 if TYPE_CHECKING:
-    from convnext.report import page
     from convnext.tasks.exported import TaskExport
 
 _MAX_CHECKED = 2000  # images: more are not all read before a run; `convnext data check` reads them
@@ -134,29 +132,11 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
 
     # Report
 
-    def summary_line(self, metrics: Metrics) -> str:
-        """Return an evaluation in a few words."""
+    def reporter(self) -> Reporter[SegmentSource]:
+        """Return the module that words and draws evaluations."""
         from convnext.tasks.segment import report
 
-        return report.summary_line(metrics)
-
-    def summary(self, metrics: Metrics, details: Json, classes: Sequence[str]) -> str:
-        """Return an evaluation as lines of text."""
-        from convnext.tasks.segment import report
-
-        return report.summary(metrics, details, classes)
-
-    def report(self, details: Json, classes: Sequence[str], source: SegmentSource) -> "list[page.PageSection]":
-        """Return what a report shows of an evaluation."""
-        from convnext.tasks.segment import report
-
-        return report.sections(details, classes, source)
-
-    def draw_demo(self, folder: Path) -> list[str]:
-        """Write predictions.png; nothing is to be printed of it."""
-        from convnext.tasks.segment import report
-
-        return report.draw_demo(folder)
+        return report
 
     # Use
 
