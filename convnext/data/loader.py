@@ -5,6 +5,7 @@ A loader gives the samples of an optimizer step as one or more micro-batches. A 
 """
 
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -199,9 +200,12 @@ class Loader(Generic[BatchT, OrderT]):
         )
 
     def __iter__(self) -> Iterator[BatchT]:
-        """Yield the batches. An error in a worker is raised as it would be without one: one line, without its traceback."""
+        """Yield the batches. An error in a worker is raised as it would be without one: one line, without its traceback.
+
+        Raises LostWorkerError, while a batch is asked for and at no other time, if a worker died.
+        """
         try:
-            yield from self._loader
+            yield from _without_signal_handler(self._loader)
         except ConvnextError as error:
             name = f"{type(error).__module__}.{type(error).__qualname__}: "
             raise type(error)(str(error).rpartition(name)[2].strip()) from error
@@ -219,6 +223,16 @@ def make_loader(
 ) -> Loader[BatchT, OrderT]:
     """Return a loader over that order; see `Loader`."""
     return Loader(samples, order, collate, workers, pin)
+
+
+def _without_signal_handler(loader: DataLoader[BatchT]) -> Iterator[BatchT]:
+    # PyTorch's handler of SIGCHLD raises wherever this process is, in the middle of an optimizer's step too, whose state is then
+    # half updated. Without it a dead worker is found where a batch is waited for, at the latest after five seconds.
+    before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    batches = iter(loader)
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
+    return batches
 
 
 def _leave_signals_to_the_parent(_: int) -> None:
