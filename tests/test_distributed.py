@@ -177,6 +177,7 @@ def group(store, code, late=(0, 0), **how):
     return [(process.communicate(timeout=300)[0].splitlines(), process.returncode) for process in processes]
 
 
+@pytest.mark.slow
 def test_processes_restarted_at_one_store_connect_though_one_is_late(store):
     """The agent of torchrun keeps its store: Gloo's addresses in it are those of dead processes."""
     code = "print(distributed.gather(rank), flush=True); os._exit(9)"

@@ -3,10 +3,10 @@
 import os
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ _VALUES = {"on": ("on", "1", "yes", "true", ""), "off": ("off", "0", "no", "fals
 _DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 # Positions of the largest map (56 x 56) of one image of 224 pixels. For such an image PyTorch is faster on a CPU without AMX.
 _ONE_IMAGE = 56 * 56
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., object])
 
 
 def _setting() -> str:
@@ -92,20 +94,29 @@ def lowered(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(x.device.type) if autocast(x) and x.is_floating_point() else x.dtype
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch.compile must not trace how a library is built
+def _constant(function: FunctionT) -> FunctionT:
+    """Mark a function that torch.compile calls instead of tracing it: it must not trace how a library is built.
+
+    `torch.compiler.assume_constant_result` does no more than this, but it imports the compiler, which takes two seconds.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant
 def _compiled_for(device_type: str) -> bool:
     if device_type == "cuda":  # opt-in until they have run on a GPU
         return _SETTING == "triton" and find_spec("triton") is not None and torch.cuda.get_device_capability() >= (8, 0)
     return device_type == "cpu" and build.library() is not None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant
 def tiles() -> bool:
     """Return whether the compiled operators multiply bf16 matrices in tiles (AMX)."""
     return build.has_tiles()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant
 def threads() -> int:
     """Return among how many threads the operators share their work."""
     return torch.get_num_threads()

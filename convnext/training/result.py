@@ -8,7 +8,7 @@ from convnext import distributed
 from convnext.data.download import without_secrets
 from convnext.evaluate import Evaluation, disjoint, without_nan
 from convnext.models.weights.files import write_atomically
-from convnext.report import metrics, page, plots
+from convnext.report import metrics, page
 from convnext.report.page import write_page
 from convnext.text import counted
 from convnext.training.loop import Trainer
@@ -39,6 +39,8 @@ def finish(trainer: Trainer, evaluation: Evaluation, seconds: float) -> TrainRes
 
 
 def _page(trainer: Trainer, evaluation: Evaluation, result: TrainResult) -> str:
+    from convnext.report import plots  # loads Matplotlib
+
     folder, recipe, data, task = trainer.folder, trainer.recipe, trainer.data, trainer.task
     ran_on = json.loads(folder.environment.read_text("utf-8"))
     hardware, name, raw = ran_on["hardware"], task.headline, f"raw_{task.headline}"

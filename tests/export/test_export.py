@@ -54,7 +54,7 @@ def random_images(*sizes):
         how.transform()(sample_image(seed))[None], (height, width), mode="bilinear")[0] for seed, (height, width) in enumerate(sizes)]  # fmt: skip
 
 
-@pytest.mark.parametrize("to", ["onnx", "openvino", "torch"])
+@pytest.mark.parametrize("to", ["onnx", "torch", pytest.param("openvino", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_a_classifier_of_any_batch_and_size(tmp_path, monkeypatch, to):
     monkeypatch.setenv("CONVNEXT_TRUST_PT2", "1")
@@ -83,7 +83,8 @@ def test_a_segmenter_of_any_size(tmp_path, to):
         assert relative_error(exported(x), original(x)) < 1e-4
 
 
-@pytest.mark.parametrize("to", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
 @torch.no_grad()
 def test_a_detector_of_any_size(tmp_path, to):
     source, output = written(tmp_path, "detect"), tmp_path / f"out.{'onnx' if to == 'onnx' else 'xml'}"
@@ -156,6 +157,7 @@ def test_overflow_of_fp16_is_found_and_named_and_nothing_is_written(tmp_path):
     export(source, "onnx", tmp_path / "out.onnx")
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
     (tmp_path / "out.onnx").write_text("before")
     monkeypatch.setitem(check.TOLERANCE, "float32", 1e-12)
@@ -192,6 +194,7 @@ def test_no_compiler_is_reported(tmp_path, monkeypatch):
         export(written(tmp_path, "classify"), "aoti", tmp_path / "out.pt2")
 
 
+@pytest.mark.slow
 def test_the_command_and_what_takes_its_file(tmp_path):
     source, output = written(tmp_path, "classify"), tmp_path / "out.onnx"
     command = [sys.executable, "-m", "convnext", "export", source, "--to", "onnx", "--output", output, "--json"]

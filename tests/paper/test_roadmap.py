@@ -50,7 +50,7 @@ def test_a_roadmap_continues_where_it_stopped(tmp_path, capsys):
         go(tmp_path, "optim.lr=0.5")
 
 
-@pytest.mark.parametrize("devices", [("cpu",), ("cpu", "cpu")])
+@pytest.mark.parametrize("devices", [("cpu",), pytest.param(("cpu", "cpu"), marks=pytest.mark.slow)])
 def test_a_run_that_fails_is_named_with_the_reason(tmp_path, devices):
     with pytest.raises(ConvnextError, match=r"the run .*roadmap_t_.*seed0 failed: the loss is .*; the same command continues"):
         go(tmp_path, "optim.lr=1e30", "train.warmup_epochs=0", devices=devices)
@@ -70,6 +70,7 @@ def test_steps_are_read_as_people_write_them(tmp_path):
         walk(FEW, output=tmp_path, small=True, steps=[17])
 
 
+@pytest.mark.slow
 def test_runs_counted_in_steps_are_finished_at_their_last_one_and_a_figure_that_fails_stops_none(tmp_path):
     short = ("train.iterations=2", "train.eval_every=3")
     (tmp_path / "roadmap.png").mkdir()  # where the figure should be

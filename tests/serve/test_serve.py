@@ -329,7 +329,7 @@ def test_a_cpu_decodes_between_its_batches_and_a_gpu_has_the_next_one_ready(weig
     assert {name: service.budgets[model.predictions].images._value for name, model in service.models.items()} == {"here": 8, "there": 16}
 
 
-@pytest.mark.parametrize("precision", ["off", "bf16"])
+@pytest.mark.parametrize("precision", ["off", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_an_optimized_network_predicts_and_the_original_explains(service, weights, precision):
     with running(weights, "--optimize", precision) as other:
         other.wait()

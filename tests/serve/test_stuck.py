@@ -23,7 +23,8 @@ GOOD = encoded(sample_image(size=(64, 64)))
 MAKERS = {"classify": classifier, "detect": detector, "segment": segmenter}
 
 
-@pytest.mark.parametrize("to", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
 def test_an_exported_classifier_is_served_and_has_no_maps(tmp_path, to):
     path = tmp_path / f"out.{'onnx' if to == 'onnx' else 'xml'}"
     export(written(tmp_path, "classify"), to, path)
@@ -168,6 +169,7 @@ def endless(folder):
     return segmenter(folder, window=32, stride=2)[0]
 
 
+@pytest.mark.slow
 def test_work_that_nobody_waits_for_is_given_up_and_sigterm_ends_in_time(tmp_path):
     large = encoded(sample_image(size=(1000, 800)))
     small = encoded(sample_image(size=(32, 32)))  # one window

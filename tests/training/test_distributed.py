@@ -16,7 +16,8 @@ from helpers import image_folder
 from safetensors.torch import load_file
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-FIFTY = "train.iterations=50"
+# A network and a run small enough for every commit; stochastic depth stays, because it is drawn for the whole batch.
+SMALL = ["model.depths=[1,1,1,1]", "model.widths=[8,8,16,16]", "model.drop_path=0.3", "train.iterations=12", "data.workers=0"]
 
 
 def torchrun(processes, *arguments, restarts=0, script=("-m", "convnext")):
@@ -47,27 +48,27 @@ def train(folder, *overrides):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The losses of fifty steps of one process, each with its whole batch at once."""
+    """The losses of twelve steps of one process, each with its whole batch at once."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    command.run(*train(folder, FIFTY))
+    command.run(*train(folder, *SMALL))
     return losses(folder)
 
 
 def losses(folder):
     found = np.array([line["loss"] for line in lines(folder, "train")])
-    assert len(found) == 50
+    assert len(found) == 12
     return found
 
 
 def test_two_processes_equal_one_with_the_whole_batch(tmp_path, whole):
     """Stochastic depth included: which samples it drops does not depend on the split."""
-    finish(torchrun(2, *train(tmp_path / "two", FIFTY)))
+    finish(torchrun(2, *train(tmp_path / "two", *SMALL)))
     assert np.abs(whole - losses(tmp_path / "two")).max() < 1e-5
     assert lines(tmp_path / "two", "eval")[-1]["count"] == 360  # each sample once
 
 
 def test_accumulation_equals_the_whole_batch(tmp_path, whole):
-    command.run(*train(tmp_path / "parts", FIFTY, "train.device_batch_size=24"))
+    command.run(*train(tmp_path / "parts", *SMALL, "train.device_batch_size=24"))
     assert np.abs(whole - losses(tmp_path / "parts")).max() < 1e-5
 
 
@@ -97,6 +98,7 @@ def killed_and_restarted(tmp_path, *more, after=33):
     assert "resumed after step" in message
 
 
+@pytest.mark.slow
 def test_evaluation_is_shared_and_counts_each_sample_once(tmp_path):
     photos = image_folder(tmp_path / "photos", each=7)  # 21: not a multiple of the processes
     folder = tmp_path / "run"
@@ -220,7 +222,8 @@ with process_group("cpu") as device:
 """
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, True])
 def test_gradients_are_exchanged_once_a_step_however_many_micro_batches(tmp_path, compiled):
     """Under torch.compile too, where the network is no longer the module that exchanges."""
     (tmp_path / "program.py").write_text(NO_SYNC)

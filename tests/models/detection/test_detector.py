@@ -209,7 +209,7 @@ def test_synchronised_norms_take_the_same_weights():
     assert torch.equal(model.eval()([image])[0]["boxes"], synchronised.eval()([image])[0]["boxes"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["mask_rcnn", pytest.param("cascade", marks=pytest.mark.slow)])
 def test_sixteen_bit_training(kind):
     model, (image, target) = small(kind), scene()
     with torch.autocast("cpu", torch.bfloat16):
@@ -220,7 +220,8 @@ def test_sixteen_bit_training(kind):
         assert model.eval()([image])[0]["boxes"].dtype == torch.float32
 
 
-@pytest.mark.parametrize("kind", ["mask_rcnn", pytest.param("cascade", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mask_rcnn", "cascade"])
 def test_two_images_are_learnt(kind):
     model = small(kind, seed=1)
     model.roi_head.sampler = Sampler(48, 0.25)

@@ -100,6 +100,7 @@ print(json.dumps([len(encoded), resource.getrusage(resource.RUSAGE_SELF).ru_maxr
 """
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_one_mask():
     output = subprocess.run([sys.executable, "-c", LARGE], check=True, capture_output=True, text=True).stdout
     count, grown = json.loads(output)

@@ -66,6 +66,7 @@ def by_timm(network, photos):
     return torch.cat([network(torch.stack(images[i : i + 8])) for i in range(0, len(images), 8)]), torch.tensor(labels)
 
 
+@pytest.mark.slow
 def test_the_known_accuracy_of_a_published_network(network, photos):
     logits, labels = by_timm(network, photos)
     right = logits.argmax(1) == labels
