@@ -93,6 +93,7 @@ def test_a_shard_that_is_cut_at_its_origin_is_reported_by_its_path_in_the_cache(
         open_shards(server.address + "/set/train-{000..002}.tar")
 
 
+@pytest.mark.slow
 def test_of_processes_that_start_at_once_one_fetches_each_shard(server):
     code = "import sys; from convnext.data.sources.shards import open_shards; print(len(open_shards(sys.argv[1])))"
     command = [sys.executable, "-c", code, server.address + "/set/train-{000..002}.tar"]

@@ -133,6 +133,7 @@ print(json.dumps({"grown": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - 
 """
 
 
+@pytest.mark.slow
 def test_large_images_with_many_polygons_take_the_memory_of_their_final_masks(tmp_path):
     rng, angle = np.random.default_rng(0), np.linspace(0, 2 * np.pi, 60, endpoint=False)
     annotations = []

@@ -85,6 +85,7 @@ def check_lines(photos, rows, wanted, stderr):
     assert f"predicted {len(rows) - len(corrupt)} of {len(rows)} images, skipped {len(corrupt)}" in last
 
 
+@pytest.mark.slow
 def test_killed_twice_and_resumed_each_image_is_in_the_output_once(tmp_path):
     features = tmp_path / "features.npy"
     photos, output, wanted, stderr = killed_twice(tmp_path, 300, 7, ".jsonl", "--batch-size", "8", "--features", str(features))

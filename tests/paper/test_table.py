@@ -40,6 +40,7 @@ def test_no_row_is_left_out_and_no_number_made_up(name):
         )
 
 
+@pytest.mark.slow
 def test_what_is_counted_is_what_is_printed():
     rows = table("robustness", CPU).rows + table("imagenet", CPU, pattern="convnext_xlarge").rows
     printed = {(row.model, row.image_size): row.values for row in read("imagenet")}
@@ -131,6 +132,7 @@ def test_data_that_cannot_be_used_are_told_at_once(tmp_path):
         table("throughput", CPU, data="digits:val")
 
 
+@pytest.mark.slow
 def test_json_csv_and_markdown_hold_the_same_rows():
     some = ("roadmap", "--model", "*_0[1-3]_*")
     rows = json.loads(run(*some, "--json").stdout)["rows"]

@@ -67,6 +67,7 @@ def test_proposals(golden):
     torch.testing.assert_close(found.objectness, golden.values["objectness"], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("golden", ["mask_rcnn", pytest.param("cascade", marks=pytest.mark.slow)], indirect=True)
 def test_detections(golden):
     (found,) = golden.model([golden.image])
     assert torch.equal(found["labels"], golden.values["labels"])

@@ -68,6 +68,7 @@ def test_offline_the_error_says_which_file_to_put_where(tmp_path, arguments, wan
     assert wanted in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_official_files_are_fetched_by_address(tmp_path):
     """Under a hash of their whole address: a file of that name from elsewhere, in our cache or in PyTorch's, is not taken for it."""
     model = random_model("convnext_isotropic_small", layer_scale=None, depth=18)
