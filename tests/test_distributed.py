@@ -193,6 +193,7 @@ def test_without_torchrun_the_main_process_serves_the_store_and_may_come_last():
     assert [process.communicate(timeout=300)[0] for process in processes] == ["[0, 1]\n"] * 2
 
 
+@pytest.mark.slow
 def test_what_fails_on_one_process_is_raised_on_all_and_reported_by_one(store):
     code = """
 print(outcome(lambda: distributed.on_main(lambda: fails({0}))))
@@ -224,6 +225,7 @@ print(outcome(lambda: distributed.check_agreement(rank, "pages")))
     ]
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_is_no_defect(store):
     code = "os._exit(3) if rank else None; distributed.gather(rank); distributed.gather(rank)"
     (main, main_code), (_, other_code) = group(store, code)

@@ -104,6 +104,7 @@ def test_of_processes_that_start_at_once_one_fetches_each_shard(server):
     assert len(server.log) == 5
 
 
+@pytest.mark.slow
 def test_shards_on_the_hub_are_downloaded_by_its_own_client(server, tmp_path):
     for name in ("train-000.tar", "train-001.tar"):
         server.files[f"datasets/some/body/resolve/main/data/{name}"] = server.files[f"set/{name}"]

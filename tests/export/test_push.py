@@ -66,6 +66,7 @@ def sent(run, tmp_path):
     return cache / "snapshots" / COMMIT, os.environ | {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
 
 
+@pytest.mark.slow
 def test_what_was_sent_is_found_by_its_name(run, sent):
     wanted = convnext.load(run)(sample_image()).probabilities.tolist()
     code = f"""if True:

@@ -210,6 +210,7 @@ def test_embeddings_as_a_parquet_table_grow_with_the_folder(photos, tmp_path):
         del output  # and with it the lock on its files
 
 
+@pytest.mark.slow
 def test_a_list_from_standard_input_goes_through_the_command_line(photos, tmp_path):
     path, found = classifier(tmp_path)[0], tmp_path / "found.jsonl"
     command = [sys.executable, "-m", "convnext", "predict", str(path), "-", "--output", str(found), "--draw", str(tmp_path / "drawn")]

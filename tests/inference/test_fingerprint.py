@@ -144,6 +144,7 @@ def test_a_call_that_is_refused_notes_no_network_for_its_drawings(photos, tmp_pa
     predict(one, photos, "--output", tmp_path / "found.jsonl", "--draw", tmp_path / "drawn")
 
 
+@pytest.mark.slow
 def test_a_network_has_one_fingerprint_in_each_process_and_file_and_differs_from_others(tmp_path):
     path = classifier(tmp_path)[0]
     again = tmp_path / "again.safetensors"

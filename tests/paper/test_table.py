@@ -52,6 +52,7 @@ def test_what_is_counted_is_what_is_printed():
         assert row["measured_gmacs"] == cost_of(row["model"], row["image_size"]).macs / 1e9
 
 
+@pytest.mark.slow
 def test_rows_are_chosen_by_label_or_name():
     assert [row["label"] for row in table("imagenet", CPU, pattern="effnet-b[34]").rows] == ["EffNet-B3", "EffNet-B4"]
     assert {row["model"] for row in table("imagenet", CPU, pattern="swin_base*").rows} == {"swin_base", "swin_base_384"}
@@ -101,6 +102,7 @@ def test_each_row_has_the_weights_that_gave_it(row, tags, wanted):
     assert weights_tag(row, find(row.model).weights if tags is None else tags) == wanted
 
 
+@pytest.mark.slow
 def test_accuracy_is_that_of_an_evaluation_and_missing_weights_are_told(tmp_path, monkeypatch, caplog):
     """Random weights in the place where the hub keeps ConvNeXt-T's; ConvNeXt-S's are missing."""
     photos = image_folder(tmp_path / "photos", classes=("n01440764", "n02099601"), each=2)

@@ -74,6 +74,7 @@ def test_addresses_that_others_can_reach():
         assert is_open_to_others(address)
 
 
+@pytest.mark.slow
 def test_who_listens_for_others_without_a_token_is_warned(weights):
     with running(weights, "--host", "0.0.0.0") as service:
         line = service.process.stderr.readline()

@@ -139,6 +139,7 @@ def test_the_moving_average_is_timms_warmed_up():
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_a_short_run_with_an_ema_is_as_good_as_its_raw_weights(tmp_path):
     """With a decay of 0.999 as it stands, most of the average of 132 steps would be the initial weights."""
     small = {

@@ -140,7 +140,9 @@ def calm(photos, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_an_interrupted_run_continues_to_the_same_bits(photos, calm, tmp_path, number, capsys):
     """SIGINT and SIGTERM reach the decoding workers too, as from a terminal or a cluster; compared with a run left alone."""
     cut = tmp_path / "cut"
@@ -233,6 +235,7 @@ def test_a_recipe_for_another_number_of_classes_is_refused(photos, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_stops_the_run_and_leaves_the_checkpoint_before(photos, tmp_path):
     """The kernel refuses to let a file grow past a limit, set so that the second checkpoint is too large for it."""
     code = (

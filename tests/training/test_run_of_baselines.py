@@ -36,7 +36,12 @@ def photos(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("name", "network"), [("efficientnet_b3", "tf_efficientnet_b3"), ("deit_small", "deit_small_patch16_224"), ("lenet5", None)]
+    ("name", "network"),
+    [
+        ("efficientnet_b3", "tf_efficientnet_b3"),
+        pytest.param("deit_small", "deit_small_patch16_224", marks=pytest.mark.slow),
+        ("lenet5", None),
+    ],
 )
 def test_the_whole_way(name, network, photos, tmp_path):
     more = {"model.name": name, "data.train": str(photos), "data.val": str(photos), "model.drop_path": 0.0 if name == "lenet5" else 0.1}

@@ -211,6 +211,7 @@ def test_workers_see_each_sample_once_an_epoch(tmp_path, workers):
     assert data[(EVALUATION, 3)].index == 3
 
 
+@pytest.mark.slow
 def test_tiny_imagenet_is_read():
     root = shared("data/tiny-imagenet-40")
     train = open_shards(f"{root}/train-{{000000..000007}}.tar")

@@ -162,6 +162,7 @@ def test_names_and_passwords_of_addresses_are_used_and_not_printed(server, tmp_p
         assert "hidden" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_revision_is_a_branch_a_tag_or_a_commit_and_its_commit_is_recorded(tmp_path):
     """From huggingface-hub's cache: two commits of one repository, which differ in weights and in how images are prepared."""
     commits = {"main": "a" * 40, "v2": "b" * 40}

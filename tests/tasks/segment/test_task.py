@@ -185,6 +185,7 @@ def test_values_of_weights_that_do_not_say_them():
         assert found.mode == ("I;16" if ids == [1, 300] else "L")
 
 
+@pytest.mark.slow
 def test_a_service_and_the_exported_file_know_the_coding_too(tmp_path):
     from convnext.export.export import describe
 
