@@ -225,7 +225,7 @@ def make_loader(
     return Loader(samples, order, collate, workers, pin)
 
 
-def _without_signal_handler(loader: DataLoader[BatchT]) -> Iterator[BatchT]:
+def _without_signal_handler(loader: DataLoader[Any]) -> Iterator[Any]:
     # PyTorch's handler of SIGCHLD raises wherever this process is, in the middle of an optimizer's step too, whose state is then
     # half updated. Without it a dead worker is found where a batch is waited for, at the latest after five seconds.
     before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
