@@ -6,7 +6,7 @@ A loader gives the samples of an optimizer step as one or more micro-batches. A 
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -205,7 +205,8 @@ class Loader(Generic[BatchT, OrderT]):
         Raises LostWorkerError, while a batch is asked for and at no other time, if a worker died.
         """
         try:
-            yield from _without_signal_handler(self._loader)
+            # PyTorch's type says what it loads, not what `collate` makes of it.
+            yield from _without_signal_handler(cast("Iterable[BatchT]", self._loader))
         except ConvnextError as error:
             name = f"{type(error).__module__}.{type(error).__qualname__}: "
             raise type(error)(str(error).rpartition(name)[2].strip()) from error
@@ -225,7 +226,7 @@ def make_loader(
     return Loader(samples, order, collate, workers, pin)
 
 
-def _without_signal_handler(loader: DataLoader[Any]) -> Iterator[Any]:
+def _without_signal_handler(loader: Iterable[BatchT]) -> Iterator[BatchT]:
     # PyTorch's handler of SIGCHLD raises wherever this process is, in the middle of an optimizer's step too, whose state is then
     # half updated. Without it a dead worker is found where a batch is waited for, at the latest after five seconds.
     before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None

@@ -148,7 +148,7 @@ def _set(values: Values, path: list[str], value: object) -> None:
 
 
 def _remove(values: Values, path: list[str]) -> bool:
-    """Remove a key of the model that an override sets to null. Returns whether some model has that key: another may not."""
+    """Remove a key of the model that an override sets to null. Returns whether some model has that key: this one may not."""
     if len(path) != 2 or path[0] != "model" or path[1] in Model.model_fields:
         return False
     model = values.get("model")

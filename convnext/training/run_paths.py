@@ -148,7 +148,7 @@ def check_device(device: str | None) -> None:
 
 
 def is_missing(where: str) -> bool:
-    """Return whether a value of `data.train` is plainly the name of a folder, and there is none."""
+    """Return whether a value of `data.train` is plainly the name of a folder that does not exist."""
     return not re.search(r"[*?{\[:]|\.tar$", where) and not Path(where).expanduser().exists()
 
 

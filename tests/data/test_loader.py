@@ -1,13 +1,26 @@
+import os
 import random
+import signal
 import time
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 
 import numpy as np
 import pytest
 import torch
 from helpers import image_folder
 
-from convnext.data.loader import EVALUATION, PREFETCH, CorruptImages, EpochOrder, InOrder, Loader, Sample, Samples, make_loader
+from convnext.data.loader import (
+    EVALUATION,
+    PREFETCH,
+    CorruptImages,
+    EpochOrder,
+    InOrder,
+    Loader,
+    LostWorkerError,
+    Sample,
+    Samples,
+    make_loader,
+)
 from convnext.data.randomness import generators_kept, seed_everything, seeded
 from convnext.data.sources.open import open_source
 from convnext.data.transforms.classify import Augmentation, train_transform
@@ -201,6 +214,19 @@ class Pinned:
 def test_a_loader_that_pins_does_so_by_the_batchs_own_method(workers):
     loader = make_loader(Counting(8), InOrder(8, 4), lambda found: Pinned([sample.index for sample in found]), workers, pin=True)
     assert [(batch.indices, batch.pinned) for batch in loader] == [([0, 1, 2, 3], True), ([4, 5, 6, 7], True)]
+
+
+def test_a_worker_that_dies_is_met_where_a_batch_is_asked_for_and_nowhere_else():
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(make_loader(Counting(64), InOrder(64, 4), ClassifyBatch.collate, 1, pin=False))
+    next(batches)
+    assert signal.getsignal(signal.SIGCHLD) == before
+    for worker in active_children():
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+    time.sleep(0.1)  # a step, in which nothing is raised
+    with pytest.raises(LostWorkerError, match="a process that decodes images died"):
+        list(batches)
 
 
 def test_pytorch_pins_a_batch_by_its_own_method():
