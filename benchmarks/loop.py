@@ -30,9 +30,9 @@ from convnext.recipe import load_recipe
 from convnext.tasks import get
 from convnext.tasks.base import Source, TaskData
 from convnext.tasks.classify.batch import ClassifyBatch
+from convnext.training.folder.run_folder import RunFolder
 from convnext.training.loop import Trainer
 from convnext.training.progress import Display
-from convnext.training.run_folder import RunFolder
 from convnext.training.state import new_state
 
 

@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--json")
     arguments = parser.parse_args()
     from convnext.ops import dispatch
-    from convnext.training.run_folder import environment
+    from convnext.training.folder.environment import environment
 
     has_gpu, probe = torch.cuda.is_available(), Probe()
     machine = environment(torch.device("cuda" if has_gpu else "cpu"))

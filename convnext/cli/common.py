@@ -58,7 +58,7 @@ def check_images(sources: Sequence[str]) -> None:
 
 def check_data(where: str) -> None:
     """Raise UsageError for data that is plainly a folder, and missing. Loads no PyTorch."""
-    from convnext.training.run_paths import is_missing
+    from convnext.training.folder.run_paths import is_missing
 
     if is_missing(where):
         raise UsageError(f"no folder {where}: data must be a folder with one folder of images per class, or digits:train")

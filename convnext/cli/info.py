@@ -8,7 +8,7 @@ def info(device: Device = None, as_json: Json = False) -> None:
     """Show versions, devices, and which operators are compiled and why. Compiles them on first use."""
     from convnext import ops
     from convnext.distributed import pick_device
-    from convnext.training.environment import environment
+    from convnext.training.folder.environment import environment
 
     found, operators = environment(pick_device(device)), ops.status()
     if as_json:

@@ -49,7 +49,7 @@ def train(
     device: Device = None,
 ) -> None:
     """Train by a recipe; leave weights, metrics and a report in a run folder."""
-    from convnext.training.run_paths import check_start
+    from convnext.training.folder.run_paths import check_start
 
     check_start(recipe, overrides or [], output=output, resume=resume, overwrite=overwrite, device=device)
     from convnext.training.run import train as run  # loads PyTorch

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.paper.contestants import Contestant, enter
-from convnext.training.environment import Environment, environment
+from convnext.training.folder.environment import Environment, environment
 
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SAME = 1e-4  # relative to the largest output: above this two networks are not the same function

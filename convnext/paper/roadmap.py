@@ -24,10 +24,10 @@ from convnext.models.load import cost_of
 from convnext.paper import ladder, published
 from convnext.recipe import Recipe, load_recipe
 from convnext.text import counted
+from convnext.training.folder.run_folder import Report, RunFolder
+from convnext.training.folder.run_paths import refuse_within_data
 from convnext.training.loop import StoppedError
 from convnext.training.run import train
-from convnext.training.run_folder import Report, RunFolder
-from convnext.training.run_paths import refuse_within_data
 
 UNTRAINED = 0  # 'original ResNet' is the network of the next step under the recipe of 2015, which is not this one
 _CONTINUE = "the same command continues"

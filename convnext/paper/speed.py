@@ -3,7 +3,7 @@
 from convnext.paper.bench import BenchReport, BenchResult, Spread
 from convnext.report import tables
 from convnext.report.tables import Column
-from convnext.training.environment import Environment
+from convnext.training.folder.environment import Environment
 
 _COLUMNS = [
     Column("name", "network"),

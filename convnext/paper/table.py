@@ -20,7 +20,7 @@ from convnext.paper.bench import BenchResult, Setting, measure
 from convnext.paper.contestants import enter
 from convnext.paper.speed import machine
 from convnext.text import counted
-from convnext.training.environment import Environment, environment
+from convnext.training.folder.environment import Environment, environment
 
 log = logging.getLogger("convnext")
 

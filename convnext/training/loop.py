@@ -15,9 +15,9 @@ from convnext.models.weights.files import write_weights
 from convnext.recipe import Recipe
 from convnext.tasks.base import AnyTask, Batch, Json, TaskData
 from convnext.text import counted
+from convnext.training.folder.run_folder import RunFolder
 from convnext.training.optim import scheduled_rate
 from convnext.training.progress import Display, Speed, stop_signals
-from convnext.training.run_folder import RunFolder
 from convnext.training.state import State
 from convnext.training.step import StepRecord, TrainStep, batch_size_for
 from convnext.training.watch import Watcher

@@ -9,7 +9,7 @@ from convnext import distributed
 from convnext.data.contents import DataContents, differences
 from convnext.errors import UsageError
 from convnext.recipe import Recipe
-from convnext.training.run_folder import Changed, Report, RunFolder
+from convnext.training.folder.run_folder import Changed, Report, RunFolder
 from convnext.training.state import Saved, State
 
 _ANOTHER_RUN = "start a new run in another --output"

@@ -23,12 +23,12 @@ from convnext.ops import keep_memory, slow_on_cpu
 from convnext.recipe import Recipe, load_recipe
 from convnext.tasks.base import TaskData
 from convnext.text import counted
+from convnext.training.folder.run_folder import Changed, RunFolder
+from convnext.training.folder.run_paths import refuse_within_data
 from convnext.training.loop import Trainer
 from convnext.training.progress import Display, Unbreakable
 from convnext.training.result import TrainResult, finish
 from convnext.training.resume import restore
-from convnext.training.run_folder import Changed, RunFolder
-from convnext.training.run_paths import refuse_within_data
 from convnext.training.start import Start, reorder_head, start_from
 from convnext.training.state import Saved, State, new_state
 from convnext.training.step import WEIGHTS, batch_size_for

@@ -20,7 +20,7 @@ import yaml
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.tasks.base import Json
 from convnext.text import printable
-from convnext.training.run_paths import ID_FILE
+from convnext.training.folder.run_paths import ID_FILE
 
 PROJECT = "convnext"  # the name under which Weights & Biases and trackio group runs
 

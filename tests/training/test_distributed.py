@@ -149,7 +149,7 @@ def pair(tmp_path, begin, *arguments):
 def test_a_process_that_looks_late_does_not_take_the_run_just_begun_for_one_to_resume(tmp_path):
     late = (
         "if rank:\n"
-        "    from convnext.training.run_folder import RunFolder\n"
+        "    from convnext.training.folder.run_folder import RunFolder\n"
         "    make = RunFolder.__init__\n"
         "    RunFolder.__init__ = lambda self, path: (make(self, path), time.sleep(4))[0]\n"
     )

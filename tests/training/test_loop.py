@@ -19,9 +19,9 @@ from convnext.models.weights.files import read_weights
 from convnext.recipe import load_recipe
 from convnext.tasks.classify.metric import ClassifyMetric
 from convnext.tasks.classify.task import ClassifyTask
+from convnext.training.folder.run_folder import RunFolder
 from convnext.training.loop import Trainer
 from convnext.training.progress import Display
-from convnext.training.run_folder import RunFolder
 from convnext.training.state import ema_decay, new_state
 
 TINY = {

@@ -239,7 +239,7 @@ def test_a_recipe_for_another_number_of_classes_is_refused(photos, tmp_path):
 def test_a_disk_that_fills_up_stops_the_run_and_leaves_the_checkpoint_before(photos, tmp_path):
     """The kernel refuses to let a file grow past a limit, set so that the second checkpoint is too large for it."""
     code = (
-        "import resource, signal, sys; from convnext.training import run_folder, run; import convnext\n"
+        "import resource, signal, sys; from convnext.training import run; from convnext.training.folder import run_folder; import convnext\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); save, made = run_folder.RunFolder.save_state, []\n"
         "def limited(self, *args):\n"
         "    if made: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from convnext.errors import ConvnextError, UsageError
 from convnext.models.weights.files import unwritable, write_atomically
-from convnext.training.run_paths import HOLDER, LOCK
+from convnext.training.folder.run_paths import HOLDER, LOCK
 
 _DYING = 15.0  # seconds after which the decoding workers of a killed process, which share its lock, have ended
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}

@@ -4,7 +4,7 @@ import pytest
 from helpers import image_folder
 
 from convnext.errors import UsageError
-from convnext.training.run_paths import check_device, check_start
+from convnext.training.folder.run_paths import check_device, check_start
 
 
 def test_a_folder_that_holds_a_run_is_refused(tmp_path):

@@ -15,9 +15,9 @@ from convnext.models.weights.files import read_restricted, remove_temporaries, u
 from convnext.recipe import Recipe, load_recipe
 from convnext.report.lines import read_lines
 from convnext.tasks.base import Json
-from convnext.training.environment import environment
-from convnext.training.lock import locked
-from convnext.training.run_paths import RunPaths
+from convnext.training.folder.environment import environment
+from convnext.training.folder.lock import locked
+from convnext.training.folder.run_paths import RunPaths
 
 Report = Callable[[str], None]  # takes a line for the user
 Changed = Mapping[str, tuple[object, object]]  # key of the recipe: the value before, and now

@@ -20,8 +20,8 @@ from convnext.errors import ConvnextError, UsageError
 from convnext.models.weights.files import write_atomically
 from convnext.recipe import load_recipe
 from convnext.report.runs import read_run
-from convnext.training.run_folder import RunFolder
-from convnext.training.run_paths import refuse_within_data
+from convnext.training.folder.run_folder import RunFolder
+from convnext.training.folder.run_paths import refuse_within_data
 
 SMALL = {
     "model.name": "convnext_atto",
@@ -261,7 +261,7 @@ def test_what_a_killed_save_left_is_removed(photos, finished, tmp_path):
 SLOW_SAVE = """
 import sys, time
 from pathlib import Path
-from convnext.training.run_folder import RunFolder
+from convnext.training.folder.run_folder import RunFolder
 
 class Slow:
     def __reduce__(self):  # in the middle of the file
