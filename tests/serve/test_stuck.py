@@ -137,6 +137,7 @@ def test_masks_of_more_pixels_than_are_drawn_are_refused_with_a_remedy(tmp_path)
     image = sample_image(size=(400, 300))
     whole = predictor(image)
     pixels = float((whole.boxes[:, 2:] - whole.boxes[:, :2]).prod(1).sum())
+    few, enough = 0.9 * pixels, 1.1 * pixels  # the service's network differs by rounding, by which objects can change
     assert pixels > 100 * 64 * 64  # more than the first image has in any case
 
     async def ask(limit, option=""):
@@ -144,13 +145,13 @@ def test_masks_of_more_pixels_than_are_drawn_are_refused_with_a_remedy(tmp_path)
             answer = await client.post(f"/predict{option}", content=encoded(image))
             return answer.status_code, answer.json()
 
-    status, answer = asyncio.run(ask(pixels - 1))
+    status, answer = asyncio.run(ask(few))
     assert status == 413
     assert f"masks of {len(whole.labels)} objects" in answer["detail"]
     assert "?masks=0" in answer["detail"]
-    assert asyncio.run(ask(pixels + 1))[0] == 200
-    assert len(asyncio.run(ask(pixels - 1, "?masks=0"))[1]["objects"]) == len(whole.labels)
-    assert asyncio.run(ask(pixels - 1, "?threshold=0.5"))[0] == 200
+    assert asyncio.run(ask(enough))[0] == 200
+    assert len(asyncio.run(ask(few, "?masks=0"))[1]["objects"]) == len(whole.labels)
+    assert asyncio.run(ask(few, "?threshold=0.5"))[0] == 200
 
 
 def test_a_watched_network_is_asked_before_each_call(tmp_path):
