@@ -128,8 +128,11 @@ class Segment(RecipeSection):
 
 
 class Optim(RecipeSection):
-    """AdamW and its schedule, step by step: linear warm-up, then half a cosine, or as for the published detectors and segmenters."""
+    """Optimizer and schedule, step by step: linear warm-up, then half a cosine, or as for the published detectors and segmenters."""
 
+    name: Literal["adamw", "sgd", "lamb", "muon"] = Field(
+        "adamw", description="optimizer; muon takes the matrices of hidden layers, and AdamW the rest"
+    )
     lr: float = Field(4e-3, gt=0, description="peak learning rate, for the whole batch_size")
     min_lr: float = Field(1e-6, ge=0, description="learning rate at the end of the cosine or line")
     schedule: Literal["cosine", "step", "linear"] = Field(
@@ -138,8 +141,9 @@ class Optim(RecipeSection):
     milestones: tuple[float, ...] = Field((), description="schedule step: epochs after which the rate falls to a tenth")
     warmup_start: float = Field(0.0, ge=0, le=1, description="schedules step and linear: fraction of the rate at which the warm-up begins")
     weight_decay: float = Field(0.05, ge=0, description="not applied to biases and one-dimensional parameters")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's moment decays")
-    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="moment decays of AdamW and LAMB")
+    eps: float = Field(1e-8, gt=0, description="epsilon of AdamW and LAMB")
+    momentum: float | None = Field(None, ge=0, lt=1, description="Nesterov momentum of sgd and muon; default 0.9 and 0.95")
     layer_decay: float = Field(1.0, gt=0, le=1, description="factor on lr from each group of layers to the one before it; 1 for none")
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient; by default unlimited, as published")
 
