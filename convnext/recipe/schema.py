@@ -39,7 +39,17 @@ class Model(RecipeSection):
     head_init_scale: float = Field(1.0, gt=0, description="factor on the head's initial weights (paper: 0.001 to fine-tune)")
     depths: tuple[int, ...] | None = Field(None, description="blocks of each stage; default as the name says")
     widths: tuple[int, ...] | None = Field(None, description="channels of each stage; default as the name says")
+    freeze: Literal["head_only"] | int | None = Field(
+        None, description="head_only: train the head alone; a number N: the stem and the first N stages stay as they are"
+    )
     grad_checkpointing: bool = Field(False, description="recompute blocks in the backward pass: less memory, a third more time")
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _head_or_number(cls, value: object) -> object:
+        if value in (None, "head_only") or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+            return value
+        raise ValueError(f"must be head_only or a number of stages, as in model.freeze=2, not {value!r}")
 
     def arguments(self) -> dict[str, object]:
         """Return what `create_model` takes for this model, beside its name and the number of classes.
@@ -49,7 +59,7 @@ class Model(RecipeSection):
         from convnext.models.registry import find
 
         known, fields = find(self.name).arguments, type(self).model_fields
-        given = self.model_dump(exclude_none=True, exclude={"name", "keep_head"})
+        given = self.model_dump(exclude_none=True, exclude={"name", "keep_head", "freeze"})
         if self.head_init_scale == 1:
             del given["head_init_scale"]
         return {key: value for key, value in given.items() if key in known or key not in fields or value != fields[key].default}
