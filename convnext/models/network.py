@@ -33,6 +33,9 @@ class Backbone(Network):
 
     if TYPE_CHECKING:
 
+        def stages_of_parameters(self) -> dict[str, int]:
+            """Return the stage of each parameter, counted from 1; 0 for the stem. What comes after the last stage is missing."""
+
         def features(self, x: Tensor) -> list[Tensor]:
             """Return the maps of an input (N, 3, H, W), each (N, channels, H / stride, W / stride)."""
 

@@ -108,7 +108,7 @@ def _check_model(values: Values, where: str) -> None:
     arguments, fields = _arguments(values), Model.model_fields
     for key, value in model.items():
         own = fields.get(key)
-        if key in ("name", "weights", "keep_head") or (own is not None and value == own.default):
+        if key in ("name", "weights", "keep_head", "freeze") or (own is not None and value == own.default):
             continue
         if key not in arguments:
             raise UsageError(f"{where}: {model.get('name', Model().name)} has no argument {key!r}{nearest(key, arguments)}")

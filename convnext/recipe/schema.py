@@ -39,7 +39,17 @@ class Model(RecipeSection):
     head_init_scale: float = Field(1.0, gt=0, description="factor on the head's initial weights (paper: 0.001 to fine-tune)")
     depths: tuple[int, ...] | None = Field(None, description="blocks of each stage; default as the name says")
     widths: tuple[int, ...] | None = Field(None, description="channels of each stage; default as the name says")
+    freeze: Literal["head_only"] | int | None = Field(
+        None, description="head_only: train the head alone; a number N: the stem and the first N stages stay as they are"
+    )
     grad_checkpointing: bool = Field(False, description="recompute blocks in the backward pass: less memory, a third more time")
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _head_or_number(cls, value: object) -> object:
+        if value in (None, "head_only") or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+            return value
+        raise ValueError(f"must be head_only or a number of stages, as in model.freeze=2, not {value!r}")
 
     def arguments(self) -> dict[str, object]:
         """Return what `create_model` takes for this model, beside its name and the number of classes.
@@ -49,7 +59,7 @@ class Model(RecipeSection):
         from convnext.models.registry import find
 
         known, fields = find(self.name).arguments, type(self).model_fields
-        given = self.model_dump(exclude_none=True, exclude={"name", "keep_head"})
+        given = self.model_dump(exclude_none=True, exclude={"name", "keep_head", "freeze"})
         if self.head_init_scale == 1:
             del given["head_init_scale"]
         return {key: value for key, value in given.items() if key in known or key not in fields or value != fields[key].default}
@@ -128,8 +138,11 @@ class Segment(RecipeSection):
 
 
 class Optim(RecipeSection):
-    """AdamW and its schedule, step by step: linear warm-up, then half a cosine, or as for the published detectors and segmenters."""
+    """Optimizer and schedule, step by step: linear warm-up, then half a cosine, or as for the published detectors and segmenters."""
 
+    name: Literal["adamw", "sgd", "lamb", "muon"] = Field(
+        "adamw", description="optimizer; muon takes the matrices of hidden layers, and AdamW the rest"
+    )
     lr: float = Field(4e-3, gt=0, description="peak learning rate, for the whole batch_size")
     min_lr: float = Field(1e-6, ge=0, description="learning rate at the end of the cosine or line")
     schedule: Literal["cosine", "step", "linear"] = Field(
@@ -138,8 +151,9 @@ class Optim(RecipeSection):
     milestones: tuple[float, ...] = Field((), description="schedule step: epochs after which the rate falls to a tenth")
     warmup_start: float = Field(0.0, ge=0, le=1, description="schedules step and linear: fraction of the rate at which the warm-up begins")
     weight_decay: float = Field(0.05, ge=0, description="not applied to biases and one-dimensional parameters")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's moment decays")
-    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="moment decays of AdamW and LAMB")
+    eps: float = Field(1e-8, gt=0, description="epsilon of AdamW and LAMB")
+    momentum: float | None = Field(None, ge=0, lt=1, description="Nesterov momentum of sgd and muon; default 0.9 and 0.95")
     layer_decay: float = Field(1.0, gt=0, le=1, description="factor on lr from each group of layers to the one before it; 1 for none")
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient; by default unlimited, as published")
 

@@ -10,6 +10,7 @@ from convnext import distributed
 from convnext.data.loader import CorruptImages, EpochOrder, Loader, LostWorkerError, make_loader
 from convnext.errors import ConvnextError, UsageError
 from convnext.evaluate import Evaluation, evaluate, evaluation_loader
+from convnext.models.freeze import eval_frozen
 from convnext.models.network import Network
 from convnext.models.weights.files import write_weights
 from convnext.recipe import Recipe
@@ -134,8 +135,10 @@ class Trainer:
 
     def _epoch(self, epoch: int, done: int) -> None:
         self.order.epoch, self.order.start = epoch, done
-        self.state.model.train()
         settings, state = self.recipe.train, self.state
+        state.model.train()
+        if self.recipe.model.freeze is not None:
+            eval_frozen(state.model)
         batches, speed, ends = iter(self.loader), Speed(), False
         while not ends:
             rate = scheduled_rate(self.schedule_step, self.recipe.optim, self.warmup, self.total, self.per_epoch)

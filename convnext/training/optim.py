@@ -1,21 +1,16 @@
 """The optimizer and its learning rate, as published."""
 
 import math
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 
 from convnext.models.network import Network
 from convnext.recipe import Optim
+from convnext.training.optimizers import Lamb, MuonAdamW, ParameterGroup, hidden_matrices
 
-
-class ParameterGroup(TypedDict):
-    """Parameters with hyperparameters of their own; `lr_scale` is a factor on the learning rate."""
-
-    params: list[nn.Parameter]
-    weight_decay: float
-    lr_scale: float
+_MOMENTUM = {"sgd": 0.9, "muon": 0.95}  # where the recipe does not say
 
 
 class OptimizerState(TypedDict):
@@ -25,22 +20,40 @@ class OptimizerState(TypedDict):
     param_groups: list[dict[str, object]]
 
 
-def build_optimizer(model: Network, settings: Optim) -> torch.optim.AdamW:
-    """Return AdamW over groups of parameters, each with its `weight_decay` and `lr_scale`.
+def build_optimizer(model: Network, settings: Optim) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer over groups of parameters, each with its `rule`, `weight_decay` and `lr_scale`.
 
     The parameters that `model.no_weight_decay()` names (biases, norms, layer scales) are not decayed. With layer-wise decay d,
     the rate of the parameters of `model.layer_group` g is scaled by d^(last group - g) (Clark et al., 2020; Bao et al., 2022).
+    Parameters that need no gradient are not in it.
     """
+    groups = _groups(model, settings)
+    lr, betas, eps = settings.lr, settings.betas, settings.eps
+    momentum = _MOMENTUM.get(settings.name, 0.0) if settings.momentum is None else settings.momentum
+    if settings.name == "muon":
+        return MuonAdamW(groups, lr, momentum, betas, eps)
+    if settings.name == "lamb":
+        return Lamb(groups, lr, betas, eps)
+    plain = [dict(group) for group in groups]
+    if settings.name == "sgd":
+        return torch.optim.SGD(plain, lr=lr, momentum=momentum, nesterov=momentum > 0)
+    return torch.optim.AdamW(plain, lr=lr, betas=betas, eps=eps, fused=True)
+
+
+def _groups(model: Network, settings: Optim) -> list[ParameterGroup]:
     exempt = model.no_weight_decay()
+    matrices = hidden_matrices(model) if settings.name == "muon" else set()
+    others = "adamw" if settings.name == "muon" else settings.name
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     last = max(model.layer_group(name) for name, _ in named)
-    groups: dict[tuple[int, bool], ParameterGroup] = {}
+    groups: dict[tuple[int, bool, str], ParameterGroup] = {}
     for name, parameter in named:
         layer = model.layer_group(name) if settings.layer_decay < 1 else last
         decay = 0.0 if name in exempt else settings.weight_decay
-        group = ParameterGroup(params=[], weight_decay=decay, lr_scale=settings.layer_decay ** (last - layer))
-        groups.setdefault((layer, name in exempt), group)["params"].append(parameter)
-    return torch.optim.AdamW([dict(group) for group in groups.values()], lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+        rule = "muon" if name in matrices else others
+        group = ParameterGroup(params=[], rule=rule, weight_decay=decay, lr_scale=settings.layer_decay ** (last - layer))
+        groups.setdefault((layer, name in exempt, rule), group)["params"].append(parameter)
+    return list(groups.values())
 
 
 def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
@@ -52,11 +65,22 @@ def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
 def restore_moments(optimizer: torch.optim.Optimizer, saved: OptimizerState, before: list[str], now: list[str]) -> None:
     """Load the moments of a saved optimizer, whose parameters had the names `before`, into one with the names `now`.
 
-    Hyperparameters stay those of the optimizer, so a recipe that was changed on purpose holds, with other groups too.
+    Hyperparameters stay those of the optimizer, so a recipe that was changed on purpose holds, with other groups too. The moments
+    of a parameter that is now updated by another rule begin at zero.
     """
+    own = optimizer.state_dict()
     numbers = {name: number for number, name in enumerate(before)}
-    moments = {number: saved["state"][numbers[name]] for number, name in enumerate(now) if numbers.get(name) in saved["state"]}
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    old, new = _rules(saved["param_groups"]), _rules(own["param_groups"])
+    moments = {}
+    for number, name in enumerate(now):
+        if (found := numbers.get(name)) in saved["state"] and found is not None and old[found] == new[number]:
+            moments[number] = saved["state"][found]
+    optimizer.load_state_dict({"state": moments, "param_groups": own["param_groups"]})
+
+
+def _rules(groups: list[dict[str, object]]) -> list[object]:
+    # Of each parameter by number. Checkpoints of versions that knew AdamW alone do not say it.
+    return [group.get("rule", "adamw") for group in groups for _ in cast(list[int], group["params"])]
 
 
 def learning_rate(step: int, warmup_steps: int, total_steps: int, peak: float, final: float) -> float:

@@ -45,6 +45,8 @@ def restore(state: State, saved: Saved, recipe: Recipe, changed: Changed, folder
     if any(text.startswith("val: ") for text in found):
         state.best = -float("inf")
         report("the validation data changed: the best weights are chosen again")
+    if "optim.name" in changed:
+        report(f"the moments that {recipe.optim.name} needs and {changed['optim.name'][0]} did not keep begin at zero")
     if useless := [key for key in _OF_THE_START if key in changed]:
         report(f"{', '.join(useless)}: no effect on a run that has begun")
 

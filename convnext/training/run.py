@@ -15,6 +15,7 @@ from convnext import distributed, tasks
 from convnext.data.contents import contents
 from convnext.data.randomness import generators_kept, seed_everything
 from convnext.errors import ConvnextError
+from convnext.models.freeze import count_trained, freeze
 from convnext.models.load import create_model
 from convnext.models.network import Network
 from convnext.models.weights.files import read_restricted
@@ -106,6 +107,9 @@ def _prepare(recipe: Recipe, folder: RunFolder, device: torch.device, display: D
     model = distributed.on_all(lambda: _build_started(start, data.classes)).to(device)
     if recipe.train.sync_norm and device.type == "cuda" and distributed.world() > 1:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    if recipe.model.freeze is not None:
+        what = recipe.model.freeze
+        distributed.on_all(lambda: freeze(model, what))
     if not resume:
         distributed.on_main(lambda: folder.begin(recipe, device))
     for remark in [*start.remarks, *data.remarks, _opening(recipe, model, device, data)]:
@@ -137,10 +141,11 @@ def _check_same_data(data: TaskData) -> None:
 
 
 def _opening(recipe: Recipe, model: Network, device: torch.device, data: TaskData) -> str:
-    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    parameters, trained = sum(parameter.numel() for parameter in model.parameters()), count_trained(model)
+    frozen = "" if trained == parameters else f" ({trained:,} of them trained, the others frozen)"
     where = f"{distributed.world()} x {device.type}" if distributed.world() > 1 else str(device)
     images = f"{counted(len(data.train), 'image')} of {counted(len(data.classes), 'class')}"
-    return f"{recipe.model.name}, {parameters:.2f} M parameters, on {where}: {images}"
+    return f"{recipe.model.name}, {parameters / 1e6:.2f} M parameters{frozen}, on {where}: {images}"
 
 
 def _restore(state: State, recipe: Recipe, changed: Changed, folder: RunFolder, change: bool, display: Display) -> None:

@@ -114,6 +114,18 @@ def test_evaluation_is_shared_and_counts_each_sample_once(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_with_frozen_stages_equal_one(tmp_path):
+    more = [*SMALL, "model.freeze=2", "train.ema=0.5"]
+    finish(torchrun(2, *train(tmp_path / "two", *more)))
+    command.run(*train(tmp_path / "one", *more))
+    assert np.abs(losses(tmp_path / "one") - losses(tmp_path / "two")).max() < 1e-5
+    one, two = (load_file(tmp_path / run / "last.safetensors") for run in ("one", "two"))
+    frozen = [key for key in one if key.startswith(("stages.0.", "stages.1.", "downsample_layers.0.", "downsample_layers.1."))]
+    assert frozen
+    assert all(torch.equal(one[key], two[key]) for key in frozen)
+
+
+@pytest.mark.slow
 def test_batch_norm_is_evaluated_with_the_statistics_that_are_saved(tmp_path):
     """Each process has running statistics of its own; the main process's are saved."""
     network = ["model.name=roadmap_t_01_modern_training", "model.width=8", "model.depths=[1,1,1,1]", "model.widths=null"]

@@ -18,6 +18,8 @@ from convnext.models.backbones.convnext import check_drop_path
 from convnext.models.backbones.dropping import DropPath
 from convnext.models.network import Backbone
 
+_UNMATCHED = "?"  # the name of a parameter that is in none of timm's groups, as those of the head are
+
 # The submodules that only the logits need, by their names in any of the families.
 _ONLY_FOR_LOGITS = ("norm", "conv_head", "bn2", "head", "fc", "classifier")
 
@@ -74,6 +76,14 @@ class TimmBackbone(Mixin, Backbone):
         if name not in (groups := self.__dict__.setdefault("_groups", {})):
             groups |= group_parameters(self, self.group_matcher(coarse=False), reverse=True)
         return groups[name]
+
+    def stages_of_parameters(self) -> dict[str, int]:
+        """Return the stage of each parameter by timm, counted from 1; 0 for the stem. Of a ViT, each block is a stage."""
+        from timm.models._manipulate import group_with_matcher
+
+        names = [*(name for name, _ in self.named_parameters()), _UNMATCHED]
+        groups: dict[str, int] = group_with_matcher([(name, None) for name in names], self.group_matcher(coarse=True), reverse=True)
+        return {name: group for name, group in groups.items() if group != groups[_UNMATCHED]}
 
     def to_native(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a state of timm's or of the network's authors in this network's names, with its grid of position embeddings."""

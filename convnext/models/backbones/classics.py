@@ -76,6 +76,10 @@ class Classic(Backbone):
         """Return the position of the parameter's layer among those that have weights."""
         return self._layers().index(name.rpartition(".")[0])
 
+    def stages_of_parameters(self) -> dict[str, int]:
+        """Return the position of each parameter's layer in the body."""
+        return {name: self.layer_group(name) for name, _ in self.named_parameters() if name.startswith("body.")}
+
     def to_native(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a state in the other library's names, or in ours, in ours."""
         parts = {key: key.rpartition(".") for key in state}

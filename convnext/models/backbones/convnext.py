@@ -245,6 +245,12 @@ class ConvNeXt(PooledClassifier):
             return (1, 2, 3 + block // 3, last)[stage]
         return last + 1
 
+    def stages_of_parameters(self) -> dict[str, int]:
+        """Return the stage of each parameter, counted from 1, with the downsampling before it; 0 for the stem."""
+        parts = [(name, name.split(".")) for name, _ in self.named_parameters()]
+        stages = {name: int(number) + 1 for name, (part, number, *_) in parts if part in ("stages", "downsample_layers")}
+        return stages | {name: 0 for name in stages if name.startswith("downsample_layers.0.")}
+
 
 remember(DepthwiseConv, LayerNorm, LayerNorm2d, Patchify, nn.Conv2d, nn.Linear, DropPath, nn.Sequential, Block, ConvNeXt)
 

@@ -48,3 +48,7 @@ class ConvNeXtIsotropic(PooledClassifier):
         if part == "blocks":
             return 1 + int(number)
         return 0 if part == "stem" else len(self.blocks) + 1
+
+    def stages_of_parameters(self) -> dict[str, int]:
+        """Return the block of each parameter, counted from 1; 0 for the stem."""
+        return {name: self.layer_group(name) for name, _ in self.named_parameters() if name.startswith(("stem.", "blocks."))}

@@ -191,6 +191,11 @@ class RoadmapNet(PooledClassifier):
             return (1, 2, 3 + block // 3, last)[stage]
         return 0 if part == "stem" else last + 1
 
+    def stages_of_parameters(self) -> dict[str, int]:
+        """Return the stage of each parameter, counted from 1; 0 for the stem."""
+        parts = [(name, name.split(".")) for name, _ in self.named_parameters()]
+        return {name: int(number) + 1 if part == "stages" else 0 for name, (part, number, *_) in parts if part in ("stem", "stages")}
+
     def to_native(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the state as it is: no other library has these names."""
         return dict(state)

@@ -1,0 +1,68 @@
+"""Freezing: parts of a network that training leaves exactly as they are."""
+
+from typing import Literal, cast
+
+from convnext.errors import UsageError
+from convnext.models.network import Backbone, Network
+from convnext.models.registry import find
+from convnext.text import counted
+
+Freeze = Literal["head_only"] | int
+
+
+def freeze(model: Network, what: Freeze) -> None:
+    """Take the gradient from parameters of a network, so that training leaves them alone; the others get theirs.
+
+    Args:
+        model: a backbone, or a detector or segmenter over one.
+        what: "head_only" trains a classifier's last layer alone, or everything that a detector or segmenter puts on its backbone.
+            A number N freezes the stem and the first N stages.
+
+    Raises UsageError if the network has fewer stages.
+    """
+    frozen = _backbone_parameters(model) if what == "head_only" else _first_stages(model, what)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+
+
+def eval_frozen(model: Network) -> None:
+    """Put the modules whose parameters are all frozen into evaluation mode: no stochastic depth, no moving statistics.
+
+    To be called after each `model.train()`.
+    """
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def count_trained(model: Network) -> int:
+    """Return the number of parameters that are not frozen."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _backbone_parameters(model: Network) -> set[str]:
+    if _is_backbone(model):
+        of_classes = find(str(model.spec["name"])).is_of_classes
+        return {name for name, _ in model.named_parameters() if not of_classes(model, name)}
+    return set(_stages(model))
+
+
+def _first_stages(model: Network, count: int) -> set[str]:
+    stages = _stages(model)
+    if count > (last := max(stages.values())):
+        name = model.spec["name"]
+        raise UsageError(f"model.freeze={count}: {name} has {counted(last, 'stage')}; give at most {last}, or model.freeze=head_only")
+    return {name for name, stage in stages.items() if stage <= count}
+
+
+def _stages(model: Network) -> dict[str, int]:
+    if _is_backbone(model):
+        return cast(Backbone, model).stages_of_parameters()
+    # The output norms of a head are named as parts of the backbone, which does not know their stage.
+    backbone = cast(Backbone, model.get_submodule("backbone"))
+    return {f"backbone.{name}": stage for name, stage in backbone.stages_of_parameters().items()}
+
+
+def _is_backbone(model: Network) -> bool:
+    return find(str(model.spec["name"])).backbone is None
