@@ -127,6 +127,8 @@ class TaskData:
     remarks: list[str]  # to report to the user
     groups: Sequence[int] | None = None  # of the training samples, where a batch shall hold one group only
     class_ids: ClassIds | None = None  # the data's own number of each class, to travel with the weights
+    class_counts: Sequence[int] | None = None  # training images of each class, where each image has one class
+    balance: Sequence[int] | None = None  # the class of each training sample, where an epoch shall draw every class equally often
 
 
 class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
@@ -187,8 +189,8 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     # Training and evaluation
 
     @abstractmethod
-    def criterion(self, recipe: Recipe, classes: Sequence[str]) -> Criterion[BatchT]:
-        """Return what gives the loss in training."""
+    def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[BatchT]:
+        """Return what gives the loss in training on the data that `open` returned."""
 
     @abstractmethod
     def predict(self, model: nn.Module, batch: BatchT, how: Preprocessing) -> Sequence[OutputT]:

@@ -54,8 +54,9 @@ class Trainer:
         self.watchers: Sequence[Watcher] = ()
         count, pin, workers = len(data.train), device.type == "cuda", recipe.data.workers
         size = batch_size_for(recipe, count)
-        self.train_step = TrainStep(state, task.criterion(recipe, data.classes), recipe, size, device)
-        self.order = EpochOrder(count, size, recipe.seed, distributed.rank(), distributed.world(), data.groups, self.train_step.micro_batch)
+        self.train_step = TrainStep(state, task.criterion(recipe, data), recipe, size, device)
+        rank, world, micro_batch = distributed.rank(), distributed.world(), self.train_step.micro_batch
+        self.order = EpochOrder(count, size, recipe.seed, rank, world, data.groups, micro_batch, data.balance)
         self.per_epoch = self.order.batches
         train = recipe.train
         self.total = train.iterations or train.epochs * self.per_epoch

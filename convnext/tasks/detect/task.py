@@ -119,7 +119,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
 
     # Training and evaluation
 
-    def criterion(self, recipe: Recipe, classes: Sequence[str]) -> Criterion[DetectBatch]:
+    def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[DetectBatch]:
         """Return the detector's own losses."""
         return DetectCriterion()
 

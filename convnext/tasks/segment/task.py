@@ -113,7 +113,7 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
 
     # Training and evaluation
 
-    def criterion(self, recipe: Recipe, classes: Sequence[str]) -> Criterion[SegmentBatch]:
+    def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[SegmentBatch]:
         """Return cross-entropy of both heads."""
         return SegmentCriterion()
 
