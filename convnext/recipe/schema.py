@@ -21,6 +21,13 @@ _Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence("t
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
+# By task, the metrics of an evaluation by which the best weights can be chosen. Here, so that a wrong one is refused before PyTorch loads.
+BEST_METRICS = {
+    "classify": ("top1", "balanced_accuracy", "f1", "auroc", "loss"),
+    "detect": ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"),
+    "segment": ("miou", "mean_accuracy", "overall_accuracy"),
+}
+
 
 class RecipeSection(BaseModel):
     """A part of the recipe: unknown keys are errors, values cannot change once read."""
@@ -198,6 +205,9 @@ class Eval(RecipeSection):
     crop_ratio: float = Field(0.875, gt=0, le=1, description="resize the short side to image_size / crop_ratio, take the centre")
     warp: bool = Field(False, description="resize the whole image to the square instead (published from 384 pixels up)")
     interpolation: Interpolation = Field("bicubic", description="filter of every resize, in training too")
+    best_by: str | None = Field(
+        None, description="metric that chooses the best weights: top1, balanced_accuracy, f1, auroc, loss; box_ap, mask_ap; miou, …"
+    )
 
 
 class Recipe(RecipeSection):
@@ -223,6 +233,9 @@ class Recipe(RecipeSection):
             raise ValueError(f"train.warmup_epochs={warmup:g} is longer than train.epochs={epochs}: add train.warmup_epochs={epochs / 5:g}")
         if self.task != "classify" and (used := [key for key, is_set in self._of_classes().items() if is_set]):
             raise ValueError(f"{used[0]} is a key of task classify, and this recipe's task is {self.task}: remove it")
+        best_by, known = self.eval.best_by, BEST_METRICS[self.task]
+        if best_by is not None and best_by not in known:
+            raise ValueError(f"eval.best_by: task {self.task} has no metric {best_by!r}; known: {', '.join(known)}")
         if self.data.sampler == "balanced" and self.train.class_weights == "balanced":
             raise ValueError("data.sampler=balanced and train.class_weights=balanced would balance the classes twice: choose one of them")
         return self

@@ -13,6 +13,7 @@ from convnext.evaluate import Evaluation, evaluate, evaluation_loader
 from convnext.models.network import Network
 from convnext.models.weights.files import write_weights
 from convnext.recipe import Recipe
+from convnext.report import metrics
 from convnext.tasks.base import AnyTask, Batch, Json, TaskData
 from convnext.text import counted
 from convnext.training.folder.run_folder import RunFolder
@@ -201,18 +202,20 @@ class Trainer:
         self._check_finite()
         result = self._measure(state.ema_or_model)
         headline, message = result.metrics[name], self.task.summary_line(result.metrics)
-        is_best = math.isfinite(headline) and headline > state.best
+        best_by = self.recipe.eval.best_by or name
+        value = result.metrics.get(best_by, math.nan)
+        is_best = metrics.is_better(best_by, value, state.best)
         distributed.on_main(lambda: self._write_weights(result.metrics, is_best))
         if state.ema is not None:
             raw = self._measure(state.model).metrics
-            result.metrics |= {f"raw_{key}": raw[key] for key in (name, "loss") if key in raw}
+            result.metrics |= {f"raw_{key}": raw[key] for key in dict.fromkeys((name, best_by, "loss")) if key in raw}
             message += f" with the EMA weights, {raw[name]:.2f} % with the raw ones"
         if log:
-            state.evaluated, state.best = epoch, headline if is_best else state.best
+            state.evaluated, state.best = epoch, value if is_best else state.best
             self._log({"kind": "eval", "step": state.step, "epoch": epoch} | result.metrics)
             self.display.evaluated(epoch, message, **{name: headline})
-            if not math.isfinite(headline):
-                self.display.report(f"{name} is {headline}: these weights do not become the best")
+            if not math.isfinite(value):
+                self.display.report(f"{best_by} is {value}: these weights do not become the best")
             self._save()
         return result
 

@@ -45,6 +45,9 @@ def restore(state: State, saved: Saved, recipe: Recipe, changed: Changed, folder
     if any(text.startswith("val: ") for text in found):
         state.best = -float("inf")
         report("the validation data changed: the best weights are chosen again")
+    if "eval.best_by" in changed:
+        state.best = -float("inf")
+        report("eval.best_by changed: the best weights are chosen again")
     if useless := [key for key in _OF_THE_START if key in changed]:
         report(f"{', '.join(useless)}: no effect on a run that has begun")
 

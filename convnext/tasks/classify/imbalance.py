@@ -63,5 +63,5 @@ def remarks(recipe: Recipe, classes: Sequence[str], counts: Sequence[int]) -> li
     others = f" ({rare} classes have at most a tenth of the most)" if rare > 1 else ""
     return [
         f"the classes differ {counts[most] / counts[fewest]:.0f}-fold in training images: {few}, {many}{others}; data.sampler=balanced, "
-        "train.class_weights=balanced or train.focal_gamma=2 counter that"
+        "train.class_weights=balanced or train.focal_gamma=2 counter that, and eval.best_by=balanced_accuracy counts every class alike"
     ]

@@ -18,9 +18,9 @@ from convnext.data.sources.folder import one_class
 from convnext.data.sources.open import hold_out, open_source
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
 from convnext.errors import ConvnextError
-from convnext.recipe import Recipe
+from convnext.recipe import BEST_METRICS, Recipe
 from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData, check_class_count
-from convnext.tasks.classify import imbalance, prediction
+from convnext.tasks.classify import class_scores, imbalance, prediction
 from convnext.tasks.classify.batch import ClassifyBatch
 from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.shared import refuse_options, skipped_remarks
@@ -36,6 +36,7 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
 
     name: ClassVar[str] = "classify"
     headline: ClassVar[str] = "top1"
+    best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["classify"]
     batch_size: ClassVar[int] = 32
     columns: ClassVar[tuple[str, ...]] = ("class", "probability")
     hub_pipeline: ClassVar[str] = "image-classification"
@@ -51,6 +52,8 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
         for where, source in (("train", train), ("val", val)):
             if not len(source):
                 raise ConvnextError(f"no images in data.{where}")
+        if recipe.eval.best_by == "auroc":
+            class_scores.require_auroc(val)
         imbalance.check_class_weights(recipe, train.classes)
         labels = imbalance.labels_of(train)
         counts = np.bincount(labels, minlength=len(train.classes)).tolist()
