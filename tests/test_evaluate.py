@@ -273,8 +273,12 @@ def test_the_page_and_the_json_of_an_evaluation_are_complete(tmp_path):
     found = measure(f"imagenet:{tmp_path}", max_corrupt=0.5)
     told = json.loads(json.dumps(found.to_json()))
     assert told.keys() == {
-        *("top1", "top5", "loss", "ece", "count", "classes", "totals", "hits", "confusion", "calibration", "mistakes", "remarks", "corrupt")
+        *("top1", "top1_low", "top1_high", "top5", "balanced_accuracy", "f1", "loss", "ece", "count", "classes", "totals", "hits"),
+        *("confusion", "calibration", "by_class", "mistakes", "remarks", "corrupt"),
     }
+    assert told["by_class"][1] | {"recall_interval": None} == {
+        "images": 2, "predicted": 1, "precision": 100, "recall": 50, "recall_interval": None, "f1": pytest.approx(200 / 3), "auroc": None,
+    }  # fmt: skip
     assert told["count"] == 6
     assert told["totals"][:3] == [2, 2, 2]
     assert told["hits"][:3] == [2, 1, 1]
@@ -288,7 +292,7 @@ def test_the_page_and_the_json_of_an_evaluation_are_complete(tmp_path):
         "top-1 accuracy 66.67 % (4 of 6)",
         "Most confused",
         "Calibration",
-        "Accuracy by class",
+        "Scores by class",
         "Worst mistakes",
         "broken.png",
         "goldfish",
@@ -315,16 +319,16 @@ def test_no_part_of_an_evaluation_replaces_another():
         disjoint({"classes": 1}, {"b": 1}, {"classes": 2})
 
 
-def test_a_terminal_shows_accuracy_by_class_of_many_the_worst_and_the_best(tmp_path):
+def test_a_terminal_shows_scores_by_class_of_many_the_worst_and_the_best(tmp_path):
     for label in range(3):
         coded(tmp_path / ONE_K[label] / "a.png", label)
         coded(tmp_path / ONE_K[label] / "b.png", 0, label)
     lines = [line.split() for line in measure(f"imagenet:{tmp_path}").to_text().splitlines()]
     assert lines[2:6] == [
-        ["class", "images", "accuracy", "%"],
-        ["tench", "2", "100.0"],
-        ["goldfish", "2", "50.0"],
-        ["great", "white", "shark", "2", "50.0"],
+        ["class", "images", "recall", "%", "precision", "%", "F1", "%"],
+        ["tench", "2", "100.0", "50.0", "66.7"],
+        ["goldfish", "2", "50.0", "100.0", "66.7"],
+        ["great", "white", "shark", "2", "50.0", "100.0", "66.7"],
     ]
     rows = [{"class": str(i), "ap": None if i == 7 else (i * 37 % 60) / 2} for i in range(60)]
     text = tables.by_class([tables.Column("class", "class"), tables.Column("ap", "AP %", 1)], rows, "ap").splitlines()

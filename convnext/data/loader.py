@@ -71,6 +71,8 @@ class Sample(Generic[LabelT]):
 class Samples(Dataset[Sample[LabelT]], Generic[SourceT, LabelT]):
     """A source through a transform, addressed by (epoch, index): the sample is a function of (seed, epoch, index) alone.
 
+    An index of at least `len(self)` is a repeat of the sample at `index % len(self)`, augmented anew.
+
     For an image that can't be read, training takes the next one that can; evaluation skips it. Both report it. A task whose
     labels are transformed with their images overrides `prepare`.
     """
@@ -117,6 +119,8 @@ class EpochOrder:
         rank: which of `world` equal parts of each batch to give.
         groups: of each sample, where a batch shall hold samples of one group only (portrait or landscape images, so that little
             of the padding is empty). Samples that do not fill a batch of their group are dropped.
+        balance: the class of each sample, if an epoch shall draw every class equally often. An epoch still has `count` samples. The
+            k-th repeat of sample i is called i + k * count, so that each repeat is augmented in its own way; see `Samples`.
         micro_batch: samples in a micro-batch, the last of a part may have fewer; by default the whole part.
     """
 
@@ -129,8 +133,10 @@ class EpochOrder:
         world: int = 1,
         groups: Sequence[int] | None = None,
         micro_batch: int | None = None,
+        balance: Sequence[int] | None = None,
     ) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.members = None if balance is None else [np.flatnonzero(np.equal(balance, one)) for one in np.unique(balance)]  # by class
         self.groups = np.zeros(count, dtype=int) if groups is None else np.asarray(groups)
         self.share = batch_size // world
         self.micro_batch = min(micro_batch or self.share, self.share)
@@ -143,14 +149,26 @@ class EpochOrder:
 
     def __iter__(self) -> Iterator[list[Key]]:
         generator = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
-        order = generator.permutation(self.count)
-        batches = [batch for group in np.unique(self.groups) for batch in self._full(order[self.groups[order] == group])]
+        order = generator.permutation(self.count) if self.members is None else self._balanced(self.members, generator)
+        groups = self.groups[order % self.count]
+        batches = [batch for group in np.unique(self.groups) for batch in self._full(order[groups == group])]
         if len(np.unique(self.groups)) > 1:
             batches = [batches[i] for i in generator.permutation(len(batches))]
         for batch in batches[self.start :]:
             share = batch[self.first : self.first + self.share]
             for begin in range(0, self.share, self.micro_batch):
                 yield [(self.epoch, int(index)) for index in share[begin : begin + self.micro_batch]]
+
+    def _balanced(self, members: list[np.ndarray], generator: np.random.Generator) -> np.ndarray:
+        """Return `count` positions in random order, of each class equally many or one more; none is repeated before all of its class."""
+        share, more = divmod(self.count, len(members))
+        luckier = set(generator.permutation(len(members))[:more].tolist())
+        drawn = []
+        for number, positions in enumerate(members):
+            repeats, rest = divmod(share + (number in luckier), len(positions))
+            drawn += [positions + repeat * self.count for repeat in range(repeats)]
+            drawn.append(generator.permutation(positions)[:rest] + repeats * self.count)
+        return generator.permutation(np.concatenate(drawn))
 
     def _full(self, order: np.ndarray) -> list[np.ndarray]:
         return [order[i : i + self.batch_size] for i in range(0, len(order) - self.batch_size + 1, self.batch_size)]

@@ -1,6 +1,6 @@
 """Reading recipes: files, overrides, and messages about what is wrong with them. Imports no PyTorch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from importlib.resources import files
@@ -59,7 +59,7 @@ def load_recipe(name: str, overrides: Sequence[str] | Mapping[str, object] = ())
         _check_key(key.split("."), f"override {key}", known)
         _set(values, key.split("."), value)
     _complete(values, given)
-    for key_path in _paths(values):
+    for key_path in _paths(values, known):
         _check_key(key_path, f"recipe {name}", known)
     _check_model(values, f"recipe {name}")
     try:
@@ -157,10 +157,10 @@ def _remove(values: Values, path: list[str]) -> bool:
     return any(path[1] in find(name).arguments for name in names())
 
 
-def _paths(values: Mapping[str, object], prefix: tuple[str, ...] = ()) -> Iterator[list[str]]:
+def _paths(values: Mapping[str, object], known: Container[str], prefix: tuple[str, ...] = ()) -> Iterator[list[str]]:
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _paths(value, (*prefix, str(key)))
+        if isinstance(value, Mapping) and ".".join((*prefix, str(key))) not in known:
+            yield from _paths(value, known, (*prefix, str(key)))
         else:
             yield [*prefix, str(key)]
 

@@ -10,6 +10,8 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from convnext.text import class_name
+
 
 class _Dumper(yaml.SafeDumper):
     """Writes one key per line, and lists in brackets."""
@@ -18,6 +20,13 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True))
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+
+# By task, the metrics of an evaluation by which the best weights can be chosen. Here, so that a wrong one is refused before PyTorch loads.
+BEST_METRICS = {
+    "classify": ("top1", "balanced_accuracy", "f1", "auroc", "loss"),
+    "detect": ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"),
+    "segment": ("miou", "mean_accuracy", "overall_accuracy"),
+}
 
 
 class RecipeSection(BaseModel):
@@ -83,6 +92,9 @@ class Data(RecipeSection):
     max_corrupt: float = Field(0.01, ge=0, le=1, description="fraction of the images that may be unreadable before the run stops")
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="subtracted from RGB in 0 to 1 (ImageNet's)")
     std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="divided by after that (ImageNet's)")
+    sampler: Literal["shuffle", "balanced"] = Field(
+        "shuffle", description="images of an epoch; shuffle: each once; balanced (classify): every class equally often, with repeats"
+    )
     range: float | tuple[float, float] | None = Field(
         None, description="images with more than 8 bits: the value of white, or [black, white]; default 65535, or 1 for floats"
     )
@@ -168,6 +180,12 @@ class Train(RecipeSection):
     batch_size: int = Field(4096, ge=1, description="images in one optimizer step, all devices together")
     device_batch_size: int | None = Field(None, ge=1, description="images of a micro-batch, by default what fits; gradients accumulate")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="fraction of the target that is spread over all classes")
+    class_weights: Literal["balanced"] | dict[str, float] | None = Field(
+        None, description="classify: factors on the loss by class, as {ant: 3}; balanced: N / (classes x images of the class)"
+    )
+    focal_gamma: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="classify: gamma of the focal loss (Lin et al., 2017), 0 for cross-entropy"
+    )
     ema: float = Field(
         0.0, ge=0, lt=1, description="decay of the moving average of the weights, which warms up and is evaluated and saved; 0 for none"
     )
@@ -182,6 +200,18 @@ class Train(RecipeSection):
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints, besides the one at the end of each epoch")
     keep_checkpoints: int = Field(2, ge=1, description="number of checkpoints that are kept")
 
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        return {class_name(str(name)): weight for name, weight in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("class_weights")
+    @classmethod
+    def _positive(cls, value: str | dict[str, float] | None) -> str | dict[str, float] | None:
+        if isinstance(value, dict) and (wrong := [name for name, weight in value.items() if not (isfinite(weight) and weight > 0)]):
+            raise ValueError(f"the weight of {wrong[0]!r} must be a number above 0, not {value[wrong[0]]}")
+        return value
+
 
 class Eval(RecipeSection):
     """How images are prepared for evaluation."""
@@ -189,6 +219,9 @@ class Eval(RecipeSection):
     crop_ratio: float = Field(0.875, gt=0, le=1, description="resize the short side to image_size / crop_ratio, take the centre")
     warp: bool = Field(False, description="resize the whole image to the square instead (published from 384 pixels up)")
     interpolation: Interpolation = Field("bicubic", description="filter of every resize, in training too")
+    best_by: str | None = Field(
+        None, description="metric that chooses the best weights: top1, balanced_accuracy, f1, auroc, loss; box_ap, mask_ap; miou, …"
+    )
 
 
 class Recipe(RecipeSection):
@@ -212,7 +245,19 @@ class Recipe(RecipeSection):
         if self.train.warmup_steps is None and self.train.warmup_epochs > self.train.epochs:
             epochs, warmup = self.train.epochs, self.train.warmup_epochs
             raise ValueError(f"train.warmup_epochs={warmup:g} is longer than train.epochs={epochs}: add train.warmup_epochs={epochs / 5:g}")
+        if self.task != "classify" and (used := [key for key, is_set in self._of_classes().items() if is_set]):
+            raise ValueError(f"{used[0]} is a key of task classify, and this recipe's task is {self.task}: remove it")
+        best_by, known = self.eval.best_by, BEST_METRICS[self.task]
+        if best_by is not None and best_by not in known:
+            raise ValueError(f"eval.best_by: task {self.task} has no metric {best_by!r}; known: {', '.join(known)}")
+        if self.data.sampler == "balanced" and self.train.class_weights == "balanced":
+            raise ValueError("data.sampler=balanced and train.class_weights=balanced would balance the classes twice: choose one of them")
         return self
+
+    def _of_classes(self) -> dict[str, object]:
+        """Return the keys that need one class for each image, with whether they are set."""
+        train, sampler = self.train, self.data.sampler
+        return {"data.sampler": sampler != "shuffle", "train.class_weights": train.class_weights, "train.focal_gamma": train.focal_gamma}
 
     def to_yaml(self) -> str:
         """Return the whole recipe, defaults included, as YAML from which `load_recipe` reads the same recipe."""

@@ -7,6 +7,8 @@ from typing import TypedDict
 _LABELS = {
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
+    "f1": "macro F1",
+    "auroc": "AUROC",
     "ece": "expected calibration error",
     "mean_error": "mean error",
     "mce": "mean corruption error",
@@ -18,6 +20,7 @@ _LABELS = {
     "count": "images",
 }
 _RAW = "raw_"  # prefix of a metric of the weights without EMA
+_BOUNDS = ("_low", "_high")  # endings of the bounds of a metric's interval
 _PROPORTIONS = {"top1", "top5"}  # of images that are independent of each other, so that an interval can be given
 _Z = 1.959963984540054  # of the normal distribution: 95 % lie within so many standard deviations
 
@@ -85,4 +88,22 @@ def described(name: str, number: float, count: float | None) -> str:
 def cards(metrics: Mapping[str, float]) -> dict[str, str]:
     """Return the metrics of an evaluation as `page.page` takes them: what to write under each, to its value."""
     count = metrics.get("count")
-    return {described(name, number, count): value(name, number) for name, number in metrics.items()}
+    return {described(name, number, count): value(name, number) for name, number in metrics.items() if not name.endswith(_BOUNDS)}
+
+
+def words(metrics: Mapping[str, float]) -> str:
+    """Return the metrics of an evaluation on one line, by their keys, each with its 95 % interval where it has one."""
+    shown = []
+    for name, number in metrics.items():
+        low, high = (metrics.get(f"{name}{bound}") for bound in _BOUNDS)
+        interval = "" if low is None or high is None else f" (95 % interval {low:.4g} to {high:.4g})"
+        if not name.endswith(_BOUNDS):
+            shown.append(f"{name} {number:.4g}{interval}" if isinstance(number, float) else f"{name} {number}{interval}")
+    return "  ".join(shown)
+
+
+def is_better(name: str, number: float, best: float) -> bool:
+    """Return whether a value of a metric is better than the best one so far, which is infinite if there is none. NaN never is."""
+    if not math.isfinite(number) or not math.isfinite(best):
+        return math.isfinite(number)
+    return number < best if name == "loss" else number > best

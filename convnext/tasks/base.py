@@ -127,13 +127,16 @@ class TaskData:
     remarks: list[str]  # to report to the user
     groups: Sequence[int] | None = None  # of the training samples, where a batch shall hold one group only
     class_ids: ClassIds | None = None  # the data's own number of each class, to travel with the weights
+    class_counts: Sequence[int] | None = None  # training images of each class, where each image has one class
+    balance: Sequence[int] | None = None  # the class of each training sample, where an epoch shall draw every class equally often
 
 
 class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     """A task: its data, its loss, its metric, and what it says of an image. One instance each, without state."""
 
     name: ClassVar[str]
-    headline: ClassVar[str]  # the metric by which the best weights are chosen; higher is better
+    headline: ClassVar[str]  # the metric by which the best weights are chosen unless `eval.best_by` names another; higher is better
+    best_metrics: ClassVar[tuple[str, ...]]  # those that `eval.best_by` may name
     batch_size: ClassVar[int]  # images at a time in evaluation and prediction, where nobody says
     columns: ClassVar[tuple[str, ...]]  # of a table of predictions
     formats: ClassVar[tuple[str, ...]] = ()  # in which predictions can be written beside JSON lines and tables: "coco", "masks"
@@ -187,8 +190,8 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     # Training and evaluation
 
     @abstractmethod
-    def criterion(self, recipe: Recipe, classes: Sequence[str]) -> Criterion[BatchT]:
-        """Return what gives the loss in training."""
+    def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[BatchT]:
+        """Return what gives the loss in training on the data that `open` returned."""
 
     @abstractmethod
     def predict(self, model: nn.Module, batch: BatchT, how: Preprocessing) -> Sequence[OutputT]:

@@ -14,6 +14,7 @@ from convnext.models.freeze import eval_frozen
 from convnext.models.network import Network
 from convnext.models.weights.files import write_weights
 from convnext.recipe import Recipe
+from convnext.report import metrics
 from convnext.tasks.base import AnyTask, Batch, Json, TaskData
 from convnext.text import counted
 from convnext.training.folder.run_folder import RunFolder
@@ -55,8 +56,9 @@ class Trainer:
         self.watchers: Sequence[Watcher] = ()
         count, pin, workers = len(data.train), device.type == "cuda", recipe.data.workers
         size = batch_size_for(recipe, count)
-        self.train_step = TrainStep(state, task.criterion(recipe, data.classes), recipe, size, device)
-        self.order = EpochOrder(count, size, recipe.seed, distributed.rank(), distributed.world(), data.groups, self.train_step.micro_batch)
+        self.train_step = TrainStep(state, task.criterion(recipe, data), recipe, size, device)
+        rank, world, micro_batch = distributed.rank(), distributed.world(), self.train_step.micro_batch
+        self.order = EpochOrder(count, size, recipe.seed, rank, world, data.groups, micro_batch, data.balance)
         self.per_epoch = self.order.batches
         train = recipe.train
         self.total = train.iterations or train.epochs * self.per_epoch
@@ -203,18 +205,20 @@ class Trainer:
         self._check_finite()
         result = self._measure(state.ema_or_model)
         headline, message = result.metrics[name], self.task.summary_line(result.metrics)
-        is_best = math.isfinite(headline) and headline > state.best
+        best_by = self.recipe.eval.best_by or name
+        value = result.metrics.get(best_by, math.nan)
+        is_best = metrics.is_better(best_by, value, state.best)
         distributed.on_main(lambda: self._write_weights(result.metrics, is_best))
         if state.ema is not None:
             raw = self._measure(state.model).metrics
-            result.metrics |= {f"raw_{key}": raw[key] for key in (name, "loss") if key in raw}
+            result.metrics |= {f"raw_{key}": raw[key] for key in dict.fromkeys((name, best_by, "loss")) if key in raw}
             message += f" with the EMA weights, {raw[name]:.2f} % with the raw ones"
         if log:
-            state.evaluated, state.best = epoch, headline if is_best else state.best
+            state.evaluated, state.best = epoch, value if is_best else state.best
             self._log({"kind": "eval", "step": state.step, "epoch": epoch} | result.metrics)
             self.display.evaluated(epoch, message, **{name: headline})
-            if not math.isfinite(headline):
-                self.display.report(f"{name} is {headline}: these weights do not become the best")
+            if not math.isfinite(value):
+                self.display.report(f"{best_by} is {value}: these weights do not become the best")
             self._save()
         return result
 

@@ -20,7 +20,7 @@ class TrainResult:
 
     folder: Path
     metrics: dict[str, float]  # at the end
-    best: float  # the headline metric of best.safetensors
+    best: float  # the metric of best.safetensors that chose it: `eval.best_by`, or the task's headline
     seconds: float
 
 
@@ -34,7 +34,9 @@ def finish(trainer: Trainer, evaluation: Evaluation, seconds: float) -> TrainRes
         write_atomically(folder.evaluation, lambda file: file.write_text(text, encoding="utf-8"))
         written = write_page(folder.report, lambda: _page(trainer, evaluation, result), report)
         where = f"; report: {folder.report}" if written else ""
-        report(f"done: {task.summary_line(evaluation.metrics)}, best {result.best:.2f} %{where}")
+        chosen = trainer.recipe.eval.best_by
+        best = f"{result.best:.2f} %" if chosen is None else f"{metrics.label(chosen)} {metrics.value(chosen, result.best)}"
+        report(f"done: {task.summary_line(evaluation.metrics)}, best {best}{where}")
     return result
 
 
@@ -44,12 +46,13 @@ def _page(trainer: Trainer, evaluation: Evaluation, result: TrainResult) -> str:
     folder, recipe, data, task = trainer.folder, trainer.recipe, trainer.data, trainer.task
     ran_on = json.loads(folder.environment.read_text("utf-8"))
     hardware, name, raw = ran_on["hardware"], task.headline, f"raw_{task.headline}"
+    best_by = recipe.eval.best_by or name
     headline, count = evaluation.metrics[name], evaluation.metrics.get("count")
     minutes, seconds = divmod(round(result.seconds), 60)
     cards = {
         f"{metrics.described(name, headline, count)}, at the end": metrics.value(name, headline),
         **({metrics.label(raw): metrics.value(raw, evaluation.metrics[raw])} if raw in evaluation.metrics else {}),
-        f"best {metrics.label(name)}": metrics.value(name, result.best),
+        f"best {metrics.label(best_by)}": metrics.value(best_by, result.best),
         "validation images": f"{count}",
         "training images": f"{len(data.train)}",
         **({"epochs": str(recipe.train.epochs)} if recipe.train.iterations is None else {"steps": str(recipe.train.iterations)}),

@@ -47,6 +47,9 @@ def restore(state: State, saved: Saved, recipe: Recipe, changed: Changed, folder
         report("the validation data changed: the best weights are chosen again")
     if "optim.name" in changed:
         report(f"the moments that {recipe.optim.name} needs and {changed['optim.name'][0]} did not keep begin at zero")
+    if "eval.best_by" in changed:
+        state.best = -float("inf")
+        report("eval.best_by changed: the best weights are chosen again")
     if useless := [key for key in _OF_THE_START if key in changed]:
         report(f"{', '.join(useless)}: no effect on a run that has begun")
 

@@ -254,3 +254,31 @@ def test_the_callers_generators_are_left_as_they_were_after_an_error_too():
     with pytest.raises(KeyError), generators_kept():
         seed_everything(1, int(draw()[0]), {}["broken"])
     assert [first, draw()] == expected
+
+
+def test_a_balanced_epoch_draws_every_class_equally_often_and_repeats_rare_images_augmented_anew(tmp_path):
+    labels = [0] * 70 + [1] * 25 + [2] * 5
+    order = EpochOrder(100, 10, seed=2, balance=labels)
+    keys = [key for batch in order for key in batch]
+    assert len(keys) == len(set(keys)) == 100  # a repeat has an index of its own
+    positions = [index % 100 for _, index in keys]
+    assert sorted(np.bincount([labels[at] for at in positions])) == [33, 33, 34]
+    times = np.bincount(positions, minlength=100)
+    assert set(times[:70]) == {0, 1}
+    assert set(times[70:95]) == {1, 2}
+    assert set(times[95:]) <= {6, 7}
+    source = samples(image_folder(tmp_path / "photos"))
+    once, again = source[0, 3], source[0, 3 + len(source)]
+    assert (once.index, once.label) == (again.index, again.label) == (3, source.source.label(3))
+    assert not torch.equal(once.image, again.image)
+
+
+def test_a_balanced_order_is_a_function_of_seed_and_epoch_for_any_processes_and_any_start():
+    labels = [0] * 30 + [1] * 10
+    order = EpochOrder(40, 8, seed=2, balance=labels)
+    whole, shares = list(order), [list(EpochOrder(40, 8, 2, rank, 2, balance=labels)) for rank in range(2)]
+    assert [first + second for first, second in zip(*shares, strict=True)] == whole
+    order.start = 3
+    assert list(order) == whole[3:]
+    order.epoch, order.start = 1, 0
+    assert [key[1] for batch in order for key in batch] != [key[1] for batch in whole for key in batch]

@@ -123,7 +123,7 @@ def test_a_batch_is_pinned_as_a_whole(one):
 
 def test_a_criterion_gives_named_losses_that_reach_every_parameter(one):
     one.model.train()
-    criterion = one.task.criterion(one.recipe, one.data.classes)
+    criterion = one.task.criterion(one.recipe, one.data)
     losses = criterion(one.model, training_batch(one))
     assert all(loss.shape == () and loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
     assert total(losses).item() == pytest.approx(sum(loss.item() for loss in losses.values()), rel=1e-6)

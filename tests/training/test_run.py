@@ -73,7 +73,7 @@ def test_a_run_leaves_what_the_design_says(whole):
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 13))
     assert [line["epoch"] for line in lines if line["kind"] == "eval"] == [3]
     page = (whole / "report.html").read_text()
-    assert all(title in page for title in ("Course of the run", "Confusion", "Accuracy by class", "Recipe", "What it ran on"))
+    assert all(title in page for title in ("Course of the run", "Confusion", "Scores by class", "Recipe", "What it ran on"))
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
     environment = json.loads((whole / "environment.json").read_text())

@@ -1,4 +1,4 @@
-"""What an evaluation of a classifier measures: accuracy, calibration, confusion, and the worst mistakes."""
+"""What an evaluation of a classifier measures: accuracy in all and by class, calibration, confusion, and the worst mistakes."""
 
 from collections.abc import Sequence
 from typing import NotRequired, TypedDict
@@ -8,8 +8,9 @@ from torch import Tensor
 
 from convnext.data.sources.base import ClassifySource
 from convnext.data.sources.evaluation_sets import EvaluationSet
-from convnext.report.metrics import CalibrationBin
+from convnext.report.metrics import CalibrationBin, wilson
 from convnext.tasks.base import Json, Metric, Metrics
+from convnext.tasks.classify import class_scores
 from convnext.tasks.classify.batch import ClassifyBatch
 from convnext.tasks.classify.robustness import CorruptionCounts, CorruptionRow
 from convnext.text import printable
@@ -40,6 +41,7 @@ class AccuracyDetails(TypedDict):
     hits: list[int]
     confusion: list[list[int]] | None  # [true][predicted]; None where there are too many classes
     calibration: list[CalibrationBin]
+    by_class: list[class_scores.ClassRow]
 
 
 class ClassifyDetails(AccuracyDetails):
@@ -54,15 +56,19 @@ class AccuracyCounts:
 
     Args:
         num_classes: outputs of the network.
+        with_auroc: whether to keep the logits, from which the AUROC is computed.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, with_auroc: bool = True) -> None:
         self.num_classes = num_classes
+        self._by_class: list[class_scores.ClassRow] | None = None  # computed from the counts so far
+        self.scores: list[tuple[Tensor, Tensor]] | None = [] if with_auroc else None  # logits and labels of each batch
         self.count = 0
         self.loss_sum = 0.0
         self.top5_hits = 0
         self.hits = torch.zeros(num_classes, dtype=torch.long)  # by true class
         self.totals = torch.zeros(num_classes, dtype=torch.long)
+        self.predictions = torch.zeros(num_classes, dtype=torch.long)  # by predicted class
         small = num_classes <= _MAX_CONFUSION
         self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.long) if small else None  # [true, predicted]
         self.bins = torch.zeros(3, BINS, dtype=torch.float64)  # samples, hits and sum of the confidences of each bin
@@ -91,7 +97,11 @@ class AccuracyCounts:
         self.top5_hits += int(accepted.gather(1, top5).any(1).sum())
         self.totals += torch.bincount(labels, minlength=self.num_classes)
         self.hits += torch.bincount(labels[correct], minlength=self.num_classes)
+        self._by_class = None
+        self.predictions += torch.bincount(predicted, minlength=self.num_classes)
         self._calibrate(log_probabilities.amax(1).exp(), correct)
+        if self.scores is not None:
+            self.scores.append((logits, labels))
         if self.confusion is not None:
             flat = torch.bincount(labels * self.num_classes + predicted, minlength=self.num_classes**2)
             self.confusion += flat.view_as(self.confusion)
@@ -104,22 +114,28 @@ class AccuracyCounts:
 
     def merge(self, other: "AccuracyCounts") -> None:
         """Add the counts of other samples."""
+        self._by_class = None
         self.count += other.count
         self.loss_sum += other.loss_sum
         self.top5_hits += other.top5_hits
         self.hits += other.hits
         self.totals += other.totals
+        self.predictions += other.predictions
         self.bins += other.bins
+        if self.scores is not None and other.scores is not None:
+            self.scores += other.scores
         if self.confusion is not None and other.confusion is not None:
             self.confusion += other.confusion
 
     def compute(self) -> Metrics:
         """Return the metrics of all samples so far.
 
-        `top1` and `top5` (the latter with more than five classes) are in percent. `loss` is the mean of -log of the probability of the
-        accepted classes, and `count` the number of samples. `ece` is the expected calibration error in percent: over 15 bins of
-        confidence, ((i - 1) / 15, i / 15] for i = 1 … 15, the sum of the bin's share of the samples times the absolute difference
-        between its accuracy and its mean confidence. The confidence of a sample is the probability of the predicted class.
+        `top1` and `top5` (the latter with more than five classes) are in percent, `top1_low` and `top1_high` the bounds of Wilson's
+        95 % interval of top1, and `balanced_accuracy`, `f1` and `auroc` the means of `class_scores.means`. `loss` is the mean of -log
+        of the probability of the accepted classes, and `count` the number of samples. `ece` is the expected calibration error in
+        percent: over 15 bins of confidence, ((i - 1) / 15, i / 15] for i = 1 … 15, the sum of the bin's share of the samples times
+        the absolute difference between its accuracy and its mean confidence. The confidence of a sample is the probability of the
+        predicted class.
         Source: Guo et al., *On Calibration of Modern Neural Networks* (2017), equation 3.
         """
         if not self.count:
@@ -127,7 +143,9 @@ class AccuracyCounts:
         _, hits, confidences = self.bins
         ece = 100 * float((hits - confidences).abs().sum()) / self.count
         top5 = {"top5": 100 * self.top5_hits / self.count} if self.num_classes > 5 else {}
-        found = {"top1": 100 * int(self.hits.sum()) / self.count} | top5
+        share = int(self.hits.sum()) / self.count
+        low, high = wilson(share, self.count)
+        found = {"top1": 100 * share, "top1_low": 100 * low, "top1_high": 100 * high} | top5 | class_scores.means(self.by_class())
         return found | {"loss": self.loss_sum / self.count, "ece": ece, "count": self.count}
 
     def details(self) -> AccuracyDetails:
@@ -141,7 +159,17 @@ class AccuracyCounts:
             "hits": self.hits.tolist(),
             "confusion": self.confusion.tolist() if self.confusion is not None else None,
             "calibration": bins,
+            "by_class": self.by_class(),
         }
+
+    def by_class(self) -> list[class_scores.ClassRow]:
+        """Return precision, recall, F1 and AUROC of each class."""
+        if self._by_class is None:
+            aurocs: list[float | None] = [None] * self.num_classes
+            if self.scores:
+                aurocs = class_scores.aurocs(*(torch.cat(parts) for parts in zip(*self.scores, strict=True)))
+            self._by_class = class_scores.rows(self.totals.tolist(), self.hits.tolist(), self.predictions.tolist(), aurocs)
+        return self._by_class
 
 
 class ClassifyMetric(Metric[ClassifyBatch, Tensor]):
@@ -156,7 +184,8 @@ class ClassifyMetric(Metric[ClassifyBatch, Tensor]):
         self.source: ClassifySource | None = source
         self.set = source if isinstance(source, EvaluationSet) else None
         self.corrupted = self.set.corrupted if self.set is not None else None
-        self.counts = AccuracyCounts(num_classes if self.set is None else len(source.classes))
+        classes = num_classes if self.set is None else len(source.classes)
+        self.counts = AccuracyCounts(classes, self.set is None and class_scores.has_auroc(len(source), classes))
         self.corruptions = CorruptionCounts(self.corrupted.parts) if self.corrupted is not None else None
         self.mistakes: list[_Mistake] = []  # the worst first
 

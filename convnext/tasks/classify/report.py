@@ -13,12 +13,25 @@ from convnext.data.sources.corruptions import SEVERITIES
 from convnext.data.sources.open import open_source
 from convnext.models.load import load
 from convnext.report import page, plots, tables
+from convnext.report.metrics import words
 from convnext.tasks.base import Json, Metrics
+from convnext.tasks.classify.class_scores import ClassRow
 from convnext.tasks.classify.metric import ClassifyDetails
 from convnext.tasks.classify.prediction import infer
 
 _DEMO_IMAGES = 12
 _MAX_CONFUSED = 20  # pairs of classes in the table
+_SCORES = [  # columns of the table by class on a terminal
+    tables.Column("recall", "recall %", 1),
+    tables.Column("precision", "precision %", 1),
+    tables.Column("f1", "F1 %", 1),
+    tables.Column("auroc", "AUROC %", 1),
+]
+_SCORES_EXPLAINED = (
+    "Recall is the fraction of the class's images that were classified as it, with Wilson's 95 % interval; precision is the fraction of "
+    "the images classified as it that are of the class; F1 is their harmonic mean; AUROC is the area under the ROC curve of the class's "
+    "probability against all other classes."
+)
 
 
 def summary_line(metrics: Metrics) -> str:
@@ -28,26 +41,21 @@ def summary_line(metrics: Metrics) -> str:
 
 
 def summary(metrics: Metrics, details: Json, classes: Sequence[str]) -> str:
-    """Return an evaluation as lines of text, `summary_line` first, accuracy by class last."""
+    """Return an evaluation as lines of text, `summary_line` first, scores by class last."""
     found = cast(ClassifyDetails, details)
-    numbers = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items())
-    lines = [summary_line(metrics), "  ".join(numbers)]
+    lines = [summary_line(metrics), words(metrics)]
     for row in _corruption_rows(found):
         if len(lines) == 2:
             lines.append(f"{'error in %':24}" + "".join(f"{key:>8}" for key in list(row)[1:]))
         lines.append(f"{row['corruption']:24}" + "".join(f"{value:>8}" for value in list(row.values())[1:]))
-    rows = [
-        {"class": name, "images": total, "accuracy": 100 * hits / total}
-        for name, total, hits in zip(imagenet.readable(list(classes)), found["totals"], found["hits"], strict=True)
-        if total
-    ]
-    columns = [tables.Column("class", "class"), tables.Column("images", "images"), tables.Column("accuracy", "accuracy %", 1)]
-    lines.append(tables.by_class(columns, rows, "accuracy"))
+    rows = [{"class": name, **row} for name, row in zip(imagenet.readable(list(classes)), found["by_class"], strict=True) if row["images"]]
+    scores = [column for column in _SCORES if any(row.get(column.key) is not None for row in rows)]
+    lines.append(tables.by_class([tables.Column("class", "class"), tables.Column("images", "images"), *scores], rows, "recall"))
     return "\n".join(lines)
 
 
 def sections(details: Json, classes: Sequence[str], source: ClassifySource) -> list[page.PageSection]:
-    """Return errors by corruption, confusion, calibration, accuracy by class, and the worst mistakes."""
+    """Return errors by corruption, confusion, calibration, scores by class, and the worst mistakes."""
     found, names = cast(ClassifyDetails, details), imagenet.readable(list(classes))
     parts = []
     if rows := _corruption_rows(found):
@@ -57,7 +65,7 @@ def sections(details: Json, classes: Sequence[str], source: ClassifySource) -> l
     elif found["confusion"] is not None:
         parts.append(page.PageSection("Most confused", page.table(_most_confused(found["confusion"], names))))
     parts.append(page.PageSection("Calibration", page.figures(plots.reliability(found["calibration"]))))
-    parts.append(page.PageSection("Accuracy by class", _by_class(found, names)))
+    parts.append(page.PageSection("Scores by class", _by_class(found, names)))
     tiles = [
         page.tile(
             deep.shown(source.read(mistake["index"])),
@@ -84,10 +92,21 @@ def draw_demo(folder: Path) -> list[str]:
 
 
 def _by_class(details: ClassifyDetails, classes: Sequence[str]) -> str:
-    counts = [(name, total, hits) for name, total, hits in zip(classes, details["totals"], details["hits"], strict=True) if total]
-    rows = [{"class": name, "images": n, "correct": hits, "accuracy": f"{100 * hits / n:.1f} %"} for name, n, hits in counts]
+    rows = [_class_row(name, row) for name, row in zip(classes, details["by_class"], strict=True) if row["images"]]
     title = f"{len(rows)} classes" + (f"; the other {len(classes) - len(rows)} have no images here" if len(rows) < len(classes) else "")
-    return page.table(rows) if len(classes) <= plots.MAX_CLASSES_DRAWN else page.details(title, page.table(rows))
+    table = page.spaced([page.table(rows), page.paragraph(_SCORES_EXPLAINED)])
+    return table if len(classes) <= plots.MAX_CLASSES_DRAWN else page.details(title, table)
+
+
+def _class_row(name: str, row: ClassRow) -> dict[str, str]:
+    """Return a class as a row of the report's table."""
+    low, high = row["recall_interval"] or (0.0, 100.0)
+    shown = {"class": name, "images": str(row["images"]), "recall": _percent(row["recall"]), "95 % interval": f"{low:.1f} to {high:.1f} %"}
+    return shown | {"precision": _percent(row["precision"]), "F1": _percent(row["f1"]), "AUROC": _percent(row["auroc"])}
+
+
+def _percent(value: float | None) -> str:
+    return tables.NONE if value is None else f"{value:.1f} %"
 
 
 def _corruption_rows(details: ClassifyDetails) -> list[dict[str, str]]:

@@ -18,9 +18,9 @@ from convnext.data.sources.folder import one_class
 from convnext.data.sources.open import hold_out, open_source
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
 from convnext.errors import ConvnextError
-from convnext.recipe import Recipe
+from convnext.recipe import BEST_METRICS, Recipe
 from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData, check_class_count
-from convnext.tasks.classify import prediction
+from convnext.tasks.classify import class_scores, imbalance, prediction
 from convnext.tasks.classify.batch import ClassifyBatch
 from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.shared import refuse_options, skipped_remarks
@@ -36,6 +36,7 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
 
     name: ClassVar[str] = "classify"
     headline: ClassVar[str] = "top1"
+    best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["classify"]
     batch_size: ClassVar[int] = 32
     columns: ClassVar[tuple[str, ...]] = ("class", "probability")
     hub_pipeline: ClassVar[str] = "image-classification"
@@ -51,9 +52,16 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
         for where, source in (("train", train), ("val", val)):
             if not len(source):
                 raise ConvnextError(f"no images in data.{where}")
-        remarks += deep.remarks(train, recipe.data.range)
+        if recipe.eval.best_by == "auroc":
+            class_scores.require_auroc(val)
+        imbalance.check_class_weights(recipe, train.classes)
+        labels = imbalance.labels_of(train)
+        counts = np.bincount(labels, minlength=len(train.classes)).tolist()
+        remarks += [*deep.remarks(train, recipe.data.range), *imbalance.remarks(recipe, train.classes, counts)]
         samples = Samples(train, train_transform(augmentation(recipe)), recipe.seed)
-        return TaskData(samples, self.evaluation_samples(val, self.preprocessing(recipe)), train.classes, remarks)
+        val_samples = self.evaluation_samples(val, self.preprocessing(recipe))
+        balance = labels.tolist() if recipe.data.sampler == "balanced" else None
+        return TaskData(samples, val_samples, train.classes, remarks, class_counts=counts, balance=balance)
 
     def _open_sources(self, recipe: Recipe) -> tuple[ClassifySource, ClassifySource, list[str]]:
         """Return the images to train on, those to evaluate on, and what to report of both."""
@@ -104,8 +112,7 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
 
     def counts(self, source: ClassifySource) -> str:
         """Return in one line how many images of which classes a source holds."""
-        labels = np.array([source.label(index) for index in range(len(source))], dtype=int)
-        return described(len(source), source.classes, np.bincount(labels, minlength=len(source.classes)).tolist())
+        return described(len(source), source.classes, np.bincount(imbalance.labels_of(source), minlength=len(source.classes)).tolist())
 
     def remarks_on(self, source: ClassifySource) -> list[str]:
         """Return what to report to the user about a source."""
@@ -137,11 +144,12 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
 
     # Training and evaluation
 
-    def criterion(self, recipe: Recipe, classes: Sequence[str]) -> Criterion[ClassifyBatch]:
-        """Return cross-entropy, with mixup and CutMix where the recipe has them."""
+    def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[ClassifyBatch]:
+        """Return cross-entropy, with mixup, CutMix, class weights and the focal factor where the recipe has them."""
         from convnext.tasks.classify.loss import ClassifyCriterion
 
-        return ClassifyCriterion(recipe, len(classes))
+        weights = imbalance.class_weights(recipe, data.classes, data.class_counts or [])
+        return ClassifyCriterion(recipe, len(data.classes), weights)
 
     def predict(self, model: nn.Module, batch: ClassifyBatch, how: Preprocessing) -> Sequence[Tensor]:
         """Return the logits (outputs,) for each sample."""

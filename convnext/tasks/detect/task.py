@@ -15,9 +15,9 @@ from convnext.data.sources.coco import check as check_coco
 from convnext.data.sources.open import open_detection
 from convnext.data.transforms.detect import DetectAugmentation, DetectPreprocessing, train_transform
 from convnext.data.transforms.preprocessing import Preprocessing
-from convnext.errors import ConvnextError
+from convnext.errors import ConvnextError, UsageError
 from convnext.models.detection.postprocess import encode_masks
-from convnext.recipe import Recipe
+from convnext.recipe import BEST_METRICS, Recipe
 from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData, check_class_count
 from convnext.tasks.detect import prediction
 from convnext.tasks.detect.batch import DetectBatch, DetectEvaluationSamples, DetectTrainingSamples
@@ -36,6 +36,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
 
     name: ClassVar[str] = "detect"
     headline: ClassVar[str] = "box_ap"
+    best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["detect"]
     batch_size: ClassVar[int] = 2  # they go through the network at some 800 x 1333 pixels
     columns: ClassVar[tuple[str, ...]] = prediction.COLUMNS
     formats: ClassVar[tuple[str, ...]] = ("coco",)
@@ -51,6 +52,8 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
         data, sizes = recipe.data, recipe.detect
         train = open_detection(data.train, keep_empty=False)
         check_class_count(recipe, train.classes)
+        if (recipe.eval.best_by or "").startswith("mask") and recipe.model.get("masks") is False:
+            raise UsageError(f"eval.best_by={recipe.eval.best_by}: with model.masks=false there are no masks to measure")
         if data.val is None:
             raise ConvnextError(f"no data.val given: name the images to evaluate on, in the notation of data.train={data.train}")
         val = open_detection(data.val, train.classes)
@@ -119,7 +122,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
 
     # Training and evaluation
 
-    def criterion(self, recipe: Recipe, classes: Sequence[str]) -> Criterion[DetectBatch]:
+    def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[DetectBatch]:
         """Return the detector's own losses."""
         return DetectCriterion()
 

@@ -17,7 +17,7 @@ from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.data.transforms.segment import SegmentPreprocessing, TrainTransform
 from convnext.errors import ConvnextError
 from convnext.models.segmentation import inference
-from convnext.recipe import Recipe
+from convnext.recipe import BEST_METRICS, Recipe
 from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData, check_class_count
 from convnext.tasks.segment import prediction
 from convnext.tasks.segment.batch import SegmentBatch, SegmentEvaluationSamples, SegmentTrainingSamples
@@ -39,6 +39,7 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
 
     name: ClassVar[str] = "segment"
     headline: ClassVar[str] = "miou"
+    best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["segment"]
     batch_size: ClassVar[int] = 4  # images are prepared in their own size, and may be large
     columns: ClassVar[tuple[str, ...]] = ("class", "share")
     formats: ClassVar[tuple[str, ...]] = ("masks",)
@@ -113,7 +114,7 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
 
     # Training and evaluation
 
-    def criterion(self, recipe: Recipe, classes: Sequence[str]) -> Criterion[SegmentBatch]:
+    def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[SegmentBatch]:
         """Return cross-entropy of both heads."""
         return SegmentCriterion()
 

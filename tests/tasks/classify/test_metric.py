@@ -25,7 +25,7 @@ def test_few_classes_and_no_samples():
     metric = AccuracyCounts(3)
     assert metric.compute() == {"count": 0}
     metric.update(torch.eye(3), torch.tensor([0, 1, 1]))
-    assert metric.compute().keys() == {"top1", "loss", "ece", "count"}
+    assert metric.compute().keys() == {"top1", "top1_low", "top1_high", "balanced_accuracy", "f1", "auroc", "loss", "ece", "count"}
 
 
 def expected_calibration_error(confidence, right):
