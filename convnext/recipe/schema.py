@@ -62,8 +62,13 @@ class Model(RecipeSection):
 class Data(RecipeSection):
     """Which images, and how they reach the network."""
 
-    train: str = Field(description="a folder with one folder of images per class, shards (x-{000..007}.tar), cifar10:train, digits:train")
+    train: str = Field(
+        description="a folder with one folder of images per class, labels.csv, shards (x-{000..007}.tar), cifar10:train, digits:train"
+    )
     val: str | None = Field(None, description="likewise; by default a part of train is held out")
+    image_column: str | None = Field(None, description="of a table (.csv, .tsv, .parquet): the column that names the images")
+    label_column: str | None = Field(None, description="of a table: the column of the labels")
+    root: str | None = Field(None, description="of a table: the folder that the paths of its images start from; default its own")
     num_classes: int | None = Field(None, ge=1, description="classes that the data must have, if the recipe needs a fixed number")
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="without val: about the fraction of each class that is held out, chosen by file name"

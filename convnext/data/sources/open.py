@@ -19,6 +19,7 @@ from convnext.data.sources.mask_folder import open_ade20k, open_mask_folder
 from convnext.data.sources.masks import open_semantic
 from convnext.data.sources.scenes import open_scenes
 from convnext.data.sources.shards import is_shards, open_shards
+from convnext.data.sources.table import is_table, open_table
 from convnext.data.split import split
 from convnext.errors import UsageError, nearest
 
@@ -70,6 +71,7 @@ _FORMATS = [
     SourceFormat("scenes", ("scenes",), detect=open_scenes, segment=partial(open_semantic, open_scenes)),
     SourceFormat("COCO file", ("coco",), detect=open_coco, segment=partial(open_semantic, open_coco)),
     SourceFormat("ADE20K", ("ade20k",), segment=open_ade20k),
+    SourceFormat("tables", (), is_table, classify=open_table),
     SourceFormat("shards", (), is_shards, classify=open_shards),
     SourceFormat("folders of classes", (), _is_path, classify=_open_image_folder),
     SourceFormat("COCO's layout", (), _any_name, detect=open_coco_layout),
@@ -92,6 +94,7 @@ def open_source(where: str, classes: Classes = None) -> ClassifySource:
 
     Args:
         where: `digits:train` or `digits:val`; `cifar10:train`, `cifar100:val` and so on, or `cifar10:/folder:train`;
+            a table, `labels.csv` (see `open_table`);
             WebDataset shards (`x-{000..007}.tar`, `x-*.tar`, a folder of them, an `https://` or `hf://datasets/…` address);
             or a folder with one folder of images per class, named freely or by ImageNet's synsets.
         classes: the class names that the labels count, if a network already has some.

@@ -1,0 +1,82 @@
+"""Which images a recipe trains a classifier on, and which it is evaluated on."""
+
+import pytest
+from command import run
+from helpers import image_folder
+
+from convnext.errors import ConvnextError, UsageError
+from convnext.recipe import load_recipe
+from convnext.tasks.classify.task import ClassifyTask
+
+TINY = ["model.depths=[1,1,1,1]", "model.widths=[8,8,8,8]", "data.image_size=32", "train.epochs=1", "train.batch_size=8", "data.workers=0"]
+
+
+def table(root, each=8, classes=("ant", "bee"), split=None, patients=None):
+    """`labels.csv` beside the folder `photos`; `split` and `patients` map a path to a cell."""
+    image_folder(root / "photos", classes, each)
+    extra = [(name, of) for name, of in (("split", split), ("patient", patients)) if of is not None]
+    lines = [",".join(["file", "species", *(name for name, _ in extra)])]
+    for path in sorted((root / "photos").rglob("*.jpg")):
+        below = str(path.relative_to(root / "photos"))
+        lines.append(",".join([f"photos/{below}", path.parent.name, *(of(below) for _, of in extra)]))
+    (root / "labels.csv").write_text("\n".join(lines) + "\n")
+    return root / "labels.csv"
+
+
+def opened(*overrides):
+    data = ClassifyTask().open(load_recipe("finetune", [f"data.{text}" for text in overrides]))
+    return data, [{source.key(i) for i in range(len(source))} for source in (data.train.source, data.val.source)]
+
+
+def test_a_table_is_named_by_keys_or_by_options_and_held_out_as_a_folder_is(tmp_path):
+    where = table(tmp_path)
+    data, (train, val) = opened(f"train={where}", "label_column=species")
+    assert data.classes == ["ant", "bee"]
+    assert data.remarks[0] == "train: 16 images, 2 classes: ant 8, bee 8"
+    assert "train: columns: file names the images, species their labels" in data.remarks
+    assert data.remarks[-1] == f"no data.val given: {len(val)} of the 16 images are held out for validation"
+    assert opened(f"train={where}:label=species")[1] == [train, val]
+    assert opened(f"train={where}:label=species", "label_column=nothing")[1] == [train, val]
+    with pytest.raises(UsageError, match="data.label_column is of tables"):
+        opened(f"train={tmp_path}/photos", "label_column=species")
+    with pytest.raises(UsageError, match="data.image_column=photo: .*labels.csv has no such column"):
+        opened(f"train={where}", "label_column=species", "image_column=photo")
+
+
+def test_a_table_and_a_folder_hold_out_the_same_images_where_paths_are_the_same(tmp_path):
+    where = table(tmp_path)
+    in_folder = opened(f"train={tmp_path}/photos")[1]
+    where.write_text(where.read_text().replace("photos/", ""))
+    assert opened(f"train={where}:label=species", f"root={tmp_path}/photos")[1] == in_folder
+
+
+def test_the_column_split_names_the_parts(tmp_path):
+    where = table(tmp_path, split=lambda path: {"0": "train", "1": "train", "2": "val"}.get(path[-5], "test"))
+    data, (train, val) = opened(f"train={where}", "label_column=species")
+    assert len(train) == 4
+    assert val == {"photos/ant/002.jpg", "photos/bee/002.jpg"}
+    assert "by the column split, 4 images are for training and 2 (val) for validation; 10 of test are not used" in data.remarks
+    data, (train, val) = opened(f"train={where}:split=train", f"val={where}:split=test", "label_column=species")
+    assert (len(train), len(val)) == (4, 10)
+    data, (train, val) = opened(f"train={where}", f"val={where}", "label_column=species")
+    assert "16 of the 16 validation images are trained on too, the first" in data.remarks[-1]
+
+
+def test_missing_files_stop_a_run_before_it_begins(tmp_path):
+    where = table(tmp_path)
+    (tmp_path / "photos" / "bee" / "003.jpg").unlink()
+    with pytest.raises(ConvnextError, match=r"1 of 16 images are missing, more than 1.0% \(data.max_corrupt\): .*photos/bee/003.jpg"):
+        opened(f"train={where}", "label_column=species")
+    data, _ = opened(f"train={where}", "label_column=species", "max_corrupt=0.1")
+    assert "train: 1 of 16 images of the table can't be found, the first photos/bee/003.jpg" in data.remarks
+
+
+def test_a_run_on_a_table_and_its_evaluation(tmp_path):
+    where = table(tmp_path)
+    keys = [f"data.train={where}", "data.label_column=species", "model.weights=null", "train.warmup_epochs=0"]
+    run("train", "finetune", *keys, *TINY, "--output", tmp_path / "run")
+    assert "of 16)" in run("eval", tmp_path / "run", "--data", f"{where}:label=species").stdout
+    checked = run("data", "check", f"{where}:label=species").stdout.splitlines()
+    assert checked[0] == "16 images, 2 classes: ant 8, bee 8"
+    assert checked[-1] == f"nothing wrong with {where}:label=species"
+    assert "no table nowhere.csv" in run("data", "check", "nowhere.csv", code=2).stderr
