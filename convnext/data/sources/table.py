@@ -140,6 +140,9 @@ def open_table(where: str, classes: Sequence[str] | None = None) -> ClassifySour
     rows, options = read_rows(name.path), name.options
     images = image_column(rows, options.get("image"))
     group = column(rows, options["group"], "data.group_column") if "group" in options else None
+    for index in range(len(rows) if group is not None else 0):
+        if not rows.columns[cast(str, group)][index]:
+            raise ConvnextError(f"{rows.at(index)} has no group in the column {printable(cast(str, group))!r}: add it")
     parts, remarks = _parts(rows, None if SPLIT in (images, group) else split_column(rows))
     others = [images, group, split_column(rows)]
     found = labels(rows, options.get("label"), others, classes, {i for i, part in enumerate(parts or []) if part == "test"})

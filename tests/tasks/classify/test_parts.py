@@ -1,5 +1,7 @@
 """Which images a recipe trains a classifier on, and which it is evaluated on."""
 
+import re
+
 import pytest
 from command import run
 from helpers import image_folder
@@ -80,3 +82,77 @@ def test_a_run_on_a_table_and_its_evaluation(tmp_path):
     assert checked[0] == "16 images, 2 classes: ant 8, bee 8"
     assert checked[-1] == f"nothing wrong with {where}:label=species"
     assert "no table nowhere.csv" in run("data", "check", "nowhere.csv", code=2).stderr
+
+
+def test_a_group_is_never_in_both_parts(tmp_path):
+    where = table(tmp_path, patients=lambda path: f"p{int(path[-5]) // 2}{path[0]}")
+    for extra in (
+        ["group_column=patient"],
+        ["group_column=patient", "fold=2/3"],
+        ["group=.../00[0-9]"],
+        ["group=(ant|bee)/00(.)", "fold=1/2"],
+    ):
+        data, (train, val) = opened(f"train={where}", "label_column=species", *extra)
+        assert len(train) + len(val) == 16
+        if "group_column=patient" in extra:
+            patients = [{(key[7:10], int(key[-5]) // 2) for key in part} for part in (train, val)]
+            assert patients[0].isdisjoint(patients[1])
+        assert any(re.search(rf"{len(val)} of the 16 images \(\d+ of \d+ groups\) are held out", line) for line in data.remarks)
+    with pytest.raises(ConvnextError, match="no group can be held out: there are 2, and each class needs one"):
+        opened(f"train={where}", "label_column=species", "group=^photos/.")
+    with pytest.raises(ConvnextError, match="data.fold=1/9 needs 9 groups, and there are 8"):
+        opened(f"train={where}", "label_column=species", "group_column=patient", "fold=1/9")
+    with pytest.raises(ConvnextError, match="data.group=zebra fits no image"):
+        opened(f"train={where}", "label_column=species", "group=zebra")
+    lines = where.read_text().splitlines()
+    where.write_text("\n".join([*lines[:2], lines[2].rpartition(",")[0] + ",", *lines[3:]]))
+    with pytest.raises(ConvnextError, match="row 3 of .* has no group in the column 'patient'"):
+        opened(f"train={where}", "label_column=species", "group_column=patient")
+
+
+def test_every_image_of_a_folder_is_in_one_fold_and_test_images_in_none(tmp_path):
+    where = table(tmp_path, split=lambda path: "test" if path[-5] == "7" else "train")
+    parts = [opened(f"train={tmp_path}/photos", f"fold={i}/3")[1] for i in (1, 2, 3)]
+    assert sorted(key for _, val in parts for key in val) == sorted(parts[0][0] | parts[0][1])
+    assert all(train.isdisjoint(val) and len(train | val) == 16 for train, val in parts)
+    assert opened(f"train={tmp_path}/photos", "fold=2/3", "val_fraction=0.4")[1] == parts[1]
+    data, (train, val) = opened(f"train={where}", "label_column=species", "fold=1/2")
+    assert (len(train), len(val)) == (7, 7)
+    assert data.remarks[-2:] == [
+        "by the column split, 2 images of test are in no fold",
+        "data.fold=1/2: 7 of the 14 images are held out for validation",
+    ]
+    table(tmp_path / "rare", each=1, classes=("ant",))
+    image_folder(tmp_path / "rare" / "photos", ("bee",), 6)
+    assert [opened(f"train={tmp_path}/rare/photos", f"fold={i}/3")[0].remarks[-1] for i in (1, 2, 3)].count(
+        "no images to train on of 1 class: ant"
+    ) == 1
+
+
+def test_a_group_that_the_column_split_divides_is_refused(tmp_path):
+    where = table(tmp_path, split=lambda path: "val" if path[-5] in "01" else "train", patients=lambda path: f"p{int(path[-5]) // 3}")
+    with pytest.raises(ConvnextError, match="the column split divides 1 group between train and val, the first p0"):
+        opened(f"train={where}", "label_column=species", "group_column=patient")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["fold=2/5", "val=x"], "data.fold chooses validation images from data.train, so data.val can't be given too"),
+        (["group_column=a", "val=x"], "data.group_column chooses"),
+        (["group=a", "group_column=a"], "data.group and data.group_column both name the groups"),
+        (["group=(", "val=null"], "data.group: not a regular expression"),
+        *[([f"fold={value}"], "data.fold: write it as 2/5") for value in ("0/5", "6/5", "1/1", "2 of 5", "-1/5", "1/5/5")],
+    ],
+)
+def test_contradictions_are_refused(overrides, message):
+    with pytest.raises(UsageError, match=message):
+        load_recipe("finetune", ["data.train=photos", *(f"data.{text}" for text in overrides)])
+
+
+def test_a_fold_is_text_in_yaml_too(tmp_path):
+    (tmp_path / "mine.yaml").write_text("data:\n  train: photos\n  fold: 2/5\n")
+    assert load_recipe(str(tmp_path / "mine.yaml")).data.fold_of() == (2, 5)
+    recipe = load_recipe("finetune", ["data.train=photos", "data.fold=3/10"])
+    (tmp_path / "again.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(str(tmp_path / "again.yaml")) == recipe
