@@ -108,6 +108,10 @@ def build_world(root):
     """Make the files that the pages name; those of examples/ are the repository's."""
     for name in ("photos", "more-photos"):
         image_folder(root / name, classes=("ant", "bee"), each=12)
+    named = [path.relative_to(root) for path in sorted((root / "photos").rglob("*.jpg"))]
+    (root / "labels.csv").write_text("\n".join(["image,label", *(f"{path},{path.parent.name}" for path in named)]) + "\n")
+    patients = [f"{path},{path.parent.name},p{int(path.stem) // 3}" for path in named]
+    (root / "patients.csv").write_text("\n".join(["image,label,patient", *patients]) + "\n")
     for i, name in enumerate(("photo.jpg", "holiday.jpg", "cat.jpg")):
         sample_image(i).save(root / name)
     shutil.copytree(ROOT / "examples", root / "examples")

@@ -57,11 +57,11 @@ def check_images(sources: Sequence[str]) -> None:
 
 
 def check_data(where: str) -> None:
-    """Raise UsageError for data that is plainly a folder, and missing. Loads no PyTorch."""
-    from convnext.training.folder.run_paths import is_missing
+    """Raise UsageError for data that is plainly a folder or table, and missing. Loads no PyTorch."""
+    from convnext.training.folder.run_paths import is_missing, missing_data
 
     if is_missing(where):
-        raise UsageError(f"no folder {where}: data must be a folder with one folder of images per class, or digits:train")
+        raise UsageError(missing_data(where, where))
 
 
 def optimized(predictor: "Predictor[PredictionT]", precision: str | None, calibration: list[str] | None) -> "Predictor[PredictionT]":

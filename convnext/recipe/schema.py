@@ -3,6 +3,7 @@
 A recipe file says only what differs from the defaults here. `convnext.recipe.load` reads it.
 """
 
+import re
 from collections.abc import Iterator
 from math import isfinite
 from typing import Literal
@@ -81,8 +82,16 @@ class Model(RecipeSection):
 class Data(RecipeSection):
     """Which images, and how they reach the network."""
 
-    train: str = Field(description="a folder with one folder of images per class, shards (x-{000..007}.tar), cifar10:train, digits:train")
+    train: str = Field(
+        description="a folder with one folder of images per class, labels.csv, shards (x-{000..007}.tar), cifar10:train, digits:train"
+    )
     val: str | None = Field(None, description="likewise; by default a part of train is held out")
+    image_column: str | None = Field(None, description="of a table (.csv, .tsv, .parquet): the column that names the images")
+    label_column: str | None = Field(None, description="of a table: the column of the labels")
+    root: str | None = Field(None, description="of a table: the folder that the paths of its images start from; default its own")
+    fold: str | None = Field(None, description="as 2/5: of 5 folds by file name the second is held out, instead of val and val_fraction")
+    group_column: str | None = Field(None, description="of a table: images alike in this column are never in both train and val")
+    group: str | None = Field(None, description="likewise, alike in what this regular expression finds in their paths (its groups, if any)")
     num_classes: int | None = Field(None, ge=1, description="classes that the data must have, if the recipe needs a fixed number")
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="without val: about the fraction of each class that is held out, chosen by file name"
@@ -98,6 +107,41 @@ class Data(RecipeSection):
     range: float | tuple[float, float] | None = Field(
         None, description="images with more than 8 bits: the value of white, or [black, white]; default 65535, or 1 for floats"
     )
+
+    @model_validator(mode="after")
+    def _one_split(self) -> "Data":
+        given = [key for key in ("fold", "group_column", "group") if getattr(self, key) is not None]
+        if given and self.val is not None:
+            raise ValueError(
+                f"data.{given[0]} chooses validation images from data.train, so data.val can't be given too: leave one of them"
+            )
+        if self.group is not None and self.group_column is not None:
+            raise ValueError("data.group and data.group_column both name the groups: leave one of them")
+        return self
+
+    def fold_of(self) -> tuple[int, int] | None:
+        """Return the number of the fold to hold out, from 1, and how many folds there are; None without `fold`."""
+        if self.fold is None:
+            return None
+        number, _, count = self.fold.partition("/")
+        return int(number), int(count)
+
+    @field_validator("fold")
+    @classmethod
+    def _is_fold(cls, value: str | None) -> str | None:
+        match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", value) if value is not None else None
+        if value is not None and not (match and int(match[2]) >= 2 and 1 <= int(match[1]) <= int(match[2])):
+            raise ValueError("write it as 2/5, for the second of five folds")
+        return value
+
+    @field_validator("group")
+    @classmethod
+    def _is_pattern(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression ({error})") from error
+        return value
 
     @field_validator("range")
     @classmethod

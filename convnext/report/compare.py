@@ -1,5 +1,6 @@
 """Runs side by side on one page: numbers, curves over each other, the recipe keys in which they differ."""
 
+import statistics
 from collections.abc import Sequence
 
 import yaml
@@ -10,6 +11,10 @@ from convnext.report.runs import NONE, RunData, flat
 _DIFFERENT_DATA = (
     "Not comparable: different validation sets. The recipes name other validation images, or their numbers differ, so no run is "
     "named the best."
+)
+_FOLDS = (
+    "The runs are folds of one cross-validation: each was evaluated on other images. The mean and the standard deviation are over the "
+    "last evaluations of the folds."
 )
 _INTERVAL = (
     "The 95 % interval is that of the last evaluation: how far the choice of the validation images may move it. Runs whose intervals "
@@ -45,6 +50,15 @@ def comparable(runs: Sequence[RunData], headline: str) -> bool:
     """Return whether all runs were evaluated on the same images, as far as their folders say."""
     counts = {count for run in runs if (count := run.validation_count(headline)) is not None}
     return len({run.validation_set() for run in runs}) <= 1 and len(counts) <= 1
+
+
+def _fold_values(runs: Sequence[RunData], headline: str) -> list[float] | None:
+    """Return the value of each run's last evaluation if the runs are different folds of one cross-validation, else None."""
+    folds = [run.fold() for run in runs]
+    data = [{key: value for key, value in run.section("data").items() if key != "fold"} for run in runs]
+    is_one = all(one == data[0] for one in data) and len({fold[1] for fold in folds if fold}) == 1
+    values = [found[-1][1] for run in runs if (found := run.points("eval", headline))]
+    return values if is_one and None not in folds and len(set(folds)) == len(runs) == len(values) else None
 
 
 def _page_of_one(run: RunData, headline: str) -> str:
@@ -86,6 +100,8 @@ def _row(run: RunData, headline: str) -> dict[str, str]:
 
 def _notices(runs: Sequence[RunData], headline: str) -> list[str]:
     """Return what the reader must know before comparing the numbers."""
+    if _fold_values(runs, headline) is not None:
+        return [page.paragraph(_FOLDS)]
     if not comparable(runs, headline):
         return [page.notice(_DIFFERENT_DATA)]
     return [page.paragraph(_INTERVAL)] if any("95 % interval" in row for row in _rows(runs, headline)) else []
@@ -96,7 +112,11 @@ def _cards(runs: Sequence[RunData], headline: str) -> dict[str, str]:
     bests = {run.name: best[1] for run in runs if (best := run.best(headline))}
     speeds = {run.name: speed for run in runs if (speed := run.speed()) is not None}
     cards = {}
-    if bests and not comparable(runs, headline):
+    if (values := _fold_values(runs, headline)) is not None:
+        count = (runs[0].fold() or ("", ""))[1]
+        spread = f"{metrics.percent(statistics.mean(values))} ± {metrics.percent(statistics.stdev(values))}"
+        cards[f"mean {metrics.label(headline)} of {len(values)} of {count} folds"] = spread
+    elif bests and not comparable(runs, headline):
         cards[f"best {metrics.label(headline)}"] = "not comparable"
     elif bests:
         cards[f"best {metrics.label(headline)}: {_names_of_highest(bests)}"] = metrics.percent(max(bests.values()))

@@ -58,7 +58,13 @@ class RunData:
         data = self.section("data")
         if (named := data.get("val")) is not None:
             return (named,)
-        return data.get("train"), data.get("val_fraction"), self.recipe.get("seed") if data else None
+        chosen = (data.get("val_fraction"), self.recipe.get("seed") if data else None) if data.get("fold") is None else (data["fold"],)
+        return data.get("train"), *chosen, data.get("group_column"), data.get("group")
+
+    def fold(self) -> tuple[str, str] | None:
+        """Return the fold of a cross-validation that was held out and the number of folds, as the recipe has them: ("2", "5")."""
+        number, slash, count = str(self.section("data").get("fold")).partition("/")
+        return (number, count) if slash else None
 
     def model(self) -> str:
         """Return the model's name."""

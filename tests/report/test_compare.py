@@ -263,3 +263,25 @@ def test_a_run_that_train_left(tmp_path):
     assert (real["epochs"], real["steps"]) == ("2", "6")
     assert {row["key"] for row in page.table("key")} >= {"train.epochs", "model.depths", "data.image_size"}
     assert "train.batch_size" not in {row["key"] for row in page.table("key")}
+
+
+def folds(tmp_path, numbers, last=(80.0, 90.0, 94.0), **data):
+    for number, value in zip(numbers, last, strict=True):
+        recipe = RECIPE | {"data": {"train": "photos", "val": None, "fold": f"{number}/5"} | data}
+        run_folder(tmp_path / f"fold-{number}", recipe, lines(1, (value,)))
+    return read_runs([tmp_path / f"fold-{number}" for number in numbers])
+
+
+def test_folds_of_one_cross_validation_have_a_mean_and_a_standard_deviation(tmp_path):
+    text = compare(folds(tmp_path, (1, 2, 4)), "top1")
+    assert "88.00\N{NO-BREAK SPACE}% ± 7.21\N{NO-BREAK SPACE}%" in text
+    assert "of 3 of 5 folds" in text
+    assert "folds of one cross-validation" in text
+    assert "Not comparable" not in text
+
+
+def test_folds_of_different_data_have_no_mean(tmp_path):
+    runs = folds(tmp_path / "a", (1, 2), (80.0, 90.0)) + folds(tmp_path / "b", (3,), (90.0,), train="other")
+    text = compare(runs, "top1")
+    assert "±" not in text
+    assert "Not comparable" in text

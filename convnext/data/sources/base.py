@@ -13,6 +13,7 @@ from torch import Tensor
 from convnext.data.annotations.objects import ImageObjects
 from convnext.data.contents import Listed
 from convnext.data.deep import DeepImage
+from convnext.data.tables.columns import TargetKind
 
 MaskIds = list[int | tuple[int, int, int]]  # the value, or the colour R, G, B, that stands for each class in mask files
 
@@ -35,7 +36,10 @@ class ImageSource(Listed, Protocol):
 
 
 class ClassifySource(ImageSource, Protocol):
-    """Images with one label each."""
+    """Images with one label each.
+
+    A source whose labels may be of another kind says which by an attribute `target_kind`; see `target_kind_of`.
+    """
 
     def label(self, index: int) -> int:
         """Return the position in `classes` of an image's class."""
@@ -67,6 +71,12 @@ class SegmentSource(ImageSource, Protocol):
 
     def mask(self, index: int) -> Tensor:
         """Return the mask of an image, uint8 (H, W): class indices from 0, and 255 on ignored pixels."""
+
+
+def target_kind_of(source: ClassifySource) -> TargetKind:
+    """Return what the labels of a source are: "class" (an int), "classes" (a tuple of ints) or "value" (a float)."""
+    kind: TargetKind = getattr(source, "target_kind", "class")
+    return kind
 
 
 SourceT = TypeVar("SourceT", bound=ImageSource)
@@ -105,6 +115,10 @@ class Subset(Generic[SourceT]):
 
 class ClassifySubset(Subset[ClassifySource]):
     """Some positions of a source with one label per image."""
+
+    def __init__(self, source: ClassifySource, indices: Sequence[int]) -> None:
+        super().__init__(source, indices)
+        self.target_kind = target_kind_of(source)
 
     def label(self, index: int) -> int:
         return self.source.label(self.indices[index])

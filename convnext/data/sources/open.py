@@ -19,7 +19,8 @@ from convnext.data.sources.mask_folder import open_ade20k, open_mask_folder
 from convnext.data.sources.masks import open_semantic
 from convnext.data.sources.scenes import open_scenes
 from convnext.data.sources.shards import is_shards, open_shards
-from convnext.data.split import split
+from convnext.data.sources.table import is_table, open_table
+from convnext.data.split import folds, group_folds, split, split_groups
 from convnext.errors import UsageError, nearest
 
 Classes = Sequence[str] | None  # the class names that the labels count, if a network already has some
@@ -70,6 +71,7 @@ _FORMATS = [
     SourceFormat("scenes", ("scenes",), detect=open_scenes, segment=partial(open_semantic, open_scenes)),
     SourceFormat("COCO file", ("coco",), detect=open_coco, segment=partial(open_semantic, open_coco)),
     SourceFormat("ADE20K", ("ade20k",), segment=open_ade20k),
+    SourceFormat("tables", (), is_table, classify=open_table),
     SourceFormat("shards", (), is_shards, classify=open_shards),
     SourceFormat("folders of classes", (), _is_path, classify=_open_image_folder),
     SourceFormat("COCO's layout", (), _any_name, detect=open_coco_layout),
@@ -92,6 +94,7 @@ def open_source(where: str, classes: Classes = None) -> ClassifySource:
 
     Args:
         where: `digits:train` or `digits:val`; `cifar10:train`, `cifar100:val` and so on, or `cifar10:/folder:train`;
+            a table, `labels.csv` (see `open_table`);
             WebDataset shards (`x-{000..007}.tar`, `x-*.tar`, a folder of them, an `https://` or `hf://datasets/…` address);
             or a folder with one folder of images per class, named freely or by ImageNet's synsets.
         classes: the class names that the labels count, if a network already has some.
@@ -164,7 +167,24 @@ def train_and_val(where: str) -> tuple[str, str]:
     raise UsageError(f"{where} has no train and val: neither folders of these names nor shards train-*.tar and val-*.tar")
 
 
-def hold_out(source: ClassifySource, fraction: float, seed: int) -> tuple[ClassifySource, ClassifySource]:
-    """Return a source in two parts, the second with about `fraction` of each class, chosen by name; see `split.split`."""
-    rest, held = split(source, fraction, seed, groups=[source.label(index) for index in range(len(source))])
+def hold_out(
+    source: ClassifySource, fraction: float, seed: int, groups: Sequence[str] | None = None
+) -> tuple[ClassifySource, ClassifySource]:
+    """Return a source in two parts, the second with about `fraction` of each class, chosen by name; see `split.split`.
+
+    With `groups`, the group of each image, no group has images in both; see `split.split_groups`.
+    """
+    labels = [source.label(index) for index in range(len(source))]
+    rest, held = split(source, fraction, seed, labels) if groups is None else split_groups(fraction, seed, labels, groups)
+    return ClassifySubset(source, rest), ClassifySubset(source, held)
+
+
+def hold_out_fold(
+    source: ClassifySource, fold: int, count: int, groups: Sequence[str] | None = None
+) -> tuple[ClassifySource, ClassifySource]:
+    """Return a source in two parts, the second being fold number `fold`, from 1, of `count`; see `split.folds` and `split.group_folds`."""
+    labels = [source.label(index) for index in range(len(source))]
+    keys = [source.key(index) for index in range(len(source))]
+    found = folds(keys, count, labels) if groups is None else group_folds(count, labels, groups)
+    rest, held = ([i for i, one in enumerate(found) if (one == fold - 1) == wanted] for wanted in (False, True))
     return ClassifySubset(source, rest), ClassifySubset(source, held)

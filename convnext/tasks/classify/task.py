@@ -4,26 +4,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from convnext.data import deep, imagenet
-from convnext.data.counts import described
 from convnext.data.images import CorruptImageError
 from convnext.data.loader import Sample, Samples
 from convnext.data.sources.base import ClassifySource
 from convnext.data.sources.evaluation_sets import EvaluationSet, is_evaluation_set, open_evaluation_set
 from convnext.data.sources.folder import one_class
-from convnext.data.sources.open import hold_out, open_source
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
 from convnext.errors import ConvnextError
 from convnext.recipe import BEST_METRICS, Recipe
-from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData, check_class_count
+from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData
 from convnext.tasks.classify import class_scores, imbalance, prediction
 from convnext.tasks.classify.batch import ClassifyBatch
+from convnext.tasks.classify.parts import counts, open_classes, open_parts, remarks_on
 from convnext.tasks.classify.prediction import ClassifyPrediction
-from convnext.tasks.shared import refuse_options, skipped_remarks
+from convnext.tasks.shared import refuse_options
 from convnext.text import printable
 
 if TYPE_CHECKING:
@@ -48,7 +46,7 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
         """Open the training and validation images of a recipe. Raises ConvnextError for fewer than two classes, or no images."""
         from convnext.data.transforms.classify import train_transform
 
-        train, val, remarks = self._open_sources(recipe)
+        train, val, remarks = open_parts(recipe)
         for where, source in (("train", train), ("val", val)):
             if not len(source):
                 raise ConvnextError(f"no images in data.{where}")
@@ -56,27 +54,12 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
             class_scores.require_auroc(val)
         imbalance.check_class_weights(recipe, train.classes)
         labels = imbalance.labels_of(train)
-        counts = np.bincount(labels, minlength=len(train.classes)).tolist()
-        remarks += [*deep.remarks(train, recipe.data.range), *imbalance.remarks(recipe, train.classes, counts)]
+        class_counts = np.bincount(labels, minlength=len(train.classes)).tolist()
+        remarks += [*deep.remarks(train, recipe.data.range), *imbalance.remarks(recipe, train.classes, class_counts)]
         samples = Samples(train, train_transform(augmentation(recipe)), recipe.seed)
         val_samples = self.evaluation_samples(val, self.preprocessing(recipe))
         balance = labels.tolist() if recipe.data.sampler == "balanced" else None
-        return TaskData(samples, val_samples, train.classes, remarks, class_counts=counts, balance=balance)
-
-    def _open_sources(self, recipe: Recipe) -> tuple[ClassifySource, ClassifySource, list[str]]:
-        """Return the images to train on, those to evaluate on, and what to report of both."""
-        data = recipe.data
-        train = open_source(data.train)
-        check_class_count(recipe, train.classes)
-        if len(train.classes) < 2:
-            raise ConvnextError(f"data.train={one_class(data.train, train.classes)}")
-        remarks = [f"train: {remark}" for remark in (self.counts(train), *self.remarks_on(train))]
-        if data.val is not None:
-            val = open_source(data.val, train.classes)
-            return train, val, remarks + [f"val: {remark}" for remark in (self.counts(val), *self.remarks_on(val))]
-        train, val = hold_out(train, data.val_fraction, recipe.seed)
-        remarks.append(f"no data.val given: {len(val)} of the {len(train) + len(val)} images are held out for validation")
-        return train, val, remarks
+        return TaskData(samples, val_samples, train.classes, remarks, class_counts=class_counts, balance=balance)
 
     def open_labelled(self, where: str, classes: list[str] | None, num_classes: int) -> ClassifySource:
         """Open labelled images to evaluate a network on.
@@ -88,10 +71,10 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
             return open_evaluation_set(where, classes, num_classes)
         if classes is None and num_classes in imagenet.SUBSETS:
             names = imagenet.synsets(num_classes)
-            source = open_source(where)
+            source = open_classes(where)
             if set(source.classes) <= set(names):
-                return open_source(where, names)
-        source = open_source(where, classes)
+                return open_classes(where, names)
+        source = open_classes(where, classes)
         if len(source.classes) != num_classes:
             raise ConvnextError(
                 f"{where} has {len(source.classes)} classes, the network {num_classes}, and its weights do not name them: "
@@ -101,7 +84,7 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
 
     def check(self, where: str) -> list[str]:
         """Return everything wrong with the images that `where` names, one problem per line; reads all of them."""
-        source = open_source(where)
+        source = open_classes(where)
         problems, depths = [f"{printable(path)}: not a file of a known image format" for path in source.skipped], deep.Depths()
         for index in range(len(source)):
             try:
@@ -112,15 +95,15 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
 
     def counts(self, source: ClassifySource) -> str:
         """Return in one line how many images of which classes a source holds."""
-        return described(len(source), source.classes, np.bincount(imbalance.labels_of(source), minlength=len(source.classes)).tolist())
+        return counts(source)
 
     def remarks_on(self, source: ClassifySource) -> list[str]:
         """Return what to report to the user about a source."""
-        return [*source.remarks, *skipped_remarks(source.skipped)]
+        return remarks_on(source)
 
     def overview(self, where: str) -> list[str]:
         """Return the number of images of each class, and the source's remarks. `check` reports skipped files one by one."""
-        source = open_source(where)
+        source = open_classes(where)
         return [self.counts(source), *source.remarks]
 
     def preprocessing(self, recipe: Recipe) -> ClassifyPreprocessing:

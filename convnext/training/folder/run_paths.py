@@ -148,12 +148,19 @@ def check_device(device: str | None) -> None:
 
 
 def is_missing(where: str) -> bool:
-    """Return whether a value of `data.train` is plainly the name of a folder that does not exist."""
+    """Return whether a value of `data.train` is plainly the name of a folder or table that does not exist."""
     return not re.search(r"[*?{\[:]|\.tar$", where) and not Path(where).expanduser().exists()
+
+
+def missing_data(where: str, folder: str | Path) -> str:
+    """Return what is wrong with the name of data that are missing, and what may be given."""
+    if re.search(r"\.(csv|tsv|parquet)$", where, re.IGNORECASE):
+        return f"no table {folder}; give a file whose columns name the images and their labels"
+    return f"no folder {folder}; give a folder with one folder of images per class, or digits:train"
 
 
 def check_data(recipe: Recipe) -> None:
     """Raise UsageError if a folder of data is missing."""
     for key, where, folder in data_folders(recipe):
         if is_missing(where):
-            raise UsageError(f"{key}={where}: no folder {folder}; give a folder with one folder of images per class, or digits:train")
+            raise UsageError(f"{key}={where}: {missing_data(where, folder)}")

@@ -46,6 +46,13 @@ def cifar10(root, monkeypatch):
     return f"cifar10:{root}:val"
 
 
+def csv_table(root):
+    image_folder(root / "photos", each=3)
+    rows = [f"{path.relative_to(root)},{path.parent.name}" for path in sorted((root / "photos").rglob("*.jpg"))]
+    (root / "labels.csv").write_text("\n".join(["image,label", *rows]))
+    return str(root / "labels.csv")
+
+
 # The name of a small dataset of each format.
 EXAMPLES = {
     "digits": lambda root, _: "digits:val",
@@ -53,6 +60,7 @@ EXAMPLES = {
     "scenes": lambda root, _: "scenes:val",
     "COCO file": lambda root, _: f"coco:{coco(root)}/annotations/instances_val2017.json:{root}/val2017",
     "ADE20K": lambda root, _: f"ade20k:{shared('data/ade20k')}:val",
+    "tables": lambda root, _: csv_table(root),
     "shards": lambda root, _: str(three_shards(root)),
     "folders of classes": lambda root, _: str(image_folder(root / "photos", each=3)),
     "COCO's layout": lambda root, _: str(coco(root) / "val2017"),

@@ -1,0 +1,190 @@
+"""The training and the validation part of a classifier's data, as a recipe names them."""
+
+import os
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from convnext.data.counts import described
+from convnext.data.sources.base import ClassifySource, ClassifySubset, target_kind_of
+from convnext.data.sources.folder import one_class
+from convnext.data.sources.open import hold_out, hold_out_fold, open_source
+from convnext.data.sources.table import TableName, TableSource
+from convnext.errors import ConvnextError, UsageError
+from convnext.recipe.schema import Data, Recipe
+from convnext.tasks.base import check_class_count
+from convnext.tasks.shared import skipped_remarks
+from convnext.text import counted, printable
+
+_OPTIONS = {
+    "image_column": "image",
+    "label_column": "label",
+    "root": "root",
+    "group_column": "group",
+}  # of a table's name, by the recipe's keys
+_SHOWN = 5  # files in a message
+
+
+def open_classes(where: str, classes: Sequence[str] | None = None) -> ClassifySource:
+    """Return the images that `where` names, as `open_source` does. Raises UsageError unless each has one class."""
+    source = open_source(where, classes)
+    if (kind := target_kind_of(source)) != "class":
+        what = "a number for each image" if kind == "value" else "any number of classes for each image"
+        raise UsageError(f"{where} has {what}, and a classifier learns one class: name the column of it as data.label_column")
+    return source
+
+
+def open_parts(recipe: Recipe) -> tuple[ClassifySource, ClassifySource, list[str]]:
+    """Return the images to train on, those to evaluate on, and what to report of both.
+
+    Raises ConvnextError for fewer than two classes, a number of classes other than the recipe's, or too many missing files.
+    """
+    data = recipe.data
+    where = _named(data.train, data)
+    source = open_classes(where)
+    check_class_count(recipe, source.classes)
+    if len(source.classes) < 2:
+        raise ConvnextError(f"data.train={one_class(data.train, source.classes)}")
+    _refuse_missing(source, data.max_corrupt)
+    remarks = [f"train: {remark}" for remark in (counts(source), *remarks_on(source))]
+    if data.val is not None:
+        val = open_classes(_named(data.val, data), source.classes)
+        _refuse_missing(val, data.max_corrupt)
+        remarks += [f"val: {remark}" for remark in (counts(val), *remarks_on(val))]
+        return source, val, remarks + _shared_files(source, val)
+    train, val, found = _held_out(source, recipe)
+    return train, val, remarks + found
+
+
+def _held_out(source: ClassifySource, recipe: Recipe) -> tuple[ClassifySource, ClassifySource, list[str]]:
+    """Return the images of `data.train` in two parts, and what to report of them."""
+    data, fold = recipe.data, recipe.data.fold_of()
+    groups, remarks = _groups(source, data)
+    parts = source.parts if isinstance(source, TableSource) and "split" not in _options(data.train) else None
+    if parts is not None and fold is None:
+        return _as_the_table_says(source, parts, groups)
+    if parts is not None and "test" in parts:
+        kept = [index for index, part in enumerate(parts) if part != "test"]
+        remarks.append(f"by the column split, {len(source) - len(kept)} images of test are in no fold")
+        source, groups = ClassifySubset(source, kept), [groups[index] for index in kept] if groups is not None else None
+    if fold is None:
+        train, val = hold_out(source, data.val_fraction, recipe.seed, groups)
+        why = "no data.val given"
+    else:
+        if fold[1] > (count := len(source) if groups is None else len(set(groups))):
+            raise ConvnextError(f"data.fold={data.fold} needs {fold[1]} {'images' if groups is None else 'groups'}, and there are {count}")
+        train, val = hold_out_fold(source, *fold, groups)
+        why = f"data.fold={data.fold}"
+    if not len(val) and groups is not None:
+        raise ConvnextError(f"no group can be held out: there are {len(set(groups))}, and each class needs one to train on; give data.val")
+    among = f" ({_groups_in(val, source, groups)} of {counted(len(set(groups)), 'group')})" if groups is not None else ""
+    remarks.append(f"{why}: {len(val)} of the {len(source)} images{among} are held out for validation")
+    if groups is not None or fold is not None:
+        remarks += _classes_without_images(train, val)
+    return train, val, remarks
+
+
+def _groups(source: ClassifySource, data: Data) -> tuple[list[str] | None, list[str]]:
+    """Return the group of each image by `data.group_column` or `data.group`, and what to report; None without these."""
+    if isinstance(source, TableSource) and source.groups is not None:
+        return source.groups, []
+    if data.group is None:
+        return None, []
+    found: list[str] = []
+    alone: list[str] = []
+    for index in range(len(source)):
+        key = source.key(index).replace(os.sep, "/")
+        match = re.search(data.group, key)
+        if match is None:
+            alone.append(key)
+        found.append(f"/{key}" if match is None else "/".join(part or "" for part in match.groups() or (match[0],)))
+    if len(alone) == len(found) and found:
+        raise ConvnextError(f"data.group={data.group} fits no image, for instance not {printable(alone[0])}")
+    remark = f"data.group fits {len(found) - len(alone)} of {counted(len(found), 'image')}, not {printable(alone[0])}" if alone else ""
+    return found, [f"{remark}: each of the others is a group of its own"] if alone else []
+
+
+def _groups_in(part: ClassifySource, source: ClassifySource, groups: Sequence[str]) -> int:
+    by_key = dict(zip(map(source.key, range(len(source))), groups, strict=True))
+    return len({by_key[part.key(index)] for index in range(len(part))})
+
+
+def _classes_without_images(train: ClassifySource, val: ClassifySource) -> list[str]:
+    """Return what to report of classes that one part lacks."""
+    found = []
+    for part, what in ((train, "train on"), (val, "validate on")):
+        present = {part.label(index) for index in range(len(part))}
+        if lacking := [name for label, name in enumerate(part.classes) if label not in present]:
+            some = f"{', '.join(lacking[:_SHOWN])}{' …' if len(lacking) > _SHOWN else ''}"
+            found.append(f"no images to {what} of {counted(len(lacking), 'class')}: {some}")
+    return found
+
+
+def _as_the_table_says(
+    source: ClassifySource, parts: Sequence[str], groups: Sequence[str] | None
+) -> tuple[ClassifySource, ClassifySource, list[str]]:
+    """Return the two parts of a table whose column `split` names them; without a val, test is the second.
+
+    Raises ConvnextError if one is empty, or if a group has images in both.
+    """
+    second = "val" if "val" in parts else "test"
+    places = {wanted: [i for i, part in enumerate(parts) if part == wanted] for wanted in ("train", second)}
+    train, val = (ClassifySubset(source, indices) for indices in places.values())
+    if not len(train) or not len(val):
+        raise ConvnextError(f"the column split has {len(train)} images for train and {len(val)} for validation: give data.val")
+    if groups is not None:
+        inside = [{groups[index] for index in indices} for indices in places.values()]
+        if both := sorted(inside[0] & inside[1]):
+            raise ConvnextError(
+                f"the column split divides {counted(len(both), 'group')} between train and {second}, the first {printable(both[0])}: "
+                "correct the table, or remove that column"
+            )
+    unused = f"; {parts.count('test')} of test are not used" if second == "val" and "test" in parts else ""
+    return train, val, [f"by the column split, {len(train)} images are for training and {len(val)} ({second}) for validation{unused}"]
+
+
+def _named(where: str, data: Data) -> str:
+    """Return the name of a table with the recipe's keys as options, where it has none of its own; other names as they are."""
+    given = {option: value for key, option in _OPTIONS.items() if (value := getattr(data, key)) is not None}
+    if (table := TableName.parse(where)) is not None:
+        return str(TableName(table.path, {**given, **table.options}))
+    if given and TableName.parse(data.train) is None:
+        key = next(key for key, option in _OPTIONS.items() if option in given)
+        raise UsageError(f"data.{key} is of tables, .csv, .tsv or .parquet, and data.train={data.train} is none: set it to null")
+    return where
+
+
+def _options(where: str) -> Sequence[str]:
+    table = TableName.parse(where)
+    return tuple(table.options) if table is not None else ()
+
+
+def _refuse_missing(source: ClassifySource, limit: float) -> None:
+    """Raise ConvnextError if more of a table's images are missing than may be unreadable."""
+    if isinstance(source, TableSource) and len(source.missing) > limit * len(source):
+        names = [printable(source.name(index)) for index in sorted(source.missing)[:_SHOWN]]
+        raise ConvnextError(
+            f"{len(source.missing)} of {len(source)} images are missing, more than {limit:.1%} (data.max_corrupt): {'; '.join(names)}"
+            f"{' …' if len(source.missing) > _SHOWN else ''}"
+        )
+
+
+def _shared_files(train: ClassifySource, val: ClassifySource) -> list[str]:
+    """Return what to report of images that are trained and evaluated on, where a table names either part."""
+    if not isinstance(train, TableSource) and not isinstance(val, TableSource):
+        return []
+    known = {train.name(index) for index in range(len(train))}
+    both = [name for index in range(len(val)) if (name := val.name(index)) in known]
+    return [f"{len(both)} of the {len(val)} validation images are trained on too, the first {printable(both[0])}"] if both else []
+
+
+def counts(source: ClassifySource) -> str:
+    """Return in one line how many images of which classes a source holds."""
+    found = np.array([source.label(index) for index in range(len(source))], dtype=int)
+    return described(len(source), source.classes, np.bincount(found, minlength=len(source.classes)).tolist())
+
+
+def remarks_on(source: ClassifySource) -> list[str]:
+    """Return what to report to the user about a source."""
+    return [*source.remarks, *skipped_remarks(source.skipped)]
