@@ -25,6 +25,7 @@ from timm.scheduler import CosineLRScheduler
 
 import convnext
 from convnext.data.sources.shards import open_shards
+from convnext.data.transforms.preprocessing import sides
 from convnext.recipe import Recipe, load_recipe
 
 
@@ -87,7 +88,7 @@ def _loader(recipe: Recipe, part: str) -> Any:
     dataset = create_dataset("", root=str(getattr(recipe.data, part)))
     return create_loader(
         dataset,
-        input_size=(3, recipe.data.image_size, recipe.data.image_size),
+        input_size=(3, *sides(recipe.data.image_size)),
         batch_size=recipe.train.batch_size,
         is_training=training,
         use_prefetcher=False,

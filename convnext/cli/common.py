@@ -75,6 +75,16 @@ def optimized(predictor: "Predictor[PredictionT]", precision: str | None, calibr
     return predictor.optimize(precision, list(find_images(calibration or [])))
 
 
+def image_size(text: str | None) -> int | tuple[int, int] | None:
+    """Return the size that an option names: "224", or "192x256" as (height, width). Raises UsageError for other text."""
+    if text is None:
+        return None
+    numbers = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
+    if numbers is None:
+        raise UsageError(f"--size {text!r} is no size: give pixels a side, for instance 224, or HEIGHTxWIDTH, for instance 192x256")
+    return int(numbers[1]) if numbers[2] in (None, numbers[1]) else (int(numbers[1]), int(numbers[2]))
+
+
 def print_json(value: object) -> None:
     """Print a value as JSON. JSON has no NaN and no infinity, so null replaces them."""
     print(json.dumps(_finite(value), allow_nan=False))

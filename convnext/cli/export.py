@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from convnext.cli.common import MODEL, Json, Weights, app, check_model, print_json
+from convnext.cli.common import MODEL, Json, Weights, app, check_model, image_size, print_json
 
 
 @app.command()
@@ -15,7 +15,7 @@ def export(
     to: Annotated[str, typer.Option(help="onnx, openvino, torch (.pt2), aoti (.pt2) or safetensors.")],
     output: Annotated[Path, typer.Option(help="The file to write; OpenVINO's weights are beside it as .bin.")],
     weights: Weights = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Pixels a side; by default the network's own.")] = None,
+    size: Annotated[str | None, typer.Option(help="Pixels a side, or HEIGHTxWIDTH; by default the network's own.")] = None,
     precision: Annotated[str, typer.Option(help="float32 or fp16.")] = "float32",
     with_preprocessing: Annotated[
         bool, typer.Option("--with-preprocessing", help="Take uint8 RGB images (N, H, W, 3), and normalise them inside.")
@@ -33,7 +33,7 @@ def export(
         to,
         output,
         weights=weights,
-        size=size,
+        size=image_size(size),
         precision=precision,
         with_preprocessing=with_preprocessing,
         report=lambda message: print(message, file=sys.stderr, flush=True),

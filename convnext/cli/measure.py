@@ -6,7 +6,20 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from convnext.cli.common import MODEL, Calibration, Device, Json, Optimize, Weights, app, check_model, counter, optimized, print_json
+from convnext.cli.common import (
+    MODEL,
+    Calibration,
+    Device,
+    Json,
+    Optimize,
+    Weights,
+    app,
+    check_model,
+    counter,
+    image_size,
+    optimized,
+    print_json,
+)
 from convnext.errors import UsageError, nearest
 from convnext.text import printable, printable_lines
 
@@ -152,7 +165,7 @@ def bench(
     against: Annotated[str | None, typer.Option(help="Compare each with the same network of timm, torchvision or transformers.")] = None,
     train: Annotated[bool, typer.Option("--train", help="Also time training.")] = False,
     batch_size: Annotated[list[int] | None, typer.Option(min=1, help="Images at a time; may be given several times.")] = None,
-    size: Annotated[int, typer.Option(min=1, help="Pixels a side.")] = 224,
+    size: Annotated[str, typer.Option(help="Pixels a side, or HEIGHTxWIDTH.")] = "224",
     dtype: Annotated[str, typer.Option(help="float32, tf32 (CUDA), bf16 or fp16.")] = "float32",
     channels_last: Annotated[bool, typer.Option(help="Memory layout of images and weights.")] = True,
     compiled: Annotated[bool, typer.Option("--compile", help="Through torch.compile.")] = False,
@@ -169,7 +182,7 @@ def bench(
     from convnext.paper.bench import Setting
     from convnext.paper.bench import bench as measured
 
-    setting, batch_sizes = Setting(size, dtype, channels_last, compiled, rounds, seconds), batch_size or [1, 32]
+    setting, batch_sizes = Setting(image_size(size) or 224, dtype, channels_last, compiled, rounds, seconds), batch_size or [1, 32]
     report = measured(names, setting, pick_device(device), batch_sizes=batch_sizes, train=train, against=against, progress=counter("timed"))
     if as_json:
         print_json(report.to_json())

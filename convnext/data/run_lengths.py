@@ -190,6 +190,10 @@ class EncodedMasks:
         """Return the mirror images of the masks."""
         return replace(self, columns=self.columns[::-1])
 
+    def upside_down(self) -> "EncodedMasks":
+        """Return the masks with the top at the bottom."""
+        return replace(self, rows=self.rows[::-1])
+
     def resized(self, size: tuple[int, int]) -> "EncodedMasks":
         """Return the masks at another size (height, width), as `F.interpolate` with mode "nearest" resizes them."""
         return replace(self, rows=_nearest(self.rows, size[0]), columns=_nearest(self.columns, size[1]))

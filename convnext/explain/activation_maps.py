@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from convnext.data.deep import DeepImage, shown
-from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing, fitting_size
 from convnext.errors import UsageError, nearest
 from convnext.inference.predictor import Predictor
 from convnext.tasks.base import Prediction
@@ -69,8 +69,9 @@ def activation_map(
     columns, rows = size or image.size
     left, top, width, height = _seen((columns, rows), predictor.preprocessing)
     whole = np.zeros((rows, columns), np.float32)
-    seen = Image.fromarray(cam).resize((width, height), Image.Resampling.BICUBIC)
-    whole[top : top + height, left : left + width] = np.asarray(seen).clip(0, 1)
+    seen = np.asarray(Image.fromarray(cam).resize((width, height), Image.Resampling.BICUBIC)).clip(0, 1)
+    # Of a letterboxed image the network sees more than there is: negative edges cut the ground off.
+    whole[max(top, 0) : top + height, max(left, 0) : left + width] = seen[max(-top, 0) :, max(-left, 0) :][:rows, :columns]
     return whole
 
 
@@ -124,5 +125,13 @@ def _seen(size: tuple[int, int], how: Preprocessing) -> tuple[int, int, int, int
     width, height = size
     if how.warp:
         return 0, 0, width, height
-    side = min(round(min(size) * how.image_size / int(how.image_size / how.crop_ratio)), width, height)
-    return (width - side) // 2, (height - side) // 2, side, side
+    goal_height, goal_width = how.size
+    if how.letterbox:
+        inner_height, inner_width = fitting_size(height, width, how.size)
+        seen_width, seen_height = round(width * goal_width / inner_width), round(height * goal_height / inner_height)
+        left, top = (goal_width - inner_width) // 2 * width // inner_width, (goal_height - inner_height) // 2 * height // inner_height
+        return -left, -top, max(seen_width, width + left), max(seen_height, height + top)
+    # The image is resized until it covers `image_size / crop_ratio`, of which the centre is seen.
+    scale = max(int(goal_height / how.crop_ratio) / height, int(goal_width / how.crop_ratio) / width)
+    seen_width, seen_height = min(round(goal_width / scale), width), min(round(goal_height / scale), height)
+    return (width - seen_width) // 2, (height - seen_height) // 2, seen_width, seen_height

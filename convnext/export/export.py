@@ -11,6 +11,7 @@ from typing import cast
 import torch
 
 from convnext import __version__, tasks
+from convnext.data.transforms.preprocessing import ImageSize
 from convnext.errors import ConvnextError, UsageError, first_line, nearest
 from convnext.export import check
 from convnext.export.graphs import DTYPES, ExportGraph, Form, refuse_overflow, trace
@@ -48,7 +49,7 @@ def export(
     output: str | Path,
     *,
     weights: str | None = None,
-    size: int | None = None,
+    size: ImageSize | None = None,
     precision: str = "float32",
     with_preprocessing: bool = False,
     report: Report = lambda message: None,
@@ -59,7 +60,8 @@ def export(
         source, weights: as for `convnext.load`.
         to: one of `TARGETS`.
         output: the file, with the format's ending.
-        size: pixels a side to trace with, and to fix where the file can't take any size; by default the network's own.
+        size: pixels a side, or (height, width), to trace with, and to fix where the file can't take any size; by default the
+            network's own.
         precision: "float32" or "fp16".
         with_preprocessing: let the file take uint8 RGB images (N, H, W, 3) at the network's size, and normalise them itself.
         report: called with what is being done.
@@ -77,8 +79,7 @@ def export(
         loaded.preprocessing = rules.resized(loaded.preprocessing, size)
     if to == "safetensors":
         return _write_safetensors(loaded, output)
-    side = rules.side(loaded.preprocessing, size)
-    form = Form(precision, with_preprocessing, (side, side))
+    form = Form(precision, with_preprocessing, rules.size(loaded.preprocessing, size))
     if precision in rules.refused:
         raise UsageError(rules.refused[precision])
     if precision == "fp16":
@@ -96,7 +97,7 @@ def export(
     )
 
 
-def _check(to: str, output: Path, precision: str, with_preprocessing: bool, size: int | None) -> None:
+def _check(to: str, output: Path, precision: str, with_preprocessing: bool, size: ImageSize | None) -> None:
     if to not in TARGETS:
         raise UsageError(f"unknown export format {to!r}{nearest(to, TARGETS)}")
     ending = ".safetensors" if to == "safetensors" else WRITERS[to][0]

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-ImageSize = int | tuple[int, int]  # pixels a side, or (height, width)
+from convnext.data.transforms.preprocessing import ImageSize as ImageSize
+from convnext.data.transforms.preprocessing import sides
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ def count_cost(model: nn.Module, image_size: ImageSize, in_channels: int = 3) ->
 
     A segmenter is counted as in Table 4 of the ConvNeXt paper: parameters with its auxiliary head, multiply-adds without it.
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    height, width = sides(image_size)
     image = torch.empty(1, in_channels, height, width, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(image)

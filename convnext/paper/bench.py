@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convnext.data.transforms.preprocessing import ImageSize, sides
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.paper.contestants import Contestant, enter
 from convnext.training.folder.environment import Environment, environment
@@ -39,7 +40,7 @@ Progress = Callable[[int, int], object]
 class Setting:
     """How networks are timed."""
 
-    image_size: int = 224
+    image_size: ImageSize = 224
     dtype: str = "float32"  # tf32: float32 whose products are rounded, on CUDA devices; plain float32 rounds nothing there
     channels_last: bool = True
     compile: bool = False
@@ -234,7 +235,7 @@ def _batch(model: nn.Module, setting: Setting, device: torch.device, batch_size:
     layout = torch.channels_last if setting.channels_last else torch.contiguous_format
     dtype, trains = DTYPES[setting.dtype], mode == "training"
     network = copy.deepcopy(model).to(device, torch.float32 if trains else dtype).to(memory_format=layout).train(trains)
-    images = torch.randn(batch_size, 3, setting.image_size, setting.image_size, device=device).contiguous(memory_format=layout)
+    images = torch.randn(batch_size, 3, *sides(setting.image_size), device=device).contiguous(memory_format=layout)
     call: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False) if setting.compile else network
     if not trains:
         images = images.to(dtype)

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from convnext.data.transforms.preprocessing import ClassifyPreprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing, ImageSize, sides
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.export.load import load
 from convnext.export.runtimes import ENDINGS
@@ -29,7 +29,7 @@ class Contestant:
     is_exported: bool = False  # opened from an exported file: it can't be trained, compiled or converted
 
 
-def enter(names: Sequence[str], against: str | None, image_size: int) -> list[Contestant]:
+def enter(names: Sequence[str], against: str | None, image_size: ImageSize) -> list[Contestant]:
     """Return the contestants: each name and, with `against`, its peer after it; their outputs are compared at that image size.
 
     A ratio is to the peer, or without peers to the first name. Raises UsageError for unknown names and libraries.
@@ -106,9 +106,9 @@ def build_peer(name: str, ours: nn.Module, library: str) -> nn.Module:
 
 
 @torch.inference_mode()
-def relative_error(ours: nn.Module, theirs: nn.Module, image_size: int) -> float:
+def relative_error(ours: nn.Module, theirs: nn.Module, image_size: ImageSize) -> float:
     """Return the largest difference between the logits of two networks on random images, relative to the largest logit."""
-    images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, *sides(image_size), generator=torch.Generator().manual_seed(0))
     found, expected = ours.eval()(images), theirs.eval()(images)
     return float((found - expected).abs().max() / expected.abs().max())
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from convnext.data.transforms.preprocessing import ImageSize, size_text
 from convnext.report import page, palette, plots
 from convnext.text import counted
 
@@ -35,7 +36,7 @@ class Ladder:
     regime: str
     data: str
     epochs: int
-    image_size: int
+    image_size: ImageSize
     hardware: list[str]
     rungs: list[Rung]
     iterations: int | None = None  # steps of a run, where its length is given in steps
@@ -58,7 +59,7 @@ def write(ladder: Ladder, folder: Path) -> None:
         "steps": str(len(ladder.rungs)),
         "runs finished": str(done),
         "length of a run": _length(ladder),
-        "image size": f"{ladder.image_size} pixels",
+        "image size": f"{size_text(ladder.image_size)} pixels",
     }
     title = "From ResNet-50 to ConvNeXt-T" if ladder.regime == "t" else "From ResNet-200 to ConvNeXt-B"
     whole = page.page(title, f"trained on {ladder.data}", cards, sections)
@@ -106,7 +107,7 @@ def figure(ladder: Ladder) -> Figure:
     means = [statistics.mean(rung.top1) if rung.top1 else 0.0 for rung in rungs]
     spreads = [statistics.stdev(rung.top1) if len(rung.top1) > 1 else 0.0 for rung in rungs]
     _bars(right, rungs, means, spreads, [_amount(rung.macs) if rung.top1 else "not yet" for rung in rungs])
-    title = f"Measured: top-1 (%) on {plots.shown(ladder.data)},\n{_length(ladder)}, {ladder.image_size} pixels"
+    title = f"Measured: top-1 (%) on {plots.shown(ladder.data)},\n{_length(ladder)}, {size_text(ladder.image_size)} pixels"
     right.set_title(title, fontsize=10, parse_math=False)
     return drawn
 

@@ -1,5 +1,6 @@
 """The results of `convnext bench` for a terminal."""
 
+from convnext.data.transforms.preprocessing import size_text
 from convnext.paper.bench import BenchReport, BenchResult, Spread
 from convnext.report import tables
 from convnext.report.tables import Column
@@ -22,7 +23,7 @@ def plain(report: BenchReport) -> str:
     """Return where and how the speeds were measured, one line per result, and remarks below."""
     setting = report.setting
     layout, compiled = "channels-last" if setting.channels_last else "contiguous", ", compiled" if setting.compile else ""
-    how = f"{setting.image_size} pixels, {setting.dtype}, {layout}{compiled}; median of the rounds (min to max)"
+    how = f"{size_text(setting.image_size)} pixels, {setting.dtype}, {layout}{compiled}; median of the rounds (min to max)"
     rows = [_row(result) for result in report.results]
     return "\n".join([*machine(report.environment), how, "", tables.plain(_COLUMNS, rows), *report.remarks])
 

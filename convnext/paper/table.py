@@ -9,7 +9,7 @@ import torch
 
 from convnext.data.sources.evaluation_sets import is_evaluation_set
 from convnext.data.sources.open import open_source
-from convnext.data.transforms.preprocessing import ClassifyPreprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing, size_text
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.evaluate import evaluate_loaded
 from convnext.export.load import load
@@ -192,7 +192,7 @@ def _evaluated(row: published.PublishedRow, name: str, request: _Request, remark
         return {}
     assert isinstance(loaded.preprocessing, ClassifyPreprocessing)
     if loaded.preprocessing.image_size != row.image_size:
-        remarks.append(f"evaluated at {loaded.preprocessing.image_size} pixels, as these weights require")
+        remarks.append(f"evaluated at {size_text(loaded.preprocessing.image_size)} pixels, as these weights require")
     result = evaluate_loaded(loaded, request.data, batch_size=None, workers=2, max_corrupt=0.01, device=request.device).result
     if result.corrupt:
         remarks.append(f"{counted(len(result.corrupt), 'unreadable image')} skipped")

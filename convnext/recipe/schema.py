@@ -30,6 +30,9 @@ BEST_METRICS = {
 }
 
 
+_MAX_SIDE = 4096  # pixels
+
+
 class RecipeSection(BaseModel):
     """A part of the recipe: unknown keys are errors, values cannot change once read."""
 
@@ -96,7 +99,7 @@ class Data(RecipeSection):
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="without val: about the fraction of each class that is held out, chosen by file name"
     )
-    image_size: int = Field(224, ge=1, le=4096, description="pixels a side, in training and evaluation")
+    image_size: int | tuple[int, int] = Field(224, description="pixels a side, or [height, width], in training and evaluation")
     workers: int = Field(2, ge=0, description="processes that decode images; results do not depend on their number")
     max_corrupt: float = Field(0.01, ge=0, le=1, description="fraction of the images that may be unreadable before the run stops")
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="subtracted from RGB in 0 to 1 (ImageNet's)")
@@ -143,6 +146,14 @@ class Data(RecipeSection):
             raise ValueError(f"not a regular expression ({error})") from error
         return value
 
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _one_number_of_a_square(cls, value: object) -> object:
+        sides = list(value) if isinstance(value, (list, tuple)) else [value, value]
+        if len(sides) != 2 or not all(type(side) is int and 1 <= side <= _MAX_SIDE for side in sides):
+            raise ValueError(f"give pixels a side, from 1 to {_MAX_SIDE}, or [height, width], not {value!r}")
+        return sides[0] if sides[0] == sides[1] else tuple(sides)
+
     @field_validator("range")
     @classmethod
     def _in_order(cls, value: float | tuple[float, float] | None) -> float | tuple[float, float] | None:
@@ -155,11 +166,18 @@ class Data(RecipeSection):
 class Augment(RecipeSection):
     """Augmentation of training images. By default only a random crop and a horizontal flip."""
 
+    crop: Literal["random", "none"] = Field("random", description="random resized crop, or none: images are resized as in evaluation")
     crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of the random resized crop (Szegedy et al., 2015)")
-    crop_aspect: tuple[float, float] = Field((3 / 4, 4 / 3), description="width over height of the random resized crop")
+    crop_aspect: tuple[float, float] = Field(
+        (3 / 4, 4 / 3), description="width over height of the random resized crop, relative to those of data.image_size"
+    )
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    vflip: float = Field(0.0, ge=0, le=1, description="probability of a vertical flip")
+    rotate: float = Field(0.0, ge=0, le=180, description="largest angle of a rotation in degrees, either way")
+    blur: float = Field(0.0, ge=0, le=1, description="probability of a Gaussian blur of 0.1 to 2 pixels")
     rand_augment: str | None = Field(None, description="RandAugment in timm's notation, for instance rand-m9-mstd0.5-inc1")
-    color_jitter: float = Field(0.0, ge=0, description="strength of colour jitter; RandAugment replaces it")
+    trivial_augment: bool = Field(False, description="TrivialAugment (Müller & Hutter, 2021), instead of RandAugment")
+    color_jitter: float = Field(0.0, ge=0, description="strength of colour jitter; RandAugment and TrivialAugment replace it")
     random_erasing: float = Field(0.0, ge=0, le=1, description="probability of erasing a rectangle with per-pixel noise")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup, 0 for none (Zhang et al., 2018)")
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix, 0 for none (Yun et al., 2019)")
@@ -261,7 +279,8 @@ class Eval(RecipeSection):
     """How images are prepared for evaluation."""
 
     crop_ratio: float = Field(0.875, gt=0, le=1, description="resize the short side to image_size / crop_ratio, take the centre")
-    warp: bool = Field(False, description="resize the whole image to the square instead (published from 384 pixels up)")
+    warp: bool = Field(False, description="resize the whole image to image_size instead (published from 384 pixels up)")
+    letterbox: bool = Field(False, description="keep the whole image in its proportions instead, and fill the rest with data.mean")
     interpolation: Interpolation = Field("bicubic", description="filter of every resize, in training too")
     best_by: str | None = Field(
         None, description="metric that chooses the best weights: top1, balanced_accuracy, f1, auroc, loss; box_ap, mask_ap; miou, …"
@@ -286,6 +305,10 @@ class Recipe(RecipeSection):
     def _consistent(self) -> "Recipe":
         if (self.augment.mixup or self.augment.cutmix) and self.train.batch_size % 2:
             raise ValueError("train.batch_size must be even, because mixup and CutMix pair the images of a batch")
+        if self.augment.rand_augment and self.augment.trivial_augment:
+            raise ValueError("augment.trivial_augment replaces RandAugment: add augment.rand_augment=null, or remove it")
+        if self.eval.warp and self.eval.letterbox:
+            raise ValueError("eval.warp and eval.letterbox are two ways to prepare the whole image: choose one")
         if self.train.warmup_steps is None and self.train.warmup_epochs > self.train.epochs:
             epochs, warmup = self.train.epochs, self.train.warmup_epochs
             raise ValueError(f"train.warmup_epochs={warmup:g} is longer than train.epochs={epochs}: add train.warmup_epochs={epochs / 5:g}")

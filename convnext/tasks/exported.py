@@ -9,7 +9,7 @@ from typing import ClassVar, NotRequired, Self, TypedDict
 import torch
 from torch import Tensor, nn
 
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ImageSize, Preprocessing
 from convnext.errors import ConvnextError, NotFiniteError, UsageError, first_line
 from convnext.models.network import Network
 from convnext.models.weights.description import GraphDescription
@@ -106,11 +106,11 @@ class TaskExport(ABC):
         return ["logits"]
 
     @abstractmethod
-    def side(self, how: Preprocessing, size: int | None) -> int:
-        """Return the pixels a side that the graph is traced with; `size` is the caller's choice."""
+    def size(self, how: Preprocessing, chosen: ImageSize | None) -> tuple[int, int]:
+        """Return the height and width that the graph is traced with; `chosen` is the caller's choice."""
 
-    def resized(self, how: Preprocessing, size: int) -> Preprocessing:
-        """Return the preprocessing of a network that is exported for images of `size` pixels a side."""
+    def resized(self, how: Preprocessing, size: ImageSize) -> Preprocessing:
+        """Return the preprocessing of a network that is exported for images of that size."""
         return how
 
     def known_names(self, count: int) -> list[str] | None:

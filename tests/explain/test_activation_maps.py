@@ -6,7 +6,7 @@ from baseline_networks import build, telling
 from helpers import random_model, sample_image
 from PIL import Image
 
-from convnext.data.transforms.preprocessing import ClassifyPreprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing, fitting_size
 from convnext.errors import UsageError
 from convnext.explain import activation_maps
 from convnext.inference.predictor import Predictor
@@ -73,3 +73,21 @@ def test_networks_without_such_a_map_are_refused(name):
     assert not activation_maps.can_explain(predictor)
     with pytest.raises(UsageError, match="activation maps are for"):
         activation_maps.activation_map(predictor, Image.new("RGB", (224, 224)))
+
+
+@pytest.mark.parametrize(("size", "shape"), [((200, 100), (64, 64)), ((50, 120), (48, 80)), ((64, 64), (32, 96))])
+def test_a_map_of_a_letterboxed_image_leaves_out_the_ground(size, shape):
+    predictor, image = _predictor(image_size=shape, letterbox=True), sample_image(size=size)
+    found = activation_maps.activation_map(predictor, image, "bee")
+    height, width = fitting_size(size[1], size[0], shape)
+    top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
+    cam = Image.fromarray(activation_maps._grad_cam(predictor, image, 1)).resize(shape[::-1], Image.Resampling.BICUBIC)
+    inner = Image.fromarray(np.asarray(cam).clip(0, 1)[top : top + height, left : left + width]).resize(size, Image.Resampling.BILINEAR)
+    assert found.shape == (size[1], size[0])
+    assert np.abs(found - np.asarray(inner)).mean() < 0.04
+
+
+def test_a_map_of_a_rectangle_lies_over_what_the_network_saw():
+    found = activation_maps.activation_map(_predictor(image_size=(48, 96), crop_ratio=0.5), sample_image(size=(200, 200)), "bee")
+    assert found[75:125, 50:150].max() > 0
+    assert found.sum() == pytest.approx(found[75:125, 50:150].sum())

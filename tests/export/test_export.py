@@ -249,3 +249,16 @@ def test_other_families_are_exported_and_a_fixed_size_is_reported(tmp_path, name
     if found.size is not None:
         with pytest.raises(UsageError, match="takes images of 224 x 224 pixels, not of 256 x 224"):
             load(tmp_path / "out.onnx").model(torch.zeros(1, 3, 256, 224))
+
+
+@torch.no_grad()
+def test_a_network_of_rectangles_is_exported_for_rectangles(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVNEXT_TRUST_PT2", "1")
+    monkeypatch.setitem(SMALL, "classify", (*SMALL["classify"][:2], ClassifyPreprocessing(image_size=(32, 48), letterbox=True)))
+    source, output = written(tmp_path, "classify"), tmp_path / "out.pt2"
+    export(source, "torch", output, size=(32, 64))
+    exported, original = load(output), load(source)
+    assert exported.preprocessing == ClassifyPreprocessing(image_size=(32, 64), letterbox=True)
+    image = exported.preprocessing.transform()(sample_image())[None]
+    assert image.shape == (1, 3, 32, 64)
+    assert relative_error(exported.model(image), original.model(image)) < 1e-4

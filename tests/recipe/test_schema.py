@@ -142,3 +142,29 @@ def test_a_key_of_another_model_may_be_null_and_a_misspelt_one_not():
     assert load_recipe("digits", ["model.width=null"]) == load_recipe("digits")
     with pytest.raises(UsageError, match="unknown key 'model.wdith'"):
         load_recipe("digits", ["model.wdith=null"])
+
+
+def test_the_image_size_is_one_number_or_two():
+    assert load_recipe("digits", ["data.image_size=[48,80]"]).data.image_size == (48, 80)
+    assert load_recipe("digits", ["data.image_size=[48,48]"]) == load_recipe("digits", ["data.image_size=48"])
+    for size in ("0", "[48]", "[48,0]", "[48,5000]", "wide", "true", "[48,80,3]", "48.5"):
+        with pytest.raises(UsageError, match=r"data.image_size: give pixels a side, from 1 to 4096, or \[height, width\], not "):
+            load_recipe("digits", [f"data.image_size={size}"])
+
+
+def test_a_rectangle_survives_the_recipe_of_a_run_folder(tmp_path):
+    recipe = load_recipe("digits", ["data.image_size=[48,80]", "eval.letterbox=true", "augment.crop=none"])
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["eval.warp=true", "eval.letterbox=true"], "eval.warp and eval.letterbox are two ways"),
+        (["augment.trivial_augment=true"], "augment.rand_augment=null"),
+    ],
+)
+def test_two_ways_to_do_one_thing_are_refused(overrides, message):
+    with pytest.raises(UsageError, match=message):
+        load_recipe("digits", overrides)

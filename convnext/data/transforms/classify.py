@@ -18,7 +18,8 @@ from torchvision.transforms import v2
 
 from convnext.data.deep import DeepImage, Range, to_bytes
 from convnext.data.images import to_pixels
-from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, to_normalised
+from convnext.data.transforms.geometry import blurred, draw_angle, drawn, rotated
+from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, ClassifyPreprocessing, ImageSize, sides, to_normalised
 from convnext.errors import UsageError
 
 
@@ -26,13 +27,18 @@ from convnext.errors import UsageError
 class Augmentation:
     """The settings of the training transform. By default it crops and mirrors only."""
 
-    image_size: int = 224  # pixels a side
+    image_size: ImageSize = 224  # pixels a side, or (height, width)
     interpolation: str = "bicubic"  # filter of the resize, and of RandAugment's geometric operations
+    whole: ClassifyPreprocessing | None = None  # if given, images are resized as it resizes them, in place of the random crop
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random crop, as a fraction of the image's
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)  # its width over its height
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)  # its width over its height, relative to those of image_size
     flip: float = 0.5  # probability of the mirror image
+    vflip: float = 0.0  # probability of the image upside down
+    rotate: float = 0.0  # largest angle in degrees, either way
+    blur: float = 0.0  # probability of a Gaussian blur
     rand_augment: str | None = None  # RandAugment in timm's notation, for instance rand-m9-mstd0.5-inc1
-    color_jitter: float = 0.0  # strength of colour jitter, which RandAugment replaces
+    trivial_augment: bool = False  # TrivialAugment, torchvision's "wide" version, in place of RandAugment
+    color_jitter: float = 0.0  # strength of colour jitter, which RandAugment and TrivialAugment replace
     random_erasing: float = 0.0  # probability of erasing a rectangle with per-pixel noise
     mean: tuple[float, ...] = IMAGENET_MEAN  # subtracted from RGB in 0 to 1
     std: tuple[float, ...] = IMAGENET_STD  # divided by after that
@@ -40,18 +46,25 @@ class Augmentation:
 
 
 def train_transform(settings: Augmentation) -> Callable[[Image | DeepImage | Tensor], Tensor]:
-    """Return the function from an opened image to an augmented, normalised float32 tensor (3, image_size, image_size).
+    """Return the function from an opened image to an augmented, normalised float32 tensor (3, height, width) of `image_size`.
 
     The function also takes an image's uint8 tensor (3, H, W). It draws from the global generators of Python, NumPy and PyTorch: call
     it under `seeded`. The order, the settings and the draws are those of timm's `create_transform` as the paper's code calls it; so
     is the result, except for the rounding of `ResizedCrop`. Images with more than 8 bits keep their levels, except through
-    RandAugment and colour jitter.
+    RandAugment, TrivialAugment and colour jitter. What is off draws nothing.
     """
-    steps: list[Callable[..., object]] = [ResizedCrop(settings)]
+    if settings.whole is None:
+        steps: list[Callable[..., object]] = [ResizedCrop(settings)]
+    else:
+        steps = [partial(to_pixels, scale=settings.range), *settings.whole.geometry()]
     if settings.flip:
         steps.append(partial(_flip, probability=settings.flip))
+    if settings.vflip or settings.rotate or settings.blur:
+        steps.append(partial(_turned_and_blurred, settings=settings))
     if settings.rand_augment:
         steps += [_to_image, _rand_augment(settings.rand_augment, settings)]
+    elif settings.trivial_augment:
+        steps += [_to_image, v2.TrivialAugmentWide(fill=_ground(settings))]
     elif settings.color_jitter:
         steps += [_to_image, v2.ColorJitter(*(settings.color_jitter,) * 3)]
     steps.append(to_normalised(settings.mean, settings.std))
@@ -63,17 +76,19 @@ def train_transform(settings: Augmentation) -> Callable[[Image | DeepImage | Ten
 class ResizedCrop:
     """timm's random crop with timm's draws, resized by PyTorch in a third of Pillow's time.
 
-    It takes an opened image, or its uint8 (3, H, W) tensor, and returns a uint8 (3, image_size, image_size) tensor, or a float32 one
-    from 0 to 255 if the image has more than 8 bits. PyTorch's 8-bit kernel is Pillow's algorithm, horizontal pass first; its weights
+    It takes an opened image, or its uint8 (3, H, W) tensor, and returns a uint8 (3, height, width) tensor of `image_size`, or a float32
+    one from 0 to 255 if the image has more than 8 bits. PyTorch's 8-bit kernel is Pillow's algorithm, horizontal pass first; its weights
     have fewer bits, so 0.3% of the values are off by one level and one in a million by two. Pillow 13 runs the vertical pass first on
     some upright crops; where the first pass clips an overshoot, single values then differ more, as they do between Pillow 13 and the
     Pillow of the published runs.
     """
 
     def __init__(self, settings: Augmentation) -> None:
-        self.crop = RandomResizedCropAndInterpolation(settings.image_size, settings.crop_scale, settings.crop_aspect)
+        self.size = sides(settings.image_size)
+        stretch = self.size[1] / self.size[0]
+        aspect = settings.crop_aspect[0] * stretch, settings.crop_aspect[1] * stretch
+        self.crop = RandomResizedCropAndInterpolation(self.size, settings.crop_scale, aspect)
         self.range = settings.range
-        self.size = (settings.image_size, settings.image_size)
         self.antialias = settings.interpolation != "nearest"
         self.mode = settings.interpolation if self.antialias else "nearest-exact"
 
@@ -89,6 +104,18 @@ class ResizedCrop:
 
 def _flip(pixels: Tensor, probability: float) -> Tensor:
     return pixels.flip(-1) if torch.rand(1) < probability else pixels  # the draw of torchvision's flip, which timm uses
+
+
+def _turned_and_blurred(pixels: Tensor, settings: Augmentation) -> Tensor:
+    if drawn(settings.vflip):
+        pixels = pixels.flip(-2)
+    pixels = rotated(pixels, draw_angle(settings.rotate), [255 * mean for mean in settings.mean])
+    return blurred(pixels, settings.blur)
+
+
+def _ground(settings: Augmentation) -> list[int]:
+    """Return the colour of what lies outside of an image, in 8 bits: its mean."""
+    return [min(255, round(255 * mean)) for mean in settings.mean]
 
 
 def _to_image(pixels: Tensor) -> Image:
@@ -123,8 +150,8 @@ def batch_mixing(
 
 def _rand_augment(notation: str, settings: Augmentation) -> Callable[..., object]:
     how = {
-        "translate_const": int(settings.image_size * 0.45),
-        "img_mean": tuple(min(255, round(255 * x)) for x in settings.mean),
+        "translate_const": int(min(sides(settings.image_size)) * 0.45),
+        "img_mean": tuple(_ground(settings)),
         "interpolation": str_to_pil_interp(settings.interpolation),
     }
     try:

@@ -19,6 +19,7 @@ from convnext.data.annotations.objects import ImageObjects
 from convnext.data.deep import DeepImage, Range
 from convnext.data.images import to_pixels
 from convnext.data.run_lengths import EncodedMasks
+from convnext.data.transforms.geometry import blurred, drawn
 from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, to_normalised
 
 
@@ -34,6 +35,8 @@ class DetectAugmentation:
     mean: tuple[float, ...] = IMAGENET_MEAN  # subtracted from RGB in 0 to 1
     std: tuple[float, ...] = IMAGENET_STD  # divided by after that
     range: Range | None = None  # of images with more than 8 bits, see `DeepImage.pixels`
+    vflip: float = 0.0  # probability of the image upside down
+    blur: float = 0.0  # probability of a Gaussian blur
 
 
 ObjectsTransform = Callable[[Image | DeepImage | Tensor, ImageObjects], tuple[Tensor, ImageObjects]]
@@ -85,11 +88,13 @@ def _augment(
     objects = objects.take(~objects.iscrowd & (sides >= 1).all(1))
     if np.random.random() < settings.flip:
         pixels, objects = flipped(pixels, objects)
+    if drawn(settings.vflip):
+        pixels, objects = upside_down(pixels, objects)
     if np.random.random() < 0.5:
         pixels, objects = resized(pixels, objects, _one_of(settings.crop_short), settings.longest)
         pixels, objects = cropped(pixels, objects, *_crop_window(pixels.shape[1], pixels.shape[2], settings.crop))
     pixels, objects = resized(pixels, objects, _one_of(settings.short), settings.longest)
-    return normalised(pixels), objects
+    return normalised(blurred(pixels, settings.blur)), objects
 
 
 def _prepare(
@@ -150,6 +155,17 @@ def flipped(pixels: Tensor, objects: ImageObjects) -> tuple[Tensor, ImageObjects
     if masks is not None:
         masks = masks.flipped() if isinstance(masks, EncodedMasks) else masks.flip(-1)
     return pixels.flip(-1), replace(objects, boxes=boxes, masks=masks)
+
+
+def upside_down(pixels: Tensor, objects: ImageObjects) -> tuple[Tensor, ImageObjects]:
+    """Return an image (3, H, W) and its objects with the top at the bottom."""
+    left, top, right, bottom = objects.boxes.unbind(1)
+    height = pixels.shape[1]
+    boxes = torch.stack([left, height - bottom, right, height - top], 1)
+    masks = objects.masks
+    if masks is not None:
+        masks = masks.upside_down() if isinstance(masks, EncodedMasks) else masks.flip(-2)
+    return pixels.flip(-2), replace(objects, boxes=boxes, masks=masks)
 
 
 def _interpolated(pixels: Tensor, size: tuple[int, int]) -> Tensor:

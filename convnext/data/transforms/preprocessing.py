@@ -1,16 +1,21 @@
 """From an opened image to the tensor that a network evaluates: resize, crop, normalise."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from PIL.Image import Image
 from torch import Tensor
 
 from convnext.data.deep import DeepImage, Range
 from convnext.data.images import to_pixels
+
+if TYPE_CHECKING:
+    from torchvision.transforms.v2 import InterpolationMode
+
+ImageSize = int | tuple[int, int]  # pixels a side, or (height, width)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -43,29 +48,94 @@ class Preprocessing(ABC):
 class ClassifyPreprocessing(Preprocessing):
     """How a classifier takes its images.
 
-    The published test setting: resize the short side to `image_size / crop_ratio` and take the centre square, or, with
-    `warp` (used from 384 pixels up), resize the whole image to the square.
+    The published test setting: resize the image until it covers `image_size / crop_ratio` and take its centre, or, with `warp` (used
+    from 384 pixels up), resize the whole image to that size. With `letterbox` the whole image keeps its proportions, and the rest is
+    filled with `mean`.
     """
 
-    image_size: int = 224
+    image_size: ImageSize = 224
     crop_ratio: float = 0.875
     warp: bool = False
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     range: Range | None = None
+    letterbox: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the prepared images."""
+        return sides(self.image_size)
 
     def transform(self) -> Callable[[Image | DeepImage], Tensor]:
-        """Return the function from an opened image to a float32 (3, image_size, image_size) tensor."""
+        """Return the function from an opened image to a float32 (3, height, width) tensor of `size`."""
+        from torchvision.transforms import v2
+
+        steps = v2.Compose([*self.geometry(), to_normalised(self.mean, self.std)])
+        return partial(_transformed, steps=steps, scale=self.range)
+
+    def geometry(self) -> list[Callable[..., object]]:
+        """Return the steps from an opened image, or its (C, H, W) tensor from 0 to 255, to one of `size`."""
         from torchvision.transforms import v2
 
         mode = v2.InterpolationMode(self.interpolation)
-        size = self.image_size
         if self.warp:
-            geometry: list[Callable[..., object]] = [v2.Resize((size, size), mode)]
-        else:
-            geometry = [v2.Resize(int(size / self.crop_ratio), mode), v2.CenterCrop(size)]
-        return partial(_transformed, steps=v2.Compose([*geometry, to_normalised(self.mean, self.std)]), scale=self.range)
+            return [v2.Resize(self.size, mode)]
+        if self.letterbox:
+            return [partial(letterboxed, size=self.size, mode=mode, fill=[255 * mean for mean in self.mean])]
+        if isinstance(self.image_size, int):
+            return [v2.Resize(int(self.image_size / self.crop_ratio), mode), v2.CenterCrop(self.image_size)]
+        height, width = self.size
+        whole = int(height / self.crop_ratio), int(width / self.crop_ratio)
+        return [partial(_covering, size=whole, mode=mode), v2.CenterCrop(self.size)]
+
+
+def sides(size: ImageSize) -> tuple[int, int]:
+    """Return the (height, width) that a size means: one number is that of a square."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def size_text(size: ImageSize) -> str:
+    """Return a size as text: "224", or "192 x 256" for other than squares, the height first."""
+    return str(size) if isinstance(size, int) else f"{size[0]} x {size[1]}"
+
+
+def fitting_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the largest (height, width) of an image's proportions that fits into `size`, at least one pixel a side."""
+    scale = min(size[0] / height, size[1] / width)
+    return min(size[0], max(1, round(height * scale))), min(size[1], max(1, round(width * scale)))
+
+
+def letterboxed(image: Image | Tensor, size: tuple[int, int], mode: "InterpolationMode", fill: Sequence[float]) -> Image | Tensor:
+    """Return an opened image, or its (C, H, W) tensor, resized to `fitting_size` in the middle of a ground of `size`.
+
+    Args:
+        image: with values from 0 to 255.
+        size: height and width.
+        mode: filter of the resize.
+        fill: the ground's value of each channel, or one value for all, from 0 to 255; rounded if the image has 8 bits.
+    """
+    from torchvision.transforms import v2
+
+    height, width = fitting_size(*_size_of(image), size)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    padding = [left, top, size[1] - width - left, size[0] - height - top]
+    is_exact = isinstance(image, Tensor) and image.is_floating_point()
+    ground = list(fill) if is_exact else [min(255, max(0, round(value))) for value in fill]
+    return v2.functional.pad(v2.functional.resize(image, [height, width], mode), padding, fill=ground)
+
+
+def _covering(image: Image | Tensor, size: tuple[int, int], mode: "InterpolationMode") -> Image | Tensor:
+    """Return an image resized, proportions kept, until it just covers `size`."""
+    from torchvision.transforms import v2
+
+    height, width = _size_of(image)
+    scale = max(size[0] / height, size[1] / width)
+    return v2.functional.resize(image, [max(size[0], round(height * scale)), max(size[1], round(width * scale))], mode)
+
+
+def _size_of(image: Image | Tensor) -> tuple[int, int]:
+    return (image.shape[-2], image.shape[-1]) if isinstance(image, Tensor) else (image.height, image.width)
 
 
 def _transformed(image: Image | DeepImage, steps: Callable[[Image | Tensor], Tensor], scale: Range | None) -> Tensor:

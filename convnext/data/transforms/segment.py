@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
 
 from convnext.data.annotations.mask_files import IGNORED
 from convnext.data.deep import DeepImage, Range, to_bytes
 from convnext.data.images import to_pixels
+from convnext.data.transforms.geometry import blurred, draw_angle, drawn, rotated
 from convnext.data.transforms.photometric import PhotometricDistortion
-from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, to_normalised
+from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, ImageSize, Preprocessing, sides, to_normalised
 
 _TRIES = 10  # for a crop that shows more than one class
 
@@ -25,14 +27,15 @@ _TRIES = 10  # for a crop that shows more than one class
 class TrainTransform:
     """A function from an opened image, or its uint8 (3, H, W) tensor, and its mask to an augmented image and mask of one size.
 
-    The steps: a random resize that keeps the proportions, a random crop, a mirror image, photometric distortion, normalisation, and
-    padding to the crop size on the right and below, with 0 and, in the mask, with 255 (ignored). Returns a float32
-    (3, crop_size, crop_size) image and a uint8 (crop_size, crop_size) mask.
+    The steps: a random resize that keeps the proportions, a random crop, a mirror image, an image upside down, a rotation, photometric
+    distortion, blur, normalisation, and padding to the crop size on the right and below, with 0 and, in the mask, with 255 (ignored).
+    A rotation leaves corners with the mean colour and 255. Returns a float32 (3, height, width) image and a uint8 (height, width) mask
+    of the crop's size.
 
     It draws from NumPy's global generator: call it under `seeded`.
 
     Args:
-        crop_size: pixels a side, 512 or 640 as published.
+        crop_size: pixels a side, 512 or 640 as published, or (height, width).
         scale: the maximum pixels of an image's long and short side, which a random factor multiplies: (2048, 512) or (2560, 640) as
             published; None for the image's own size.
         ratio_range: of the factor on `scale`, drawn evenly.
@@ -41,11 +44,14 @@ class TrainTransform:
         distort: whether colours are distorted, in 8 bits.
         mean, std: subtracted from RGB in 0 to 1, and divided by after that.
         value_range: of images with more than 8 bits, see `DeepImage.pixels`.
+        vflip: probability of the image upside down.
+        rotate: largest angle in degrees, either way.
+        blur: probability of a Gaussian blur.
     """
 
     def __init__(
         self,
-        crop_size: int,
+        crop_size: ImageSize,
         scale: tuple[int, int] | None,
         ratio_range: tuple[float, float] = (0.5, 2.0),
         max_class_share: float = 0.75,
@@ -54,8 +60,12 @@ class TrainTransform:
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
         value_range: Range | None = None,
+        vflip: float = 0.0,
+        rotate: float = 0.0,
+        blur: float = 0.0,
     ) -> None:
-        self.crop_size, self.scale, self.ratio_range = crop_size, scale, ratio_range
+        self.crop_size, self.scale, self.ratio_range = sides(crop_size), scale, ratio_range
+        self.vflip, self.rotate, self.blur, self.fill = vflip, rotate, blur, [255 * value for value in mean]
         self.max_class_share, self.flip = max_class_share, flip
         self.distortion = PhotometricDistortion() if distort else None
         self.normalise: Callable[[Image | DeepImage | Tensor], Tensor] = to_normalised(mean, std)
@@ -69,9 +79,14 @@ class TrainTransform:
         mask, pixels = mask[rows, columns], resize(pixels, size)[:, rows, columns]
         if np.random.rand() < self.flip:
             mask, pixels = mask.flip(-1), pixels.flip(-1)
+        if drawn(self.vflip):
+            mask, pixels = mask.flip(-2), pixels.flip(-2)
+        angle = draw_angle(self.rotate)
+        mask, pixels = rotated(mask[None], angle, [IGNORED], InterpolationMode.NEAREST)[0], rotated(pixels, angle, self.fill)
         if self.distortion is not None:
             pixels = self.distortion(to_bytes(pixels).contiguous())
-        padding = (0, self.crop_size - mask.shape[1], 0, self.crop_size - mask.shape[0])
+        pixels = blurred(pixels, self.blur)
+        padding = (0, self.crop_size[1] - mask.shape[1], 0, self.crop_size[0] - mask.shape[0])
         return F.pad(self.normalise(pixels), padding), F.pad(mask, padding, value=IGNORED)
 
     def _draw_size(self, height: int, width: int) -> tuple[int, int]:
@@ -91,8 +106,9 @@ class TrainTransform:
         return crop
 
     def _draw_window(self, mask: Tensor) -> tuple[slice, slice]:
-        top, left = (np.random.randint(0, max(side - self.crop_size, 0) + 1) for side in mask.shape)
-        return slice(top, top + self.crop_size), slice(left, left + self.crop_size)
+        height, width = self.crop_size
+        top, left = (np.random.randint(0, max(side - crop, 0) + 1) for side, crop in zip(mask.shape, self.crop_size, strict=True))
+        return slice(top, top + height), slice(left, left + width)
 
 
 @dataclass(frozen=True)

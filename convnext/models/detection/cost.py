@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from convnext.models.cost import Cost, ImageSize
+from convnext.data.transforms.preprocessing import ImageSize, sides
+from convnext.models.cost import Cost
 from convnext.models.detection.box_heads import REGION as BOX_REGION
 from convnext.models.detection.detector import Detector
 from convnext.models.detection.mask_head import REGION as MASK_REGION
@@ -32,7 +33,7 @@ class DetectorCost:
 
 def cost_of_detector(model: Detector, image_size: ImageSize) -> Cost:
     """Return the cost of a detector on the meta device, all parts together."""
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    height, width = sides(image_size)
     found = count_detector(model, height, width)
     return Cost(found.parameters, found.macs, image_size)
 

@@ -121,14 +121,18 @@ class Normalised(Strict):
 class ForClassification(Normalised):
     """See `ClassifyPreprocessing`."""
 
-    image_size: int = Field(ge=1, le=4096)
+    image_size: Pixels | Size
     crop_ratio: float = Field(gt=0, le=1)
     warp: bool
     interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+    letterbox: bool = False
 
     @model_validator(mode="after")
     def _bounded(self) -> "ForClassification":
-        if not self.warp and self.image_size / self.crop_ratio > _MAX_SIDE:
+        if self.warp and self.letterbox:
+            raise ValueError("warp and letterbox exclude each other")
+        largest = self.image_size if isinstance(self.image_size, int) else max(self.image_size)
+        if not (self.warp or self.letterbox) and largest / self.crop_ratio > _MAX_SIDE:
             raise ValueError(f"image_size / crop_ratio is more than {_MAX_SIDE} pixels")
         return self
 

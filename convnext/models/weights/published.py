@@ -110,7 +110,9 @@ def from_transformers(config: Mapping[str, object], where: object) -> ClassifyPr
 def to_transformers(how: ClassifyPreprocessing) -> dict[str, object] | None:
     """Return what `from_transformers` reads back to the same; None for what transformers' ConvNextImageProcessor can't do."""
     numbers = {name: number for number, name in _PILLOW.items()}
-    if how.warp != (how.image_size >= _WARPED) or how.interpolation not in numbers:
+    if isinstance(how.image_size, tuple) or how.letterbox or how.interpolation not in numbers:
+        return None
+    if how.warp != (how.image_size >= _WARPED):
         return None
     flags = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), True)
     size = {"size": {"shortest_edge": how.image_size}, "crop_pct": how.crop_ratio, "resample": numbers[how.interpolation]}

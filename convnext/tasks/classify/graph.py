@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from convnext.data import imagenet
-from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing, ImageSize, Preprocessing
 from convnext.tasks.exported import ExportedNetwork, TaskExport, logits_error
 
 
@@ -25,11 +25,11 @@ class ClassifyExport(TaskExport):
         logits: Tensor = graph(images)
         return logits
 
-    def side(self, how: Preprocessing, size: int | None) -> int:
+    def size(self, how: Preprocessing, chosen: ImageSize | None) -> tuple[int, int]:
         assert isinstance(how, ClassifyPreprocessing)
-        return how.image_size
+        return how.size
 
-    def resized(self, how: Preprocessing, size: int) -> Preprocessing:
+    def resized(self, how: Preprocessing, size: ImageSize) -> Preprocessing:
         assert isinstance(how, ClassifyPreprocessing)
         return replace(how, image_size=size)
 

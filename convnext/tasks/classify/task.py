@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -109,7 +110,9 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
     def preprocessing(self, recipe: Recipe) -> ClassifyPreprocessing:
         """Return how the trained network will take its images."""
         data, test = recipe.data, recipe.eval
-        return ClassifyPreprocessing(data.image_size, test.crop_ratio, test.warp, test.interpolation, data.mean, data.std, data.range)
+        return ClassifyPreprocessing(
+            data.image_size, test.crop_ratio, test.warp, test.interpolation, data.mean, data.std, data.range, test.letterbox
+        )
 
     def evaluation_samples(self, source: ClassifySource, how: Preprocessing) -> Samples:
         """Return images prepared as the network takes them, with their labels.
@@ -118,7 +121,7 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
         (https://github.com/hendrycks/robustness, ImageNet-C/test.py).
         """
         if isinstance(source, EvaluationSet) and source.corrupted is not None and isinstance(how, ClassifyPreprocessing):
-            how = replace(how, warp=True)
+            how = replace(how, warp=True, letterbox=False)
         return Samples(source, how.transform(), seed=0)
 
     def collate(self, samples: list[Sample]) -> ClassifyBatch:
@@ -199,10 +202,15 @@ def augmentation(recipe: Recipe) -> "Augmentation":
     return Augmentation(
         image_size=data.image_size,
         interpolation=recipe.eval.interpolation,
+        whole=ClassifyTask().preprocessing(recipe) if augment.crop == "none" else None,
         crop_scale=augment.crop_scale,
         crop_aspect=augment.crop_aspect,
         flip=augment.flip,
+        vflip=augment.vflip,
+        rotate=augment.rotate,
+        blur=augment.blur,
         rand_augment=augment.rand_augment,
+        trivial_augment=augment.trivial_augment,
         color_jitter=augment.color_jitter,
         random_erasing=augment.random_erasing,
         mean=data.mean,

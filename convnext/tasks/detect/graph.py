@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ImageSize, Preprocessing, sides
 from convnext.errors import ConvnextError
 from convnext.models.detection import postprocess
 from convnext.models.detection.boxes import Size
@@ -86,8 +86,9 @@ class DetectExport(TaskExport):
         assert isinstance(model, Detector)
         return ["boxes", "labels", "scores", *(["masks"] if model.roi_head.has_masks else [])]
 
-    def side(self, how: Preprocessing, size: int | None) -> int:
-        return -(-(size or _SIDE) // _STRIDE) * _STRIDE
+    def size(self, how: Preprocessing, chosen: ImageSize | None) -> tuple[int, int]:
+        height, width = sides(chosen or _SIDE)
+        return -(-height // _STRIDE) * _STRIDE, -(-width // _STRIDE) * _STRIDE
 
     def error(self, model: nn.Module, exported: ExportedNetwork, ours: Tensor, theirs: Tensor) -> float:
         """Return the largest difference in score of the best 50 objects; raises ConvnextError if boxes, classes or masks differ.

@@ -5,7 +5,7 @@ from typing import Protocol, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ImageSize, Preprocessing, sides
 from convnext.data.transforms.segment import SegmentPreprocessing
 from convnext.tasks.exported import ExportedNetwork, TaskExport, logits_error
 
@@ -38,9 +38,9 @@ class SegmentExport(TaskExport):
     def run(self, graph: nn.Module, images: Tensor, *others: Tensor) -> Tensor:
         return cast(Segmenter, graph).logits(images)
 
-    def side(self, how: Preprocessing, size: int | None) -> int:
+    def size(self, how: Preprocessing, chosen: ImageSize | None) -> tuple[int, int]:
         assert isinstance(how, SegmentPreprocessing)
-        return size or how.window or _SIDE
+        return sides(chosen or how.window or _SIDE)
 
     def error(self, model: nn.Module, exported: ExportedNetwork, ours: Tensor, theirs: Tensor) -> float:
         return logits_error(model(ours), exported(theirs))

@@ -23,7 +23,7 @@ from convnext.tasks.segment import prediction
 from convnext.tasks.segment.batch import SegmentBatch, SegmentEvaluationSamples, SegmentTrainingSamples
 from convnext.tasks.segment.loss import SegmentCriterion
 from convnext.tasks.segment.prediction import SegmentPrediction
-from convnext.tasks.shared import refuse_options, skipped_remarks
+from convnext.tasks.shared import refuse_keys, refuse_options, skipped_remarks
 from convnext.text import counted
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
 
     def open(self, recipe: Recipe) -> TaskData:
         """Open the training and validation images of a recipe. Raises ConvnextError if masks do not fit their images or the classes."""
+        refuse_keys(recipe, ("augment.crop", "augment.trivial_augment", "eval.letterbox"))
         data = recipe.data
         train = open_segmentation(data.train)
         check_class_count(recipe, train.classes)
@@ -178,17 +179,20 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
 
 
 def _train_transform(recipe: Recipe) -> TrainTransform:
-    data, segment = recipe.data, recipe.segment
+    data, segment, augment = recipe.data, recipe.segment, recipe.augment
     return TrainTransform(
         data.image_size,
         segment.scale,
         segment.ratio_range,
         segment.max_class_share,
-        recipe.augment.flip,
+        augment.flip,
         segment.distort,
         data.mean,
         data.std,
         data.range,
+        augment.vflip,
+        augment.rotate,
+        augment.blur,
     )
 
 

@@ -162,3 +162,18 @@ def test_a_head_of_other_size_than_described_is_refused(described):
     rewrite(path, state, json.dumps(about))
     with pytest.raises(ConvnextError, match="classify.safetensors has a head of 2 classes"):
         load.load(path)
+
+
+def test_rectangles_and_letterboxes_travel_with_the_weights_and_older_files_have_neither(described):
+    path, state, about = described
+    how = {**about["preprocessing"], "image_size": [32, 48], "letterbox": True}
+    rewrite(path, state, json.dumps(about | {"preprocessing": how}))
+    found = load.load(path).preprocessing
+    assert (found.size, found.letterbox) == ((32, 48), True)
+    older = {key: value for key, value in about["preprocessing"].items() if key != "letterbox"}
+    rewrite(path, state, json.dumps(about | {"preprocessing": older}))
+    assert load.load(path).preprocessing.letterbox is False
+    for wrong in ({"warp": True}, {"image_size": [32]}, {"image_size": [32, 0]}, {"image_size": [32, 100_000]}):
+        rewrite(path, state, json.dumps(about | {"preprocessing": how | wrong}))
+        with pytest.raises(ConvnextError, match=path.name):
+            load.load(path)
