@@ -78,6 +78,8 @@ class StepRecord:
     corrupt: list[tuple[int, str]] = field(default_factory=list)  # images of this process that could not be read
     loss: float = math.nan  # mean over the batch of all processes
     losses: dict[str, float] = field(default_factory=dict)  # likewise, of each named part
+    norm: float = math.nan  # of the gradient, before clipping and without the factor of fp16
+    norm_is_checked: bool = True  # in fp16 the scaler itself skips a step of infinite gradients, and lowers the scale of the loss
     stop: bool = False  # whether a process was asked to stop
     any_corrupt: bool = False  # whether a process met an image that could not be read
     fault: str | None = None  # what was not finite: the loss or the gradient
@@ -88,14 +90,14 @@ class StepRecord:
         if self.pending is not None:
             *numbers, norm = self.pending.read()
             self.pending = None
-            self.note(numbers)
-            self.fault = _fault_of_loss(self.loss) or _fault_of_norm(norm)
+            self.note(numbers, norm)
 
-    def note(self, numbers: list[float]) -> None:
-        """Take the numbers in the order in which `TrainStep` exchanges them."""
+    def note(self, numbers: list[float], norm: float) -> None:
+        """Take the numbers in the order in which `TrainStep` exchanges them, and the norm of the gradient."""
         stop, corrupt, self.loss, *parts = numbers
-        self.stop, self.any_corrupt = stop > 0, corrupt > 0
+        self.stop, self.any_corrupt, self.norm = stop > 0, corrupt > 0, norm
         self.losses = dict(zip(self.losses, parts, strict=True))
+        self.fault = _fault_of_loss(self.loss) or (_fault_of_norm(norm) if self.norm_is_checked else None)
 
 
 def _fault_of_loss(loss: float) -> str | None:
@@ -154,7 +156,7 @@ class TrainStep:
         were. An error leaves the buffers as they were too. Raises ConvnextError, saying what to lower, when the device's memory
         does not suffice.
         """
-        record = StepRecord(self.state.step)
+        record = StepRecord(self.state.step, norm_is_checked=not self.state.scaler.is_enabled())
         with self._out_of_memory_explained(), self._buffers_restored(record):
             set_learning_rate(self.state.optimizer, rate)
             self.state.optimizer.zero_grad(set_to_none=True)
@@ -167,10 +169,9 @@ class TrainStep:
             if self.deferred:
                 norm = self._clip()
                 self._update()
-                record.pending = HostCopy(torch.cat([numbers, self._checked(norm).to(numbers).reshape(1)]))
+                record.pending = HostCopy(torch.cat([numbers, norm.to(numbers).reshape(1)]))
             else:
-                record.note(numbers.tolist())
-                record.fault = _fault_of_loss(record.loss) or _fault_of_norm(float(self._checked(self._clip())))
+                record.note(numbers.tolist(), float(self._clip()))
                 if record.fault is None:
                     self._update()
         self.state.step += 1
@@ -216,10 +217,6 @@ class TrainStep:
         if clip is not None:
             return torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip)
         return torch.nn.utils.get_total_norm([parameter.grad for parameter in state.model.parameters() if parameter.grad is not None])
-
-    def _checked(self, norm: Tensor) -> Tensor:
-        """Return the norm to check: in fp16 the scaler itself skips a step of infinite gradients, and lowers the scale of the loss."""
-        return torch.zeros_like(norm) if self.state.scaler.is_enabled() else norm
 
     def _update(self) -> None:
         self.state.scaler.step(self.state.optimizer)

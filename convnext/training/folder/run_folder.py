@@ -97,7 +97,7 @@ class RunFolder(RunPaths):
         """Append one line to metrics.jsonl; return the file's size in bytes. Raises ConvnextError if it can't be written."""
         try:
             with self.metrics.open("ab") as file:
-                file.write(json.dumps(line).encode() + b"\n")
+                file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
                 file.flush()
                 return file.tell()
         except OSError as error:
