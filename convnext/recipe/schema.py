@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class _Dumper(yaml.SafeDumper):
@@ -23,13 +23,13 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 class RecipeSection(BaseModel):
     """A part of the recipe: unknown keys are errors, values cannot change once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Model(RecipeSection):
     """What is trained. Beside these keys, every argument that the constructors of the named model take is a key."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     name: str = Field("convnext_tiny", description="a name that `convnext models` lists")
     weights: str | None = Field(None, description="published weights to start from: a tag, a file, hf://… or https://…")
@@ -204,15 +204,6 @@ class Recipe(RecipeSection):
     train: Train = Train()
     eval: Eval = Eval()
     seed: int = Field(0, ge=0, description="seed of everything random: weights, order, augmentation, mixup, stochastic depth")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Recipe":
-        if (self.augment.mixup or self.augment.cutmix) and self.train.batch_size % 2:
-            raise ValueError("train.batch_size must be even, because mixup and CutMix pair the images of a batch")
-        if self.train.warmup_steps is None and self.train.warmup_epochs > self.train.epochs:
-            epochs, warmup = self.train.epochs, self.train.warmup_epochs
-            raise ValueError(f"train.warmup_epochs={warmup:g} is longer than train.epochs={epochs}: add train.warmup_epochs={epochs / 5:g}")
-        return self
 
     def to_yaml(self) -> str:
         """Return the whole recipe, defaults included, as YAML from which `load_recipe` reads the same recipe."""

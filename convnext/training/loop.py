@@ -19,8 +19,9 @@ from convnext.text import counted
 from convnext.training.folder.run_folder import RunFolder
 from convnext.training.optim import scheduled_rate
 from convnext.training.progress import Display, Speed, stop_signals
+from convnext.training.sizes import batch_size_for
 from convnext.training.state import State
-from convnext.training.step import StepRecord, TrainStep, batch_size_for
+from convnext.training.step import StepRecord, TrainStep
 from convnext.training.watch import Watcher
 
 _MAX_SKIPPED = 10  # steps in a row: a run of nothing else learns nothing

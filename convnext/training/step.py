@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from convnext import distributed
 from convnext.data.randomness import seed_everything, seed_numpy
-from convnext.errors import ConvnextError, UsageError
+from convnext.errors import ConvnextError
 from convnext.evaluate import autocast
 from convnext.models.backbones.dropping import split_of
 from convnext.ops.memory import is_out_of_memory
@@ -20,34 +20,13 @@ from convnext.recipe import Recipe
 from convnext.tasks.base import Batch, Criterion, total
 from convnext.text import counted
 from convnext.training.optim import set_learning_rate
+from convnext.training.sizes import micro_batch_for, smallest_part
 from convnext.training.state import State
 
 # Streams: the second number of the position that a seed is made of, so that no two uses share one.
 WEIGHTS, STEP, MIXING = 1, 2, 3
 
-_MICRO_BATCH = 256  # images on a GPU at a time where the recipe does not say: more are no faster, and fill the host's memory
 _NAMED = 8  # images that a message about a step names
-
-
-def batch_size_for(recipe: Recipe, count: int) -> int:
-    """Return the batch size of a recipe, at most the dataset's `count`. Raises UsageError if processes can't share it evenly."""
-    mixes = bool(recipe.augment.mixup or recipe.augment.cutmix)
-    unit = distributed.world() * (2 if mixes else 1)
-    if recipe.train.batch_size % unit:
-        pairs = " of pairs, because mixup and CutMix pair images" if mixes else ""
-        processes = counted(distributed.world(), "process")
-        raise UsageError(f"train.batch_size={recipe.train.batch_size} can't be shared by {processes}{pairs}: give a multiple of {unit}")
-    if mixes and (recipe.train.device_batch_size or 2) % 2:
-        raise UsageError(f"train.device_batch_size={recipe.train.device_batch_size} must be even: mixup and CutMix pair images")
-    size = min(recipe.train.batch_size, count)
-    if size < unit:
-        raise ConvnextError(f"{counted(count, 'image')} can't train {counted(distributed.world(), 'process')}{pairs_of(mixes)}: add images")
-    return size - size % unit
-
-
-def pairs_of(mixes: bool) -> str:
-    """Return what a message adds where images are mixed."""
-    return " with mixup or CutMix, which pair images" if mixes else ""
 
 
 class HostCopy:
@@ -123,8 +102,7 @@ class TrainStep:
         self.state, self.criterion, self.recipe, self.device = state, criterion, recipe, device
         self.batch_size, self.share = batch_size, batch_size // distributed.world()
         on_cuda = device.type == "cuda"
-        # The CPU does not report that memory runs out, so there all goes through at once unless the recipe says otherwise.
-        self.micro_batch = min(recipe.train.device_batch_size or (_MICRO_BATCH if on_cuda else self.share), self.share)
+        self.micro_batch = micro_batch_for(recipe, self.share, device)
         self.part = self.micro_batch  # images that go through the network at a time
         self.fitted = recipe.train.device_batch_size is not None or not on_cuda
         self.deferred = on_cuda and recipe.train.nonfinite == "stop"  # numbers are read later
@@ -242,9 +220,13 @@ class TrainStep:
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # BatchNorm's, which a trial would move
         copies = (0 if self.state.optimizer.state else 2) + (self.ddp is not None)  # the moments and the exchange come later
         room = [torch.empty_like(parameter) for parameter in model.parameters() for _ in range(copies)]
-        pair = 2 if self.recipe.augment.mixup or self.recipe.augment.cutmix else 1
-        while not self._fits(batch, part) and part > pair:
-            part = -(-part // (2 * pair)) * pair
+        smallest = smallest_part(model, self.recipe)
+        while not self._fits(batch, part) and part > smallest:
+            part = -(-part // (2 * smallest)) * smallest
+        if smallest == 2:  # no image is left over alone
+            chunks = {self.micro_batch, self.share % self.micro_batch or self.micro_batch}
+            while part > 2 and any(chunk % part == 1 for chunk in chunks):
+                part -= 1
         del room
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])

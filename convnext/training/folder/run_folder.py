@@ -66,7 +66,7 @@ class RunFolder(RunPaths):
         Raises UsageError if the difference can change results, unless `change` allows it.
         """
         try:
-            found = load_recipe(str(self.recipe))
+            found = load_recipe(str(self.recipe), written=True)
         except (ConvnextError, ValueError) as error:
             if change:
                 return {}
