@@ -255,7 +255,7 @@ def _open_source(loaded: Loaded, task: AnyTask, data: str | None) -> Source:
         return task.open_labelled(data, loaded.classes, loaded.model.num_classes)
     if loaded.run is None:
         raise UsageError("say with --data what to evaluate on: a folder with one folder of images for each class, or digits:val")
-    source: Source = task.open(load_recipe(str(Path(loaded.run) / "recipe.yaml"))).val.source
+    source: Source = task.open(load_recipe(str(Path(loaded.run) / "recipe.yaml"), written=True)).val.source
     if loaded.classes and list(source.classes) != list(loaded.classes):
         raise ConvnextError(
             f"the classes of the validation data of {loaded.run} changed since the run: {', '.join(source.classes[:10])} now, "

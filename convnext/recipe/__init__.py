@@ -1,9 +1,9 @@
 """Recipes: the schema, and the YAML files of the published settings beside it."""
 
+from convnext.recipe.checks import BEST_METRICS as BEST_METRICS
 from convnext.recipe.load import list_recipes as list_recipes
 from convnext.recipe.load import load_recipe as load_recipe
 from convnext.recipe.load import recipe_text as recipe_text
-from convnext.recipe.schema import BEST_METRICS as BEST_METRICS
 from convnext.recipe.schema import Augment as Augment
 from convnext.recipe.schema import Data as Data
 from convnext.recipe.schema import Optim as Optim

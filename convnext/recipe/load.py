@@ -1,22 +1,24 @@
 """Reading recipes: files, overrides, and messages about what is wrong with them. Imports no PyTorch."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import suppress
 from difflib import get_close_matches
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from math import isfinite
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from convnext.errors import UsageError, nearest
 from convnext.models.arguments import Argument
 from convnext.models.registry import find, names
+from convnext.recipe.checks import check
 from convnext.recipe.schema import Model, Recipe, keys
+from convnext.recipe.text import Values, override_value, read_values, split_override, take_as_written, text_arguments, text_keys
 from convnext.text import read_text
 
-Values = dict[str, object]
+# As overrides these keys of `train` replace the other, in which a recipe may have counted.
+_REPLACES = {"epochs": "iterations", "warmup_epochs": "warmup_steps", "warmup_steps": "warmup_epochs"}
 
 
 def list_recipes() -> list[str]:
@@ -36,22 +38,19 @@ def recipe_text(name: str) -> str:
     return files("convnext.recipe").joinpath(f"{name}.yaml").read_text("utf-8")
 
 
-def load_recipe(name: str, overrides: Sequence[str] | Mapping[str, object] = ()) -> Recipe:
+def load_recipe(name: str, overrides: Sequence[str] | Mapping[str, object] = (), *, written: bool = False) -> Recipe:
     """Read, override and check a recipe.
 
     Args:
         name: of a recipe of the package, or a path ending in .yaml.
         overrides: `["optim.lr=1e-3", …]` or `{"optim.lr": 1e-3, …}`.
+        written: whether a run wrote the recipe: then keys without effect are accepted, as earlier versions did.
 
     Raises UsageError that names the key, its file and the nearest known key, or what is wrong with its value.
     """
-    try:
-        values = yaml.safe_load(recipe_text(name)) or {}
-    except yaml.YAMLError as error:
-        raise UsageError(f"recipe {name} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"recipe {name} must be a table of keys, not {type(values).__name__}")
-    given = overrides if isinstance(overrides, Mapping) else dict(_parse_override(text) for text in overrides)
+    values, as_written = read_values(recipe_text(name), name)
+    given = _given(values, overrides)
+    take_as_written(values, as_written, text_arguments(_arguments(values)) if "model.name" not in given else {})
     known = keys() | _model_keys(values, given)
     for key, value in given.items():
         if value is None and _remove(values, key.split(".")):
@@ -63,24 +62,40 @@ def load_recipe(name: str, overrides: Sequence[str] | Mapping[str, object] = ())
         _check_key(key_path, f"recipe {name}", known)
     _check_model(values, f"recipe {name}")
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         got = "" if first["type"] in ("missing", "value_error") else f", not {first['input']!r}"
         message = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"recipe {name}: {key + ': ' if key else ''}{message}{got}{_hint(key)}") from error
+    if not written:
+        check(recipe, f"recipe {name}")
+    return recipe
+
+
+def _given(values: Values, overrides: Sequence[str] | Mapping[str, object]) -> Mapping[str, object]:
+    """Return the overrides by key, each with its value."""
+    if isinstance(overrides, Mapping):
+        return overrides
+    split = dict(split_override(text) for text in overrides)
+    chosen: Values = {"model": {"name": split["model.name"]}} if "model.name" in split else values
+    text = text_keys() | text_arguments(_arguments(chosen))
+    return {key: override_value(key, value, text) for key, value in split.items()}
 
 
 def _complete(values: Values, given: Mapping[str, object]) -> None:
     """Apply what overrides imply, and remove keys without a value, in place."""
     train, model = values.get("train"), values.get("model")
-    if isinstance(train, dict) and "train.epochs" in given and "train.iterations" not in given:
-        train.pop("iterations", None)
+    for key, other in _REPLACES.items():
+        if isinstance(train, dict) and given.get(f"train.{key}") is not None and f"train.{other}" not in given:
+            train.pop(other, None)
     values.setdefault("data", {})  # so that the message about a missing data.train names that key
     if isinstance(model, dict):
         if str(model.get("weights")).lower() == "none":
             model["weights"] = None
+        if "model.weights" in given and model["weights"] is None and "model.keep_head" not in given:
+            model.pop("keep_head", None)
         for key in [key for key, value in model.items() if value is None and key not in Model.model_fields]:
             del model[key]  # a key of other models, as earlier versions wrote them into every recipe.yaml
 
@@ -112,7 +127,7 @@ def _check_model(values: Values, where: str) -> None:
             continue
         if key not in arguments:
             raise UsageError(f"{where}: {model.get('name', Model().name)} has no argument {key!r}{nearest(key, arguments)}")
-        if own is None and not arguments[key].accepts(value):
+        if own is None and (not arguments[key].accepts(value) or (isinstance(value, float) and not isfinite(value))):
             raise UsageError(f"{where}: model.{key} must be {arguments[key].annotation}, not {value!r}")
 
 
@@ -122,20 +137,6 @@ def _names(folder: Traversable, prefix: str = "") -> Iterator[str]:
             yield from _names(item, f"{prefix}{item.name}/")
         elif item.name.endswith(".yaml"):
             yield prefix + item.name.removesuffix(".yaml")
-
-
-def _parse_override(text: str) -> tuple[str, object]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UsageError(f"{text!r} is not an override; write it as key=value, for instance train.epochs=4")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UsageError(f"override {key}: {value!r} is not a YAML value; quote it, or close its brackets") from error
-    if isinstance(parsed, str):
-        with suppress(ValueError):
-            parsed = float(parsed)  # YAML reads 1e-3 as text
-    return key, parsed
 
 
 def _set(values: Values, path: list[str], value: object) -> None:

@@ -22,27 +22,19 @@ _Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence("t
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
-# By task, the metrics of an evaluation by which the best weights can be chosen. Here, so that a wrong one is refused before PyTorch loads.
-BEST_METRICS = {
-    "classify": ("top1", "balanced_accuracy", "f1", "auroc", "loss"),
-    "detect": ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"),
-    "segment": ("miou", "mean_accuracy", "overall_accuracy"),
-}
-
-
 _MAX_SIDE = 4096  # pixels
 
 
 class RecipeSection(BaseModel):
     """A part of the recipe: unknown keys are errors, values cannot change once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Model(RecipeSection):
     """What is trained. Beside these keys, every argument that the constructors of the named model take is a key."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     name: str = Field("convnext_tiny", description="a name that `convnext models` lists")
     weights: str | None = Field(None, description="published weights to start from: a tag, a file, hf://… or https://…")
@@ -300,31 +292,6 @@ class Recipe(RecipeSection):
     train: Train = Train()
     eval: Eval = Eval()
     seed: int = Field(0, ge=0, description="seed of everything random: weights, order, augmentation, mixup, stochastic depth")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Recipe":
-        if (self.augment.mixup or self.augment.cutmix) and self.train.batch_size % 2:
-            raise ValueError("train.batch_size must be even, because mixup and CutMix pair the images of a batch")
-        if self.augment.rand_augment and self.augment.trivial_augment:
-            raise ValueError("augment.trivial_augment replaces RandAugment: add augment.rand_augment=null, or remove it")
-        if self.eval.warp and self.eval.letterbox:
-            raise ValueError("eval.warp and eval.letterbox are two ways to prepare the whole image: choose one")
-        if self.train.warmup_steps is None and self.train.warmup_epochs > self.train.epochs:
-            epochs, warmup = self.train.epochs, self.train.warmup_epochs
-            raise ValueError(f"train.warmup_epochs={warmup:g} is longer than train.epochs={epochs}: add train.warmup_epochs={epochs / 5:g}")
-        if self.task != "classify" and (used := [key for key, is_set in self._of_classes().items() if is_set]):
-            raise ValueError(f"{used[0]} is a key of task classify, and this recipe's task is {self.task}: remove it")
-        best_by, known = self.eval.best_by, BEST_METRICS[self.task]
-        if best_by is not None and best_by not in known:
-            raise ValueError(f"eval.best_by: task {self.task} has no metric {best_by!r}; known: {', '.join(known)}")
-        if self.data.sampler == "balanced" and self.train.class_weights == "balanced":
-            raise ValueError("data.sampler=balanced and train.class_weights=balanced would balance the classes twice: choose one of them")
-        return self
-
-    def _of_classes(self) -> dict[str, object]:
-        """Return the keys that need one class for each image, with whether they are set."""
-        train, sampler = self.train, self.data.sampler
-        return {"data.sampler": sampler != "shuffle", "train.class_weights": train.class_weights, "train.focal_gamma": train.focal_gamma}
 
     def to_yaml(self) -> str:
         """Return the whole recipe, defaults included, as YAML from which `load_recipe` reads the same recipe."""

@@ -12,7 +12,6 @@ from convnext.data.deep import DeepImage
 from convnext.data.loader import Sample
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import NotFiniteError, UsageError, nearest
-from convnext.recipe import Recipe
 from convnext.tasks.base import OpenedImage, Prepared
 from convnext.text import counted, printable
 
@@ -60,15 +59,6 @@ def refuse_options(task: str, given: Mapping[str, object], known: Sequence[str])
     for name in given:
         if name not in known:
             raise UsageError(f"the task {task!r} has no option {name!r}{nearest(name, known) if known else ''}")
-
-
-def refuse_keys(recipe: Recipe, names: Sequence[str]) -> None:
-    """Raise UsageError for a key, as `augment.crop`, that the recipe's task does not honour but the recipe sets."""
-    for name in names:
-        section, key = name.split(".")
-        part = getattr(recipe, section)
-        if getattr(part, key) != (default := type(part).model_fields[key].default):
-            raise UsageError(f"{name} has no effect on the task {recipe.task!r}: remove it, or set {name}={str(default).lower()}")
 
 
 def require_embeddings(model: nn.Module, method: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from convnext import distributed
 from convnext.data.loader import CorruptImages, EpochOrder, Loader, LostWorkerError, make_loader
 from convnext.errors import ConvnextError, UsageError
-from convnext.evaluate import Evaluation, evaluate, evaluation_loader
+from convnext.evaluate import Evaluation, evaluate, evaluation_loader, without_nan
 from convnext.models.freeze import eval_frozen
 from convnext.models.network import Network
 from convnext.models.weights.files import write_weights
@@ -20,8 +20,9 @@ from convnext.text import counted
 from convnext.training.folder.run_folder import RunFolder
 from convnext.training.optim import scheduled_rate
 from convnext.training.progress import Display, Speed, stop_signals
+from convnext.training.sizes import batch_size_for
 from convnext.training.state import State
-from convnext.training.step import StepRecord, TrainStep, batch_size_for
+from convnext.training.step import StepRecord, TrainStep
 from convnext.training.watch import Watcher
 
 _MAX_SKIPPED = 10  # steps in a row: a run of nothing else learns nothing
@@ -70,6 +71,7 @@ class Trainer:
         self.stop: list[int] = []
         self.unread: deque[StepRecord] = deque()  # steps whose numbers were not read from the device yet
         self.losses = {"loss": math.nan}  # of the last step that was read, and its named parts
+        self.norm = math.nan  # of its gradient
         self.skipped_in_a_row = 0
         self._locate(count)
 
@@ -153,7 +155,7 @@ class Trainer:
             values = self.losses | {"lr": rate, "images_per_second": speed.update(self.order.batch_size)}
             self.display.step(state.step, epoch + 1, **values)
             if logs:
-                self._log({"kind": "train", "step": state.step, "epoch": self._epochs()} | values)
+                self._log({"kind": "train", "step": state.step, "epoch": self._epochs()} | values | {"grad_norm": self.norm})
             if stop or saves:
                 self._save()
             if stop:
@@ -190,7 +192,7 @@ class Trainer:
             record = self.unread.popleft()
             record.read()
             parts = {name if name.startswith("loss_") else f"loss_{name}": value for name, value in record.losses.items()}
-            self.losses = {"loss": record.loss} | parts
+            self.losses, self.norm = {"loss": record.loss} | parts, record.norm
             stop = stop or record.stop
             if record.any_corrupt:
                 self._note_corrupt(record)
@@ -266,6 +268,7 @@ class Trainer:
 
     def _log(self, line: Json) -> None:
         if distributed.is_main():
+            line = without_nan(line)
             self.state.logged = self.folder.log(line)
             for watcher in self.watchers:
                 watcher.log(line)

@@ -22,6 +22,7 @@ from convnext.models.weights.files import read_restricted
 from convnext.models.weights.open import Opened
 from convnext.ops import keep_memory, slow_on_cpu
 from convnext.recipe import Recipe, load_recipe
+from convnext.recipe.checks import check
 from convnext.tasks.base import TaskData
 from convnext.text import counted
 from convnext.training.folder.run_folder import Changed, RunFolder
@@ -30,9 +31,10 @@ from convnext.training.loop import Trainer
 from convnext.training.progress import Display, Unbreakable
 from convnext.training.result import TrainResult, finish
 from convnext.training.resume import restore
+from convnext.training.sizes import batch_size_for, check_batch_norm, check_length
 from convnext.training.start import Start, reorder_head, start_from
 from convnext.training.state import Saved, State, new_state
-from convnext.training.step import WEIGHTS, batch_size_for
+from convnext.training.step import WEIGHTS
 from convnext.training.watch import Watcher, check_watchers, open_watchers
 
 
@@ -70,7 +72,7 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(generators_kept())
         chosen = stack.enter_context(distributed.process_group(device))
-        settings = distributed.on_main(lambda: recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides))
+        settings = distributed.on_main(lambda: _settings(recipe, overrides))
         folder = RunFolder(Path(output))
         console = console or Console(file=cast(IO[str], Unbreakable(sys.stderr)), quiet=not distributed.is_main())
         display = Display(console)
@@ -92,6 +94,13 @@ def train(
                 watcher.close()
 
 
+def _settings(recipe: str | Recipe, overrides: Sequence[str] | Mapping[str, object]) -> Recipe:
+    if isinstance(recipe, Recipe):
+        check(recipe)
+        return recipe
+    return load_recipe(recipe, overrides)
+
+
 def _prepare(recipe: Recipe, folder: RunFolder, device: torch.device, display: Display, resume: bool, change: bool) -> Trainer:
     """Return a trainer at the run's first step, or at the one after which it resumes, with the folder ready to be written to."""
     task = tasks.get(recipe.task)
@@ -102,7 +111,10 @@ def _prepare(recipe: Recipe, folder: RunFolder, device: torch.device, display: D
         keep_memory()  # a step allocates and frees the same tensors again and again
     data = distributed.on_all(lambda: task.open(recipe))
     _check_same_data(data)
-    distributed.on_all(lambda: batch_size_for(recipe, len(data.train)))  # refused before anything is written
+    # What can't be trained is refused before anything is written.
+    distributed.on_all(lambda: batch_size_for(recipe, len(data.train)))
+    if changed or not resume:  # a run of an earlier version may continue as it is
+        distributed.on_all(lambda: check_length(recipe, data))
     seed_everything(recipe.seed, WEIGHTS)
     model = distributed.on_all(lambda: _build_started(start, data.classes)).to(device)
     if recipe.train.sync_norm and device.type == "cuda" and distributed.world() > 1:
@@ -110,6 +122,8 @@ def _prepare(recipe: Recipe, folder: RunFolder, device: torch.device, display: D
     if recipe.model.freeze is not None:
         what = recipe.model.freeze
         distributed.on_all(lambda: freeze(model, what))
+    if changed or not resume:
+        distributed.on_all(lambda: check_batch_norm(model, recipe, len(data.train), device))
     if not resume:
         distributed.on_main(lambda: folder.begin(recipe, device))
     for remark in [*start.remarks, *data.remarks, _opening(recipe, model, device, data)]:

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from convnext import distributed
 from convnext.data.randomness import seed_everything, seed_numpy
-from convnext.errors import ConvnextError, UsageError
+from convnext.errors import ConvnextError
 from convnext.evaluate import autocast
 from convnext.models.backbones.dropping import split_of
 from convnext.ops.memory import is_out_of_memory
@@ -20,34 +20,13 @@ from convnext.recipe import Recipe
 from convnext.tasks.base import Batch, Criterion, total
 from convnext.text import counted
 from convnext.training.optim import set_learning_rate
+from convnext.training.sizes import micro_batch_for, smallest_part
 from convnext.training.state import State
 
 # Streams: the second number of the position that a seed is made of, so that no two uses share one.
 WEIGHTS, STEP, MIXING = 1, 2, 3
 
-_MICRO_BATCH = 256  # images on a GPU at a time where the recipe does not say: more are no faster, and fill the host's memory
 _NAMED = 8  # images that a message about a step names
-
-
-def batch_size_for(recipe: Recipe, count: int) -> int:
-    """Return the batch size of a recipe, at most the dataset's `count`. Raises UsageError if processes can't share it evenly."""
-    mixes = bool(recipe.augment.mixup or recipe.augment.cutmix)
-    unit = distributed.world() * (2 if mixes else 1)
-    if recipe.train.batch_size % unit:
-        pairs = " of pairs, because mixup and CutMix pair images" if mixes else ""
-        processes = counted(distributed.world(), "process")
-        raise UsageError(f"train.batch_size={recipe.train.batch_size} can't be shared by {processes}{pairs}: give a multiple of {unit}")
-    if mixes and (recipe.train.device_batch_size or 2) % 2:
-        raise UsageError(f"train.device_batch_size={recipe.train.device_batch_size} must be even: mixup and CutMix pair images")
-    size = min(recipe.train.batch_size, count)
-    if size < unit:
-        raise ConvnextError(f"{counted(count, 'image')} can't train {counted(distributed.world(), 'process')}{pairs_of(mixes)}: add images")
-    return size - size % unit
-
-
-def pairs_of(mixes: bool) -> str:
-    """Return what a message adds where images are mixed."""
-    return " with mixup or CutMix, which pair images" if mixes else ""
 
 
 class HostCopy:
@@ -78,6 +57,8 @@ class StepRecord:
     corrupt: list[tuple[int, str]] = field(default_factory=list)  # images of this process that could not be read
     loss: float = math.nan  # mean over the batch of all processes
     losses: dict[str, float] = field(default_factory=dict)  # likewise, of each named part
+    norm: float = math.nan  # of the gradient, before clipping and without the factor of fp16
+    norm_is_checked: bool = True  # in fp16 the scaler itself skips a step of infinite gradients, and lowers the scale of the loss
     stop: bool = False  # whether a process was asked to stop
     any_corrupt: bool = False  # whether a process met an image that could not be read
     fault: str | None = None  # what was not finite: the loss or the gradient
@@ -88,14 +69,14 @@ class StepRecord:
         if self.pending is not None:
             *numbers, norm = self.pending.read()
             self.pending = None
-            self.note(numbers)
-            self.fault = _fault_of_loss(self.loss) or _fault_of_norm(norm)
+            self.note(numbers, norm)
 
-    def note(self, numbers: list[float]) -> None:
-        """Take the numbers in the order in which `TrainStep` exchanges them."""
+    def note(self, numbers: list[float], norm: float) -> None:
+        """Take the numbers in the order in which `TrainStep` exchanges them, and the norm of the gradient."""
         stop, corrupt, self.loss, *parts = numbers
-        self.stop, self.any_corrupt = stop > 0, corrupt > 0
+        self.stop, self.any_corrupt, self.norm = stop > 0, corrupt > 0, norm
         self.losses = dict(zip(self.losses, parts, strict=True))
+        self.fault = _fault_of_loss(self.loss) or (_fault_of_norm(norm) if self.norm_is_checked else None)
 
 
 def _fault_of_loss(loss: float) -> str | None:
@@ -121,8 +102,7 @@ class TrainStep:
         self.state, self.criterion, self.recipe, self.device = state, criterion, recipe, device
         self.batch_size, self.share = batch_size, batch_size // distributed.world()
         on_cuda = device.type == "cuda"
-        # The CPU does not report that memory runs out, so there all goes through at once unless the recipe says otherwise.
-        self.micro_batch = min(recipe.train.device_batch_size or (_MICRO_BATCH if on_cuda else self.share), self.share)
+        self.micro_batch = micro_batch_for(recipe, self.share, device)
         self.part = self.micro_batch  # images that go through the network at a time
         self.fitted = recipe.train.device_batch_size is not None or not on_cuda
         self.deferred = on_cuda and recipe.train.nonfinite == "stop"  # numbers are read later
@@ -154,7 +134,7 @@ class TrainStep:
         were. An error leaves the buffers as they were too. Raises ConvnextError, saying what to lower, when the device's memory
         does not suffice.
         """
-        record = StepRecord(self.state.step)
+        record = StepRecord(self.state.step, norm_is_checked=not self.state.scaler.is_enabled())
         with self._out_of_memory_explained(), self._buffers_restored(record):
             set_learning_rate(self.state.optimizer, rate)
             self.state.optimizer.zero_grad(set_to_none=True)
@@ -167,10 +147,9 @@ class TrainStep:
             if self.deferred:
                 norm = self._clip()
                 self._update()
-                record.pending = HostCopy(torch.cat([numbers, self._checked(norm).to(numbers).reshape(1)]))
+                record.pending = HostCopy(torch.cat([numbers, norm.to(numbers).reshape(1)]))
             else:
-                record.note(numbers.tolist())
-                record.fault = _fault_of_loss(record.loss) or _fault_of_norm(float(self._checked(self._clip())))
+                record.note(numbers.tolist(), float(self._clip()))
                 if record.fault is None:
                     self._update()
         self.state.step += 1
@@ -217,10 +196,6 @@ class TrainStep:
             return torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip)
         return torch.nn.utils.get_total_norm([parameter.grad for parameter in state.model.parameters() if parameter.grad is not None])
 
-    def _checked(self, norm: Tensor) -> Tensor:
-        """Return the norm to check: in fp16 the scaler itself skips a step of infinite gradients, and lowers the scale of the loss."""
-        return torch.zeros_like(norm) if self.state.scaler.is_enabled() else norm
-
     def _update(self) -> None:
         self.state.scaler.step(self.state.optimizer)
         self.state.scaler.update()
@@ -245,9 +220,13 @@ class TrainStep:
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # BatchNorm's, which a trial would move
         copies = (0 if self.state.optimizer.state else 2) + (self.ddp is not None)  # the moments and the exchange come later
         room = [torch.empty_like(parameter) for parameter in model.parameters() for _ in range(copies)]
-        pair = 2 if self.recipe.augment.mixup or self.recipe.augment.cutmix else 1
-        while not self._fits(batch, part) and part > pair:
-            part = -(-part // (2 * pair)) * pair
+        smallest = smallest_part(model, self.recipe)
+        while not self._fits(batch, part) and part > smallest:
+            part = -(-part // (2 * smallest)) * smallest
+        if smallest == 2:  # no image is left over alone
+            chunks = {self.micro_batch, self.share % self.micro_batch or self.micro_batch}
+            while part > 2 and any(chunk % part == 1 for chunk in chunks):
+                part -= 1
         del room
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])

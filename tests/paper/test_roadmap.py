@@ -72,7 +72,7 @@ def test_steps_are_read_as_people_write_them(tmp_path):
 
 @pytest.mark.slow
 def test_runs_counted_in_steps_are_finished_at_their_last_one_and_a_figure_that_fails_stops_none(tmp_path):
-    short = ("train.iterations=2", "train.eval_every=3")
+    short = ("train.iterations=2", "train.warmup_epochs=0", "train.eval_every=3")
     (tmp_path / "roadmap.png").mkdir()  # where the figure should be
     found, lines = go(tmp_path, *short, steps=[3])
     assert (len(found.rungs[0].top1), found.iterations) == (1, 2)

@@ -89,8 +89,8 @@ def test_epochs_as_an_override_replace_a_recipes_iterations():
     assert load_recipe("segment_digits").train.iterations
     changed = load_recipe("segment_digits", ["train.epochs=2"]).train
     assert (changed.epochs, changed.iterations) == (2, None)
-    both = load_recipe("segment_digits", ["train.epochs=2", "train.iterations=5"]).train
-    assert both.iterations == 5
+    both = load_recipe("segment_digits", ["train.epochs=2", "train.iterations=500"]).train
+    assert both.iterations == 500
 
 
 # Keys of the model

@@ -102,6 +102,16 @@ def test_numbers_that_are_read_later_are_the_same():
     assert same_weights(now, later)
 
 
+@pytest.mark.parametrize("overrides", [[], ["optim.clip=0.01"], ["train.device_batch_size=10"]])
+def test_the_norm_of_the_gradient_is_noted_unclipped_and_unscaled(overrides):
+    plain, made = train_step(24), train_step(24, *overrides)
+    made.state.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)  # as in fp16
+    made.deferred = bool(overrides)
+    norm = step(plain).norm
+    assert norm == torch.nn.utils.get_total_norm([p.grad for p in plain.state.model.parameters()]) > 0.01
+    assert step(made, made.micro_batch).norm == pytest.approx(norm, rel=1e-5)
+
+
 def test_a_deferred_step_reports_what_was_not_finite():
     made = spoilt([2], "train.nonfinite=stop")
     made.deferred = True

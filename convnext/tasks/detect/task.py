@@ -23,7 +23,7 @@ from convnext.tasks.detect import prediction
 from convnext.tasks.detect.batch import DetectBatch, DetectEvaluationSamples, DetectTrainingSamples
 from convnext.tasks.detect.loss import DetectCriterion
 from convnext.tasks.detect.prediction import Detections, DetectNetwork, DetectOptions, DetectPrediction
-from convnext.tasks.shared import refuse_keys, refuse_options, skipped_remarks
+from convnext.tasks.shared import refuse_options, skipped_remarks
 
 if TYPE_CHECKING:
     from convnext.tasks.exported import TaskExport
@@ -49,7 +49,6 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
 
     def open(self, recipe: Recipe) -> TaskData:
         """Open the training and validation images of a recipe. Raises ConvnextError for data that a detector can't learn from."""
-        refuse_keys(recipe, ("augment.crop", "augment.rotate", "augment.trivial_augment", "eval.letterbox"))
         data, sizes, augment = recipe.data, recipe.detect, recipe.augment
         train = open_detection(data.train, keep_empty=False)
         check_class_count(recipe, train.classes)

@@ -23,7 +23,7 @@ from convnext.tasks.segment import prediction
 from convnext.tasks.segment.batch import SegmentBatch, SegmentEvaluationSamples, SegmentTrainingSamples
 from convnext.tasks.segment.loss import SegmentCriterion
 from convnext.tasks.segment.prediction import SegmentPrediction
-from convnext.tasks.shared import refuse_keys, refuse_options, skipped_remarks
+from convnext.tasks.shared import refuse_options, skipped_remarks
 from convnext.text import counted
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
 
     def open(self, recipe: Recipe) -> TaskData:
         """Open the training and validation images of a recipe. Raises ConvnextError if masks do not fit their images or the classes."""
-        refuse_keys(recipe, ("augment.crop", "augment.trivial_augment", "eval.letterbox"))
         data = recipe.data
         train = open_segmentation(data.train)
         check_class_count(recipe, train.classes)

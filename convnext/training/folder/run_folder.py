@@ -66,7 +66,7 @@ class RunFolder(RunPaths):
         Raises UsageError if the difference can change results, unless `change` allows it.
         """
         try:
-            found = load_recipe(str(self.recipe))
+            found = load_recipe(str(self.recipe), written=True)
         except (ConvnextError, ValueError) as error:
             if change:
                 return {}
@@ -97,7 +97,7 @@ class RunFolder(RunPaths):
         """Append one line to metrics.jsonl; return the file's size in bytes. Raises ConvnextError if it can't be written."""
         try:
             with self.metrics.open("ab") as file:
-                file.write(json.dumps(line).encode() + b"\n")
+                file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
                 file.flush()
                 return file.tell()
         except OSError as error:

@@ -81,11 +81,11 @@ class RunPaths:
     def _recipe_was_written_by_a_start(self) -> bool:
         """Return whether recipe.yaml is what a start wrote: a person's own, with comments, must not be overwritten."""
         text = self.recipe.read_bytes()
-        return not text or (not self._recipe_is_damaged() and load_recipe(str(self.recipe)).to_yaml().encode() == text)
+        return not text or (not self._recipe_is_damaged() and load_recipe(str(self.recipe), written=True).to_yaml().encode() == text)
 
     def _recipe_is_damaged(self) -> bool:
         try:
-            load_recipe(str(self.recipe))
+            load_recipe(str(self.recipe), written=True)
         except (ConvnextError, ValueError):
             return True
         return False

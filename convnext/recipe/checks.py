@@ -1,0 +1,186 @@
+"""What is wrong with a recipe although each value is of its type: contradictions, and keys that change nothing.
+
+A key without effect is refused, because whoever sets it expects one. Imports no PyTorch.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from convnext.errors import UsageError, nearest
+from convnext.recipe.schema import Recipe, RecipeSection
+
+# The tasks that use a key, or all keys of a section, where not every task does.
+_USED_BY: dict[str, tuple[str, ...]] = {
+    "detect.": ("detect",),
+    "segment.": ("segment",),
+    "eval.": ("classify",),
+    "eval.best_by": ("classify", "detect", "segment"),
+    "data.image_size": ("classify", "segment"),
+    "data.val_fraction": ("classify", "segment"),
+    "data.image_column": ("classify",),
+    "data.label_column": ("classify",),
+    "data.root": ("classify",),
+    "data.group_column": ("classify",),
+    "data.group": ("classify",),
+    "data.fold": ("classify",),
+    "data.sampler": ("classify",),
+    "augment.crop": ("classify",),
+    "augment.trivial_augment": ("classify",),
+    "augment.rotate": ("classify", "segment"),
+    "augment.crop_scale": ("classify",),
+    "augment.crop_aspect": ("classify",),
+    "augment.rand_augment": ("classify",),
+    "augment.color_jitter": ("classify",),
+    "augment.random_erasing": ("classify",),
+    "augment.mixup": ("classify",),
+    "augment.cutmix": ("classify",),
+    "train.label_smoothing": ("classify",),
+    "train.class_weights": ("classify",),
+    "train.focal_gamma": ("classify",),
+}
+
+# By task, the metrics that can choose the best weights. Here, so that another one is refused before PyTorch loads.
+BEST_METRICS = {
+    "classify": ("top1", "balanced_accuracy", "f1", "auroc", "loss"),
+    "detect": ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"),
+    "segment": ("miou", "mean_accuracy", "overall_accuracy"),
+}
+
+# Keys that other keys leave without effect: when that is so, and why.
+_BESIDE: list[tuple[str, Callable[[Recipe], bool], str]] = [
+    ("augment.color_jitter", lambda r: r.augment.rand_augment is not None, "augment.rand_augment replaces it"),
+    ("augment.rand_augment", lambda r: r.augment.trivial_augment, "augment.trivial_augment replaces it"),
+    ("augment.crop_scale", lambda r: r.augment.crop == "none", "augment.crop=none takes the whole image"),
+    ("augment.crop_aspect", lambda r: r.augment.crop == "none", "augment.crop=none takes the whole image"),
+    ("data.val_fraction", lambda r: r.data.val is not None, "data.val names the validation images"),
+    ("data.val_fraction", lambda r: r.data.fold is not None, "data.fold chooses the validation images"),
+    ("eval.crop_ratio", lambda r: r.eval.warp or r.eval.letterbox, "eval.warp and eval.letterbox take the whole image"),
+    ("eval.warp", lambda r: r.eval.letterbox, "eval.letterbox prepares the whole image in another way"),
+    (
+        "train.class_weights",
+        lambda r: r.train.class_weights == r.data.sampler == "balanced",
+        "data.sampler=balanced balances the classes already",
+    ),
+    ("model.keep_head", lambda r: r.model.weights is None, "without model.weights there is no head to keep"),
+    ("optim.betas", lambda r: r.optim.name == "sgd", "optim.name=sgd has optim.momentum instead"),
+    ("optim.eps", lambda r: r.optim.name == "sgd", "optim.name=sgd has none"),
+    ("optim.milestones", lambda r: r.optim.schedule != "step", "only optim.schedule=step has milestones"),
+    ("optim.min_lr", lambda r: r.optim.schedule == "step", "optim.schedule=step ends at a tenth for each milestone"),
+    ("optim.momentum", lambda r: r.optim.name in ("adamw", "lamb"), "only optim.name=sgd and optim.name=muon have it"),
+    ("optim.warmup_start", lambda r: r.optim.schedule == "cosine", "the warm-up of optim.schedule=cosine begins at 0"),
+    ("train.warmup_epochs", lambda r: r.train.warmup_steps is not None, "train.warmup_steps replaces it"),
+]
+
+
+def check(recipe: Recipe, where: str = "recipe") -> None:
+    """Raise UsageError, beginning with `where`, with the first thing that is wrong with a recipe and what to do."""
+    for problems in (_values, _batches, _schedule, _best_by, _without_effect):
+        for problem in problems(recipe):
+            raise UsageError(f"{where}: {problem}")
+
+
+def check_warmup(recipe: Recipe, per_epoch: int, total: int) -> None:
+    """Raise UsageError if the warm-up is longer than the run, whose steps are known now: `per_epoch`, and `total` in all."""
+    train = recipe.train
+    steps = round(train.warmup_epochs * per_epoch) if train.warmup_steps is None else train.warmup_steps
+    if steps > total:
+        given = f"train.warmup_epochs={train.warmup_epochs:g}" if train.warmup_steps is None else f"train.warmup_steps={steps}"
+        raise UsageError(
+            f"{given} is longer than the run: the warm-up takes {steps} steps of {total}, so the rate would never reach optim.lr; "
+            f"add train.warmup_steps={total // 5}"
+        )
+
+
+def _values(recipe: Recipe) -> Iterator[str]:
+    """Yield what is wrong with values that have an order or a range."""
+    augment, detect, segment, optim = recipe.augment, recipe.detect, recipe.segment, recipe.optim
+    for beta in optim.betas:
+        if not 0 <= beta < 1:
+            yield f"optim.betas must be at least 0 and below 1, not {list(optim.betas)}"
+    if min(recipe.data.std) <= 0:
+        yield f"data.std must be above 0, not {list(recipe.data.std)}: images are divided by it"
+    if not 0 <= augment.crop_scale[0] <= augment.crop_scale[1] <= 1 or not augment.crop_scale[1]:
+        yield f"augment.crop_scale must be two fractions of the area, the smaller first, as in [0.08,1], not {list(augment.crop_scale)}"
+    yield from _range("augment.crop_aspect", augment.crop_aspect)
+    yield from _range("segment.ratio_range", segment.ratio_range)
+    yield from _range("detect.crop", detect.crop)
+    for key, sides in (("detect.short", detect.short), ("detect.crop_short", detect.crop_short), ("segment.scale", segment.scale)):
+        if sides is not None and (not sides or min(sides) < 1):
+            yield f"{key} must be numbers of pixels above 0, not {list(sides)}"
+    if (segment.window is None) != (segment.stride is None):
+        yield f"segment.window={_shown(segment.window)} with segment.stride={_shown(segment.stride)}: give both or neither"
+    if segment.window and segment.stride and segment.stride > segment.window:
+        yield f"segment.stride={segment.stride} leaves pixels out between windows of {segment.window}: lower it"
+
+
+def _range(key: str, pair: tuple[float, float]) -> Iterator[str]:
+    if not 0 < pair[0] <= pair[1]:
+        yield f"{key} must be two numbers above 0, the smaller first, not {list(pair)}"
+
+
+def _batches(recipe: Recipe) -> Iterator[str]:
+    """Yield sizes that mixup and CutMix can't pair."""
+    if recipe.augment.mixup or recipe.augment.cutmix:
+        for key, size in (("train.batch_size", recipe.train.batch_size), ("train.device_batch_size", recipe.train.device_batch_size)):
+            if size is not None and size % 2:
+                yield f"{key} must be even, because mixup and CutMix pair the images of a batch: add {key}={size + 1}"
+
+
+def _schedule(recipe: Recipe) -> Iterator[str]:
+    """Yield what is wrong with the learning rate's course, as far as it is known without the data."""
+    train, optim = recipe.train, recipe.optim
+    if train.warmup_steps is None and train.iterations is None and train.warmup_epochs > train.epochs:
+        epochs, warmup = train.epochs, train.warmup_epochs
+        yield f"train.warmup_epochs={warmup:g} is longer than train.epochs={epochs}: add train.warmup_epochs={epochs / 5:g}"
+    if train.warmup_steps is not None and train.iterations is not None and train.warmup_steps > train.iterations:
+        steps, warmup = train.iterations, train.warmup_steps
+        yield f"train.warmup_steps={warmup} is longer than train.iterations={steps}: add train.warmup_steps={steps // 5}"
+    if optim.schedule == "step":
+        if not optim.milestones:
+            yield "optim.schedule=step needs the epochs after which the rate falls: add optim.milestones=[8,11], for instance"
+        if any(later <= earlier for earlier, later in zip((0.0, *optim.milestones), optim.milestones, strict=False)):
+            yield f"optim.milestones must be epochs above 0 in increasing order, not {list(optim.milestones)}"
+    elif optim.min_lr > optim.lr:
+        yield f"optim.min_lr={optim.min_lr:g} is above optim.lr={optim.lr:g}: the rate would rise; add optim.min_lr=0"
+
+
+def _best_by(recipe: Recipe) -> Iterator[str]:
+    """Yield a metric that the task does not have."""
+    best_by, known = recipe.eval.best_by, BEST_METRICS.get(recipe.task)
+    if best_by is not None and known is not None and best_by not in known:
+        yield f"eval.best_by: task {recipe.task} has no metric {best_by!r}{nearest(best_by, known)}"
+
+
+def _without_effect(recipe: Recipe) -> Iterator[str]:
+    """Yield the keys that are set to another value than their default and change nothing."""
+    changed = dict(_changed(recipe))
+    for key, (value, default) in changed.items():
+        tasks = _USED_BY.get(key) or _USED_BY.get(f"{key.partition('.')[0]}.") or (recipe.task,)
+        if recipe.task not in tasks:
+            reason = f"task {recipe.task} does not use it, only {' and '.join(tasks)}"
+            yield _useless(key, value, default, reason)
+    for key, applies, reason in _BESIDE:
+        if key in changed and applies(recipe):
+            yield _useless(key, *changed[key], reason)
+
+
+def _useless(key: str, value: object, default: object, reason: str) -> str:
+    return f"{key}={_shown(value)} has no effect: {reason}; remove it, or set its default: {key}={_shown(default)}"
+
+
+def _changed(section: RecipeSection, prefix: str = "") -> Iterator[tuple[str, tuple[object, object]]]:
+    """Yield the keys that do not have their default, each with its value and that default."""
+    for name, info in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, RecipeSection):
+            yield from _changed(value, f"{prefix}{name}.")
+        elif not info.is_required() and value != info.default:
+            yield prefix + name, (value, info.default)
+
+
+def _shown(value: object) -> str:
+    """Return a value as an override writes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"[{','.join(map(_shown, value))}]"
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
