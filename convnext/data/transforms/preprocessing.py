@@ -44,7 +44,8 @@ class ClassifyPreprocessing(Preprocessing):
     """How a classifier takes its images.
 
     The published test setting: resize the short side to `image_size / crop_ratio` and take the centre square, or, with
-    `warp` (used from 384 pixels up), resize the whole image to the square.
+    `warp` (used from 384 pixels up), resize the whole image to the square. With `mirror`, the probabilities are means over the image and
+    its mirror image.
     """
 
     image_size: int = 224
@@ -54,6 +55,7 @@ class ClassifyPreprocessing(Preprocessing):
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     range: Range | None = None
+    mirror: bool = False
 
     def transform(self) -> Callable[[Image | DeepImage], Tensor]:
         """Return the function from an opened image to a float32 (3, image_size, image_size) tensor."""

@@ -125,6 +125,7 @@ class ForClassification(Normalised):
     crop_ratio: float = Field(gt=0, le=1)
     warp: bool
     interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+    mirror: bool = False
 
     @model_validator(mode="after")
     def _bounded(self) -> "ForClassification":
