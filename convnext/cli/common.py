@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -32,6 +32,9 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by def
 Weights = Annotated[str | None, typer.Option(help="Published weights of a model's name: a tag, a file or an address.")]
 
 Optimize = Annotated[str | None, typer.Option(help="On CPUs, through convnext.optimize: auto (the fastest here), bf16, float32, int8.")]
+Tta = Annotated[
+    Literal["flip"] | None, typer.Option(help="Average the probabilities for each image and its mirror image; not for detectors.")
+]
 Calibration = Annotated[list[str] | None, typer.Option(help="For --optimize int8: images or folders of them, like those to be predicted.")]
 
 

@@ -12,6 +12,7 @@ from convnext.cli.common import (
     Device,
     Json,
     Optimize,
+    Tta,
     Weights,
     app,
     check_model,
@@ -42,6 +43,7 @@ def evaluate(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time; by default the task's.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 2,
     multi_scale: Annotated[bool, typer.Option("--multi-scale", help="Segmenters: at six scales, with mirror images.")] = False,
+    tta: Tta = None,
     max_corrupt: Annotated[float, typer.Option(min=0, max=1, help="Largest fraction of unreadable images to tolerate.")] = 0.01,
     output: Annotated[
         Path | None, typer.Option(help="Detectors: also write all detections as COCO results, with the data's ids, to a .json file.")
@@ -68,6 +70,8 @@ def evaluate(
             raise UsageError(f"--output writes COCO results, which are of detectors, and the task of {model} is {task.name}")
         if multi_scale:
             loaded.preprocessing = task.multi_scale(loaded.preprocessing)
+        if tta is not None:
+            loaded.preprocessing = task.mirrored(loaded.preprocessing)
         found = evaluate_loaded(
             loaded, data, batch_size, workers, max_corrupt, target, progress, with_results=output is not None and optimize is None
         )

@@ -14,6 +14,7 @@ from convnext.cli.common import (
     Device,
     Json,
     Optimize,
+    Tta,
     Weights,
     app,
     bar,
@@ -49,6 +50,7 @@ def predict(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that decode images; by default one per core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start outputs again that exist already.")] = False,
     engine: Annotated[Literal["ray"] | None, typer.Option(help="ray: on all of Ray's workers, here or on a cluster (RAY_ADDRESS).")] = None,
+    tta: Tta = None,
     optimize: Optimize = None,
     calibration: Calibration = None,
     device: Device = None,
@@ -57,18 +59,23 @@ def predict(
     """Run inference on images."""
     check_images(images)
     check_model(model)
+    from convnext import tasks
     from convnext.inference.api import open_outputs
     from convnext.inference.bulk import predict_all
     from convnext.inference.inputs import find_items
     from convnext.inference.predictor import load
 
     _refuse(output, kind, annotations, features, engine, optimize, as_json)
+    if tta is not None and (other := "--engine" if engine is not None else "--features" if features is not None else None):
+        raise UsageError(f"--tta can't be used with {other}: omit one of them")
     items = find_items(images)
     original = load(model, weights, device=device)
+    if tta is not None:
+        original.preprocessing = tasks.get(original.task).mirrored(original.preprocessing)
     predictor = optimized(original, optimize, calibration)
     if predictor.source is not None and not Path(weights or model).exists():
         print(f"weights: {predictor.source}", file=sys.stderr)
-    options = {"optimize": optimize, "calibration": " ".join(calibration or []) or None}
+    options = {"optimize": optimize, "calibration": " ".join(calibration or []) or None, "tta": tta}
     files = {"output": output, "annotations": annotations, "features": features, "draw": draw}
     outputs = open_outputs(original, items, options, **files, kind=kind, top=top, overwrite=overwrite)
     _report_done(outputs, items)

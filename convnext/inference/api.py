@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
+from typing import Literal
 
 from convnext import tasks
 from convnext.distributed import process_group
@@ -150,6 +151,7 @@ def evaluate(
     batch_size: int | None = None,
     workers: int = 2,
     multi_scale: bool = False,
+    tta: Literal["flip"] | None = None,
     max_corrupt: float = 0.01,
     device: str | None = None,
     progress: Progress | None = None,
@@ -163,6 +165,7 @@ def evaluate(
         batch_size: images at a time; by default the task's.
         workers: processes that decode images.
         multi_scale: of a segmenter, test at six scales, with mirror images.
+        tta: "flip": average the outputs for each image and its mirror image; not of a detector.
         max_corrupt: the fraction of the images that may be unreadable.
         device: as for `convnext.load`.
         progress: called with the numbers of images done and in all.
@@ -173,4 +176,6 @@ def evaluate(
         loaded = load_network(str(model), weights)
         if multi_scale:
             loaded.preprocessing = tasks.get(loaded.task).multi_scale(loaded.preprocessing)
+        if tta is not None:
+            loaded.preprocessing = tasks.get(loaded.task).mirrored(loaded.preprocessing)
         return evaluate_loaded(loaded, None if data is None else str(data), batch_size, workers, max_corrupt, target, progress)

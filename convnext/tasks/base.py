@@ -187,6 +187,10 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
         """Return the preprocessing of a test at several scales. Raises UsageError for a task without one."""
         raise UsageError(f"--multi-scale is a test of segmenters, and this network's task is {self.name}")
 
+    def mirrored(self, how: Preprocessing) -> Preprocessing:
+        """Return the preprocessing of a test with mirror images. Raises UsageError for a task without one."""
+        raise UsageError(f"--tta flip: the objects found in an image and in its mirror image can't be averaged (task {self.name})")
+
     # Training and evaluation
 
     @abstractmethod

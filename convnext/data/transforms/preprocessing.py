@@ -50,7 +50,7 @@ class ClassifyPreprocessing(Preprocessing):
 
     The published test setting: resize the image until it covers `image_size / crop_ratio` and take its centre, or, with `warp` (used
     from 384 pixels up), resize the whole image to that size. With `letterbox` the whole image keeps its proportions, and the rest is
-    filled with `mean`.
+    filled with `mean`. With `mirror`, the probabilities are means over the image and its mirror image.
     """
 
     image_size: ImageSize = 224
@@ -61,6 +61,7 @@ class ClassifyPreprocessing(Preprocessing):
     std: tuple[float, ...] = IMAGENET_STD
     range: Range | None = None
     letterbox: bool = False
+    mirror: bool = False
 
     @property
     def size(self) -> tuple[int, int]:

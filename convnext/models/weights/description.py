@@ -126,6 +126,7 @@ class ForClassification(Normalised):
     warp: bool
     interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
     letterbox: bool = False
+    mirror: bool = False
 
     @model_validator(mode="after")
     def _bounded(self) -> "ForClassification":

@@ -1,5 +1,6 @@
 """The classes of an image with their probabilities."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -8,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
 from convnext.tasks.base import Json, OpenedImage
 from convnext.tasks.shared import prepared, require_embeddings, require_finite
 
@@ -67,8 +68,21 @@ def infer(
     model: nn.Module, images: Sequence[OpenedImage], preprocessing: Preprocessing, classes: Sequence[str], device: torch.device
 ) -> list[ClassifyPrediction]:
     """Return the prediction for each image, of any sizes; `model` is in evaluation mode and on `device`. Raises NotFiniteError."""
-    logits = model(_batch(images, preprocessing, device))
+    logits = logits_of(model, _batch(images, preprocessing, device), preprocessing)
     return [ClassifyPrediction(row, classes) for row in require_finite(logits.float().softmax(1).cpu())]
+
+
+def logits_of(model: nn.Module, images: Tensor, how: Preprocessing) -> Tensor:
+    """Return the logits (N, outputs) for prepared images (N, 3, H, W).
+
+    With `how.mirror` they are the logarithms, float32, of probabilities that are means over each image and its mirror image.
+    """
+    logits: Tensor = model(images)
+    if not (isinstance(how, ClassifyPreprocessing) and how.mirror):
+        return logits
+    mirrored: Tensor = model(images.flip(-1).contiguous(memory_format=torch.channels_last))
+    both = torch.stack([one.float().log_softmax(1) for one in (logits, mirrored)])
+    return both.logsumexp(0) - math.log(2)
 
 
 @torch.no_grad()  # not in inference mode: embeddings may be trained on

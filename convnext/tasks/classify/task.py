@@ -128,6 +128,11 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
         """Return the samples as a batch."""
         return ClassifyBatch.collate(samples)
 
+    def mirrored(self, how: Preprocessing) -> Preprocessing:
+        """Return the test whose probabilities are means over an image and its mirror image."""
+        assert isinstance(how, ClassifyPreprocessing)
+        return replace(how, mirror=True)
+
     # Training and evaluation
 
     def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[ClassifyBatch]:
@@ -138,9 +143,8 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
         return ClassifyCriterion(recipe, len(data.classes), weights)
 
     def predict(self, model: nn.Module, batch: ClassifyBatch, how: Preprocessing) -> Sequence[Tensor]:
-        """Return the logits (outputs,) for each sample."""
-        logits: Tensor = model(batch.images)
-        return logits.unbind()
+        """Return the logits (outputs,) for each sample; see `prediction.logits_of`."""
+        return prediction.logits_of(model, batch.images, how).unbind()
 
     def metric(self, num_classes: int, source: ClassifySource) -> Metric[ClassifyBatch, Tensor]:
         """Return an empty metric."""

@@ -1,6 +1,7 @@
 """Segmentation: one class for each pixel."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -111,6 +112,11 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
         """Return the test at six scales, with mirror images."""
         assert isinstance(how, SegmentPreprocessing)
         return how.multi_scale()
+
+    def mirrored(self, how: Preprocessing) -> Preprocessing:
+        """Return the test with mirror images."""
+        assert isinstance(how, SegmentPreprocessing)
+        return replace(how, mirror=True)
 
     # Training and evaluation
 
