@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -61,6 +62,7 @@ EXAMPLES = {
     "COCO file": lambda root, _: f"coco:{coco(root)}/annotations/instances_val2017.json:{root}/val2017",
     "ADE20K": lambda root, _: f"ade20k:{shared('data/ade20k')}:val",
     "tables": lambda root, _: csv_table(root),
+    "archives": lambda root, _: shutil.make_archive(str(root / "made"), "zip", image_folder(root / "photos", each=3)),
     "shards": lambda root, _: str(three_shards(root)),
     "folders of classes": lambda root, _: str(image_folder(root / "photos", each=3)),
     "COCO's layout": lambda root, _: str(coco(root) / "val2017"),
