@@ -10,6 +10,7 @@ from convnext.data.counts import described
 from convnext.data.sources.base import ClassifySource, ClassifySubset, target_kind_of
 from convnext.data.sources.folder import one_class
 from convnext.data.sources.open import hold_out, hold_out_fold, open_source
+from convnext.data.sources.packed.embedded import is_embedded
 from convnext.data.sources.table import TableName, TableSource
 from convnext.errors import ConvnextError, UsageError
 from convnext.recipe.schema import Data, Recipe
@@ -149,6 +150,10 @@ def _named(where: str, data: Data) -> str:
     given = {option: value for key, option in _OPTIONS.items() if (value := getattr(data, key)) is not None}
     if (table := TableName.parse(where)) is not None:
         return str(TableName(table.path, {**given, **table.options}))
+    if given and is_embedded(where):
+        if other := [key for key, option in _OPTIONS.items() if option in given and option not in ("image", "label")]:
+            raise UsageError(f"data.{other[0]} is of tables that name files, and {where} holds the images: set it to null")
+        return where + "".join(f":{option}={value}" for option, value in given.items() if f":{option}=" not in where)
     if given and TableName.parse(data.train) is None:
         key = next(key for key, option in _OPTIONS.items() if option in given)
         raise UsageError(f"data.{key} is of tables, .csv, .tsv or .parquet, and data.train={data.train} is none: set it to null")
