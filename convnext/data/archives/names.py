@@ -16,6 +16,11 @@ def archive_in(where: str) -> tuple[Path, str] | None:
     return None
 
 
+def is_archive_name(where: str) -> bool:
+    """Return whether a name is that of an archive, which may not be there."""
+    return _ENDING.search(where) is not None
+
+
 def is_zip_name(where: str) -> bool:
     """Return whether a name is that of a zip file, which may not be there."""
     return where.lower().endswith(".zip")

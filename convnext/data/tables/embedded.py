@@ -23,6 +23,7 @@ FILES = (".parquet", ".arrow")
 _IMAGES = ("image", "img", "picture", "photo", "pixels")
 _LABELS = ("label", "labels", "class", "category", "target")
 _AT_ONCE = 64  # rows in memory
+_MAX_CLASSES = 1_000_000
 _MAX_GROUP = 16 << 30  # bytes of a row group: more than any writer makes
 
 
@@ -144,8 +145,11 @@ def as_shards(images: EmbeddedImages, where: str) -> tuple[str, int]:
                     rows = _rows(path, images, lambda label: label if numbered else places[_name(label)])
                     _write(part / f"part-{number:05d}.tar", f"{number:05d}", rows)
                 (part / "classes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
-                if not folder.exists():  # another process may have been quicker
+                try:
                     part.rename(folder)
+                except OSError:
+                    if not folder.exists():  # otherwise another process was quicker
+                        raise
             finally:
                 shutil.rmtree(part, ignore_errors=True)
     return pattern, len(labels) - len(present)
@@ -153,6 +157,8 @@ def as_shards(images: EmbeddedImages, where: str) -> tuple[str, int]:
 
 def _names(present: Sequence[Any]) -> list[str]:
     if isinstance(present[0], int) and not isinstance(present[0], bool):
+        if max(present) >= _MAX_CLASSES:
+            raise ConvnextError(f"{max(present)} is a number of an image, and not of a class: name another column of labels")
         return [str(number) for number in range(max(present) + 1)]
     return sorted({_name(label) for label in present})
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from convnext.data.archives.names import archive_in, is_zip_name
+from convnext.data.archives.names import archive_in, is_archive_name
 from convnext.errors import ConvnextError, UsageError
 from convnext.recipe import Recipe, load_recipe
 
@@ -157,8 +157,8 @@ def missing_data(where: str, folder: str | Path) -> str:
     """Return what is wrong with the name of data that are missing, and what may be given."""
     if re.search(r"\.(csv|tsv|parquet)$", where, re.IGNORECASE):
         return f"no table {folder}; give a file whose columns name the images and their labels"
-    if is_zip_name(where):
-        return f"no archive {folder}; give a zip of one folder of images per class"
+    if is_archive_name(where):
+        return f"no archive {folder}; give a zip or tar of one folder of images per class"
     return f"no folder {folder}; give a folder with one folder of images per class, or digits:train"
 
 
