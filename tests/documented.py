@@ -110,6 +110,7 @@ def build_world(root):
         image_folder(root / name, classes=("ant", "bee"), each=12)
     named = [path.relative_to(root) for path in sorted((root / "photos").rglob("*.jpg"))]
     (root / "labels.csv").write_text("\n".join(["image,label", *(f"{path},{path.parent.name}" for path in named)]) + "\n")
+    shutil.make_archive(str(root / "photos"), "zip", root / "photos")
     patients = [f"{path},{path.parent.name},p{int(path.stem) // 3}" for path in named]
     (root / "patients.csv").write_text("\n".join(["image,label,patient", *patients]) + "\n")
     for i, name in enumerate(("photo.jpg", "holiday.jpg", "cat.jpg")):

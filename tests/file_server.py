@@ -11,7 +11,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, files):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.cuts, self.most, self.log = files, 0, 0, []
-        self.type, self.logins = "application/octet-stream", []
+        self.type, self.logins, self.commit = "application/octet-stream", [], "c0ffee"
         self.address = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -29,7 +29,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not isinstance(content, bytes):
             self.send_response(content or 404)
             self.send_header("Content-Length", "0")
-            self.send_header("X-Repo-Commit", "c0ffee")
+            self.send_header("X-Repo-Commit", self.server.commit)
             self.send_header("X-Error-Code", "EntryNotFound")
             return self.end_headers()
         tag = f'"{hashlib.md5(content).hexdigest()}"'
@@ -40,7 +40,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content) - start))
         self.send_header("ETag", tag)
         self.send_header("Content-Type", self.server.type)
-        self.send_header("X-Repo-Commit", "c0ffee")
+        self.send_header("X-Repo-Commit", self.server.commit)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()

@@ -54,8 +54,10 @@ def check_model(model: str) -> None:
 
 def check_images(sources: Sequence[str]) -> None:
     """Raise UsageError for a SOURCE that is plainly a file or folder, and missing. Loads no PyTorch."""
+    from convnext.data.archives.names import archive_in
+
     for source in sources:
-        if not re.search(r"^-$|[*?{\[:]|\.tar$", source) and not Path(source).exists():
+        if not re.search(r"^-$|[*?{\[:]|\.tar$", source) and not Path(source).exists() and archive_in(source) is None:
             raise UsageError(f"no image or folder {source}")
 
 

@@ -18,7 +18,9 @@ app.add_typer(data_app, name="data")
 
 @data_app.command("check")
 def check_dataset(
-    where: Annotated[str, typer.Argument(help="As for data.train: a folder, shards, coco:FILE:FOLDER, FOLDER:train …")],
+    where: Annotated[
+        str, typer.Argument(help="As for data.train: a folder, labels.csv, photos.zip, shards, coco:FILE:FOLDER, FOLDER:train …")
+    ],
     task: Annotated[
         str, typer.Option(help=f"The task to use it for: {', '.join(tasks.names())}.", autocompletion=tasks.names)
     ] = tasks.names()[0],

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from convnext.inference.bulk import Engine
     from convnext.inference.inputs import Item
 
-_SOURCES = "Images, folders of them, patterns as 'photos/**/*.jpg', shards (.tar); - for a list on standard input."
+_SOURCES = "Images, folders of them, patterns as 'photos/**/*.jpg', shards, photos.zip, labels.csv; - for a list on standard input."
 _OUTPUT = "Write to a .jsonl, .csv or .json (COCO results) file, or to a folder (masks); a call that was stopped is resumed."
 
 

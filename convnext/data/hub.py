@@ -3,7 +3,9 @@
 Its cache, resumed downloads and HF_HUB_OFFLINE are huggingface-hub's own.
 """
 
+import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -20,9 +22,10 @@ from huggingface_hub.errors import (
 from huggingface_hub.errors import HTTPError as NetworkError  # type: ignore[attr-defined]  # httpx's, or its successor's
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from convnext.errors import UsageError, first_line
+from convnext.errors import ConvnextError, UsageError, first_line
 
 ERRORS = (EntryNotFoundError, HfHubHTTPError, NetworkError, OSError, ValueError)  # what `download` raises
+_TIMEOUT = 30  # seconds for a list of files
 _FORM = "the form is hf://owner/name, hf://owner/name@revision or hf://owner/name/file"
 _ADDRESS = re.compile(
     r"hf://(?P<kind>datasets/|models/)?(?P<owner>[^/@]+)/(?P<name>[^/@]+)(@(?P<revision>refs/(pr|convert)/[^/@]+|[^/@]+))?(/(?P<file>[^@]*))?"
@@ -74,6 +77,32 @@ def of_page(address: str) -> HubFile | None:
 def download(where: HubFile) -> Path:
     """Return the file on this machine. Raises one of `ERRORS` if it can't be downloaded."""
     return Path(hf_hub_download(where.repository, where.file, repo_type=where.kind, revision=where.revision))
+
+
+def dataset_files(where: HubFile) -> tuple[list[str], HubFile]:
+    """Return the paths of the files of a dataset's repository, and the repository at the commit that has them.
+
+    The list is kept in huggingface-hub's cache of that repository, for machines without a network.
+
+    Raises ConvnextError if it can't be had.
+    """
+    kept = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"datasets--{where.repository.replace('/', '--')}" / ".convnext-files"
+    path = kept / f"{(where.revision or 'main').replace('/', '-')}.json"
+    try:
+        info = huggingface_hub.HfApi().dataset_info(where.repository, revision=where.revision, timeout=_TIMEOUT)
+    except ERRORS as error:
+        with suppress(OSError, ValueError, KeyError):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return list(map(str, found["files"])), replace(where, revision=str(found["commit"]), file="")
+        raise ConvnextError(
+            f"could not list the files of {replace(where, file='')} ({reason(error, where)}). Download them on a machine with a network "
+            f"(hf download {where.repository} --repo-type dataset --local-dir DIR), copy them to this machine and give DIR"
+        ) from error
+    files = [file.rfilename for file in info.siblings or []]
+    with suppress(OSError):
+        kept.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"commit": info.sha, "files": files}), encoding="utf-8")
+    return files, replace(where, revision=info.sha or where.revision, file="")
 
 
 def in_cache(where: HubFile) -> Path | None:

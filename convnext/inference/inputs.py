@@ -13,7 +13,9 @@ from PIL import Image
 
 from convnext.data.deep import DeepImage
 from convnext.data.images import ENDINGS, CorruptImageError, read_image
+from convnext.data.sources.packed.archive import ArchiveImage, images_in_archive, is_archive
 from convnext.data.sources.shards import Member, find_shards, images_in, is_shards
+from convnext.data.sources.table import images_of, is_table
 from convnext.data.walk import matching, walk
 from convnext.errors import ConvnextError, UsageError
 
@@ -27,8 +29,14 @@ class Item:
 
     name: str  # in the outputs: its path, or its shard's path and its own within the shard
     below: str  # its path below the source that was named; files made from it are named after this
-    where: Path | Member | None  # None for a part of a shard that can't be read
+    where: Path | Member | ArchiveImage | None  # None for a part of a shard that can't be read
     fault: str = ""  # why it can't
+
+    def file(self) -> Path | None:
+        """Return the file on the disk that has the image: its own, or its shard or archive."""
+        if isinstance(self.where, ArchiveImage):
+            return self.where.archive
+        return self.where.shard if isinstance(self.where, Member) else self.where
 
     def read(self) -> Image.Image | DeepImage:
         """Return the image, upright. Raises CorruptImageError if it can't be read."""
@@ -48,8 +56,8 @@ def find_items(sources: Sequence[str]) -> list[Item]:
 
     Args:
         sources: images; folders, with all images below them, sorted; shell patterns such as `photos/**/*.jpg`; shards, in the notation
-            of `convnext.data.sources.shards`, whose images need no labels; or `-`, for paths on standard input, one per line. A path
-            on standard input that can't be read does not stop the others.
+            of `convnext.data.sources.shards`, archives, or tables, whose images need no labels; or `-`, for paths on standard input, one
+            per line. A path on standard input that can't be read does not stop the others.
 
     Raises UsageError for an invalid source, and ConvnextError for a folder or list without images.
     """
@@ -76,7 +84,11 @@ def find_images(sources: Sequence[str]) -> Iterator[Path]:
 
 def _expand(source: str) -> Iterator[Item]:
     path = Path(source).expanduser()
-    if is_shards(source):
+    if is_table(source):
+        yield from (Item(str(file), _without_parents(name), file) for name, file in images_of(source))
+    elif is_archive(source):
+        yield from (Item(*image) for image in images_in_archive(source))
+    elif is_shards(source):
         for shard in find_shards(source):
             yield from _of_shard(shard)
     elif path.is_dir():
@@ -119,11 +131,14 @@ def _of_file(path: Path, below: str) -> Item:
 def _of_shard(shard: Path) -> Iterator[Item]:
     try:
         for member in images_in(shard):
-            # The author of a shard must not be able to write outside of an output folder.
-            parts = [part for part in PurePosixPath(member.name).parts if part not in ("/", "..")]
-            yield Item(f"{shard}/{member.name}", "/".join(parts), member)
+            yield Item(f"{shard}/{member.name}", _without_parents(member.name), member)
     except (ConvnextError, OSError) as error:
         yield Item(str(shard), shard.name, None, str(error))
+
+
+def _without_parents(name: str) -> str:
+    """Return a path that stays below: the author of a shard or table must not be able to write outside of an output folder."""
+    return "/".join(part for part in PurePosixPath(name).parts if part not in ("/", ".."))
 
 
 def file_names(items: Iterable[Item], folder: Path, ending: str) -> dict[str, str]:

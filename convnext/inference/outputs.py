@@ -12,7 +12,6 @@ from pathlib import Path
 
 from convnext import tasks
 from convnext.data.annotations.coco_file import CocoIds, read_ids
-from convnext.data.sources.shards import Member
 from convnext.errors import UsageError, nearest, writing
 from convnext.inference import coco_results, fingerprint
 from convnext.inference.answers import Answer, Done, MaskPrediction, Output, PredictsFor
@@ -250,8 +249,7 @@ def open_output(
 def refuse_changed(output: Output, items: Iterable[Item]) -> None:
     """Raise UsageError if images were changed after an output got their answers: those would be stale."""
     if isinstance(output, (Lines, TableOutput)) and output.done:
-        done = [item.where for item in items if item.name in output.done]
-        images = [where.shard if isinstance(where, Member) else where for where in done if where is not None]
+        images = [file for item in items if item.name in output.done and (file := item.file()) is not None]
         fingerprint.refuse_changed(output.journal.path, output.journal.written, images)
 
 

@@ -78,7 +78,7 @@ class Data(RecipeSection):
     """Which images, and how they reach the network."""
 
     train: str = Field(
-        description="a folder with one folder of images per class, labels.csv, shards (x-{000..007}.tar), cifar10:train, digits:train"
+        description="a folder with one folder of images per class, labels.csv, photos.zip, shards (x-{00..07}.tar), cifar10:train …"
     )
     val: str | None = Field(None, description="likewise; by default a part of train is held out")
     image_column: str | None = Field(None, description="of a table (.csv, .tsv, .parquet): the column that names the images")

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -45,30 +45,9 @@ class ImageFolder:
             refuse_parts(root, folders)
         self.root, self.classes, self.skipped = root, known, found.others
         self.remarks = found.remarks()
-        self.paths: list[str] = []  # relative to root; plain text, because millions of Path objects cost gigabytes
-        self.labels: list[int] = []
-        self._add(found.images, folders, closed=classes is not None)
-
-    def _add(self, images: list[str], folders: dict[str, str], closed: bool) -> None:
-        labels = {name: label for label, name in enumerate(self.classes)}
-        beside, filled = [], set()
-        for path in images:
-            folder, separator, _ = path.partition(os.sep)
-            if not separator:
-                beside.append(path)
-                continue
-            if folders[folder] not in labels:
-                raise ConvnextError(f"{self.root / folder} is not one of the classes trained on{nearest(folders[folder], self.classes)}")
-            filled.add(folder)
-            self.paths.append(path)
-            self.labels.append(labels[folders[folder]])
-        if beside:
-            self.remarks.append(f"skipped {counted(len(beside), 'image')} outside the class folders, the first {printable(beside[0])}")
-        for folder in folders:
-            if folder not in filled and closed:
-                self.remarks.append(f"class folder {printable(str(self.root / folder))} holds no images")
-            elif folder not in filled:
-                raise ConvnextError(f"class folder {self.root / folder} holds no images: add some, or remove the folder")
+        # Paths are relative to root, and plain text, because millions of Path objects cost gigabytes.
+        self.paths, self.labels, remarks = labels_by_folder(found.images, folders, known, root, os.sep, classes is not None)
+        self.remarks += remarks
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -98,9 +77,52 @@ class ImageFolder:
         return b"%d" % self.labels[index]
 
 
+def labels_by_folder(
+    images: Sequence[str], folders: Mapping[str, str], classes: Sequence[str], root: Path, separator: str, closed: bool
+) -> tuple[list[str], list[int], list[str]]:
+    """Return the paths of the images in class folders, their labels, and what to report of the rest.
+
+    Args:
+        images: paths below `root`.
+        folders: the class of each folder in `root`.
+        classes: the class names in the order of their labels.
+        root: the folder, for messages.
+        separator: between the parts of a path.
+        closed: whether the classes were given, so that a folder of them may be empty.
+
+    Raises ConvnextError for a folder that is none of the classes, and for an empty one unless `closed`.
+    """
+    labels = {name: label for label, name in enumerate(classes)}
+    paths: list[str] = []
+    found: list[int] = []
+    beside, filled, remarks = [], set(), []
+    for path in images:
+        folder, inside, _ = path.partition(separator)
+        if not inside:
+            beside.append(path)
+            continue
+        if folders[folder] not in labels:
+            raise ConvnextError(f"{root / folder} is not one of the classes trained on{nearest(folders[folder], classes)}")
+        filled.add(folder)
+        paths.append(path)
+        found.append(labels[folders[folder]])
+    if beside:
+        remarks.append(f"skipped {counted(len(beside), 'image')} outside the class folders, the first {printable(beside[0])}")
+    for folder in folders:
+        if folder not in filled and closed:
+            remarks.append(f"class folder {printable(str(root / folder))} holds no images")
+        elif folder not in filled:
+            raise ConvnextError(f"class folder {root / folder} holds no images: add some, or remove the folder")
+    return paths, found, remarks
+
+
 def parts_of(folder: Path) -> tuple[Path | None, Path | None]:
     """Return the folders of a dataset's training and validation (or else test) part; None for a part without a folder of such a name."""
-    kinds = {kind: folder / name for name in reversed(folders_in(folder)) if (kind := part_kind(name))}
+    return _parts_among(folder, folders_in(folder))
+
+
+def _parts_among(folder: Path, names: Iterable[str]) -> tuple[Path | None, Path | None]:
+    kinds = {kind: folder / name for name in sorted(names, reverse=True) if (kind := part_kind(name))}
     return kinds.get("train"), kinds.get("val", kinds.get("test"))
 
 
@@ -108,7 +130,7 @@ def refuse_parts(root: Path, folders: Iterable[str]) -> None:
     """Raise ConvnextError that names the folders to give, if those in `root` are the parts of a dataset and not classes."""
     if not all(map(part_kind, folders)):
         return
-    train, val = parts_of(root)
+    train, val = _parts_among(root, folders)
     keys = " ".join(f"{key}={part}" for key, part in (("data.train", train), ("data.val", val)) if part is not None)
     raise ConvnextError(
         f"{root} holds {', '.join(sorted(folders))}: these are parts of a dataset, not classes. Give {keys} "

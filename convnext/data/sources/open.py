@@ -17,6 +17,8 @@ from convnext.data.sources.digits import open_digits
 from convnext.data.sources.folder import ImageFolder, parts_of
 from convnext.data.sources.mask_folder import open_ade20k, open_mask_folder
 from convnext.data.sources.masks import open_semantic
+from convnext.data.sources.packed.archive import ArchiveFolder, archive_parts, is_archive
+from convnext.data.sources.packed.embedded import is_embedded, open_embedded
 from convnext.data.sources.scenes import open_scenes
 from convnext.data.sources.shards import is_shards, open_shards
 from convnext.data.sources.table import is_table, open_table
@@ -71,7 +73,9 @@ _FORMATS = [
     SourceFormat("scenes", ("scenes",), detect=open_scenes, segment=partial(open_semantic, open_scenes)),
     SourceFormat("COCO file", ("coco",), detect=open_coco, segment=partial(open_semantic, open_coco)),
     SourceFormat("ADE20K", ("ade20k",), segment=open_ade20k),
+    SourceFormat("tables of images", (), is_embedded, classify=open_embedded),
     SourceFormat("tables", (), is_table, classify=open_table),
+    SourceFormat("archives", (), is_archive, classify=ArchiveFolder),
     SourceFormat("shards", (), is_shards, classify=open_shards),
     SourceFormat("folders of classes", (), _is_path, classify=_open_image_folder),
     SourceFormat("COCO's layout", (), _any_name, detect=open_coco_layout),
@@ -94,7 +98,8 @@ def open_source(where: str, classes: Classes = None) -> ClassifySource:
 
     Args:
         where: `digits:train` or `digits:val`; `cifar10:train`, `cifar100:val` and so on, or `cifar10:/folder:train`;
-            a table, `labels.csv` (see `open_table`);
+            a table, `labels.csv` (see `open_table`); a dataset with images in Parquet (see `open_embedded`);
+            a zip or tar of class folders (see `ArchiveFolder`);
             WebDataset shards (`x-{000..007}.tar`, `x-*.tar`, a folder of them, an `https://` or `hf://datasets/…` address);
             or a folder with one folder of images per class, named freely or by ImageNet's synsets.
         classes: the class names that the labels count, if a network already has some.
@@ -164,6 +169,8 @@ def train_and_val(where: str) -> tuple[str, str]:
         return str(train), str(val)
     if any(folder.glob("train-*.tar")) and any(folder.glob("val-*.tar")):
         return str(folder / "train-*.tar"), str(folder / "val-*.tar")
+    if is_archive(where) and (found := archive_parts(where)):
+        return found
     raise UsageError(f"{where} has no train and val: neither folders of these names nor shards train-*.tar and val-*.tar")
 
 

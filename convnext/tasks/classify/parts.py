@@ -10,6 +10,7 @@ from convnext.data.counts import described
 from convnext.data.sources.base import ClassifySource, ClassifySubset, target_kind_of
 from convnext.data.sources.folder import one_class
 from convnext.data.sources.open import hold_out, hold_out_fold, open_source
+from convnext.data.sources.packed.embedded import is_embedded
 from convnext.data.sources.table import TableName, TableSource
 from convnext.errors import ConvnextError, UsageError
 from convnext.recipe.schema import Data, Recipe
@@ -62,9 +63,9 @@ def _held_out(source: ClassifySource, recipe: Recipe) -> tuple[ClassifySource, C
     data, fold = recipe.data, recipe.data.fold_of()
     groups, remarks = _groups(source, data)
     parts = source.parts if isinstance(source, TableSource) and "split" not in _options(data.train) else None
-    if parts is not None and fold is None:
+    if parts is not None and fold is None and len(set(parts)) > 1:
         return _as_the_table_says(source, parts, groups)
-    if parts is not None and "test" in parts:
+    if parts is not None and "test" in parts and fold is not None:
         kept = [index for index, part in enumerate(parts) if part != "test"]
         remarks.append(f"by the column split, {len(source) - len(kept)} images of test are in no fold")
         source, groups = ClassifySubset(source, kept), [groups[index] for index in kept] if groups is not None else None
@@ -149,9 +150,14 @@ def _named(where: str, data: Data) -> str:
     given = {option: value for key, option in _OPTIONS.items() if (value := getattr(data, key)) is not None}
     if (table := TableName.parse(where)) is not None:
         return str(TableName(table.path, {**given, **table.options}))
-    if given and TableName.parse(data.train) is None:
+    if given and is_embedded(where):
+        if other := [key for key, option in _OPTIONS.items() if option in given and option not in ("image", "label")]:
+            raise UsageError(f"data.{other[0]} is of tables that name files, and {where} holds the images: set it to null")
+        return where + "".join(f":{option}={value}" for option, value in given.items() if f":{option}=" not in where)
+    others = [other for other in (data.train, data.val) if other not in (None, where)]
+    if given and not any(TableName.parse(other) or is_embedded(other) for other in others if other):
         key = next(key for key, option in _OPTIONS.items() if option in given)
-        raise UsageError(f"data.{key} is of tables, .csv, .tsv or .parquet, and data.train={data.train} is none: set it to null")
+        raise UsageError(f"data.{key} is of tables, .csv, .tsv or .parquet, and {where} is none: set it to null")
     return where
 
 

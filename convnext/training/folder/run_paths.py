@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from convnext.data.archives.names import archive_in, is_archive_name
 from convnext.errors import ConvnextError, UsageError
 from convnext.recipe import Recipe, load_recipe
 
@@ -149,13 +150,15 @@ def check_device(device: str | None) -> None:
 
 def is_missing(where: str) -> bool:
     """Return whether a value of `data.train` is plainly the name of a folder or table that does not exist."""
-    return not re.search(r"[*?{\[:]|\.tar$", where) and not Path(where).expanduser().exists()
+    return not re.search(r"[*?{\[:]|\.tar$", where) and not Path(where).expanduser().exists() and archive_in(where) is None
 
 
 def missing_data(where: str, folder: str | Path) -> str:
     """Return what is wrong with the name of data that are missing, and what may be given."""
     if re.search(r"\.(csv|tsv|parquet)$", where, re.IGNORECASE):
         return f"no table {folder}; give a file whose columns name the images and their labels"
+    if is_archive_name(where):
+        return f"no archive {folder}; give a zip or tar of one folder of images per class"
     return f"no folder {folder}; give a folder with one folder of images per class, or digits:train"
 
 

@@ -2,13 +2,14 @@
 
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from helpers import image_folder, sample_image, shared
 from PIL import Image
-from shard_files import three_shards
+from shard_files import samples, three_shards
 from source_files import archive, mask_folder
 
 from convnext.data import imagenet
@@ -53,6 +54,16 @@ def csv_table(root):
     return str(root / "labels.csv")
 
 
+def embedded_table(root, monkeypatch):
+    pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    monkeypatch.setenv("CONVNEXT_CACHE", str(root / "cache"))
+    files = samples(0, 4)
+    columns = {"image": [content for _, content in files[::2]], "label": [int(content) for _, content in files[1::2]]}
+    root.mkdir(exist_ok=True)
+    parquet.write_table(pyarrow.table(columns), root / "x.parquet")
+    return str(root / "x.parquet")
+
+
 # The name of a small dataset of each format.
 EXAMPLES = {
     "digits": lambda root, _: "digits:val",
@@ -60,7 +71,9 @@ EXAMPLES = {
     "scenes": lambda root, _: "scenes:val",
     "COCO file": lambda root, _: f"coco:{coco(root)}/annotations/instances_val2017.json:{root}/val2017",
     "ADE20K": lambda root, _: f"ade20k:{shared('data/ade20k')}:val",
+    "tables of images": embedded_table,
     "tables": lambda root, _: csv_table(root),
+    "archives": lambda root, _: shutil.make_archive(str(root / "made"), "zip", image_folder(root / "photos", each=3)),
     "shards": lambda root, _: str(three_shards(root)),
     "folders of classes": lambda root, _: str(image_folder(root / "photos", each=3)),
     "COCO's layout": lambda root, _: str(coco(root) / "val2017"),

@@ -64,6 +64,21 @@ def test_the_column_split_names_the_parts(tmp_path):
     assert "16 of the 16 validation images are trained on too, the first" in data.remarks[-1]
 
 
+def test_a_column_split_with_one_part_alone_holds_images_out_as_without_it(tmp_path):
+    where = table(tmp_path, split=lambda path: "train")
+    data, (_, val) = opened(f"train={where}", "label_column=species")
+    assert data.remarks[-1] == f"no data.val given: {len(val)} of the 16 images are held out for validation"
+
+
+def test_keys_of_tables_are_for_either_part(tmp_path):
+    where = table(tmp_path)
+    data, (train, val) = opened(f"train={tmp_path}/photos", f"val={where}", "label_column=species")
+    assert (len(train), len(val)) == (16, 16)
+    assert "16 of the 16 validation images are trained on too" in data.remarks[-1]
+    with pytest.raises(UsageError, match="data.root is of tables"):
+        opened(f"train={tmp_path}/photos", f"val={tmp_path}/photos", "root=x")
+
+
 def test_missing_files_stop_a_run_before_it_begins(tmp_path):
     where = table(tmp_path)
     (tmp_path / "photos" / "bee" / "003.jpg").unlink()

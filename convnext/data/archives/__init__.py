@@ -1,0 +1,1 @@
+"""Archives of images: zip and tar files, read at random without being unpacked."""
