@@ -251,11 +251,14 @@ def evaluate_loaded(
 
 
 def _open_source(loaded: Loaded, task: AnyTask, data: str | None) -> Source:
+    recipe = None if loaded.run is None else Path(loaded.run) / "recipe.yaml"
     if data is not None:
+        if recipe is not None and recipe.is_file():
+            data = task.named(data, load_recipe(str(recipe), written=True))
         return task.open_labelled(data, loaded.classes, loaded.model.num_classes)
-    if loaded.run is None:
+    if recipe is None:
         raise UsageError("say with --data what to evaluate on: a folder with one folder of images for each class, or digits:val")
-    source: Source = task.open(load_recipe(str(Path(loaded.run) / "recipe.yaml"), written=True)).val.source
+    source: Source = task.open(load_recipe(str(recipe), written=True)).val.source
     if loaded.classes and list(source.classes) != list(loaded.classes):
         raise ConvnextError(
             f"the classes of the validation data of {loaded.run} changed since the run: {', '.join(source.classes[:10])} now, "

@@ -47,28 +47,49 @@ def _hash(key: str, seed: int) -> float:
 def split_groups(fraction: float, seed: int, labels: Sequence[int], groups: Sequence[str]) -> tuple[list[int], list[int]]:
     """Return positions in two parts as `split` does, but whole groups: no group has images in both.
 
-    A group is held out if a hash of the seed and its name is below `fraction`. Where this leaves a class of two or more groups without
-    any in the second part, the group nearest to the threshold moves there; a class without any group to train on gets one back.
+    The groups are gone through in the order of a hash of the seed and their names. A group is held out if that brings the held-out
+    fractions of its classes nearer to `fraction`. So few groups give about that fraction too, and adding or removing a group moves
+    hardly any other. A class of two or more groups has at least one in the second part, and each class has one to train on.
 
     Args:
-        fraction: about the fraction of the groups to hold out, from 0 to 1.
+        fraction: of the images of each class to hold out, from 0 to 1.
         seed: another seed holds out other groups.
         labels: the class of each image.
         groups: the group of each image.
     """
-    hashes = {group: _hash(group, seed) for group in groups}
-    by_class: dict[int, list[str]] = {}
-    for label, group in sorted(set(zip(labels, groups, strict=True))):
-        by_class.setdefault(label, []).append(group)
-    held = {group for group in hashes if hashes[group] < fraction}
-    for members in by_class.values():
-        if len(members) > 1 and held.isdisjoint(members):
-            held.add(min(members, key=hashes.__getitem__))
-    for members in by_class.values():
-        if held.issuperset(members):
-            held.remove(max(members, key=hashes.__getitem__))  # training needs it more
+    members, totals = _members(labels, groups), Counter(labels)
+    hashes = {group: _hash(group, seed) for group in members}
+    order = sorted(members, key=lambda name: (hashes[name], name))
+    held: set[str] = set()
+    inside: Counter[int] = Counter()
+
+    def distance(label: int, more: int) -> float:
+        return abs((inside[label] + more) / totals[label] - fraction)
+
+    for group in order:
+        if sum(distance(label, count) - distance(label, 0) for label, count in members[group].items()) < 0:
+            held.add(group)
+            inside.update(members[group])
+    by_class: dict[int, list[str]] = {label: [] for label in sorted(totals)}
+    for group in order:
+        for label in members[group]:
+            by_class[label].append(group)
+    for own in by_class.values():
+        if len(own) > 1 and held.isdisjoint(own):
+            held.add(min(own, key=lambda name: members[name].total()))  # the first of the smallest
+    for own in by_class.values():
+        if held.issuperset(own):
+            held.remove(own[-1])  # training needs it more
     rest = [index for index, group in enumerate(groups) if group not in held]
     return rest, [index for index, group in enumerate(groups) if group in held]
+
+
+def _members(labels: Sequence[int], groups: Sequence[str]) -> dict[str, Counter[int]]:
+    """Return for each group how many images of which class it has."""
+    members: dict[str, Counter[int]] = {}
+    for label, group in zip(labels, groups, strict=True):
+        members.setdefault(group, Counter())[label] += 1
+    return members
 
 
 def folds(keys: Sequence[str], count: int, labels: Sequence[int]) -> list[int]:
@@ -93,15 +114,15 @@ def group_folds(count: int, labels: Sequence[int], groups: Sequence[str]) -> lis
 
     The largest group comes first; each goes where its classes are rarest so far, which keeps folds and classes as even as groups allow.
     """
-    totals = Counter(labels)
-    members: dict[str, Counter[int]] = {}
-    for label, group in zip(labels, groups, strict=True):
-        members.setdefault(group, Counter())[label] += 1
-    inside = [Counter[int]() for _ in range(count)]
+    members, totals = _members(labels, groups), Counter(labels)
+    inside, sizes = [Counter[int]() for _ in range(count)], [0] * count
     chosen: dict[str, int] = {}
     for group in sorted(members, key=lambda name: (-members[name].total(), _hash(name, 0), name)):
         shares = members[group].items()
-        costs = [(sum(images * fold[label] / totals[label] for label, images in shares), fold.total()) for fold in inside]
+        costs = [
+            (sum(images * fold[label] / totals[label] for label, images in shares), size) for fold, size in zip(inside, sizes, strict=True)
+        ]
         chosen[group] = min(range(count), key=costs.__getitem__)
-        inside[chosen[group]] += members[group]
+        inside[chosen[group]].update(members[group])
+        sizes[chosen[group]] += members[group].total()
     return [chosen[group] for group in groups]

@@ -14,6 +14,7 @@ from PIL import Image
 from convnext.data.deep import DeepImage
 from convnext.data.images import ENDINGS, CorruptImageError, read_image
 from convnext.data.sources.packed.archive import ArchiveImage, images_in_archive, is_archive
+from convnext.data.sources.packed.embedded import is_embedded, open_embedded
 from convnext.data.sources.shards import Member, find_shards, images_in, is_shards
 from convnext.data.sources.table import images_of, is_table
 from convnext.data.walk import matching, walk
@@ -84,7 +85,10 @@ def find_images(sources: Sequence[str]) -> Iterator[Path]:
 
 def _expand(source: str) -> Iterator[Item]:
     path = Path(source).expanduser()
-    if is_table(source):
+    if is_embedded(source):
+        for shard in open_embedded(source).paths:
+            yield from _of_shard(shard)
+    elif is_table(source):
         yield from (Item(str(file), _without_parents(name), file) for name, file in images_of(source))
     elif is_archive(source):
         yield from (Item(*image) for image in images_in_archive(source))

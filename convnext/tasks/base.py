@@ -155,6 +155,10 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     def open_labelled(self, where: str, classes: list[str] | None, num_classes: int) -> SourceT:
         """Open labelled images to evaluate a network on; `classes` are its names where known. Raises ConvnextError if they don't fit."""
 
+    def named(self, where: str, recipe: Recipe) -> str:
+        """Return the name of data to evaluate on with what the run's recipe says of data of its kind, as the columns of a table."""
+        return where
+
     @abstractmethod
     def check(self, where: str) -> list[str]:
         """Return everything wrong with the data that `where` names, one problem per line; reads all of it."""

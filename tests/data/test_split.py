@@ -55,16 +55,28 @@ def test_group_folds_keep_classes_even_where_each_group_has_one_class():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_groups_are_held_out_whole_and_by_their_names_alone(seed):
+@pytest.mark.parametrize("count", [5, 10, 40])
+def test_groups_are_held_out_whole_and_make_up_the_fraction_of_each_class(seed, count):
+    groups = [f"p{i % count}" for i in range(400)]
+    labels = [int(i % count % 5 == 0) for i in range(400)] if count > 5 else [i // count % 2 for i in range(400)]
+    rest, held = split_groups(0.2, seed, labels, groups)
+    assert sorted(rest + held) == list(range(400))
+    assert {groups[i] for i in rest}.isdisjoint(groups[i] for i in held)
+    if count != 10:
+        assert [sum(labels[i] == label for i in held) / labels.count(label) for label in (0, 1)] == pytest.approx([0.2, 0.2], abs=0.07)
+    mixed_labels, mixed_groups = shuffled(labels, groups)
+    again = split_groups(0.2, seed, mixed_labels, mixed_groups)[1]
+    assert {mixed_groups[i] for i in again} == {groups[i] for i in held}
+
+
+def test_removing_a_group_moves_hardly_any_other():
     groups = [f"p{i // 3}" for i in range(300)]
     labels = [i // 3 % 2 for i in range(300)]
-    rest, held = split_groups(0.2, seed, labels, groups)
-    assert sorted(rest + held) == list(range(300))
-    assert {groups[i] for i in rest}.isdisjoint(groups[i] for i in held)
-    assert 30 <= len(held) <= 90
-    half = split_groups(0.2, seed, labels[:150], groups[:150])
-    assert set(half[0]) < set(rest)
-    assert set(half[1]) < set(held)
+    before = {groups[i] for i in split_groups(0.2, 0, labels, groups)[1]}
+    for gone in ("p3", "p50", "p99"):
+        kept = [i for i in range(300) if groups[i] != gone]
+        after = {groups[kept[i]] for i in split_groups(0.2, 0, [labels[i] for i in kept], [groups[i] for i in kept])[1]}
+        assert len((before ^ after) - {gone}) <= 1
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.5, 0.999])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from convnext.data.deep import DeepImage
 from convnext.data.images import read_image, read_pixels
-from convnext.data.walk import folders_in, walk
+from convnext.data.walk import folders_in, is_clutter, walk
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.text import class_name, counted, printable
 
@@ -39,7 +39,9 @@ class ImageFolder:
         found = walk(root)
         folders = {name: class_name(name) for name in folders_in(root) if name not in found.loops}
         if not folders:
-            raise ConvnextError(f"{root} has no class folders: put the images of each class into a folder named after it")
+            raise ConvnextError(
+                f"{root} has no class folders: put the images of each class into a folder named after it{_tables_near(root)}"
+            )
         known = sorted(set(folders.values())) if classes is None else [class_name(name) for name in classes]
         if classes is None or not set(folders.values()) <= set(known):
             refuse_parts(root, folders)
@@ -150,6 +152,12 @@ def one_class(where: str, classes: Sequence[str]) -> str:
         return f"{fault}: put the images of each class into a folder named after it"
     refuse_parts(folder, inner)
     return f"{fault}: if its folders {', '.join(inner[:5])}{' …' if len(inner) > 5 else ''} are the classes, give {folder}"
+
+
+def _tables_near(root: Path) -> str:
+    """Return the end of a message: the tables in a folder or beside it, which may hold the labels of its images."""
+    found = [path for folder in (root, root.resolve().parent) for path in sorted(folder.glob("*.csv")) if not is_clutter(path.name)]
+    return f", or give the table of their labels, as {found[0]}" if found else ""
 
 
 def part_kind(name: str) -> str | None:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -145,20 +145,35 @@ def _as_the_table_says(
     return train, val, [f"by the column split, {len(train)} images are for training and {len(val)} ({second}) for validation{unused}"]
 
 
+def with_columns(where: str, data: Data) -> str:
+    """Return the name of a table with the columns that a recipe names as options, where it has none of its own; other names as they are."""
+    return _with_options(where, {option: value for option, value in _given(data).items() if option in ("image", "label")}) or where
+
+
 def _named(where: str, data: Data) -> str:
     """Return the name of a table with the recipe's keys as options, where it has none of its own; other names as they are."""
-    given = {option: value for key, option in _OPTIONS.items() if (value := getattr(data, key)) is not None}
-    if (table := TableName.parse(where)) is not None:
-        return str(TableName(table.path, {**given, **table.options}))
-    if given and is_embedded(where):
-        if other := [key for key, option in _OPTIONS.items() if option in given and option not in ("image", "label")]:
-            raise UsageError(f"data.{other[0]} is of tables that name files, and {where} holds the images: set it to null")
-        return where + "".join(f":{option}={value}" for option, value in given.items() if f":{option}=" not in where)
+    given = _given(data)
+    if (named := _with_options(where, given)) is not None:
+        return named
     others = [other for other in (data.train, data.val) if other not in (None, where)]
-    if given and not any(TableName.parse(other) or is_embedded(other) for other in others if other):
+    if given and not any(_with_options(other, {}) for other in others if other):
         key = next(key for key, option in _OPTIONS.items() if option in given)
         raise UsageError(f"data.{key} is of tables, .csv, .tsv or .parquet, and {where} is none: set it to null")
     return where
+
+
+def _given(data: Data) -> dict[str, str]:
+    return {option: value for key, option in _OPTIONS.items() if (value := getattr(data, key)) is not None}
+
+
+def _with_options(where: str, given: Mapping[str, str]) -> str | None:
+    """Return the name with the options that it lacks; None if it names no table. Raises UsageError for an option that it can't have."""
+    if is_embedded(where):
+        if other := [key for key, option in _OPTIONS.items() if option in given and option not in ("image", "label")]:
+            raise UsageError(f"data.{other[0]} is of tables that name files, and {where} holds the images: set it to null")
+        return where + "".join(f":{option}={value}" for option, value in given.items() if f":{option}=" not in where)
+    table = TableName.parse(where)
+    return None if table is None else str(TableName(table.path, {**given, **table.options}))
 
 
 def _options(where: str) -> Sequence[str]:

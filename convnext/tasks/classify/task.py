@@ -20,7 +20,7 @@ from convnext.recipe import BEST_METRICS, Recipe
 from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData
 from convnext.tasks.classify import class_scores, imbalance, prediction
 from convnext.tasks.classify.batch import ClassifyBatch
-from convnext.tasks.classify.parts import counts, open_classes, open_parts, remarks_on
+from convnext.tasks.classify.parts import counts, open_classes, open_parts, remarks_on, with_columns
 from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.shared import refuse_options
 from convnext.text import printable
@@ -82,6 +82,10 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
                 "name the folders by ImageNet synset (n01440764 …), or have one folder for each class"
             )
         return source
+
+    def named(self, where: str, recipe: Recipe) -> str:
+        """Return the name of a table with the columns that the recipe names, unless it has its own; other names as they are."""
+        return with_columns(where, recipe.data)
 
     def check(self, where: str) -> list[str]:
         """Return everything wrong with the images that `where` names, one problem per line; reads all of them."""

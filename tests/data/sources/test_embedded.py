@@ -13,6 +13,7 @@ from convnext.data.images import read_image
 from convnext.data.sources.open import open_source
 from convnext.data.sources.packed.embedded import _part_name, is_embedded
 from convnext.errors import ConvnextError, UsageError
+from convnext.inference.inputs import find_items
 from convnext.recipe import load_recipe
 from convnext.tasks.classify.task import ClassifyTask
 
@@ -65,6 +66,7 @@ def test_a_parquet_file_of_images_is_read_at_random_and_written_once(tmp_path):
         open_source(where, ["ant", "dog"])
     assert ClassifyTask().overview(where) == ["5 images, 2 classes: cat 2, dog 3"]
     assert ClassifyTask().check(where) == []
+    assert [item.read().size for item in find_items([where])] == [(24, 20)] * 5
 
 
 def test_labels_as_text_as_bare_numbers_and_missing(tmp_path):

@@ -164,6 +164,15 @@ def test_rows_that_repeat_are_reported_and_options_are_checked(tmp_path):
         open_source(f"{tmp_path}/latin.csv")
 
 
+def test_a_folder_of_images_whose_labels_are_in_a_table_names_it(tmp_path):
+    where = table(tmp_path / "all")
+    with pytest.raises(ConvnextError, match=f"has no class folders: .*, or give the table of their labels, as {where}"):
+        open_source(f"{tmp_path}/all")
+    images(tmp_path / "all" / "train")
+    with pytest.raises(ConvnextError, match=f"has no class folders: .*, or give the table of their labels, as {where}"):
+        open_source(f"{tmp_path}/all/train")
+
+
 def test_given_classes_decide_the_labels(tmp_path):
     where = table(tmp_path)
     assert [open_source(where, ["wasp", "bee", "ant"]).label(i) for i in range(4)] == [2, 1, 2, 0]

@@ -92,7 +92,9 @@ def test_a_run_on_a_table_and_its_evaluation(tmp_path):
     where = table(tmp_path)
     keys = [f"data.train={where}", "data.label_column=species", "model.weights=null", "train.warmup_epochs=0"]
     run("train", "finetune", *keys, *TINY, "--output", tmp_path / "run")
-    assert "of 16)" in run("eval", tmp_path / "run", "--data", f"{where}:label=species").stdout
+    results = [run("eval", tmp_path / "run", "--data", name).stdout for name in (where, f"{where}:label=species")]
+    assert "of 16)" in results[0]
+    assert results[0] == results[1]
     checked = run("data", "check", f"{where}:label=species").stdout.splitlines()
     assert checked[0] == "16 images, 2 classes: ant 8, bee 8"
     assert checked[-1] == f"nothing wrong with {where}:label=species"

@@ -12,7 +12,7 @@ from convnext.data.download import local
 from convnext.data.sources.shards import Shards, open_shards
 from convnext.data.tables.embedded import FILES, as_shards, embedded, has_images, schema_of
 from convnext.data.walk import folders_in, is_clutter
-from convnext.errors import ConvnextError, UsageError, nearest
+from convnext.errors import UsageError, nearest
 from convnext.text import counted, read_text
 
 _DATASET = "hf://datasets/"
@@ -29,7 +29,7 @@ def is_embedded(where: str) -> bool:
     path, _ = _local(base)
     if path.is_dir():
         files = _files_in(path)
-        return bool(files) and has_images(schema_of(files[0]))
+        return bool(files) and _holds_images(files[0])
     return path.suffix in FILES and path.is_file() and _holds_images(path)
 
 
@@ -101,8 +101,8 @@ def _files_in(folder: Path) -> list[Path]:
 def _holds_images(path: Path) -> bool:
     try:
         return has_images(schema_of(path))
-    except ConvnextError:
-        return False  # who opens it as a table of paths is told
+    except UsageError:  # pyarrow is missing: who opens it as a table of paths is told, and folders may hold other Parquet files
+        return False
 
 
 def _part_of(names: Sequence[str], wanted: str, base: str, separator: str) -> list[str]:
