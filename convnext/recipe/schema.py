@@ -24,6 +24,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 # By task, the metrics of an evaluation by which the best weights can be chosen. Here, so that a wrong one is refused before PyTorch loads.
 BEST_METRICS = {
     "classify": ("top1", "balanced_accuracy", "f1", "auroc", "loss"),
+    "multilabel": ("map", "f1", "micro_f1", "loss"),
     "detect": ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"),
     "segment": ("miou", "mean_accuracy", "overall_accuracy"),
 }
@@ -169,6 +170,9 @@ class Train(RecipeSection):
     class_weights: Literal["balanced"] | dict[str, float] | None = Field(
         None, description="classify: factors on the loss by class, as {ant: 3}; balanced: N / (classes x images of the class)"
     )
+    multilabel_loss: Literal["bce", "asymmetric"] = Field(
+        "bce", description="multilabel: binary cross-entropy of each class, or the asymmetric loss (Ridnik et al., 2021)"
+    )
     focal_gamma: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="classify: gamma of the focal loss (Lin et al., 2017), 0 for cross-entropy"
     )
@@ -213,7 +217,7 @@ class Eval(RecipeSection):
 class Recipe(RecipeSection):
     """Everything that decides a run."""
 
-    task: Literal["classify", "detect", "segment"] = "classify"
+    task: Literal["classify", "multilabel", "detect", "segment"] = "classify"
     model: Model = Model()
     data: Data
     augment: Augment = Augment()
@@ -233,8 +237,10 @@ class Recipe(RecipeSection):
             raise ValueError(f"train.warmup_epochs={warmup:g} is longer than train.epochs={epochs}: add train.warmup_epochs={epochs / 5:g}")
         if self.task != "classify" and (used := [key for key, is_set in self._of_classes().items() if is_set]):
             raise ValueError(f"{used[0]} is a key of task classify, and this recipe's task is {self.task}: remove it")
-        best_by, known = self.eval.best_by, BEST_METRICS[self.task]
-        if best_by is not None and best_by not in known:
+        if self.task != "multilabel" and self.train.multilabel_loss != "bce":
+            raise ValueError(f"train.multilabel_loss is a key of task multilabel, and this recipe's task is {self.task}: remove it")
+        best_by, known = self.eval.best_by, BEST_METRICS.get(self.task, ())
+        if best_by is not None and known and best_by not in known:
             raise ValueError(f"eval.best_by: task {self.task} has no metric {best_by!r}; known: {', '.join(known)}")
         if self.data.sampler == "balanced" and self.train.class_weights == "balanced":
             raise ValueError("data.sampler=balanced and train.class_weights=balanced would balance the classes twice: choose one of them")
