@@ -32,9 +32,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by def
 Weights = Annotated[str | None, typer.Option(help="Published weights of a model's name: a tag, a file or an address.")]
 
 Optimize = Annotated[str | None, typer.Option(help="On CPUs, through convnext.optimize: auto (the fastest here), bf16, float32, int8.")]
-Tta = Annotated[
-    Literal["flip"] | None, typer.Option(help="Average the probabilities for each image and its mirror image; not for detectors.")
-]
+Tta = Annotated[Literal["flip"] | None, typer.Option(help="Average probabilities over each image and its mirror image; not of detectors.")]
 Calibration = Annotated[list[str] | None, typer.Option(help="For --optimize int8: images or folders of them, like those to be predicted.")]
 
 

@@ -58,6 +58,11 @@ class Entry:
     timm_name: str | None = None  # of a backbone that timm builds
     backbone: "Entry | None" = None  # of a head: the entry of what is under it
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that the network can be trained for: a classifier's outputs may be one class or any number of them."""
+        return (self.task, "multilabel") if self.task == "classify" else (self.task,)
+
     @cached_property
     def arguments(self) -> Mapping[str, Argument]:
         """The keyword arguments that `create_model` takes for this name. Reading them imports no PyTorch."""

@@ -36,11 +36,13 @@ _USED_BY: dict[str, tuple[str, ...]] = {
     "train.label_smoothing": ("classify",),
     "train.class_weights": ("classify",),
     "train.focal_gamma": ("classify",),
+    "train.multilabel_loss": ("multilabel",),
 }
 
 # By task, the metrics that can choose the best weights. Here, so that another one is refused before PyTorch loads.
 BEST_METRICS = {
     "classify": ("top1", "balanced_accuracy", "f1", "auroc", "loss"),
+    "multilabel": ("map", "f1", "micro_f1", "loss"),
     "detect": ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"),
     "segment": ("miou", "mean_accuracy", "overall_accuracy"),
 }

@@ -237,6 +237,9 @@ class Train(RecipeSection):
     class_weights: Literal["balanced"] | dict[str, float] | None = Field(
         None, description="classify: factors on the loss by class, as {ant: 3}; balanced: N / (classes x images of the class)"
     )
+    multilabel_loss: Literal["bce", "asymmetric"] = Field(
+        "bce", description="multilabel: binary cross-entropy of each class, or the asymmetric loss (Ridnik et al., 2021)"
+    )
     focal_gamma: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="classify: gamma of the focal loss (Lin et al., 2017), 0 for cross-entropy"
     )
@@ -282,7 +285,7 @@ class Eval(RecipeSection):
 class Recipe(RecipeSection):
     """Everything that decides a run."""
 
-    task: Literal["classify", "detect", "segment"] = "classify"
+    task: Literal["classify", "multilabel", "detect", "segment"] = "classify"
     model: Model = Model()
     data: Data
     augment: Augment = Augment()

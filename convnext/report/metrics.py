@@ -9,6 +9,8 @@ _LABELS = {
     "top5": "top-5 accuracy",
     "f1": "macro F1",
     "auroc": "AUROC",
+    "map": "mAP",
+    "micro_f1": "micro F1",
     "ece": "expected calibration error",
     "mean_error": "mean error",
     "mce": "mean corruption error",

@@ -166,6 +166,7 @@ def _add_models(app: FastAPI, service: Service, check: Callable[..., Awaitable[N
         """Returns JSON with `model`, `task` and, depending on the task:
 
         - classify: `top`, a list of `class` and `probability`
+        - multilabel: `labels`, the classes that the image has, and `top`, likewise
         - detect: `objects`, a list of `class`, `score`, `box` (left, top, right, bottom in pixels) and `mask` (COCO run lengths)
         - segment: `size` (height, width), `classes` (share of the pixels by name) and `mask` (a PNG in base 64,
           whose values or colours are `class_ids` of /models)

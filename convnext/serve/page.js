@@ -68,7 +68,7 @@ async function ask() {
     const answer = await response.json();
     if (signal.aborted) return;
     say("");
-    await { classify: showClasses, detect: showObjects, segment: showRegions }[answer.task](answer, signal);
+    await { classify: showClasses, multilabel: showClasses, detect: showObjects, segment: showRegions }[answer.task](answer, signal);
     const seconds = (performance.now() - started) / 1000;
     const model = Number(/model;dur=([\d.]+)/.exec(response.headers.get("Server-Timing"))?.[1] ?? 0) / 1000;
     $("time").textContent = `Model ${milliseconds(model)}, in all ${milliseconds(seconds)}`;

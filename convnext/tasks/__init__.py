@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # By name, the class as "module:attribute", imported when the task is first used; then its one instance.
 _TASKS: "dict[str, str | AnyTask]" = {
     "classify": "convnext.tasks.classify.task:ClassifyTask",
+    "multilabel": "convnext.tasks.multilabel.task:MultilabelTask",
     "detect": "convnext.tasks.detect.task:DetectTask",
     "segment": "convnext.tasks.segment.task:SegmentTask",
 }

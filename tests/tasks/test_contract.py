@@ -23,11 +23,13 @@ CPU = torch.device("cpu")
 SMALL = {"depths": (1, 1, 1, 1), "widths": (4, 8, 8, 16)}
 NETWORKS = {
     "classify": ("convnext_atto", SMALL),
+    "multilabel": ("convnext_atto", SMALL),
     "detect": ("mask_rcnn_convnext_atto", SMALL | {"channels": 8, "fc_channels": 16}),
     "segment": ("upernet_convnext_atto", SMALL | {"channels": 8, "auxiliary_channels": 8}),
 }
 OVERRIDES = {
     "classify": {"augment.mixup": 0.5},
+    "multilabel": {"augment.mixup": 0.5},
     "detect": {"detect.short": [64], "detect.crop_short": [72], "detect.crop": [48, 64], "detect.test_short": 96, "model.name": "mask_rcnn_convnext_atto", "model.width": None},
     "segment": {"data.image_size": 64, "model.name": "upernet_convnext_atto", "model.width": None},
 }  # fmt: skip

@@ -45,6 +45,13 @@ class ClassifySource(ImageSource, Protocol):
         """Return the position in `classes` of an image's class."""
 
 
+class MultilabelSource(ImageSource, Protocol):
+    """Images with any number of classes each."""
+
+    def label(self, index: int) -> tuple[int, ...]:
+        """Return the positions in `classes` of an image's classes, in order."""
+
+
 class DetectSource(ImageSource, Protocol):
     """Images with their objects."""
 

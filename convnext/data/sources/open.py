@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from convnext.data import imagenet
-from convnext.data.sources.base import ClassifySource, ClassifySubset, DetectSource, SegmentSource
+from convnext.data.sources.base import ClassifySource, ClassifySubset, DetectSource, MultilabelSource, SegmentSource
 from convnext.data.sources.cifar import VERSIONS, open_cifar
 from convnext.data.sources.coco import open_coco, open_coco_layout
+from convnext.data.sources.digit_facts import open_digit_facts
 from convnext.data.sources.digits import open_digits
 from convnext.data.sources.folder import ImageFolder, parts_of
 from convnext.data.sources.mask_folder import open_ade20k, open_mask_folder
@@ -39,6 +40,7 @@ class SourceFormat:
     prefixes: tuple[str, ...] = ()  # of the names that it recognises, up to the colon: "digits" of digits:train
     recognises: Callable[[str], bool] | None = None  # other names that it recognises
     classify: Callable[[str, Classes], ClassifySource] | None = None
+    multilabel: Callable[[str, Classes], MultilabelSource] | None = None  # else the one label of `classify` is taken as a set of one
     detect: Callable[[str, Classes, bool], DetectSource] | None = None  # the flag: whether to keep images without objects
     segment: Callable[[str, Classes], SegmentSource] | None = None
 
@@ -69,6 +71,7 @@ def _any_name(where: str) -> bool:
 # A name goes to the first format that takes it. The formats of plain folders are last.
 _FORMATS = [
     SourceFormat("digits", ("digits",), _is_digits, classify=open_digits),
+    SourceFormat("facts about digits", ("digit-facts",), multilabel=open_digit_facts),
     SourceFormat("CIFAR", tuple(VERSIONS), classify=open_cifar),
     SourceFormat("scenes", ("scenes",), detect=open_scenes, segment=partial(open_semantic, open_scenes)),
     SourceFormat("COCO file", ("coco",), detect=open_coco, segment=partial(open_semantic, open_coco)),
@@ -114,6 +117,17 @@ def open_source(where: str, classes: Classes = None) -> ClassifySource:
         raise UsageError(f"{where} is a set for `convnext eval --data` alone; to train on its images give the folder, {folder}")
     known = [prefix for entry in _FORMATS if entry.classify is not None for prefix in entry.prefixes]
     raise UsageError(f"unknown dataset {where!r}{nearest(f'{kind}:', [f'{name}:' for name in (*known, *imagenet.EVALUATION_SETS)])}")
+
+
+def open_multilabel(where: str, classes: Classes = None) -> MultilabelSource | ClassifySource:
+    """Return the images with any number of classes each that `where` names: `digit-facts:train`, or what `open_source` takes.
+
+    Raises UsageError if nothing has this name, and ConvnextError if the data can't be used or lack the classes.
+    """
+    for entry in _FORMATS:
+        if entry.multilabel is not None and entry.takes(where):
+            return entry.multilabel(where, classes)
+    return open_source(where, classes)
 
 
 def open_detection(where: str, classes: Classes = None, keep_empty: bool = True) -> DetectSource:

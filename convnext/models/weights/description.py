@@ -234,7 +234,7 @@ def _check_preprocessing(found: Described) -> None:
         entry = find(found.model.name)
     except UsageError:
         return
-    if found.task != entry.task:
+    if found.task not in entry.tasks:
         raise ValueError(f"task: {entry.name} is for {entry.task!r}, not {_ascii(found.task[:50])!r}")
     schema = _PREPROCESSINGS.get(entry.preprocessing(), Normalised)
     try:

@@ -12,7 +12,7 @@ from convnext.tasks.shared import readable
 
 @dataclass
 class ClassifyBatch:
-    """Images (N, 3, H, W) float32 and labels (N,) int64, with their positions in the source."""
+    """Images (N, 3, H, W) float32 and labels (N,) int64, or targets (N, C) float32, with their positions in the source."""
 
     images: Tensor
     labels: Tensor
@@ -24,7 +24,10 @@ class ClassifyBatch:
         """Return the samples as a batch; those that could not be read are skipped and noted in it."""
         good, corrupt = readable(samples)
         images = torch.stack([sample.image for sample in good]) if good else torch.empty(0)
-        labels = torch.tensor([sample.label for sample in good], dtype=torch.long)
+        if good and isinstance(good[0].label, Tensor):
+            labels = torch.stack([sample.label for sample in good])
+        else:
+            labels = torch.tensor([sample.label for sample in good], dtype=torch.long)
         return cls(images, labels, [sample.index for sample in good], corrupt)
 
     def __len__(self) -> int:

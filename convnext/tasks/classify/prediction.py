@@ -68,7 +68,7 @@ def infer(
     model: nn.Module, images: Sequence[OpenedImage], preprocessing: Preprocessing, classes: Sequence[str], device: torch.device
 ) -> list[ClassifyPrediction]:
     """Return the prediction for each image, of any sizes; `model` is in evaluation mode and on `device`. Raises NotFiniteError."""
-    logits = logits_of(model, _batch(images, preprocessing, device), preprocessing)
+    logits = logits_of(model, prepared_batch(images, preprocessing, device), preprocessing)
     return [ClassifyPrediction(row, classes) for row in require_finite(logits.float().softmax(1).cpu())]
 
 
@@ -90,10 +90,11 @@ def embed(model: nn.Module, images: Sequence[OpenedImage], preprocessing: Prepro
     """Return what the network's head sees: the pooled map, normalised where the network does that; (N, C) float32 on the CPU."""
     require_embeddings(model, "forward_head")
     network = cast(EmbeddingNetwork, model)
-    features = network.forward_head(network.forward_features(_batch(images, preprocessing, device)), pre_logits=True)
+    features = network.forward_head(network.forward_features(prepared_batch(images, preprocessing, device)), pre_logits=True)
     return require_finite(features.float().cpu())
 
 
-def _batch(images: Sequence[OpenedImage], preprocessing: Preprocessing, device: torch.device) -> Tensor:
+def prepared_batch(images: Sequence[OpenedImage], preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    """Return images as the network takes them, (N, 3, H, W) float32 on the device."""
     x = torch.stack([one.image for one in prepared(images, preprocessing)])
     return x.to(device, memory_format=torch.channels_last)

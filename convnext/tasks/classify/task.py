@@ -90,13 +90,7 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
     def check(self, where: str) -> list[str]:
         """Return everything wrong with the images that `where` names, one problem per line; reads all of them."""
         source = open_classes(where)
-        problems, depths = [f"{printable(path)}: not a file of a known image format" for path in source.skipped], deep.Depths()
-        for index in range(len(source)):
-            try:
-                depths.add(source.pixels(index))
-            except CorruptImageError as error:
-                problems.append(str(error))
-        return problems + depths.problems() + ([one_class(where, source.classes)] if len(source.classes) < 2 else [])
+        return unreadable(source) + ([one_class(where, source.classes)] if len(source.classes) < 2 else [])
 
     def counts(self, source: ClassifySource) -> str:
         """Return in one line how many images of which classes a source holds."""
@@ -200,6 +194,17 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
         from convnext.tasks.classify.graph import ClassifyExport
 
         return ClassifyExport()
+
+
+def unreadable(source: ClassifySource) -> list[str]:
+    """Return everything wrong with the files of a source, one problem per line; reads all of them."""
+    problems, depths = [f"{printable(path)}: not a file of a known image format" for path in source.skipped], deep.Depths()
+    for index in range(len(source)):
+        try:
+            depths.add(source.pixels(index))
+        except CorruptImageError as error:
+            problems.append(str(error))
+    return problems + depths.problems()
 
 
 def augmentation(recipe: Recipe) -> "Augmentation":

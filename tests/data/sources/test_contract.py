@@ -21,7 +21,15 @@ from convnext.data.sources import open as table
 from convnext.data.sources.corruptions import CORRUPTIONS, SEVERITIES
 from convnext.data.sources.digits import Digits
 from convnext.data.sources.evaluation_sets import open_evaluation_set
-from convnext.data.sources.open import SourceFormat, formats, open_detection, open_segmentation, open_source, register_source
+from convnext.data.sources.open import (
+    SourceFormat,
+    formats,
+    open_detection,
+    open_multilabel,
+    open_segmentation,
+    open_source,
+    register_source,
+)
 from convnext.errors import ConvnextError
 
 
@@ -67,6 +75,7 @@ def embedded_table(root, monkeypatch):
 # The name of a small dataset of each format.
 EXAMPLES = {
     "digits": lambda root, _: "digits:val",
+    "facts about digits": lambda root, _: "digit-facts:val",
     "CIFAR": cifar10,
     "scenes": lambda root, _: "scenes:val",
     "COCO file": lambda root, _: f"coco:{coco(root)}/annotations/instances_val2017.json:{root}/val2017",
@@ -87,7 +96,7 @@ def names_of(kind):
 
 def test_every_registered_format_has_an_example():
     assert list(EXAMPLES) == [entry.name for entry in formats()]
-    assert all(entry.classify or entry.detect or entry.segment for entry in formats())
+    assert all(entry.classify or entry.multilabel or entry.detect or entry.segment for entry in formats())
 
 
 def check_images(source):
@@ -166,6 +175,19 @@ def test_images_with_labels(name, tmp_path, monkeypatch):
     check_classify(held)
     assert sorted(part.key(i) for part in (rest, held) for i in range(len(part))) == sorted(source.key(i) for i in range(len(source)))
     assert open_source(where, source.classes).classes == source.classes
+
+
+@pytest.mark.parametrize("name", names_of("multilabel"))
+def test_images_with_any_number_of_labels(name, tmp_path, monkeypatch):
+    where = EXAMPLES[name](tmp_path, monkeypatch)
+    source = open_multilabel(where)
+    for index in check_images(source):
+        assert type(source.label(index)) is tuple
+        assert sorted(set(source.label(index))) == list(source.label(index))
+        assert all(0 <= label < len(source.classes) for label in source.label(index))
+    assert open_multilabel(where, source.classes).classes == source.classes
+    with pytest.raises(ConvnextError):
+        open_multilabel(where, ["another"])
 
 
 @pytest.mark.parametrize("name", names_of("detect"))

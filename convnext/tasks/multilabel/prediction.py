@@ -1,0 +1,59 @@
+"""The set of classes of an image, with the probability of each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
+from convnext.tasks.base import Json, OpenedImage
+from convnext.tasks.classify.prediction import ClassifyPrediction, prepared_batch
+from convnext.tasks.shared import require_finite
+
+THRESHOLD = 0.5  # the probability from which on an image has a class
+_EPS = 1e-7  # of a probability whose logit is taken
+
+
+@dataclass(frozen=True, eq=False)
+class MultilabelPrediction(ClassifyPrediction):
+    """The probabilities (C,) of the classes, each of its own: they do not add up to 1."""
+
+    def labels(self) -> list[tuple[str, float]]:
+        """Return the classes that the image has, with their probabilities, the most probable first."""
+        return [(name, probability) for name, probability in self.top(len(self.classes)) if probability >= THRESHOLD]
+
+    def to_json(self, top: int | None = None) -> Json:
+        """Return `labels`, the classes that the image has, and `top`, the `top` most probable ones, five by default."""
+        return {"labels": _rows(self.labels()), "top": super().rows(top)}
+
+    def to_text(self, top: int | None = None) -> str:
+        """Return the classes that the image has, or with `top` so many of the most probable ones, on one line."""
+        shown = self.labels() if top is None else self.top(top)
+        return "  ".join(f"{name} {probability:.1%}" for name, probability in shown) or f"none; {super().to_text(1)}"
+
+    def rows(self, top: int | None = None) -> list[Json]:
+        """Return a row of a table for each class that the image has, or with `top` for so many of the most probable ones."""
+        return _rows(self.labels() if top is None else self.top(top))
+
+
+def _rows(found: Sequence[tuple[str, float]]) -> list[Json]:
+    return [{"class": name, "probability": probability} for name, probability in found]
+
+
+def logits_of(model: nn.Module, images: Tensor, how: Preprocessing) -> Tensor:
+    """Return the logits (N, C) for prepared images (N, 3, H, W); with `how.mirror` of the mean probability with the mirror image."""
+    logits: Tensor = model(images)
+    if not (isinstance(how, ClassifyPreprocessing) and how.mirror):
+        return logits
+    mirrored: Tensor = model(images.flip(-1).contiguous(memory_format=torch.channels_last))
+    return ((logits.float().sigmoid() + mirrored.float().sigmoid()) / 2).logit(_EPS)
+
+
+@torch.inference_mode()
+def infer(
+    model: nn.Module, images: Sequence[OpenedImage], preprocessing: Preprocessing, classes: Sequence[str], device: torch.device
+) -> list[ClassifyPrediction]:
+    """Return the prediction for each image, of any sizes; `model` is in evaluation mode and on `device`. Raises NotFiniteError."""
+    logits = logits_of(model, prepared_batch(images, preprocessing, device), preprocessing)
+    return [MultilabelPrediction(row, classes) for row in require_finite(logits.float().sigmoid().cpu())]
