@@ -17,14 +17,8 @@ from safetensors.torch import load_file
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 # A network and a run small enough for every commit; stochastic depth stays, because it is drawn for the whole batch.
-SMALL = [
-    "model.depths=[1,1,1,1]",
-    "model.widths=[8,8,16,16]",
-    "model.drop_path=0.3",
-    "train.iterations=12",
-    "train.warmup_epochs=0.25",
-    "data.workers=0",
-]
+SMALL = ["model.depths=[1,1,1,1]", "model.widths=[8,8,16,16]", "model.drop_path=0.3", "data.workers=0"]
+SMALL += ["train.iterations=12", "train.warmup_epochs=0.25"]
 
 
 def torchrun(processes, *arguments, restarts=0, script=("-m", "convnext")):
