@@ -82,7 +82,7 @@ def _fill(folder: Path, run: Path, repository: str, license_name: str) -> None:
     missing = [name for name in _COPIED if not (run / name).is_file()]
     if missing or "metrics" not in about:
         raise ConvnextError(f"{run} is not a finished run: it lacks {missing[0] if missing else f'results in {weights.name}'}")
-    recipe = load_recipe(str(run / "recipe.yaml"))
+    recipe = load_recipe(str(run / "recipe.yaml"), import_own=False)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(weights, folder / OWN_FILE)

@@ -6,17 +6,27 @@ from difflib import get_close_matches
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from convnext.errors import UsageError, nearest
+from convnext.extend import LOSSES, METRICS, TASKS, TRANSFORMS, Register, is_marker, load, module_of
 from convnext.models.arguments import Argument
 from convnext.models.registry import find, names
 from convnext.recipe.schema import Model, Recipe, keys
 from convnext.text import read_text
 
 Values = dict[str, object]
+
+_REGISTERS: dict[tuple[str | None, str], Register[Any]] = {  # of whatever type
+    (None, "task"): TASKS,
+    ("augment", "extra"): TRANSFORMS,
+    ("train", "loss"): LOSSES,
+    ("eval", "metrics"): METRICS,
+}
+_OWN_CODE = [("data", "train"), ("data", "val"), ("augment", "extra"), ("train", "loss"), ("eval", "metrics")]  # keys that may name code
 
 
 def list_recipes() -> list[str]:
@@ -36,12 +46,14 @@ def recipe_text(name: str) -> str:
     return files("convnext.recipe").joinpath(f"{name}.yaml").read_text("utf-8")
 
 
-def load_recipe(name: str, overrides: Sequence[str] | Mapping[str, object] = ()) -> Recipe:
+def load_recipe(name: str, overrides: Sequence[str] | Mapping[str, object] = (), import_own: bool = True) -> Recipe:
     """Read, override and check a recipe.
 
     Args:
         name: of a recipe of the package, or a path ending in .yaml.
         overrides: `["optim.lr=1e-3", …]` or `{"optim.lr": 1e-3, …}`.
+        import_own: import the modules that the recipe names. A recipe that the user did not start, as that of a run folder, which may be
+            a stranger's, is read without them; then names that they would register are not checked.
 
     Raises UsageError that names the key, its file and the nearest known key, or what is wrong with its value.
     """
@@ -52,7 +64,12 @@ def load_recipe(name: str, overrides: Sequence[str] | Mapping[str, object] = ())
     if not isinstance(values, dict):
         raise UsageError(f"recipe {name} must be a table of keys, not {type(values).__name__}")
     given = overrides if isinstance(overrides, Mapping) else dict(_parse_override(text) for text in overrides)
-    known = keys() | _model_keys(values, given)
+    modules = _modules(values, given)
+    if import_own:
+        for module in modules:
+            load(module)
+    is_checked = import_own or not modules  # or else names may be those of modules that are not imported
+    known = keys() | (_model_keys(values, given) if is_checked else _any_model_keys(values))
     for key, value in given.items():
         if value is None and _remove(values, key.split(".")):
             continue
@@ -61,7 +78,9 @@ def load_recipe(name: str, overrides: Sequence[str] | Mapping[str, object] = ())
     _complete(values, given)
     for key_path in _paths(values):
         _check_key(key_path, f"recipe {name}", known)
-    _check_model(values, f"recipe {name}")
+    if is_checked:
+        _check_model(values, f"recipe {name}")
+        _check_names(values, f"recipe {name}")
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -70,6 +89,46 @@ def load_recipe(name: str, overrides: Sequence[str] | Mapping[str, object] = ())
         got = "" if first["type"] in ("missing", "value_error") else f", not {first['input']!r}"
         message = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"recipe {name}: {key + ': ' if key else ''}{message}{got}{_hint(key)}") from error
+
+
+def load_modules(recipe: Recipe) -> None:
+    """Import the modules that a recipe needs, as reading it from a file does. Raises UsageError or ConvnextError as `extend.load` does."""
+    for module in _modules(recipe.model_dump(), {}):
+        load(module)
+
+
+def _modules(values: Values, given: Mapping[str, object]) -> list[str]:
+    """Return the modules that a recipe needs: those of `imports`, and those that references name."""
+
+    def value_of(section: str | None, key: str) -> object:
+        inner = values if section is None else values.get(section)
+        return given.get(f"{section}.{key}" if section else key, inner.get(key) if isinstance(inner, dict) else None)
+
+    found = _texts(value_of(None, "imports"))
+    for section, key in _OWN_CODE:
+        found += [module for text in _texts(value_of(section, key)) if not is_marker(text) and (module := module_of(text)) is not None]
+    return list(dict.fromkeys(found))
+
+
+def _texts(value: object) -> list[str]:
+    return [one for one in (value if isinstance(value, list | tuple) else [value]) if isinstance(one, str)]
+
+
+def _any_model_keys(values: Values) -> dict[str, str]:
+    model = values.get("model")
+    return {f"model.{key}": "" for key in model} if isinstance(model, dict) else {}
+
+
+def _check_names(values: Values, where: str) -> None:
+    """Raise UsageError for the name of a task, transform, loss or metric that nothing registers, with the nearest."""
+    for (section, key), register in _REGISTERS.items():
+        inner = values if section is None else values.get(section)
+        for name in _texts(inner.get(key) if isinstance(inner, dict) else None):
+            full = f"{section}.{key}" if section else key
+            if ":" not in name and register.find(name) is None:
+                raise UsageError(f"{where}: {full}: unknown {register.what} {name!r}{nearest(name, register.entries)}")
+            if ":" in name and not is_marker(name) and module_of(name) is None:
+                raise UsageError(f"{where}: {full}: {name!r} names no function; write it as my_module:my_function")
 
 
 def _complete(values: Values, given: Mapping[str, object]) -> None:

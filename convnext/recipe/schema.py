@@ -62,7 +62,9 @@ class Model(RecipeSection):
 class Data(RecipeSection):
     """Which images, and how they reach the network."""
 
-    train: str = Field(description="a folder with one folder of images per class, shards (x-{000..007}.tar), cifar10:train, digits:train")
+    train: str = Field(
+        description="a folder with one folder of images per class, shards (x-{000..007}.tar), cifar10:train, digits:train, module:function"
+    )
     val: str | None = Field(None, description="likewise; by default a part of train is held out")
     num_classes: int | None = Field(None, ge=1, description="classes that the data must have, if the recipe needs a fixed number")
     val_fraction: float = Field(
@@ -97,6 +99,7 @@ class Augment(RecipeSection):
     random_erasing: float = Field(0.0, ge=0, le=1, description="probability of erasing a rectangle with per-pixel noise")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup, 0 for none (Zhang et al., 2018)")
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix, 0 for none (Yun et al., 2019)")
+    extra: str | None = Field(None, description="an augmentation of your own behind these: a registered name, or module:function")
 
 
 class Detect(RecipeSection):
@@ -154,6 +157,9 @@ class Train(RecipeSection):
     batch_size: int = Field(4096, ge=1, description="images in one optimizer step, all devices together")
     device_batch_size: int | None = Field(None, ge=1, description="images of a micro-batch, by default what fits; gradients accumulate")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="fraction of the target that is spread over all classes")
+    loss: str | None = Field(
+        None, description="a loss of your own in place of the task's: a registered name, or module:function of logits and targets"
+    )
     ema: float = Field(
         0.0, ge=0, lt=1, description="decay of the moving average of the weights, which warms up and is evaluated and saved; 0 for none"
     )
@@ -175,12 +181,14 @@ class Eval(RecipeSection):
     crop_ratio: float = Field(0.875, gt=0, le=1, description="resize the short side to image_size / crop_ratio, take the centre")
     warp: bool = Field(False, description="resize the whole image to the square instead (published from 384 pixels up)")
     interpolation: Interpolation = Field("bicubic", description="filter of every resize, in training too")
+    metrics: tuple[str, ...] = Field((), description="metrics of your own beside the task's: registered names, or module:function")
 
 
 class Recipe(RecipeSection):
     """Everything that decides a run."""
 
-    task: Literal["classify", "detect", "segment"] = "classify"
+    imports: tuple[str, ...] = Field((), description="modules of your own to import first, for the names that they register")
+    task: str = Field("classify", description="classify, detect, segment, or a registered name")
     model: Model = Model()
     data: Data
     augment: Augment = Augment()

@@ -23,6 +23,7 @@ from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Report
 from convnext.tasks.classify import prediction
 from convnext.tasks.classify.batch import ClassifyBatch
 from convnext.tasks.classify.prediction import ClassifyPrediction
+from convnext.tasks.own import own_loss, own_transform, title
 from convnext.tasks.shared import refuse_options, skipped_remarks
 from convnext.text import printable
 
@@ -38,6 +39,7 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
     headline: ClassVar[str] = "top1"
     batch_size: ClassVar[int] = 32
     columns: ClassVar[tuple[str, ...]] = ("class", "probability")
+    own: ClassVar[tuple[str, ...]] = ("augment.extra", "train.loss", "eval.metrics")
     hub_pipeline: ClassVar[str] = "image-classification"
     demo_recipe: ClassVar[str] = "digits"
 
@@ -138,21 +140,30 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
     # Training and evaluation
 
     def criterion(self, recipe: Recipe, classes: Sequence[str]) -> Criterion[ClassifyBatch]:
-        """Return cross-entropy, with mixup and CutMix where the recipe has them."""
+        """Return cross-entropy, or the recipe's own loss, with mixup and CutMix where the recipe has them."""
         from convnext.tasks.classify.loss import ClassifyCriterion
+        from convnext.tasks.classify.own import OwnCriterion
 
-        return ClassifyCriterion(recipe, len(classes))
+        loss = own_loss(recipe)
+        return ClassifyCriterion(recipe, len(classes)) if loss is None else OwnCriterion(recipe, loss, len(classes))
 
     def predict(self, model: nn.Module, batch: ClassifyBatch, how: Preprocessing) -> Sequence[Tensor]:
         """Return the logits (outputs,) for each sample."""
-        logits: Tensor = model(batch.images)
-        return logits.unbind()
+        from convnext.tasks.classify.own import check_logits
+
+        return check_logits(model(batch.images), batch.images, getattr(model, "num_classes", None)).unbind()
 
     def metric(self, num_classes: int, source: ClassifySource) -> Metric[ClassifyBatch, Tensor]:
         """Return an empty metric."""
         from convnext.tasks.classify.metric import ClassifyMetric
 
         return ClassifyMetric(num_classes, source)
+
+    def keeping_outputs(self, metric: Metric[ClassifyBatch, Tensor]) -> Metric[ClassifyBatch, Tensor]:
+        """Return the metric with all logits and labels, for a user's own metrics."""
+        from convnext.tasks.classify.own import KeptOutputs
+
+        return KeptOutputs(metric)
 
     # Report
 
@@ -202,9 +213,9 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
 
 def augmentation(recipe: Recipe) -> "Augmentation":
     """Return the settings of the training transform of a recipe."""
-    from convnext.data.transforms.classify import Augmentation
+    from convnext.data.transforms.classify import Augmentation, Extra
 
-    data, augment = recipe.data, recipe.augment
+    data, augment, own = recipe.data, recipe.augment, own_transform(recipe)
     return Augmentation(
         image_size=data.image_size,
         interpolation=recipe.eval.interpolation,
@@ -217,4 +228,5 @@ def augmentation(recipe: Recipe) -> "Augmentation":
         mean=data.mean,
         std=data.std,
         range=data.range,
+        extra=None if own is None else Extra(title(str(augment.extra), own), own),
     )

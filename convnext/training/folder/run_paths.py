@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from convnext.errors import ConvnextError, UsageError
+from convnext.extend import SOURCES, is_marker, module_of
 from convnext.recipe import Recipe, load_recipe
+from convnext.training.given import refuse_markers
 
 LOCK, HOLDER = ".lock", ".lock-holder"
 ID_FILE = "watch-id"  # the run's id for watchers
@@ -81,11 +83,11 @@ class RunPaths:
     def _recipe_was_written_by_a_start(self) -> bool:
         """Return whether recipe.yaml is what a start wrote: a person's own, with comments, must not be overwritten."""
         text = self.recipe.read_bytes()
-        return not text or (not self._recipe_is_damaged() and load_recipe(str(self.recipe)).to_yaml().encode() == text)
+        return not text or (not self._recipe_is_damaged() and load_recipe(str(self.recipe), import_own=False).to_yaml().encode() == text)
 
     def _recipe_is_damaged(self) -> bool:
         try:
-            load_recipe(str(self.recipe))
+            load_recipe(str(self.recipe), import_own=False)
         except (ConvnextError, ValueError):
             return True
         return False
@@ -112,7 +114,7 @@ def data_folders(recipe: Recipe) -> Iterator[tuple[str, str, Path]]:
 def _data_folder(where: str) -> Path | None:
     """Return the folder in a value of `data.train`, None if it names none."""
     kind, _, rest = where.partition(":")
-    if kind in ("digits", "scenes"):
+    if kind in ("digits", "scenes") or is_marker(where) or module_of(where) is not None or kind in SOURCES.entries:
         return None
     if kind == "coco":
         rest = rest.rpartition(":")[2]
@@ -133,6 +135,7 @@ def check_start(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return
     settings = load_recipe(recipe, overrides)
+    refuse_markers(settings)
     check_device(device)
     check_data(settings)
     refuse_within_data(output, settings)

@@ -20,7 +20,7 @@ from convnext.data.sources import open as table
 from convnext.data.sources.corruptions import CORRUPTIONS, SEVERITIES
 from convnext.data.sources.digits import Digits
 from convnext.data.sources.evaluation_sets import open_evaluation_set
-from convnext.data.sources.open import SourceFormat, formats, open_detection, open_segmentation, open_source, register_source
+from convnext.data.sources.open import SourceFormat, formats, open_detection, open_segmentation, open_source, register_format
 from convnext.errors import ConvnextError
 
 
@@ -202,7 +202,7 @@ def test_generated_corruptions(tmp_path):
 
 def test_a_format_from_outside_is_opened_like_any_other(monkeypatch):
     monkeypatch.setattr(table, "_FORMATS", list(formats()))
-    register_source(SourceFormat("mine", ("mine",), classify=lambda where, classes: Digits(where.removeprefix("mine:"))))
+    register_format(SourceFormat("mine", ("mine",), classify=lambda where, classes: Digits(where.removeprefix("mine:"))))
     assert len(open_source("mine:train")) == 1437
     check_classify(open_source("mine:val"))
     with pytest.raises(ConvnextError, match="unknown dataset 'mime:val'; did you mean 'mine:'"):
