@@ -113,7 +113,7 @@ def load(module: str) -> None:
 
     Raises UsageError if there is no such module, ConvnextError if it can't be imported.
     """
-    if not _MODULE.fullmatch(module):
+    if module.endswith(".py") or not _MODULE.fullmatch(module):
         hint = f": give the module's name, {Path(module).stem}" if module.endswith(".py") else ""
         raise UsageError(f"{module!r} is not the name of a module{hint}")
     if module not in sys.modules and module != _importable("__main__"):

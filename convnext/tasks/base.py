@@ -277,14 +277,6 @@ def total(losses: Losses) -> Tensor:
     return torch.stack(list(losses.values())).sum()
 
 
-def refuse_unused(task: AnyTask, recipe: Recipe) -> None:
-    """Raise UsageError if a recipe names code of a user that its task does not honour."""
-    named = {"augment.extra": recipe.augment.extra, "train.loss": recipe.train.loss, "eval.metrics": list(recipe.eval.metrics)}
-    for key, value in named.items():
-        if value and key not in task.own:
-            raise UsageError(f"{key}={value} has no effect on the task {task.name!r}: leave it out")
-
-
 def check_class_count(recipe: Recipe, classes: Sequence[str]) -> None:
     """Raise ConvnextError if the training data have other than the number of classes that the recipe is made for."""
     if recipe.data.num_classes not in (None, len(classes)):

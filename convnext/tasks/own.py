@@ -11,7 +11,7 @@ from convnext.errors import ConvnextError, UsageError, first_line
 from convnext.extend import LOSSES, METRICS, TRANSFORMS, Register, find, is_marker, qualified
 from convnext.ops.memory import is_out_of_memory
 from convnext.recipe import Recipe, load_recipe
-from convnext.tasks.base import Function, Metrics
+from convnext.tasks.base import AnyTask, Function, Metrics
 
 
 def own_loss(recipe: Recipe) -> Function | None:
@@ -57,6 +57,17 @@ def without_own_code(recipe: Recipe) -> Recipe:
 def metric_names(recipe: Recipe) -> list[str]:
     """Return the names under which a recipe's own metrics are logged, beside the task's. One that returns a dict logs each key."""
     return [column(name) for name in recipe.eval.metrics]
+
+
+def check_own(task: AnyTask, recipe: Recipe) -> None:
+    """Raise UsageError if a recipe names code of a user that its task does not honour, or that is not known here."""
+    named = {"augment.extra": recipe.augment.extra, "train.loss": recipe.train.loss, "eval.metrics": list(recipe.eval.metrics)}
+    for key, value in named.items():
+        if value and key not in task.own:
+            raise UsageError(f"{key}={value} has no effect on the task {task.name!r}: leave it out")
+    own_transform(recipe)
+    own_loss(recipe)
+    own_metrics(recipe)
 
 
 def column(name: str) -> str:

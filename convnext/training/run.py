@@ -24,7 +24,8 @@ from convnext.models.weights.open import Opened
 from convnext.ops import keep_memory, slow_on_cpu
 from convnext.recipe import Recipe
 from convnext.recipe.load import load_modules
-from convnext.tasks.base import TaskData, refuse_unused
+from convnext.tasks.base import TaskData
+from convnext.tasks.own import check_own
 from convnext.text import counted
 from convnext.training.folder.run_folder import Changed, RunFolder
 from convnext.training.folder.run_paths import refuse_within_data
@@ -118,7 +119,7 @@ def train(
 def _prepare(recipe: Recipe, folder: RunFolder, device: torch.device, display: Display, resume: bool, change: bool) -> Trainer:
     """Return a trainer at the run's first step, or at the one after which it resumes, with the folder ready to be written to."""
     task = tasks.get(recipe.task)
-    refuse_unused(task, recipe)
+    distributed.on_all(lambda: check_own(task, recipe))
     if resume and not change:
         distributed.on_main(lambda: refuse_lost(folder.recipe, recipe))
     start = distributed.on_all(lambda: start_from(recipe))
