@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from convnext.errors import UsageError
 from convnext.extend import TASKS, caller
+from convnext.models.arguments import arguments_of
 from convnext.models.own_entry import own_entry
 from convnext.models.registry import BACKBONE_REGISTER, HEAD_REGISTER
 
@@ -57,10 +58,10 @@ def register_head(name: str, *, task: str, image_size: int = 224, num_classes: i
     TASKS.get(task)
 
     def register(build: Built) -> Built:
-        parameters = list(own_entry(name, build, task).arguments)
+        parameters = list(arguments_of(build))
         if parameters[:2] != ["backbone", "num_classes"]:
             raise UsageError(f"the head {name!r} is built from (backbone, num_classes, …), not from ({', '.join(parameters)})")
-        HEAD_REGISTER.add(name, own_entry(name, build, task, image_size=image_size, num_classes=num_classes), module)
+        HEAD_REGISTER.add(name, own_entry(name, build, task, True, image_size=image_size, num_classes=num_classes), module)
         return build
 
     return register

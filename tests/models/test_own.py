@@ -205,8 +205,9 @@ def test_detectors_and_segmenters_over_a_network_from_outside():
     assert segmenter(image).shape == (1, 3, 64, 64)
     assert not [key for key in segmenter.state_dict() if "backbone.head" in key or "network" in key]
     assert segmenter.layer_group("backbone.network.stages.1.0.weight") == 2
-    own = convnext.create_model("sum_convnext_atto", num_classes=4, kernel=3).eval()
-    assert own(image).shape == (1, 4, 64, 64)
+    own = convnext.create_model("sum_convnext_atto", num_classes=4, kernel=3, in_channels=4, drop_path=0.1).eval()
+    assert own(torch.zeros(1, 4, 64, 64)).shape == (1, 4, 64, 64)
+    assert own.spec == {"name": "sum_convnext_atto", "num_classes": 4, "in_channels": 4, "kernel": 3}
     assert own.count_classes(own.state_dict()) == 4
     assert own.is_of_classes("classify.weight")
     assert imports_of("sum_convnext_atto", "segment") == imports_of("upernet_pyramid", "segment") == [__name__]
