@@ -46,7 +46,7 @@ def _main(
         raise typer.Exit
 
 
-def _without_imports(arguments: list[str]) -> list[str]:
+def without_imports(arguments: list[str]) -> list[str]:
     """Import the module of each `--import MODULE` before `--`, and return the arguments without them."""
     left: list[str] = []
     rest = iter(arguments)
@@ -69,7 +69,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        arguments = _without_imports(arguments)
+        arguments = without_imports(arguments)
         app(arguments, prog_name="convnext")
     except ConvnextError as error:
         if debug:

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 import convnext
 from convnext.errors import ConvnextError, UsageError
-from convnext.extend import METRICS
+from convnext.extend import METRICS, TASKS
+from convnext.tasks.classify.task import ClassifyTask
 from convnext.training.step import TrainStep
 
 TESTS = Path(__file__).parents[1]
@@ -128,7 +129,15 @@ def test_a_given_network_is_loaded_evaluated_and_exported_with_the_network(whole
     last = lines(folder)[-1]
     assert found == {key: last[key] for key in found}
     assert "error" in found
-    convnext.export(folder, "onnx", tmp_path / "net.onnx", network=PlainNet())
+    convnext.export(folder, "safetensors", tmp_path / "net.safetensors", network=PlainNet())
+    assert convnext.load(tmp_path / "net.safetensors", network=PlainNet())(image).top(3) == top
+
+
+@pytest.mark.slow
+def test_an_exported_file_of_a_given_network_needs_no_network(whole, tmp_path):
+    image, _ = Patches(1)[0]
+    top = convnext.load(whole[0], network=PlainNet())(image).top(3)
+    convnext.export(whole[0], "onnx", tmp_path / "net.onnx", network=PlainNet())
     assert convnext.load(tmp_path / "net.onnx")(image).top(3) == [(name, pytest.approx(p, abs=1e-5)) for name, p in top]
 
 
@@ -203,6 +212,24 @@ def test_names_and_references_are_like_any_other(tmp_path):
 
 def share(logits, labels):
     return {f"share_{i}": (labels == i).float().mean() for i in (0, 1)}
+
+
+def test_a_task_from_outside(tmp_path, monkeypatch):
+    monkeypatch.setattr(TASKS, "entries", dict(TASKS.entries))
+    monkeypatch.setattr(TASKS, "origins", dict(TASKS.origins))
+
+    @convnext.register_task("sorting")
+    class SortingTask(ClassifyTask):
+        name = "sorting"
+        headline = "error"
+
+    named(tmp_path / "run", {"train.epochs": 1, "task": "sorting"})
+    assert convnext.load(tmp_path / "run").task == "sorting"
+    assert description(tmp_path / "run" / "best.safetensors")["imports"] == ["own_code", __name__]
+    assert convnext.evaluate(tmp_path / "run", "patches:6", workers=0).task.headline == "error"
+    del TASKS.entries["sorting"]
+    with pytest.raises(ConvnextError, match=f"for the task 'sorting', which is not known here; add --import own_code --import {__name__}"):
+        convnext.load(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
