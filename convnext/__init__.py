@@ -19,6 +19,13 @@ __all__ = [
     "load",
     "optimize",
     "predict",
+    "register_backbone",
+    "register_head",
+    "register_loss",
+    "register_metric",
+    "register_source",
+    "register_task",
+    "register_transform",
     "train",
 ]
 
@@ -29,7 +36,9 @@ if TYPE_CHECKING:
     from convnext.inference.predictor import load
     from convnext.models.load import create_model
     from convnext.models.optimize.optimize import optimize
+    from convnext.models.register import register_backbone, register_head
     from convnext.models.registry import list_models
+    from convnext.tasks.register import register_loss, register_metric, register_source, register_task, register_transform
     from convnext.training.run import train
 
     __version__: str
@@ -43,6 +52,13 @@ _HOME = {
     "load": "convnext.inference.predictor",
     "optimize": "convnext.models.optimize.optimize",
     "predict": "convnext.inference.api",
+    "register_backbone": "convnext.models.register",
+    "register_head": "convnext.models.register",
+    "register_loss": "convnext.tasks.register",
+    "register_metric": "convnext.tasks.register",
+    "register_source": "convnext.tasks.register",
+    "register_task": "convnext.tasks.register",
+    "register_transform": "convnext.tasks.register",
     "train": "convnext.training.run",
 }
 

@@ -13,11 +13,13 @@ from convnext import __version__, distributed, tasks
 from convnext.data.loader import CorruptImages, InOrder, Samples, make_loader
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError
+from convnext.extend import is_marker
 from convnext.models.load import Loaded
 from convnext.ops.memory import is_out_of_memory
 from convnext.recipe import load_recipe
 from convnext.report import metrics, page
-from convnext.tasks.base import AnyTask, BatchT, Json, Metric, Metrics, OutputT, PredictionT, Source, SourceT, Task
+from convnext.tasks.base import AnyTask, BatchT, Function, Json, Metric, Metrics, OutputT, PredictionT, Source, SourceT, Task
+from convnext.tasks.own import metrics_of_run, without_own_code
 
 _PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -115,6 +117,7 @@ def evaluate(
     max_corrupt: float = 0.01,
     progress: Progress | None = None,
     with_results: bool = False,
+    own: Mapping[str, Function] | None = None,
 ) -> Evaluation:
     """Return what the task's metric measures of a model on the samples of a loader.
 
@@ -130,6 +133,7 @@ def evaluate(
         max_corrupt: the fraction of the images that may be unreadable.
         progress: called after each batch.
         with_results: also return all detections as COCO's results.
+        own: a user's own metrics, by name.
 
     Raises ConvnextError if more images can't be read, or if memory does not suffice for one image.
     """
@@ -137,6 +141,8 @@ def evaluate(
     model.eval()
     samples = loader.samples
     metric, corrupt = task.metric(num_classes, samples.source), CorruptImages(len(samples), max_corrupt)
+    if own:
+        metric = task.keeping_outputs(metric)
 
     def measure() -> None:
         done = 0
@@ -155,7 +161,10 @@ def evaluate(
     for _, reasons in parts:
         corrupt.add(list(reasons.items()))
     results = metric.results() if with_results and distributed.is_main() else None
-    return Evaluation(metric.compute(), metric.details(), list(corrupt.reasons.values()), results)
+    measured = metric.compute()
+    if own:
+        measured |= metric.measure(own, list(measured))
+    return Evaluation(measured, metric.details(), list(corrupt.reasons.values()), results)
 
 
 def _measure(
@@ -235,19 +244,24 @@ def evaluate_loaded(
     device: torch.device,
     progress: Progress | None = None,
     with_results: bool = False,
+    own: Mapping[str, Function] | None = None,
 ) -> Evaluated:
     """Return the evaluation of a network of `models.load` on the data that `data` names, or on its own run's validation data.
 
-    `batch_size` is by default that of the task; for the other arguments see `evaluate`.
+    `batch_size` is by default that of the task, and `own` holds the metrics of the network's run that are known here; for the other
+    arguments see `evaluate`.
     """
     task = tasks.get(loaded.task)
+    own, unknown = (own, []) if own is not None else metrics_of_run(loaded.run)
     source = distributed.on_all(lambda: _open_source(loaded, task, data))
     distributed.check_agreement(len(source), "numbers of images")
     samples = task.evaluation_samples(source, loaded.preprocessing)
     loader = evaluation_loader(samples, task, batch_size or task.batch_size, workers, device)
     model, num_classes, how = loaded.model.to(device), loaded.model.num_classes, loaded.preprocessing
-    result = evaluate(model, task, loader, how, num_classes, device, max_corrupt=max_corrupt, progress=progress, with_results=with_results)
-    return Evaluated(result, task, source, task.remarks_on(source))
+    result = evaluate(
+        model, task, loader, how, num_classes, device, max_corrupt=max_corrupt, progress=progress, with_results=with_results, own=own
+    )
+    return Evaluated(result, task, source, [*task.remarks_on(source), *unknown])
 
 
 def _open_source(loaded: Loaded, task: AnyTask, data: str | None) -> Source:
@@ -258,7 +272,10 @@ def _open_source(loaded: Loaded, task: AnyTask, data: str | None) -> Source:
         return task.open_labelled(data, loaded.classes, loaded.model.num_classes)
     if recipe is None:
         raise UsageError("say with --data what to evaluate on: a folder with one folder of images for each class, or digits:val")
-    source: Source = task.open(load_recipe(str(recipe), written=True)).val.source
+    settings = load_recipe(str(recipe), written=True)
+    if any(is_marker(where) for where in (settings.data.train, settings.data.val)):
+        raise UsageError(f"the images of {loaded.run} were given from Python: say with --data (data=) what to evaluate on")
+    source: Source = task.open(without_own_code(settings)).val.source
     if loaded.classes and list(source.classes) != list(loaded.classes):
         raise ConvnextError(
             f"the classes of the validation data of {loaded.run} changed since the run: {', '.join(source.classes[:10])} now, "

@@ -27,7 +27,7 @@ CLI = get_command(app)
 
 def parsed(words):
     """Return the name of the command and its parsed parameters. Raises for what the command line would refuse."""
-    name, command, words = "", CLI, list(words)
+    name, command, words = "", CLI, cli.without_imports(list(words))
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
         word = words.pop(0)
         assert word in command.commands, f"convnext has no command {name} {word}"
@@ -102,7 +102,8 @@ def test_commands_in_running_text_exist(page):
             word = rest.pop(0)
             assert word in command.commands, f"convnext has no command {name} {word}"
             name, command = f"{name} {word}".strip(), command.commands[word]
-        known = {option for parameter in command.params for option in parameter.opts} | {"--help", "-h", "--debug", "--version"}
+        known = {option for parameter in command.params for option in parameter.opts}
+        known |= {"--help", "-h", "--debug", "--version", "--import"}
         assert {word for word in rest if word.startswith("-") and word != "-"} <= known, f"convnext {' '.join(words)}"
 
 

@@ -12,6 +12,7 @@ import typer
 
 from convnext.cli.common import app
 from convnext.errors import ConvnextError
+from convnext.extend import load
 from convnext.text import printable
 
 # Each adds its commands to the application, and help lists them in this order.
@@ -32,13 +33,32 @@ from convnext.cli import info as _info  # noqa: F401
 @app.callback(invoke_without_command=True)
 def _main(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; after any command too.")] = False,
+    imports: Annotated[
+        list[str] | None,
+        typer.Option("--import", metavar="MODULE", help="Import a module of your own first, for what it registers; after any command too."),
+    ] = None,
 ) -> None:
     if version:
         from convnext import __version__
 
         print(__version__)
         raise typer.Exit
+
+
+def without_imports(arguments: list[str]) -> list[str]:
+    """Import the module of each `--import MODULE` before `--`, and return the arguments without them."""
+    left: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--":
+            return [*left, argument, *rest]
+        option, equals, module = argument.partition("=")
+        if option == "--import":
+            load(module if equals else next(rest, ""))
+        else:
+            left.append(argument)
+    return left
 
 
 def main() -> None:
@@ -49,6 +69,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
+        arguments = without_imports(arguments)
         app(arguments, prog_name="convnext")
     except ConvnextError as error:
         if debug:

@@ -96,9 +96,8 @@ class Samples(Dataset[Sample[LabelT]], Generic[SourceT, LabelT]):
                 if epoch == EVALUATION:
                     # Decoded and resized with Pillow, as the published accuracies were measured.
                     return Sample(*self.prepare(self.source.read(at), at), at, corrupt)
-                image = self.source.pixels(at)
-                with seeded(self.seed, epoch, index):
-                    return Sample(*self.prepare(image, at), at, corrupt)
+                with seeded(self.seed, epoch, index):  # a dataset from outside may draw at random when it gives an item
+                    return Sample(*self.prepare(self.source.pixels(at), at), at, corrupt)
             except CorruptImageError as error:
                 corrupt.append((at, str(error)))
                 if epoch == EVALUATION:

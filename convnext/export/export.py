@@ -1,5 +1,6 @@
 """Export a network as a file for other runtimes; the file is kept only if it computes the same there."""
 
+import copy
 import logging
 import shutil
 import tempfile
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from torch import nn
 
 from convnext import __version__, tasks
 from convnext.data.transforms.preprocessing import ImageSize
@@ -19,7 +21,7 @@ from convnext.export.load import load
 from convnext.export.runtimes import open_exported
 from convnext.export.targets import WRITERS, Traced
 from convnext.models.load import Loaded
-from convnext.models.weights.files import write_weights
+from convnext.models.weights.files import with_imports, write_weights
 from convnext.tasks.exported import ExportedDescription, ExportedNetwork
 
 log = logging.getLogger("convnext")
@@ -52,12 +54,13 @@ def export(
     size: ImageSize | None = None,
     precision: str = "float32",
     with_preprocessing: bool = False,
+    network: nn.Module | None = None,
     report: Report = lambda message: None,
 ) -> ExportResult:
     """Write a network in the format `to`, run the file, compare, and only then put it in place.
 
     Args:
-        source, weights: as for `convnext.load`.
+        source, weights, network: as for `convnext.load`.
         to: one of `TARGETS`.
         output: the file, with the format's ending.
         size: pixels a side, or (height, width), to trace with, and to fix where the file can't take any size; by default the
@@ -71,14 +74,14 @@ def export(
     """
     output = Path(output)
     _check(to, output, precision, with_preprocessing, size)
-    loaded = load(source, weights)
+    loaded = load(source, weights, network)
     if isinstance(loaded.model, ExportedNetwork):
         raise UsageError(f"{source} is an exported file: export the checkpoint that it was made from")
     rules = tasks.get(loaded.task).export()
     if size is not None:
         loaded.preprocessing = rules.resized(loaded.preprocessing, size)
     if to == "safetensors":
-        return _write_safetensors(loaded, output)
+        return _write_safetensors(loaded, output, network)
     form = Form(precision, with_preprocessing, rules.size(loaded.preprocessing, size))
     if precision in rules.refused:
         raise UsageError(rules.refused[precision])
@@ -130,7 +133,7 @@ def _describe_graph(loaded: Loaded, form: Form) -> ExportedDescription:
     }
     # `classes` stays as in the weights, so that evaluation treats the file like them; `labels` is for programs that show predictions.
     labels = loaded.classes if loaded.classes is not None else rules.known_names(count)
-    return cast(ExportedDescription, describe(loaded) | {"labels": labels, "graph": graph, "convnext": __version__})
+    return cast(ExportedDescription, with_imports(describe(loaded)) | {"labels": labels, "graph": graph, "convnext": __version__})
 
 
 def _write(loaded: Loaded, form: Form, to: str, file: Path, report: Report) -> tuple[Form, float, list[str]]:
@@ -179,9 +182,9 @@ def _refuse_overflow(loaded: Loaded, form: Form) -> None:
         refuse_overflow(graph, kind.permute(0, 2, 3, 1))
 
 
-def _write_safetensors(loaded: Loaded, output: Path) -> ExportResult:
+def _write_safetensors(loaded: Loaded, output: Path, network: nn.Module | None) -> ExportResult:
     write_weights(output, loaded.model.state_dict(), describe(loaded))
-    again = load(output).model.state_dict()
+    again = load(output, network=copy.deepcopy(network)).model.state_dict()
     if not all(torch.equal(tensor, again[name]) for name, tensor in loaded.model.state_dict().items()):
         raise ConvnextError(f"{output} does not hold the weights that were written: check the disk")
     return ExportResult(str(output), "safetensors", loaded.task, "float32", False, None, 0.0, output.stat().st_size, [])

@@ -2,19 +2,26 @@
 
 from pathlib import Path
 
+from torch import nn
+
 from convnext.errors import UsageError
 from convnext.export import runtimes
+from convnext.extend import giving
 from convnext.models import load as models
 from convnext.models.load import Loaded
 from convnext.models.weights import download
-from convnext.models.weights.description import entry_of
+from convnext.models.weights.known import entry_of
 
 
-def load(source: str | Path, weights: str | None = None) -> Loaded:
+def load(source: str | Path, weights: str | None = None, network: nn.Module | None = None) -> Loaded:
     """Return a network in evaluation mode. `source` may also be a file that `convnext export` wrote, here or at an address.
 
-    Arguments and errors are otherwise those of `convnext.models.load.load`.
+    `network` is filled with the weights of a run whose network was given to `convnext.train` as `model=`. Arguments and errors are
+    otherwise those of `convnext.models.load.load`.
     """
+    if network is not None:
+        with giving(model=network):
+            return load(source, weights)
     name, file = (None, str(source)) if weights is None else (str(source), weights)
     if Path(file.partition("?")[0]).suffix in runtimes.ENDINGS:
         return _load_exported(file, name)

@@ -17,6 +17,7 @@ from convnext.errors import ConvnextError, UsageError, first_line, need
 from convnext.models.detection import fixed  # registers the operator that archives of detectors hold
 from convnext.models.weights.description import parse
 from convnext.models.weights.files import OWN_METADATA
+from convnext.models.weights.known import check_known
 from convnext.tasks.exported import ExportedDescription, ExportedNetwork, Runner
 
 ENDINGS = (".onnx", ".xml", ".pt2")
@@ -45,7 +46,9 @@ def open_exported(path: Path, trusted: bool = False) -> tuple[ExportedNetwork, E
     run, text = {".onnx": _open_onnx, ".xml": _open_openvino, ".pt2": _open_pt2}[path.suffix](path)
     if not text:
         raise ConvnextError(f"{path} does not describe itself: only files that `convnext export` wrote can be opened")
-    description = cast(ExportedDescription, parse(text, path, exported=True))
+    parsed = parse(text, path, exported=True)
+    check_known(parsed, path, network=False)
+    description = cast(ExportedDescription, parsed)
     network: ExportedNetwork = tasks.get(description["task"]).export().network(run, description, path)
     if description["graph"]["pixels"]:
         mean = description["preprocessing"]["mean"]

@@ -6,10 +6,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal
 
+from torch import nn
+
 from convnext import tasks
 from convnext.distributed import process_group
 from convnext.evaluate import Evaluated, evaluate_loaded
 from convnext.export.load import load as load_network
+from convnext.extend import giving, marker, qualified
 from convnext.inference.answers import Answer, Output
 from convnext.inference.bulk import predict_all
 from convnext.inference.fingerprint import Options, fingerprint_of
@@ -17,6 +20,7 @@ from convnext.inference.inputs import Item, find_items
 from convnext.inference.outputs import Drawings, open_output
 from convnext.inference.predictor import Predictor, load
 from convnext.tasks.base import Prediction
+from convnext.tasks.own import column
 
 Source = str | PathLike[str]
 Progress = Callable[[int, int], object]  # called with the numbers of images done and in all
@@ -145,9 +149,11 @@ class _Collected:
 
 def evaluate(
     model: Source,
-    data: Source | None = None,
+    data: Source | object | None = None,
     *,
     weights: str | None = None,
+    network: nn.Module | None = None,
+    metrics: Callable[..., object] | Sequence[Callable[..., object]] = (),
     batch_size: int | None = None,
     workers: int = 2,
     multi_scale: bool = False,
@@ -160,8 +166,10 @@ def evaluate(
 
     Args:
         model: as for `convnext.load`.
-        data: labelled images in the notation of `data.val`, for instance a folder; by default the validation data of the model's run.
-        weights: as for `convnext.load`.
+        data: labelled images in the notation of `data.val`, for instance a folder, or a map-style dataset as for `convnext.train`; by
+            default the validation data of the model's run.
+        weights, network: as for `convnext.load`.
+        metrics: one or several of your own, as for `convnext.register_metric`; by default those of the model's run.
         batch_size: images at a time; by default the task's.
         workers: processes that decode images.
         multi_scale: of a segmenter, test at six scales, with mirror images.
@@ -172,10 +180,13 @@ def evaluate(
 
     Raises UsageError or ConvnextError as `convnext.load` does, and for data that does not fit the network.
     """
-    with process_group(device) as target:
-        loaded = load_network(str(model), weights)
+    where = None if data is None else str(data) if isinstance(data, str | PathLike) else marker("data", data)
+    own = [metrics] if callable(metrics) else metrics
+    with process_group(device) as target, giving(data=data):
+        loaded = load_network(str(model), weights, network)
         if multi_scale:
             loaded.preprocessing = tasks.get(loaded.task).multi_scale(loaded.preprocessing)
         if tta is not None:
             loaded.preprocessing = tasks.get(loaded.task).mirrored(loaded.preprocessing)
-        return evaluate_loaded(loaded, None if data is None else str(data), batch_size, workers, max_corrupt, target, progress)
+        named = {column(qualified(one)): one for one in own}
+        return evaluate_loaded(loaded, where, batch_size, workers, max_corrupt, target, progress, own=named or None)

@@ -90,13 +90,15 @@ class Predictor(Generic[PredictionT]):
         return fast
 
 
-def load(source: str | Path, weights: str | None = None, *, device: str | None = None) -> Predictor[Any]:
+def load(source: str | Path, weights: str | None = None, *, device: str | None = None, network: nn.Module | None = None) -> Predictor[Any]:
     """Return a predictor from a run folder, a weight file of any known format, `hf://owner/name`, or a model's name with `weights`.
 
     >>> convnext.load("runs/ants-and-bees")("photo.jpg").top(5)
 
     (The file decides what the predictions are, so their type is Any.)
 
+    `network` is filled with the weights of a run whose network was given to `convnext.train` as `model=`.
+
     Raises UsageError or ConvnextError as `convnext.create_model` does.
     """
-    return Predictor(load_network(source, weights), pick_device(device))
+    return Predictor(load_network(source, weights, network), pick_device(device))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convnext import extend
 from convnext.errors import ConvnextError, need
 from convnext.inference.answers import Answer
 from convnext.inference.bulk import Engine, run_here
@@ -27,9 +28,18 @@ class _Worker:
     """Holds a network and predicts one batch at a time."""
 
     def __init__(
-        self, folder: str, model: str, weights: str | None, device: str | None, needs: frozenset[str], threads: int | None
+        self,
+        folder: str,
+        modules: list[str],
+        model: str,
+        weights: str | None,
+        device: str | None,
+        needs: frozenset[str],
+        threads: int | None,
     ) -> None:
         os.chdir(folder)  # so that relative paths keep their meaning
+        for module in modules:
+            extend.load(module)
         self.predictor, self.needs, self.threads = load(model, weights, device=device), needs, threads
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
@@ -75,7 +85,7 @@ def on_ray(model: str, weights: str | None, device: str | None, threads: int | N
             resources = ray.cluster_resources()
             kind = "GPU" if device != "cpu" and resources.get("GPU") else "CPU"
             pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, int(resources[kind])))
-            given = (os.getcwd(), model, weights, device, needs, threads)
+            given = (os.getcwd(), extend.loaded(), model, weights, device, needs, threads)
             # One block per batch: Ray hands a block to a worker, and to another if that one is lost.
             data = ray.data.from_items(batches, override_num_blocks=len(batches))
             for row in data.map(_Worker, fn_constructor_args=given, compute=pool, **{f"num_{kind.lower()}s": 1}).iter_rows():

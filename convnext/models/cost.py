@@ -19,13 +19,13 @@ class Cost:
     image_size: ImageSize  # pixels a side, or (height, width)
 
 
-def count_cost(model: nn.Module, image_size: ImageSize, in_channels: int = 3) -> Cost:
-    """Return the cost of a network on the meta device, where only shapes are computed: any size takes well under two seconds.
+def count_cost(model: nn.Module, image_size: ImageSize, in_channels: int = 3, device: str | torch.device = "meta") -> Cost:
+    """Return the cost of a network on a device, by default meta, where only shapes are computed: any size takes well under two seconds.
 
     A segmenter is counted as in Table 4 of the ConvNeXt paper: parameters with its auxiliary head, multiply-adds without it.
     """
     height, width = sides(image_size)
-    image = torch.empty(1, in_channels, height, width, device="meta")
+    image = torch.empty(1, in_channels, height, width, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(image)
     parameters = sum(parameter.numel() for parameter in model.parameters())

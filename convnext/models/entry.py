@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from convnext.data.transforms.preprocessing import Preprocessing
     from convnext.models.cost import Cost, ImageSize
     from convnext.models.network import Backbone, Network
+    from convnext.models.own import OwnNetwork
 
     State = Mapping[str, Tensor]
 
@@ -57,6 +58,7 @@ class Entry:
     has_pyramid: bool = True  # of a backbone: whether it has maps of strides 4, 8, 16, 32
     timm_name: str | None = None  # of a backbone that timm builds
     backbone: "Entry | None" = None  # of a head: the entry of what is under it
+    is_own: bool = False  # whether it comes from outside the package; then the network is an `OwnNetwork`
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -110,18 +112,24 @@ class Entry:
             return cast("Backbone", model).to_native(state), self.format
         if self.backbone is not None and not any(key.startswith("backbone.") for key in state):
             return self._completed(model, state)
+        if self.is_own:
+            return dict(state), "own"
         names = formats if self.backbone is None else self._weight_names
         known = names.recognise(state)
         return names.to_native(state, known), known
 
     def is_of_classes(self, model: "Network", key: str) -> bool:
         """Return whether the shape of that parameter depends on the number of classes."""
+        if self.is_own:
+            return cast("OwnNetwork", model).is_of_classes(key)
         if self.backbone is None:
             return key.startswith(f"{cast('Backbone', model).head_name}.")
         return self._weight_names.is_of_classes(key)
 
     def count_classes(self, model: "Network", native: "State") -> int:
         """Return the number of classes of a state in the model's own names; 0 for one without a head."""
+        if self.is_own:
+            return cast("OwnNetwork", model).count_classes(native)
         if self.backbone is not None:
             return self._weight_names.count_classes(native)
         key = f"{cast('Backbone', model).head_name}.weight"

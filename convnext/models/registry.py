@@ -1,29 +1,47 @@
 """Every model name: how the network is built, from which arguments, with which weights and preprocessing, and for which task.
 
-A name is a backbone, as `convnext_tiny`, or a head over a backbone, as `upernet_convnext_tiny`. Adding one of either is one entry here.
+A name is a backbone, as `convnext_tiny`, or a head over a backbone, as `upernet_convnext_tiny`. Adding one of either is one entry here;
+from outside the package, `convnext.models.register` adds it.
 """
 
 import fnmatch
 from dataclasses import replace
 
 from convnext.errors import UsageError, nearest
+from convnext.extend import Register, is_marker, load_entry_points
 from convnext.models.backbones.roadmap_steps import STEPS, step_names
 from convnext.models.entry import Entry
+from convnext.models.own_entry import given_entry
 
 
 def find(name: str) -> Entry:
     """Return the entry of a name. Raises UsageError, with the nearest name, if the name is unknown."""
+    if is_marker(name):
+        return given_entry(name)
+    if (found := _known(name)) is None:
+        load_entry_points()
+        found = _known(name)
+    if found is None:
+        raise UsageError(f"unknown model {name!r}{nearest(name, names())}")
+    return found
+
+
+def _known(name: str) -> Entry | None:
     if name in BACKBONES:
         return BACKBONES[name]
     for head in HEADS:
         under = name.removeprefix(f"{head}_")
         if under != name and under in BACKBONES:
             return _over(head, BACKBONES[under])
-    raise UsageError(f"unknown model {name!r}{nearest(name, names())}")
+    return None
 
 
 def names() -> list[str]:
-    """Return every name: the backbones, and each head over each backbone with a pyramid (those of the roadmap are not listed)."""
+    """Return every name: the backbones, and each head over each backbone with a pyramid (those of the roadmap are not listed).
+
+    Those that installed packages add are among them.
+    """
+    load_entry_points()
     under = [name for name, entry in BACKBONES.items() if entry.has_pyramid and not name.startswith("roadmap_")]
     return [*BACKBONES, *(f"{head}_{name}" for head in HEADS for name in under)]
 
@@ -209,6 +227,11 @@ _HEAD_WEIGHTS: dict[str, dict[str, str]] = {  # of whole detectors and segmenter
     **_ade20k("large", "fb_in22k_640"),
     **_ade20k("xlarge", "fb_in22k_640"),
 }
+
+
+# What `convnext.register_backbone` and `register_head` add, in the tables above.
+BACKBONE_REGISTER = Register("backbone", BACKBONES)
+HEAD_REGISTER = Register("head", HEADS)
 
 
 def list_models(pattern: str = "*") -> list[str]:

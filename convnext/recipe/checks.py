@@ -8,43 +8,34 @@ from collections.abc import Callable, Iterator, Sequence
 from convnext.errors import UsageError, nearest
 from convnext.recipe.schema import Recipe, RecipeSection
 
-# The tasks that use a key, or all keys of a section, where not every task does.
-_USED_BY: dict[str, tuple[str, ...]] = {
-    "detect.": ("detect",),
-    "segment.": ("segment",),
-    "eval.": ("classify",),
-    "eval.best_by": ("classify", "detect", "segment"),
-    "data.image_size": ("classify", "segment"),
-    "data.val_fraction": ("classify", "segment"),
-    "data.image_column": ("classify",),
-    "data.label_column": ("classify",),
-    "data.root": ("classify",),
-    "data.group_column": ("classify",),
-    "data.group": ("classify",),
-    "data.fold": ("classify",),
-    "data.sampler": ("classify",),
-    "augment.crop": ("classify",),
-    "augment.trivial_augment": ("classify",),
-    "augment.rotate": ("classify", "segment"),
-    "augment.crop_scale": ("classify",),
-    "augment.crop_aspect": ("classify",),
-    "augment.rand_augment": ("classify",),
-    "augment.color_jitter": ("classify",),
-    "augment.random_erasing": ("classify",),
-    "augment.mixup": ("classify",),
-    "augment.cutmix": ("classify",),
-    "train.label_smoothing": ("classify",),
-    "train.class_weights": ("classify",),
-    "train.focal_gamma": ("classify",),
-    "train.multilabel_loss": ("multilabel",),
-}
-
 # By task, the metrics that can choose the best weights. Here, so that another one is refused before PyTorch loads.
 BEST_METRICS = {
     "classify": ("top1", "balanced_accuracy", "f1", "auroc", "loss"),
     "multilabel": ("map", "f1", "micro_f1", "loss"),
     "detect": ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"),
     "segment": ("miou", "mean_accuracy", "overall_accuracy"),
+}
+
+_CLASSIFIERS = ("classify", "multilabel")
+_OF_CLASSIFIERS = """
+    eval. data.image_column data.label_column data.root data.group_column data.group data.fold
+    augment.crop augment.crop_scale augment.crop_aspect augment.rand_augment augment.trivial_augment augment.color_jitter
+    augment.random_erasing augment.mixup augment.cutmix augment.extra train.label_smoothing train.loss
+"""
+
+# The tasks of the package that use a key, or all keys of a section, where not every task does. Tasks from outside may use any.
+_USED_BY: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(_OF_CLASSIFIERS.split(), _CLASSIFIERS),
+    "detect.": ("detect",),
+    "segment.": ("segment",),
+    "eval.best_by": tuple(BEST_METRICS),
+    "data.image_size": (*_CLASSIFIERS, "segment"),
+    "data.val_fraction": (*_CLASSIFIERS, "segment"),
+    "data.sampler": ("classify",),
+    "augment.rotate": (*_CLASSIFIERS, "segment"),
+    "train.class_weights": ("classify",),
+    "train.focal_gamma": ("classify",),
+    "train.multilabel_loss": ("multilabel",),
 }
 
 # Keys that other keys leave without effect: when that is so, and why.
@@ -69,6 +60,8 @@ _BESIDE: list[tuple[str, Callable[[Recipe], bool], str]] = [
     ("optim.min_lr", lambda r: r.optim.schedule == "step", "optim.schedule=step ends at a tenth for each milestone"),
     ("optim.momentum", lambda r: r.optim.name in ("adamw", "lamb"), "only optim.name=sgd and optim.name=muon have it"),
     ("optim.warmup_start", lambda r: r.optim.schedule == "cosine", "the warm-up of optim.schedule=cosine begins at 0"),
+    ("train.class_weights", lambda r: r.train.loss is not None, "train.loss replaces the loss that has them"),
+    ("train.focal_gamma", lambda r: r.train.loss is not None, "train.loss replaces the loss that has it"),
     ("train.warmup_epochs", lambda r: r.train.warmup_steps is not None, "train.warmup_steps replaces it"),
 ]
 
@@ -148,7 +141,7 @@ def _schedule(recipe: Recipe) -> Iterator[str]:
 def _best_by(recipe: Recipe) -> Iterator[str]:
     """Yield a metric that the task does not have."""
     best_by, known = recipe.eval.best_by, BEST_METRICS.get(recipe.task)
-    if best_by is not None and known is not None and best_by not in known:
+    if best_by is not None and known is not None and best_by not in known and not recipe.eval.metrics:  # whose names are not known yet
         yield f"eval.best_by: task {recipe.task} has no metric {best_by!r}{nearest(best_by, known)}"
 
 
@@ -157,7 +150,7 @@ def _without_effect(recipe: Recipe) -> Iterator[str]:
     changed = dict(_changed(recipe))
     for key, (value, default) in changed.items():
         tasks = _USED_BY.get(key) or _USED_BY.get(f"{key.partition('.')[0]}.") or (recipe.task,)
-        if recipe.task not in tasks:
+        if recipe.task in BEST_METRICS and recipe.task not in tasks:
             reason = f"task {recipe.task} does not use it, only {' and '.join(tasks)}"
             yield _useless(key, value, default, reason)
     for key, applies, reason in _BESIDE:

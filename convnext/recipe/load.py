@@ -6,10 +6,12 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from convnext.errors import UsageError, nearest
+from convnext.extend import LOSSES, METRICS, TASKS, TRANSFORMS, Register, is_marker, load, module_of
 from convnext.models.arguments import Argument
 from convnext.models.registry import find, names
 from convnext.recipe.checks import check
@@ -19,6 +21,15 @@ from convnext.text import read_text
 
 # As overrides these keys of `train` replace the other, in which a recipe may have counted.
 _REPLACES = {"epochs": "iterations", "warmup_epochs": "warmup_steps", "warmup_steps": "warmup_epochs"}
+
+_REGISTERS: dict[tuple[str | None, str], Register[Any]] = {  # of whatever type
+    (None, "task"): TASKS,
+    ("augment", "extra"): TRANSFORMS,
+    ("train", "loss"): LOSSES,
+    ("eval", "metrics"): METRICS,
+}
+_OWN_CODE = [("data", "train"), ("data", "val"), ("augment", "extra"), ("train", "loss"), ("eval", "metrics")]  # keys that may name code
+_CODE_KEYS = {"imports", *(f"{section}.{key}" for section, key in _OWN_CODE)}
 
 
 def list_recipes() -> list[str]:
@@ -44,14 +55,21 @@ def load_recipe(name: str, overrides: Sequence[str] | Mapping[str, object] = (),
     Args:
         name: of a recipe of the package, or a path ending in .yaml.
         overrides: `["optim.lr=1e-3", …]` or `{"optim.lr": 1e-3, …}`.
-        written: whether a run wrote the recipe: then keys without effect are accepted, as earlier versions did.
+        written: whether a run wrote the recipe. Then keys without effect are accepted, as earlier versions did, and the modules that it
+            names are not imported: the run may be a stranger's. Names that they would register are not checked.
 
     Raises UsageError that names the key, its file and the nearest known key, or what is wrong with its value.
     """
     values, as_written = read_values(recipe_text(name), name)
-    given = _given(values, overrides)
-    take_as_written(values, as_written, text_arguments(_arguments(values)) if "model.name" not in given else {})
-    known = keys() | _model_keys(values, given)
+    split = overrides if isinstance(overrides, Mapping) else dict(map(split_override, overrides))
+    modules = _modules(values, split if isinstance(overrides, Mapping) else _parsed(split, text_keys(), _CODE_KEYS))
+    for module in () if written else modules:
+        load(module)
+    is_checked = not written or not modules  # or else names may be those of modules that are not imported
+    given = split if isinstance(overrides, Mapping) else _parsed(split, text_keys() | _model_texts(values, split))
+    if is_checked and "model.name" not in given:
+        take_as_written(values, as_written, text_arguments(_arguments(values)))
+    known = keys() | (_model_keys(values, given) if is_checked else _any_model_keys(values))
     for key, value in given.items():
         if value is None and _remove(values, key.split(".")):
             continue
@@ -60,7 +78,9 @@ def load_recipe(name: str, overrides: Sequence[str] | Mapping[str, object] = (),
     _complete(values, given)
     for key_path in _paths(values, known):
         _check_key(key_path, f"recipe {name}", known)
-    _check_model(values, f"recipe {name}")
+    if is_checked:
+        _check_model(values, f"recipe {name}")
+        _check_names(values, f"recipe {name}")
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
@@ -74,14 +94,54 @@ def load_recipe(name: str, overrides: Sequence[str] | Mapping[str, object] = (),
     return recipe
 
 
-def _given(values: Values, overrides: Sequence[str] | Mapping[str, object]) -> Mapping[str, object]:
-    """Return the overrides by key, each with its value."""
-    if isinstance(overrides, Mapping):
-        return overrides
-    split = dict(split_override(text) for text in overrides)
-    chosen: Values = {"model": {"name": split["model.name"]}} if "model.name" in split else values
-    text = text_keys() | text_arguments(_arguments(chosen))
-    return {key: override_value(key, value, text) for key, value in split.items()}
+def _parsed(split: Mapping[str, object], text: Mapping[str, bool], only: Container[str] | None = None) -> dict[str, object]:
+    """Return the values of overrides by key, or of those of `only`."""
+    return {key: override_value(key, str(value), text) for key, value in split.items() if only is None or key in only}
+
+
+def _model_texts(values: Values, split: Mapping[str, object]) -> dict[str, bool]:
+    """Return the text arguments of the model that overrides or else the recipe names."""
+    return text_arguments(_arguments({"model": {"name": split["model.name"]}} if "model.name" in split else values))
+
+
+def load_modules(recipe: Recipe) -> None:
+    """Import the modules that a recipe needs, as reading it from a file does. Raises UsageError or ConvnextError as `extend.load` does."""
+    for module in _modules(recipe.model_dump(), {}):
+        load(module)
+
+
+def _modules(values: Values, given: Mapping[str, object]) -> list[str]:
+    """Return the modules that a recipe needs: those of `imports`, and those that references name."""
+
+    def value_of(section: str | None, key: str) -> object:
+        inner = values if section is None else values.get(section)
+        return given.get(f"{section}.{key}" if section else key, inner.get(key) if isinstance(inner, dict) else None)
+
+    found = _texts(value_of(None, "imports"))
+    for section, key in _OWN_CODE:
+        found += [module for text in _texts(value_of(section, key)) if not is_marker(text) and (module := module_of(text)) is not None]
+    return list(dict.fromkeys(found))
+
+
+def _texts(value: object) -> list[str]:
+    return [one for one in (value if isinstance(value, list | tuple) else [value]) if isinstance(one, str)]
+
+
+def _any_model_keys(values: Values) -> dict[str, str]:
+    model = values.get("model")
+    return {f"model.{key}": "" for key in model} if isinstance(model, dict) else {}
+
+
+def _check_names(values: Values, where: str) -> None:
+    """Raise UsageError for the name of a task, transform, loss or metric that nothing registers, with the nearest."""
+    for (section, key), register in _REGISTERS.items():
+        inner = values if section is None else values.get(section)
+        for name in _texts(inner.get(key) if isinstance(inner, dict) else None):
+            full = f"{section}.{key}" if section else key
+            if ":" not in name and register.find(name) is None:
+                raise UsageError(f"{where}: {full}: unknown {register.what} {name!r}{nearest(name, register.entries)}")
+            if ":" in name and not is_marker(name) and module_of(name) is None:
+                raise UsageError(f"{where}: {full}: {name!r} names no function; write it as my_module:my_function")
 
 
 def _complete(values: Values, given: Mapping[str, object]) -> None:

@@ -78,7 +78,7 @@ class Data(RecipeSection):
     """Which images, and how they reach the network."""
 
     train: str = Field(
-        description="a folder with one folder of images per class, labels.csv, photos.zip, shards (x-{00..07}.tar), cifar10:train …"
+        description="a folder with one folder of images per class, labels.csv, photos.zip, shards x-{0..7}.tar, cifar10:train, module:name"
     )
     val: str | None = Field(None, description="likewise; by default a part of train is held out")
     image_column: str | None = Field(None, description="of a table (.csv, .tsv, .parquet): the column that names the images")
@@ -173,6 +173,7 @@ class Augment(RecipeSection):
     random_erasing: float = Field(0.0, ge=0, le=1, description="probability of erasing a rectangle with per-pixel noise")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup, 0 for none (Zhang et al., 2018)")
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix, 0 for none (Yun et al., 2019)")
+    extra: str | None = Field(None, description="an augmentation of your own behind these: a registered name, or module:function")
 
 
 class Detect(RecipeSection):
@@ -243,6 +244,9 @@ class Train(RecipeSection):
     focal_gamma: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="classify: gamma of the focal loss (Lin et al., 2017), 0 for cross-entropy"
     )
+    loss: str | None = Field(
+        None, description="a loss of your own in place of the task's: a registered name, or module:function of logits and targets"
+    )
     ema: float = Field(
         0.0, ge=0, lt=1, description="decay of the moving average of the weights, which warms up and is evaluated and saved; 0 for none"
     )
@@ -280,12 +284,14 @@ class Eval(RecipeSection):
     best_by: str | None = Field(
         None, description="metric that chooses the best weights: top1, balanced_accuracy, f1, auroc, loss; box_ap, mask_ap; miou, …"
     )
+    metrics: tuple[str, ...] = Field((), description="metrics of your own beside the task's: registered names, or module:function")
 
 
 class Recipe(RecipeSection):
     """Everything that decides a run."""
 
-    task: Literal["classify", "multilabel", "detect", "segment"] = "classify"
+    imports: tuple[str, ...] = Field((), description="modules of your own to import first, for the names that they register")
+    task: str = Field("classify", description="classify, detect, segment, or a registered name")
     model: Model = Model()
     data: Data
     augment: Augment = Augment()

@@ -3,34 +3,29 @@
 `convnext.tasks.base` says what a task is; `convnext.tasks.classify` is the pattern for another one.
 """
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
-from convnext.errors import UsageError, nearest
+from convnext.extend import TASKS
 
 if TYPE_CHECKING:
     from convnext.tasks.base import AnyTask
 
-# By name, the class as "module:attribute", imported when the task is first used; then its one instance.
-_TASKS: "dict[str, str | AnyTask]" = {
-    "classify": "convnext.tasks.classify.task:ClassifyTask",
-    "multilabel": "convnext.tasks.multilabel.task:MultilabelTask",
-    "detect": "convnext.tasks.detect.task:DetectTask",
-    "segment": "convnext.tasks.segment.task:SegmentTask",
-}
+_tasks: "dict[str, AnyTask]" = {}  # the one instance of each that was used
 
 
 def names() -> list[str]:
     """Return the names of all tasks."""
-    return list(_TASKS)
+    return list(TASKS.entries)
 
 
 def get(name: str) -> "AnyTask":
     """Return the task of that name. Raises UsageError for an unknown one."""
-    entry = _TASKS.get(name)
-    if entry is None:
-        raise UsageError(f"unknown task {name!r}{nearest(name, names())}")
-    if isinstance(entry, str):
+    entry = TASKS.get(name)
+    if isinstance(entry, str):  # one of the package's, imported when it is first used
         module, _, attribute = entry.partition(":")
-        entry = _TASKS[name] = cast("AnyTask", getattr(import_module(module), attribute)())
-    return entry
+        entry = getattr(import_module(module), attribute)
+    if name not in _tasks or type(_tasks[name]) is not entry:
+        _tasks[name] = cast("Callable[[], AnyTask]", entry)()
+    return _tasks[name]

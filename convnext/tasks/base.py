@@ -1,7 +1,7 @@
 """What a task is: all that differs between classification, detection and segmentation. Nothing outside `tasks/` asks which task it is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, Self, TypeAlias, TypeVar
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from convnext.report import page
     from convnext.tasks.exported import TaskExport
 
+Function = Callable[..., object]  # a user's
 ClassIds = Sequence[int | Sequence[int]]  # the data's own number of each class: COCO's category ids; values of masks, or R, G, B
 Losses = Mapping[str, Tensor]  # named parts (scalars, float32), each logged; `total` adds them up for training
 Metrics = dict[str, float]
@@ -103,6 +104,10 @@ class Metric(ABC, Generic[BatchT, OutputT]):
     def details(self) -> Json:
         """Return everything that the report draws, as plain values."""
 
+    def measure(self, functions: Mapping[str, Function], known: Sequence[str]) -> Metrics:
+        """Return a user's own metrics by name; `known` are names that are taken. Only a metric of `Task.keeping_outputs` has them."""
+        raise NotImplementedError
+
     def results(self) -> list[Json]:
         """Return all that was predicted as COCO's results. Raises UsageError for a task without such results."""
         raise UsageError("only detectors give results in COCO's format")
@@ -141,6 +146,7 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     columns: ClassVar[tuple[str, ...]]  # of a table of predictions
     formats: ClassVar[tuple[str, ...]] = ()  # in which predictions can be written beside JSON lines and tables: "coco", "masks"
     options: ClassVar[tuple[str, ...]] = ()  # keyword arguments of `infer` that other tasks do not have
+    own: ClassVar[tuple[str, ...]] = ()  # keys of a recipe that name a user's code, which the task honours
     reorders_head: ClassVar[bool] = True  # whether a head that is kept can be put in another order of classes
     hub_pipeline: ClassVar[str]  # the hub's name of the task
     demo_recipe: ClassVar[str]
@@ -208,6 +214,10 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     @abstractmethod
     def metric(self, num_classes: int, source: SourceT) -> Metric[BatchT, OutputT]:
         """Return an empty metric for a network of so many classes, evaluated on a source."""
+
+    def keeping_outputs(self, metric: Metric[BatchT, OutputT]) -> Metric[BatchT, OutputT]:
+        """Return a metric that also keeps all outputs, for a user's own metrics. Raises UsageError for a task that takes none."""
+        raise UsageError(f"the task {self.name!r} takes no metrics from outside: leave out eval.metrics")
 
     # Report
 

@@ -16,6 +16,7 @@ from convnext.models.weights.files import write_weights
 from convnext.recipe import Recipe
 from convnext.report import metrics
 from convnext.tasks.base import AnyTask, Batch, Json, TaskData
+from convnext.tasks.own import own_metrics
 from convnext.text import counted
 from convnext.training.folder.run_folder import RunFolder
 from convnext.training.optim import scheduled_rate
@@ -237,6 +238,7 @@ class Trainer:
             precision=self.recipe.train.precision,
             max_corrupt=self.recipe.data.max_corrupt,
             progress=self._stop_evaluating,
+            own=own_metrics(self.recipe),
         )
 
     def _write_weights(self, metrics: dict[str, float], is_best: bool) -> None:

@@ -10,23 +10,27 @@ from zlib import crc32
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from convnext import distributed, tasks
 from convnext.data.contents import contents
 from convnext.data.randomness import generators_kept, seed_everything
 from convnext.errors import ConvnextError
+from convnext.extend import giving, is_marker
 from convnext.models.freeze import count_trained, freeze
 from convnext.models.load import create_model
 from convnext.models.network import Network
 from convnext.models.weights.files import read_restricted
 from convnext.models.weights.open import Opened
 from convnext.ops import keep_memory, slow_on_cpu
-from convnext.recipe import Recipe, load_recipe
-from convnext.recipe.checks import check
+from convnext.recipe import Recipe
+from convnext.recipe.load import load_modules
 from convnext.tasks.base import TaskData
+from convnext.tasks.own import check_own
 from convnext.text import counted
 from convnext.training.folder.run_folder import Changed, RunFolder
 from convnext.training.folder.run_paths import refuse_within_data
+from convnext.training.given import recipe_with, refuse_lost
 from convnext.training.loop import Trainer
 from convnext.training.progress import Display, Unbreakable
 from convnext.training.result import TrainResult, finish
@@ -49,6 +53,12 @@ def train(
     watch: Sequence[str] = (),
     device: str | None = None,
     console: Console | None = None,
+    model: nn.Module | None = None,
+    train_data: object = None,
+    val_data: object = None,
+    transform: Callable[..., object] | None = None,
+    loss: Callable[..., object] | None = None,
+    metrics: Callable[..., object] | Sequence[Callable[..., object]] = (),
 ) -> TrainResult:
     """Train, evaluate and report; return the metrics at the end.
 
@@ -62,6 +72,15 @@ def train(
         watch: also send the run's lines to these: "tensorboard", "trackio", "wandb".
         device: "cpu", "cuda", "cuda:1", "mps"; by default the fastest there is.
         console: where progress is shown; by default standard error.
+        model: a network of your own in place of the recipe's. It is trained in place, from the weights that it has; the EMA weights are
+            in the run folder alone.
+        train_data: a map-style dataset of your own in place of `data.train`: its items are (image, label), or dicts with image and label.
+        val_data: likewise in place of `data.val`; without it a part of `train_data` is held out.
+        transform: as for `convnext.register_transform`.
+        loss: as for `convnext.register_loss`.
+        metrics: one or several, as for `convnext.register_metric`.
+
+    What is given as an object is named in recipe.yaml. Resuming the run takes the same objects again.
 
     The random generators of Python, NumPy and PyTorch are afterwards as they were. Two things stay changed in the process: on a
     CPU under Linux it keeps the memory that it frees (`mallopt`), and under torchrun the current CUDA device is that of the rank.
@@ -69,10 +88,15 @@ def train(
     Raises UsageError for what does not exist or contradicts itself, ConvnextError for work that failed.
     """
     started = time.monotonic()
+    objects = {"model": model, "train_data": train_data, "val_data": val_data, "transform": transform, "loss": loss}
+    objects |= {"metrics": ([metrics] if callable(metrics) else list(metrics)) or None}
     with ExitStack() as stack:
+        stack.enter_context(giving(**objects))
         stack.enter_context(generators_kept())
         chosen = stack.enter_context(distributed.process_group(device))
-        settings = distributed.on_main(lambda: _settings(recipe, overrides))
+        settings = distributed.on_main(lambda: recipe_with(recipe, overrides, objects))
+        if not distributed.is_main():
+            load_modules(settings)
         folder = RunFolder(Path(output))
         console = console or Console(file=cast(IO[str], Unbreakable(sys.stderr)), quiet=not distributed.is_main())
         display = Display(console)
@@ -94,16 +118,12 @@ def train(
                 watcher.close()
 
 
-def _settings(recipe: str | Recipe, overrides: Sequence[str] | Mapping[str, object]) -> Recipe:
-    if isinstance(recipe, Recipe):
-        check(recipe)
-        return recipe
-    return load_recipe(recipe, overrides)
-
-
 def _prepare(recipe: Recipe, folder: RunFolder, device: torch.device, display: Display, resume: bool, change: bool) -> Trainer:
     """Return a trainer at the run's first step, or at the one after which it resumes, with the folder ready to be written to."""
     task = tasks.get(recipe.task)
+    distributed.on_all(lambda: check_own(task, recipe))
+    if resume and not change:
+        distributed.on_main(lambda: refuse_lost(folder.recipe, recipe))
     start = distributed.on_all(lambda: start_from(recipe))
     recipe, folder.source = start.recipe, start.source
     changed = distributed.on_main(lambda: folder.check_same(recipe, change)) if resume else {}
@@ -117,6 +137,8 @@ def _prepare(recipe: Recipe, folder: RunFolder, device: torch.device, display: D
         distributed.on_all(lambda: check_length(recipe, data))
     seed_everything(recipe.seed, WEIGHTS)
     model = distributed.on_all(lambda: _build_started(start, data.classes)).to(device)
+    if is_marker(recipe.model.name):  # each process made its own
+        distributed.take_from_main([*model.parameters(), *model.buffers()])
     if recipe.train.sync_norm and device.type == "cuda" and distributed.world() > 1:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     if recipe.model.freeze is not None:

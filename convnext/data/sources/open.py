@@ -1,6 +1,6 @@
 """From the text of `data.train` and `data.val` to a source: the table of all formats of datasets.
 
-A new format is one file and one entry of `_FORMATS`; a program adds its own with `register_source`.
+A new format is one file and one entry of `_FORMATS`; a program adds its own data with `convnext.register_source`.
 """
 
 import re
@@ -18,6 +18,7 @@ from convnext.data.sources.digits import open_digits
 from convnext.data.sources.folder import ImageFolder, parts_of
 from convnext.data.sources.mask_folder import open_ade20k, open_mask_folder
 from convnext.data.sources.masks import open_semantic
+from convnext.data.sources.own import is_own, open_own, open_own_masks, open_own_objects
 from convnext.data.sources.packed.archive import ArchiveFolder, archive_parts, is_archive
 from convnext.data.sources.packed.embedded import is_embedded, open_embedded
 from convnext.data.sources.scenes import open_scenes
@@ -25,6 +26,7 @@ from convnext.data.sources.shards import is_shards, open_shards
 from convnext.data.sources.table import is_table, open_table
 from convnext.data.split import folds, group_folds, split, split_groups
 from convnext.errors import UsageError, nearest
+from convnext.extend import SOURCES
 
 Classes = Sequence[str] | None  # the class names that the labels count, if a network already has some
 
@@ -80,13 +82,14 @@ _FORMATS = [
     SourceFormat("tables", (), is_table, classify=open_table),
     SourceFormat("archives", (), is_archive, classify=ArchiveFolder),
     SourceFormat("shards", (), is_shards, classify=open_shards),
+    SourceFormat("from outside", (), is_own, classify=open_own, detect=open_own_objects, segment=open_own_masks),
     SourceFormat("folders of classes", (), _is_path, classify=_open_image_folder),
     SourceFormat("COCO's layout", (), _any_name, detect=open_coco_layout),
     SourceFormat("images and masks", (), _any_name, segment=open_mask_folder),
 ]
 
 
-def register_source(entry: SourceFormat) -> None:
+def register_format(entry: SourceFormat) -> None:
     """Add a format of datasets. Names go to the format that was registered last among those that take them."""
     _FORMATS.insert(0, entry)
 
@@ -104,6 +107,7 @@ def open_source(where: str, classes: Classes = None) -> ClassifySource:
             a table, `labels.csv` (see `open_table`); a dataset with images in Parquet (see `open_embedded`);
             a zip or tar of class folders (see `ArchiveFolder`);
             WebDataset shards (`x-{000..007}.tar`, `x-*.tar`, a folder of them, an `https://` or `hf://datasets/…` address);
+            a dataset from outside the package, `my_module:function` or `PREFIX:…` of `convnext.register_source`;
             or a folder with one folder of images per class, named freely or by ImageNet's synsets.
         classes: the class names that the labels count, if a network already has some.
 
@@ -115,7 +119,7 @@ def open_source(where: str, classes: Classes = None) -> ClassifySource:
     kind, _, folder = where.partition(":")
     if kind in imagenet.EVALUATION_SETS:
         raise UsageError(f"{where} is a set for `convnext eval --data` alone; to train on its images give the folder, {folder}")
-    known = [prefix for entry in _FORMATS if entry.classify is not None for prefix in entry.prefixes]
+    known = [prefix for entry in _FORMATS if entry.classify is not None for prefix in entry.prefixes] + list(SOURCES.entries)
     raise UsageError(f"unknown dataset {where!r}{nearest(f'{kind}:', [f'{name}:' for name in (*known, *imagenet.EVALUATION_SETS)])}")
 
 

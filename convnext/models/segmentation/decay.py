@@ -7,8 +7,8 @@ T, and at 0.9^9 in the others.
 
 import re
 
-# A stage counts from 0 in ConvNeXt ("stages") and Swin ("layers"), from 1 in ResNet ("layer1").
-_STAGE = re.compile(r"backbone\.(?:(?:stages|layers)\.(\d+)|layer(\d+))\.(?!downsample\.)")
+# A stage counts from 0 in ConvNeXt ("stages") and Swin ("layers"), from 1 in ResNet ("layer1"). A network from outside is in "network".
+_STAGE = re.compile(r"backbone\.(?:network\.)?(?:(?:stages|layers)\.(\d+)|layer(\d+))\.(?!downsample\.)")
 
 
 def stage_group(name: str, groups: int) -> int:

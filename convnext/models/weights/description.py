@@ -14,9 +14,9 @@ from torch import Tensor
 from convnext.data.transforms.detect import DetectPreprocessing
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
 from convnext.data.transforms.segment import SegmentPreprocessing
-from convnext.errors import ConvnextError, UsageError, first_line
-from convnext.models.entry import Entry
-from convnext.models.registry import find
+from convnext.errors import ConvnextError, first_line
+from convnext.extend import is_marker
+from convnext.models.weights.known import entry_for
 
 _MAX_LENGTH = 16 << 20  # characters of a description; 21,841 class names are half a million
 _MAX_CLASSES = 1_000_000
@@ -45,6 +45,7 @@ class Description(TypedDict, total=False):
     metrics: dict[str, float | int] | None
     step: int | None
     source: str | None
+    imports: list[str]  # the modules that register the network or the task
     graph: GraphDescription  # of an exported file, as the next two
     labels: list[str] | None
     convnext: str | None
@@ -74,9 +75,18 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class DescribedModel(Strict):
-    """The arguments of `create_model`: those of all constructors, but for those that only training needs."""
+Plain = bool | int | float | Name | None
 
+
+class DescribedModel(Strict):
+    """The arguments of `create_model`: those of all constructors, but for those that only training needs.
+
+    A network from outside the package has arguments of its own, plain values or short lists of them.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    __pydantic_extra__: dict[Annotated[str, Field(max_length=100)], Plain | Annotated[list[Plain], Field(max_length=64)]]
     name: Name
     num_classes: int = Field(ge=0, le=_MAX_CLASSES)
     in_channels: int = Field(3, ge=1, le=4096)
@@ -173,6 +183,18 @@ class Described(Strict):
     metrics: dict[Name, Annotated[float, Field(allow_inf_nan=True)] | int] | None = None  # NaN: of a class that no image shows
     step: int | None = Field(None, ge=0)
     source: Name | None = None  # the weights that training began from, or that were exported
+    imports: Annotated[list[Name], Field(max_length=16)] = []
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it says that its network or task comes from outside the package."""
+        return bool(self.imports) or is_marker(self.model.name)
+
+    @model_validator(mode="after")
+    def _known_arguments(self) -> "Described":
+        if (more := self.model.model_extra) and not self.is_own:
+            raise ValueError(f"model.{next(iter(more))}: Extra inputs are not permitted")
+        return self
 
     @model_validator(mode="after")
     def _classes_of_the_head(self) -> "Described":
@@ -231,24 +253,16 @@ def parse(text: str, path: Path, exported: bool = False) -> Description:
 def _check_preprocessing(found: Described) -> None:
     """Raise ValueError if task or preprocessing are not those of the network. Those of an unknown network are not used."""
     try:
-        entry = find(found.model.name)
-    except UsageError:
+        entry = entry_for(found.model.name, found.task, found.imports)
+    except ConvnextError:
         return
-    if found.task not in entry.tasks:
+    if found.task not in entry.tasks and not found.imports:  # a task from outside may be for any network
         raise ValueError(f"task: {entry.name} is for {entry.task!r}, not {_ascii(found.task[:50])!r}")
     schema = _PREPROCESSINGS.get(entry.preprocessing(), Normalised)
     try:
         schema.model_validate(found.preprocessing)
     except ValidationError as error:
         raise ValueError(f"preprocessing.{_first(error)}") from error
-
-
-def entry_of(about: Mapping[str, object], path: Path) -> Entry:
-    """Return the entry of the network that a file describes. Raises ConvnextError, naming the file, if the network is unknown."""
-    try:
-        return find(str(cast("Mapping[str, object]", about["model"])["name"]))
-    except UsageError as error:
-        raise ConvnextError(f"{path} describes an unknown network: {error}") from error
 
 
 def check_size(model: Mapping[str, object], state: Mapping[str, Tensor], path: Path) -> None:

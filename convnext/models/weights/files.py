@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from convnext.errors import ConvnextError, UsageError, first_line
+from convnext.models.register import imports_of
 from convnext.models.weights.description import Description, check_size, parse
 
 OWN_METADATA = "convnext"  # the metadata key under which our own files describe themselves, as JSON
@@ -67,15 +69,25 @@ def read_restricted(path: Path) -> object:
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, object] | Description | None = None) -> None:
-    """Write tensors to `path` atomically: safetensors with our description, or `{"model": state}` as `.pth`."""
+    """Write tensors to `path` atomically: safetensors with our description, or `{"model": state}` as `.pth`.
+
+    The description names the modules that register a network or a task from outside the package.
+    """
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
     if path.suffix == ".safetensors":
-        metadata = {"format": "pt"} | ({OWN_METADATA: json.dumps(about)} if about else {})
+        metadata = {"format": "pt"} | ({OWN_METADATA: json.dumps(with_imports(about))} if about else {})
         write_atomically(path, lambda file: save_file(tensors, file, metadata))
     elif path.suffix in (".pth", ".pt", ".bin"):
         write_atomically(path, lambda file: torch.save({"model": tensors}, file))
     else:
         raise UsageError(f"{path}: the name must end in .safetensors or .pth")
+
+
+def with_imports(about: Mapping[str, object] | Description) -> dict[str, object]:
+    """Return a description with the modules that register its network and its task, if these come from outside the package."""
+    model = cast("Mapping[str, object]", about["model"])
+    needed = imports_of(str(model["name"]), str(about["task"]))
+    return {**about, **({"imports": needed} if needed else {})}
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -16,7 +16,7 @@ from convnext.models.network import Spec
 from convnext.models.registry import BACKBONES, find
 from convnext.models.weights import configuration, download, files, formats, published
 from convnext.models.weights.configuration import Shape
-from convnext.models.weights.description import entry_of
+from convnext.models.weights.known import check_known, entry_of
 
 log = logging.getLogger("convnext")
 
@@ -73,6 +73,7 @@ def open_weights(weights: str | Path | Mapping[str, Tensor], name: str | None = 
     downloaded = download.download(entry.weights[tag] if entry is not None and tag is not None else str(weights))
     state, about = files.read_weights(downloaded.path, downloaded.entry)
     if about:
+        check_known(about, downloaded.path)
         source = downloaded.address or about.get("source")
         how = entry_of(about, downloaded.path).preprocessing().from_json(about["preprocessing"])
         named = about.get("classes"), about.get("class_ids")

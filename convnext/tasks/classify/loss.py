@@ -8,6 +8,7 @@ from convnext.data.transforms.classify import batch_mixing
 from convnext.recipe import Recipe
 from convnext.tasks.base import Losses
 from convnext.tasks.classify.batch import ClassifyBatch
+from convnext.tasks.classify.own import check_logits
 
 _UNSURE = 1e-6  # smallest 1 - p in the focal factor, whose slope at 0 is infinite for a gamma below 1
 
@@ -23,19 +24,19 @@ class ClassifyCriterion:
 
     def __init__(self, recipe: Recipe, num_classes: int, weights: Tensor | None = None) -> None:
         self.label_smoothing, self.gamma, self.weights = recipe.train.label_smoothing, recipe.train.focal_gamma, weights
-        self.is_plain = weights is None and not self.gamma
+        self.num_classes, self.is_plain = num_classes, weights is None and not self.gamma
         smoothing = self.label_smoothing if self.is_plain else 0.0  # otherwise `weighted_loss` smooths, after the weights are known
         self.mix = batch_mixing(recipe.augment.mixup, recipe.augment.cutmix, smoothing, num_classes)
 
     def __call__(self, model: nn.Module, batch: ClassifyBatch) -> Losses:
         """Return the mean `loss`. The draws of mixup and CutMix come from NumPy's global generator."""
         if self.mix is None:
-            logits = model(batch.images).float()
+            logits = check_logits(model(batch.images), batch.images, self.num_classes).float()
             if self.is_plain:
                 return {"loss": F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)}
             return self._weighted(logits, F.one_hot(batch.labels, logits.shape[1]).float())
         images, targets = self.mix(batch.images, batch.labels)
-        logits = model(images).float()
+        logits = check_logits(model(images), images, self.num_classes).float()
         return {"loss": F.cross_entropy(logits, targets)} if self.is_plain else self._weighted(logits, targets)
 
     def _weighted(self, logits: Tensor, targets: Tensor) -> Losses:

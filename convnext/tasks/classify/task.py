@@ -22,6 +22,7 @@ from convnext.tasks.classify import class_scores, imbalance, prediction
 from convnext.tasks.classify.batch import ClassifyBatch
 from convnext.tasks.classify.parts import counts, open_classes, open_parts, remarks_on, with_columns
 from convnext.tasks.classify.prediction import ClassifyPrediction
+from convnext.tasks.own import own_loss, own_transform, title
 from convnext.tasks.shared import refuse_options
 from convnext.text import printable
 
@@ -38,6 +39,7 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["classify"]
     batch_size: ClassVar[int] = 32
     columns: ClassVar[tuple[str, ...]] = ("class", "probability")
+    own: ClassVar[tuple[str, ...]] = ("augment.extra", "train.loss", "eval.metrics")
     hub_pipeline: ClassVar[str] = "image-classification"
     demo_recipe: ClassVar[str] = "digits"
 
@@ -134,9 +136,12 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
     # Training and evaluation
 
     def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[ClassifyBatch]:
-        """Return cross-entropy, with mixup, CutMix, class weights and the focal factor where the recipe has them."""
+        """Return cross-entropy, with class weights and the focal factor, or the recipe's own loss; with mixup and CutMix."""
         from convnext.tasks.classify.loss import ClassifyCriterion
+        from convnext.tasks.classify.own import OwnCriterion
 
+        if (loss := own_loss(recipe)) is not None:
+            return OwnCriterion(recipe, loss, len(data.classes))
         weights = imbalance.class_weights(recipe, data.classes, data.class_counts or [])
         return ClassifyCriterion(recipe, len(data.classes), weights)
 
@@ -149,6 +154,12 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
         from convnext.tasks.classify.metric import ClassifyMetric
 
         return ClassifyMetric(num_classes, source)
+
+    def keeping_outputs(self, metric: Metric[ClassifyBatch, Tensor]) -> Metric[ClassifyBatch, Tensor]:
+        """Return the metric with all logits and labels, for a user's own metrics."""
+        from convnext.tasks.classify.own import KeptOutputs
+
+        return KeptOutputs(metric)
 
     # Report
 
@@ -209,9 +220,9 @@ def unreadable(source: ClassifySource) -> list[str]:
 
 def augmentation(recipe: Recipe) -> "Augmentation":
     """Return the settings of the training transform of a recipe."""
-    from convnext.data.transforms.classify import Augmentation
+    from convnext.data.transforms.classify import Augmentation, Extra
 
-    data, augment = recipe.data, recipe.augment
+    data, augment, own = recipe.data, recipe.augment, own_transform(recipe)
     return Augmentation(
         image_size=data.image_size,
         interpolation=recipe.eval.interpolation,
@@ -229,4 +240,5 @@ def augmentation(recipe: Recipe) -> "Augmentation":
         mean=data.mean,
         std=data.std,
         range=data.range,
+        extra=None if own is None else Extra(title(str(augment.extra), own), own),
     )

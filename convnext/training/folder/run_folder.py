@@ -24,7 +24,7 @@ Changed = Mapping[str, tuple[object, object]]  # key of the recipe: the value be
 
 _KEYS = {"model", "optimizer", "step", "logged"}  # that every state has
 # Keys of a recipe on which no result depends: a resumed run takes their new values without being asked.
-_FREE = {"data.workers", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints"}
+_FREE = {"imports", "data.workers", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints"}
 
 
 class RunFolder(RunPaths):

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from convnext.data.archives.names import archive_in, is_archive_name
 from convnext.errors import ConvnextError, UsageError
+from convnext.extend import SOURCES, is_marker, module_of
 from convnext.recipe import Recipe, load_recipe
+from convnext.training.given import refuse_markers
 
 LOCK, HOLDER = ".lock", ".lock-holder"
 ID_FILE = "watch-id"  # the run's id for watchers
@@ -113,7 +115,7 @@ def data_folders(recipe: Recipe) -> Iterator[tuple[str, str, Path]]:
 def _data_folder(where: str) -> Path | None:
     """Return the folder in a value of `data.train`, None if it names none."""
     kind, _, rest = where.partition(":")
-    if kind in ("digits", "scenes"):
+    if kind in ("digits", "scenes") or is_marker(where) or module_of(where) is not None or kind in SOURCES.entries:
         return None
     if kind == "coco":
         rest = rest.rpartition(":")[2]
@@ -134,6 +136,7 @@ def check_start(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return
     settings = load_recipe(recipe, overrides)
+    refuse_markers(settings)
     check_device(device)
     check_data(settings)
     refuse_within_data(output, settings)

@@ -1,0 +1,261 @@
+"""Code from outside the package: registers of names, references to code, and the modules that are imported for them. Imports no PyTorch.
+
+A module is imported only where its name comes from the user: `--import`, a recipe that the user starts, or an installed package that
+announces itself in the entry-point group `convnext`. Nothing is imported because a downloaded file names it.
+"""
+
+import inspect
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Generic, TypeVar, cast
+
+from convnext.errors import ConvnextError, UsageError, first_line, nearest
+
+log = logging.getLogger("convnext")
+
+GROUP = "convnext"  # of entry points, each of which names a module to import
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_REFERENCE = re.compile(rf"({_MODULE.pattern}):([A-Za-z_]\w*)")
+_NAME = re.compile(r"[A-Za-z]\w*")
+_MARK = "own"  # own:model:my_module.MyNet stands in a recipe for an object that Python gave
+
+T = TypeVar("T")
+Thing = TypeVar("Thing")
+
+
+class Register(Generic[T]):
+    """Things by name, those of the package and those that are added to it.
+
+    Args:
+        what: they are, for messages.
+        entries: those of the package.
+    """
+
+    def __init__(self, what: str, entries: dict[str, T] | None = None) -> None:
+        self.what = what
+        self.entries: dict[str, T] = {} if entries is None else entries
+        self.origins: dict[str, str] = {}  # of the names that were added: the module that did it
+
+    def add(self, name: str, thing: T, module: str) -> None:
+        """Add a thing that a module registers. A module may replace its own, as a notebook does whose cell runs again.
+
+        Raises UsageError for a name that is taken, or that is no name.
+        """
+        if not _NAME.fullmatch(name) or name == _MARK:
+            raise UsageError(f"{name!r} can't name a {self.what}: use letters, digits and underscores, as in my_{self.what}")
+        if name in self.entries and self.origins.get(name) != module:
+            raise UsageError(f"the {self.what} {name!r} exists already, in {self.origins.get(name, 'convnext')}: take another name")
+        self.entries[name] = thing
+        self.origins[name] = module
+
+    def find(self, name: str) -> T | None:
+        """Return the thing of that name, None for an unknown one; installed packages are asked for it too."""
+        if name not in self.entries:
+            load_entry_points()
+        return self.entries.get(name)
+
+    def get(self, name: str) -> T:
+        """Return the thing of that name. Raises UsageError, with the nearest name, for an unknown one."""
+        found = self.find(name)
+        if found is None:
+            raise UsageError(f"unknown {self.what} {name!r}{nearest(name, self.entries)}{where_from(())}")
+        return found
+
+    def decorator(self, name: str, module: str) -> Callable[[Thing], Thing]:
+        """Return the decorator that adds what it decorates, and leaves it as it is."""
+
+        def register(thing: Thing) -> Thing:
+            self.add(name, cast("T", thing), module)
+            return thing
+
+        return register
+
+
+def where_from(modules: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: which modules to import, if that is known."""
+    asked = " ".join(f"--import {module}" for module in modules)
+    return f"; add {asked}" if asked else "; the module that registers a name of your own is given with --import my_module"
+
+
+def caller() -> str:
+    """Return the module that called the function that calls this."""
+    frame = sys._getframe(2)
+    return _importable(str(frame.f_globals.get("__name__", "__main__")))
+
+
+def _importable(module: str) -> str:
+    """Return the name by which a module can be imported: for the script that is running, that of its file."""
+    if module != "__main__":
+        return module
+    main = sys.modules["__main__"]
+    if (spec := getattr(main, "__spec__", None)) is not None:  # python -m package.module
+        return str(spec.name)
+    return Path(getattr(main, "__file__", None) or module).stem
+
+
+# Modules
+
+_loaded: list[str] = []  # in the order in which they were asked for
+_asked_entry_points = False
+
+
+def load(module: str) -> None:
+    """Import a module that the user names, from the current folder too, so that what it registers is known.
+
+    Raises UsageError if there is no such module, ConvnextError if it can't be imported.
+    """
+    if module.endswith(".py") or not _MODULE.fullmatch(module):
+        hint = f": give the module's name, {Path(module).stem}" if module.endswith(".py") else ""
+        raise UsageError(f"{module!r} is not the name of a module{hint}")
+    if module not in sys.modules and module != _importable("__main__"):
+        if (folder := os.getcwd()) not in sys.path and "" not in sys.path:
+            sys.path.append(folder)  # behind all others, so that no file here replaces an installed package; worker processes take it over
+        try:
+            import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
+                raise UsageError(f"no module {module!r}: it must lie in {folder} or on PYTHONPATH, or be installed") from error
+            raise ConvnextError(f"the module {module} needs {error.name}, which is not installed") from error
+        except ConvnextError:
+            raise
+        except Exception as error:  # a user's module may raise anything
+            raise ConvnextError(f"the module {module} can't be imported: {type(error).__name__}: {first_line(error)}") from error
+    if module not in _loaded:
+        _loaded.append(module)
+
+
+def loaded() -> list[str]:
+    """Return the modules that `load` imported, for processes that shall know the same names."""
+    return list(_loaded)
+
+
+def load_entry_points() -> None:
+    """Import the modules of installed packages in the entry-point group `convnext`, once. One that fails is reported, and skipped."""
+    global _asked_entry_points
+    if _asked_entry_points:
+        return
+    _asked_entry_points = True
+    for point in entry_points(group=GROUP):
+        try:
+            point.load()
+        except Exception as error:  # a broken package must not stop a command that does not need it
+            log.warning("the installed extension %s can't be loaded: %s: %s", point.value, type(error).__name__, first_line(error))
+
+
+# References: package.module:attribute
+
+
+def module_of(reference: str) -> str | None:
+    """Return the module of a text such as `package.module:function`, None if it is not one.
+
+    A module without a dot must exist, because `digits:train` has the same form.
+    """
+    if (found := _REFERENCE.fullmatch(reference)) is None:
+        return None
+    module = found[1]
+    if "." in module or module in sys.modules:
+        return module
+    if any((Path(folder) / f"{module}.py").is_file() for folder in {os.getcwd(), *sys.path}):
+        return module
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return module if spec is not None and spec.origin is not None else None  # a folder without code has no origin
+
+
+def resolve(reference: str) -> object:
+    """Return what a reference names. Its module is imported already, or else UsageError says how to import it."""
+    module = module_of(reference) or reference.partition(":")[0]
+    attribute = reference.partition(":")[2]
+    if module not in sys.modules:
+        raise UsageError(f"{reference}: the module {module} is not imported{where_from([module])}")
+    found: object = getattr(sys.modules[module], attribute, None)
+    if found is None:
+        raise UsageError(f"{reference}: {module} has no {attribute!r}{nearest(attribute, _public(module))}")
+    return found
+
+
+def _public(module: str) -> list[str]:
+    return [name for name in vars(sys.modules[module]) if not name.startswith("_")]
+
+
+# Objects that a call from Python gives, by the argument that they are
+
+_given: ContextVar[Mapping[str, object]] = ContextVar("given")
+
+
+@contextmanager
+def giving(**objects: object) -> Iterator[None]:
+    """Within, `given` returns these objects, those that are None excepted."""
+    token = _given.set({name: thing for name, thing in objects.items() if thing is not None})
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+def marker(argument: str, thing: object) -> str:
+    """Return what stands in a recipe for an object: own:, the argument that gave it, and the name of its function or class."""
+    return f"{_MARK}:{argument}:{qualified(thing)}"
+
+
+def is_marker(text: object) -> bool:
+    """Return whether a value of a recipe stands for an object that Python gave."""
+    return isinstance(text, str) and text.startswith(f"{_MARK}:")
+
+
+def argument_of(mark: str) -> str:
+    """Return the argument of `convnext.train` that gave an object."""
+    return mark.split(":")[1]
+
+
+def given(mark: str) -> object:
+    """Return the object that a marker stands for. Raises UsageError, saying what to give, outside of a call that gives it."""
+    _, argument, name = mark.split(":", 2)
+    found = _given.get({}).get(argument)
+    if isinstance(found, list):
+        found = next((one for one in found if qualified(one) == name), None)
+    if found is None:
+        again = "network= of convnext.load, evaluate or export" if argument == "model" else f"{argument}= of convnext.train"
+        raise UsageError(f"{name} was given from Python and is no part of the recipe or the weights: give it again, as {again}")
+    return found
+
+
+def qualified(thing: object) -> str:
+    """Return the module and name of a function or class, or of the class of an object."""
+    named = thing if inspect.isroutine(thing) or inspect.isclass(thing) else type(thing)
+    return f"{_importable(named.__module__ or 'builtins')}.{named.__qualname__}"
+
+
+# What is registered by name alone; `models` and `data` have the registers of networks and formats.
+
+TASKS: Register[object] = Register(
+    "task",
+    {
+        "classify": "convnext.tasks.classify.task:ClassifyTask",
+        "multilabel": "convnext.tasks.multilabel.task:MultilabelTask",
+        "detect": "convnext.tasks.detect.task:DetectTask",
+        "segment": "convnext.tasks.segment.task:SegmentTask",
+    },
+)
+SOURCES: Register[Callable[..., object]] = Register("source")  # by the prefix of their names
+TRANSFORMS: Register[Callable[..., object]] = Register("transform")
+LOSSES: Register[Callable[..., object]] = Register("loss")
+METRICS: Register[Callable[..., object]] = Register("metric")
+
+
+def find(register: Register[T], name: str) -> T:
+    """Return what a value of a recipe names: a registered name, `package.module:attribute`, or the marker of an object that was given."""
+    if is_marker(name):
+        return cast("T", given(name))
+    return cast("T", resolve(name)) if ":" in name else register.get(name)

@@ -1,0 +1,31 @@
+"""The example of docs/extend.md trains what it defines, in at most 60 lines."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_everything.py"
+
+
+def test_the_example_is_short():
+    assert len(EXAMPLE.read_text().splitlines()) <= 60
+
+
+@pytest.mark.slow
+def test_the_example_learns(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(tmp_path / "run")])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    metrics = eval(capsys.readouterr().out.splitlines()[-1], {})
+    assert metrics["top1"] > 80
+    assert "missed" in metrics
+    recipe = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert str(recipe).count("'own:") == 6
+
+
+def test_the_page_shows_the_files_as_they_are():
+    page = (EXAMPLE.parents[1] / "docs" / "extend.md").read_text()
+    for name in ("my_module.py", "my_recipe.yaml"):
+        assert EXAMPLE.with_name(name).read_text() in page
