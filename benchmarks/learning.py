@@ -24,7 +24,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 
 import convnext
-from convnext.data.sources.shards import open_shards
+from convnext.data.sources.packed.shards import open_shards
 from convnext.data.transforms.preprocessing import sides
 from convnext.recipe import Recipe, load_recipe
 

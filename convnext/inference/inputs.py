@@ -15,7 +15,7 @@ from convnext.data.deep import DeepImage
 from convnext.data.images import ENDINGS, CorruptImageError, read_image
 from convnext.data.sources.packed.archive import ArchiveImage, images_in_archive, is_archive
 from convnext.data.sources.packed.embedded import is_embedded, open_embedded
-from convnext.data.sources.shards import Member, find_shards, images_in, is_shards
+from convnext.data.sources.packed.shards import Member, find_shards, images_in, is_shards
 from convnext.data.sources.table import images_of, is_table
 from convnext.data.walk import matching, walk
 from convnext.errors import ConvnextError, UsageError
@@ -57,8 +57,8 @@ def find_items(sources: Sequence[str]) -> list[Item]:
 
     Args:
         sources: images; folders, with all images below them, sorted; shell patterns such as `photos/**/*.jpg`; shards, in the notation
-            of `convnext.data.sources.shards`, archives, or tables, whose images need no labels; or `-`, for paths on standard input, one
-            per line. A path on standard input that can't be read does not stop the others.
+            of `convnext.data.sources.packed.shards`, archives, or tables, whose images need no labels; or `-`, for paths on standard
+            input, one per line. A path on standard input that can't be read does not stop the others.
 
     Raises UsageError for an invalid source, and ConvnextError for a folder or list without images.
     """

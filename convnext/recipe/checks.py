@@ -3,9 +3,9 @@
 A key without effect is refused, because whoever sets it expects one. Imports no PyTorch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 
-from convnext.errors import UsageError, nearest
+from convnext.errors import UsageError
 from convnext.recipe.schema import Recipe, RecipeSection
 
 # By task, the metrics that can choose the best weights. Here, so that another one is refused before PyTorch loads.
@@ -38,32 +38,46 @@ _USED_BY: dict[str, tuple[str, ...]] = {
     "train.multilabel_loss": ("multilabel",),
 }
 
-# Keys that other keys leave without effect: when that is so, and why.
-_BESIDE: list[tuple[str, Callable[[Recipe], bool], str]] = [
-    ("augment.color_jitter", lambda r: r.augment.rand_augment is not None, "augment.rand_augment replaces it"),
-    ("augment.rand_augment", lambda r: r.augment.trivial_augment, "augment.trivial_augment replaces it"),
-    ("augment.crop_scale", lambda r: r.augment.crop == "none", "augment.crop=none takes the whole image"),
-    ("augment.crop_aspect", lambda r: r.augment.crop == "none", "augment.crop=none takes the whole image"),
-    ("data.val_fraction", lambda r: r.data.val is not None, "data.val names the validation images"),
-    ("data.val_fraction", lambda r: r.data.fold is not None, "data.fold chooses the validation images"),
-    ("eval.crop_ratio", lambda r: r.eval.warp or r.eval.letterbox, "eval.warp and eval.letterbox take the whole image"),
-    ("eval.warp", lambda r: r.eval.letterbox, "eval.letterbox prepares the whole image in another way"),
-    (
-        "train.class_weights",
-        lambda r: r.train.class_weights == r.data.sampler == "balanced",
-        "data.sampler=balanced balances the classes already",
-    ),
-    ("model.keep_head", lambda r: r.model.weights is None, "without model.weights there is no head to keep"),
-    ("optim.betas", lambda r: r.optim.name == "sgd", "optim.name=sgd has optim.momentum instead"),
-    ("optim.eps", lambda r: r.optim.name == "sgd", "optim.name=sgd has none"),
-    ("optim.milestones", lambda r: r.optim.schedule != "step", "only optim.schedule=step has milestones"),
-    ("optim.min_lr", lambda r: r.optim.schedule == "step", "optim.schedule=step ends at a tenth for each milestone"),
-    ("optim.momentum", lambda r: r.optim.name in ("adamw", "lamb"), "only optim.name=sgd and optim.name=muon have it"),
-    ("optim.warmup_start", lambda r: r.optim.schedule == "cosine", "the warm-up of optim.schedule=cosine begins at 0"),
-    ("train.class_weights", lambda r: r.train.loss is not None, "train.loss replaces the loss that has them"),
-    ("train.focal_gamma", lambda r: r.train.loss is not None, "train.loss replaces the loss that has it"),
-    ("train.warmup_epochs", lambda r: r.train.warmup_steps is not None, "train.warmup_steps replaces it"),
+# Keys that other keys leave without effect: which do so, when, and why.
+_BESIDE: list[tuple[str, str, Callable[[Recipe], bool], str]] = [
+    ("augment.color_jitter", "augment.rand_augment", lambda r: r.augment.rand_augment is not None, "augment.rand_augment replaces it"),
+    ("augment.rand_augment", "augment.trivial_augment", lambda r: r.augment.trivial_augment, "augment.trivial_augment replaces it"),
+    ("augment.color_jitter", "augment.trivial_augment", lambda r: r.augment.trivial_augment, "augment.trivial_augment replaces it"),
+    ("augment.crop_scale", "augment.crop", lambda r: r.augment.crop == "none", "augment.crop=none takes the whole image"),
+    ("augment.crop_aspect", "augment.crop", lambda r: r.augment.crop == "none", "augment.crop=none takes the whole image"),
+    ("data.val_fraction", "data.val", lambda r: r.data.val is not None, "data.val names the validation images"),
+    ("data.val_fraction", "data.fold", lambda r: r.data.fold is not None, "data.fold chooses the validation images"),
+    ("eval.warp", "eval.letterbox", lambda r: r.eval.letterbox, "eval.letterbox takes the whole image in another way"),
+    ("eval.crop_ratio", "eval.warp", lambda r: r.eval.warp, "eval.warp takes the whole image"),
+    ("eval.crop_ratio", "eval.letterbox", lambda r: r.eval.letterbox, "eval.letterbox takes the whole image"),
+    ("model.keep_head", "model.weights", lambda r: r.model.weights is None, "without model.weights there is no head to keep"),
+    ("optim.betas", "optim.name", lambda r: r.optim.name == "sgd", "optim.name=sgd has optim.momentum instead"),
+    ("optim.eps", "optim.name", lambda r: r.optim.name == "sgd", "optim.name=sgd has none"),
+    ("optim.milestones", "optim.schedule", lambda r: r.optim.schedule != "step", "only optim.schedule=step has milestones"),
+    ("optim.min_lr", "optim.schedule", lambda r: r.optim.schedule == "step", "optim.schedule=step ends at a tenth for each milestone"),
+    ("optim.momentum", "optim.name", lambda r: r.optim.name in ("adamw", "lamb"), "only optim.name=sgd and optim.name=muon have it"),
+    ("optim.warmup_start", "optim.schedule", lambda r: r.optim.schedule == "cosine", "the warm-up of optim.schedule=cosine begins at 0"),
+    ("train.class_weights", "data.sampler", lambda r: r.train.class_weights == r.data.sampler, "data.sampler=balanced balances already"),
+    ("train.class_weights", "train.loss", lambda r: r.train.loss is not None, "train.loss replaces the loss that has them"),
+    ("train.focal_gamma", "train.loss", lambda r: r.train.loss is not None, "train.loss replaces the loss that has it"),
+    ("train.warmup_epochs", "train.warmup_steps", lambda r: r.train.warmup_steps is not None, "train.warmup_steps replaces it"),
 ]
+
+
+def settled(recipe: Recipe, overrides: Container[str]) -> Recipe:
+    """Return a recipe in which each key that only an override leaves without effect has its default.
+
+    Args:
+        recipe: with the overrides.
+        overrides: the keys that the user gave beside the recipe.
+    """
+    changed = dict(_changed(recipe))
+    for key, cause, applies, _ in _BESIDE:
+        if key in changed and applies(recipe) and cause in overrides and key not in overrides:
+            section, name = key.split(".")
+            part = getattr(recipe, section).model_copy(update={name: changed[key][1]})
+            recipe = recipe.model_copy(update={section: part})
+    return recipe
 
 
 def check(recipe: Recipe, where: str = "recipe") -> None:
@@ -142,7 +156,7 @@ def _best_by(recipe: Recipe) -> Iterator[str]:
     """Yield a metric that the task does not have."""
     best_by, known = recipe.eval.best_by, BEST_METRICS.get(recipe.task)
     if best_by is not None and known is not None and best_by not in known and not recipe.eval.metrics:  # whose names are not known yet
-        yield f"eval.best_by: task {recipe.task} has no metric {best_by!r}{nearest(best_by, known)}"
+        yield f"eval.best_by: task {recipe.task} has no metric {best_by!r}; known: {', '.join(known)}"
 
 
 def _without_effect(recipe: Recipe) -> Iterator[str]:
@@ -151,9 +165,8 @@ def _without_effect(recipe: Recipe) -> Iterator[str]:
     for key, (value, default) in changed.items():
         tasks = _USED_BY.get(key) or _USED_BY.get(f"{key.partition('.')[0]}.") or (recipe.task,)
         if recipe.task in BEST_METRICS and recipe.task not in tasks:
-            reason = f"task {recipe.task} does not use it, only {' and '.join(tasks)}"
-            yield _useless(key, value, default, reason)
-    for key, applies, reason in _BESIDE:
+            yield _useless(key, value, default, f"task {recipe.task} does not use it, only {' and '.join(tasks)}")
+    for key, _, applies, reason in _BESIDE:
         if key in changed and applies(recipe):
             yield _useless(key, *changed[key], reason)
 

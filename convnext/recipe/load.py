@@ -14,7 +14,7 @@ from convnext.errors import UsageError, nearest
 from convnext.extend import LOSSES, METRICS, TASKS, TRANSFORMS, Register, is_marker, load, module_of
 from convnext.models.arguments import Argument
 from convnext.models.registry import find, names
-from convnext.recipe.checks import check
+from convnext.recipe.checks import check, settled
 from convnext.recipe.schema import Model, Recipe, keys
 from convnext.recipe.text import Values, override_value, read_values, split_override, take_as_written, text_arguments, text_keys
 from convnext.text import read_text
@@ -90,6 +90,7 @@ def load_recipe(name: str, overrides: Sequence[str] | Mapping[str, object] = (),
         message = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"recipe {name}: {key + ': ' if key else ''}{message}{got}{_hint(key)}") from error
     if not written:
+        recipe = settled(recipe, given)
         check(recipe, f"recipe {name}")
     return recipe
 

@@ -263,15 +263,13 @@ class Train(RecipeSection):
 
     @field_validator("class_weights", mode="before")
     @classmethod
-    def _names(cls, value: object) -> object:
-        return {class_name(str(name)): weight for name, weight in value.items()} if isinstance(value, dict) else value
-
-    @field_validator("class_weights")
-    @classmethod
-    def _positive(cls, value: str | dict[str, float] | None) -> str | dict[str, float] | None:
-        if isinstance(value, dict) and (wrong := [name for name, weight in value.items() if not (isfinite(weight) and weight > 0)]):
-            raise ValueError(f"the weight of {wrong[0]!r} must be a number above 0, not {value[wrong[0]]}")
-        return value
+    def _by_name(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        for name, weight in value.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not (isfinite(weight) and weight > 0):
+                raise ValueError(f"the weight of {str(name)!r} must be a number above 0, not {weight}")
+        return {class_name(str(name)): float(weight) for name, weight in value.items()}
 
 
 class Eval(RecipeSection):

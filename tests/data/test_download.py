@@ -11,7 +11,7 @@ from shard_files import NUMBERS, decoded, pixels, three_shards
 
 from convnext.data import download as fetch_module
 from convnext.data.download import download
-from convnext.data.sources.shards import open_shards
+from convnext.data.sources.packed.shards import open_shards
 from convnext.errors import ConvnextError, UsageError
 
 
@@ -95,7 +95,7 @@ def test_a_shard_that_is_cut_at_its_origin_is_reported_by_its_path_in_the_cache(
 
 @pytest.mark.slow
 def test_of_processes_that_start_at_once_one_fetches_each_shard(server):
-    code = "import sys; from convnext.data.sources.shards import open_shards; print(len(open_shards(sys.argv[1])))"
+    code = "import sys; from convnext.data.sources.packed.shards import open_shards; print(len(open_shards(sys.argv[1])))"
     command = [sys.executable, "-c", code, server.address + "/set/train-{000..002}.tar"]
     server.cuts, server.most = 1, 3000
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
@@ -109,7 +109,7 @@ def test_shards_on_the_hub_are_downloaded_by_its_own_client(server, tmp_path):
     for name in ("train-000.tar", "train-001.tar"):
         server.files[f"datasets/some/body/resolve/main/data/{name}"] = server.files[f"set/{name}"]
     code = """if True:
-        from convnext.data.sources.shards import open_shards
+        from convnext.data.sources.packed.shards import open_shards
         source = open_shards("hf://datasets/some/body/data/train-{000..001}.tar")
         print(len(source), source.classes)
         try:

@@ -9,7 +9,7 @@ from convnext.recipe.checks import _USED_BY, check_warmup
 from convnext.recipe.schema import RecipeSection
 
 TASKS = {"classify": "digits", "detect": "detect_digits", "segment": "segment_digits"}
-BY_THE_LOOP = {"data.workers", "data.max_corrupt"}  # whatever the task is
+BY_THE_LOOP = {"data.workers", "data.max_corrupt", "eval.best_by", "eval.metrics", "data.fold"}  # or by a method of the section
 
 
 class Watched:
@@ -33,7 +33,7 @@ def test_the_keys_that_a_task_uses_are_those_that_are_accepted(task):
     recipe = Watched(load_recipe(TASKS[task], overrides), seen)
     room = tasks.get(task)
     data = room.open(recipe)
-    room.criterion(recipe, data.classes)
+    room.criterion(recipe, data)
     room.preprocessing(recipe)
     for key in keys():
         if key.partition(".")[0] in ("data", "augment", "detect", "segment", "eval") or key == "train.label_smoothing":
@@ -88,7 +88,8 @@ def test_a_key_of_another_task_is_refused(task, override):
             ["augment.color_jitter=0.4"],
             "augment.color_jitter=0.4 has no effect: augment.rand_augment replaces it; remove it, or",
         ),
-        ("digits", ["eval.warp=true"], "eval.crop_ratio=1 has no effect: eval.warp takes the whole image"),
+        ("digits", ["eval.warp=true", "eval.crop_ratio=1"], "eval.crop_ratio=1 has no effect: eval.warp takes the whole image"),
+        ("digits", ["eval.letterbox=true", "eval.warp=true"], "eval.warp=true has no effect: eval.letterbox takes the whole image"),
         ("finetune", ["data.val=photos", "data.val_fraction=0.1"], "data.val_fraction=0.1 has no effect: data.val names"),
         ("digits", ["model.keep_head=true"], "model.keep_head=true has no effect: without model.weights"),
         ("digits", ["optim.momentum=0.9"], "optim.momentum=0.9 has no effect: only optim.name=sgd and optim.name=muon have it"),
@@ -111,8 +112,10 @@ def test_a_key_without_effect_beside_another_is_refused(recipe, overrides, messa
     assert message in str(caught.value)
 
 
-def test_such_keys_are_accepted_where_they_have_an_effect():
+def test_such_keys_are_accepted_where_they_have_an_effect_or_are_the_recipes_own():
     for recipe, overrides in (
+        ("digits", ["eval.warp=true"]),  # the recipe's crop_ratio loses its effect by what the user wants
+        ("finetune", ["augment.trivial_augment=true"]),
         ("digits", ["augment.rand_augment=null", "augment.color_jitter=0.4"]),
         ("digits", ["optim.name=sgd", "optim.momentum=0.8"]),
         ("digits", ["optim.name=muon", "optim.momentum=0.8", "optim.betas=[0.9,0.95]", "optim.eps=1e-6"]),

@@ -156,15 +156,3 @@ def test_a_rectangle_survives_the_recipe_of_a_run_folder(tmp_path):
     recipe = load_recipe("digits", ["data.image_size=[48,80]", "eval.letterbox=true", "augment.crop=none"])
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["eval.warp=true", "eval.letterbox=true"], "eval.warp and eval.letterbox are two ways"),
-        (["augment.trivial_augment=true"], "augment.rand_augment=null"),
-    ],
-)
-def test_two_ways_to_do_one_thing_are_refused(overrides, message):
-    with pytest.raises(UsageError, match=message):
-        load_recipe("digits", overrides)

@@ -177,7 +177,7 @@ def fails(*_):
         ({"transform": lambda image: image[:, :4]}, r"must return an image of shape \(3, 16, 16\)"),
         ({"more": {"model.drop_path": 0.1}}, "model.drop_path says what model= gives"),
         ({"more": {"data.train": "digits:train"}}, "data.train says what train_data= gives"),
-        ({"more": {"task": "detect"}}, "has no effect on the task 'detect'"),
+        ({"more": {"task": "detect", "data.image_size": 224}}, "has no effect: task detect does not use it"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_name(own, message, tmp_path):

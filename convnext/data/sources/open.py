@@ -21,8 +21,8 @@ from convnext.data.sources.masks import open_semantic
 from convnext.data.sources.own import is_own, open_own, open_own_masks, open_own_objects
 from convnext.data.sources.packed.archive import ArchiveFolder, archive_parts, is_archive
 from convnext.data.sources.packed.embedded import is_embedded, open_embedded
+from convnext.data.sources.packed.shards import is_shards, open_shards
 from convnext.data.sources.scenes import open_scenes
-from convnext.data.sources.shards import is_shards, open_shards
 from convnext.data.sources.table import is_table, open_table
 from convnext.data.split import folds, group_folds, split, split_groups
 from convnext.errors import UsageError, nearest

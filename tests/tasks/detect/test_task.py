@@ -9,14 +9,12 @@ from safetensors.torch import load_file
 from tiny_models import CLASSES, detector
 
 import convnext
-from convnext import tasks
 from convnext.data.loader import EVALUATION
 from convnext.data.run_lengths import decode
 from convnext.data.sources.scenes import Scenes
-from convnext.errors import ConvnextError, TooLargeError, UsageError
+from convnext.errors import ConvnextError, TooLargeError
 from convnext.evaluate import evaluate_loaded
 from convnext.models.load import load
-from convnext.recipe import load_recipe
 
 TINY = {
     "model.name": "mask_rcnn_convnext_atto",
@@ -182,10 +180,3 @@ def test_data_that_no_detector_learns_from_are_refused(coco, tmp_path):
     empty = str(write_coco(tmp_path / "empty", "val", 1))
     with pytest.raises(ConvnextError, match="hold no object"):
         convnext.train("detect_digits", TINY | coco | {"data.val": empty}, output=tmp_path / "run")
-
-
-@pytest.mark.parametrize("key", ["augment.rotate=10", "augment.crop=none", "augment.trivial_augment=true", "eval.letterbox=true"])
-def test_a_key_without_effect_is_refused(key):
-    recipe = load_recipe("detect_digits", [key])
-    with pytest.raises(UsageError, match=f"{key.partition('=')[0]} has no effect on the task 'detect'"):
-        tasks.get("detect").open(recipe)

@@ -14,14 +14,12 @@ from service import encoded, running
 from tiny_models import CLASSES, segmenter
 
 import convnext
-from convnext import tasks
-from convnext.errors import ConvnextError, UsageError
+from convnext.errors import ConvnextError
 from convnext.evaluate import evaluate_loaded
 from convnext.inference.bulk import predict_all
 from convnext.inference.inputs import find_items
 from convnext.inference.outputs import open_output
 from convnext.models.load import load
-from convnext.recipe import load_recipe
 from convnext.tasks.segment.prediction import SegmentPrediction
 
 TINY = {
@@ -208,10 +206,3 @@ def test_evaluation_json_is_plain(photos, tmp_path):
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert len(found["iou"]) == 3
     assert [one["index"] for one in found["shown"]] == [0, 1, 2]
-
-
-@pytest.mark.parametrize("key", ["augment.crop=none", "augment.trivial_augment=true", "eval.letterbox=true"])
-def test_a_key_without_effect_is_refused(key):
-    recipe = load_recipe("segment_digits", [key])
-    with pytest.raises(UsageError, match=f"{key.partition('=')[0]} has no effect on the task 'segment'"):
-        tasks.get("segment").open(recipe)

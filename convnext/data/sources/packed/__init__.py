@@ -1,1 +1,1 @@
-"""Sources of datasets in one file: archives of class folders, and images in Parquet."""
+"""Sources of datasets packed into few files: shards, archives of class folders, and images in Parquet."""

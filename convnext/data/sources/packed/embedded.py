@@ -9,7 +9,7 @@ import yaml
 
 from convnext.data import hub
 from convnext.data.download import local
-from convnext.data.sources.shards import Shards, open_shards
+from convnext.data.sources.packed.shards import Shards, open_shards
 from convnext.data.tables.embedded import FILES, as_shards, embedded, has_images, schema_of
 from convnext.data.walk import folders_in, is_clutter
 from convnext.errors import UsageError, nearest

@@ -19,7 +19,7 @@ from torch import Tensor
 from convnext.data.deep import DeepImage
 from convnext.data.download import REMOTE, local, local_or_none, shown, sibling
 from convnext.data.images import ENDINGS, CorruptImageError, read_image, read_pixels
-from convnext.data.sources.shard_index import ShardIndex, members, refuse_compressed, scan
+from convnext.data.sources.packed.shard_index import ShardIndex, members, refuse_compressed, scan
 from convnext.data.walk import folders_in, is_clutter
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.text import class_name, counted, read_lines

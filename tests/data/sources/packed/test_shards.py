@@ -11,8 +11,8 @@ from shard_files import NUMBERS, decoded, jpeg, pixels, samples, shard, three_sh
 
 from convnext.data.images import CorruptImageError
 from convnext.data.loader import EVALUATION, EpochOrder, InOrder, Samples, make_loader
-from convnext.data.sources import shards
-from convnext.data.sources.shards import is_shards, open_shards
+from convnext.data.sources.packed import shards
+from convnext.data.sources.packed.shards import is_shards, open_shards
 from convnext.errors import ConvnextError, UsageError
 
 

@@ -21,7 +21,7 @@ from convnext.data.images import CorruptImageError
 from convnext.data.sources.folder import ImageFolder
 from convnext.data.sources.open import hold_out, open_source, train_and_val
 from convnext.data.sources.packed.archive import ArchiveFolder, is_archive
-from convnext.data.sources.shards import Shards
+from convnext.data.sources.packed.shards import Shards
 from convnext.errors import ConvnextError, UsageError
 from convnext.inference.inputs import find_items
 from convnext.tasks.classify.task import ClassifyTask
