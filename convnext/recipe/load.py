@@ -78,9 +78,10 @@ def _given(values: Values, overrides: Sequence[str] | Mapping[str, object]) -> M
     """Return the overrides by key, each with its value."""
     if isinstance(overrides, Mapping):
         return overrides
-    split = dict(split_override(text) for text in overrides)
-    chosen: Values = {"model": {"name": split["model.name"]}} if "model.name" in split else values
-    text = text_keys() | text_arguments(_arguments(chosen))
+    split, text = dict(split_override(text) for text in overrides), text_keys()
+    name = "model.name"
+    chosen: Values = {"model": {"name": override_value(name, split[name], text)}} if name in split else values
+    text |= text_arguments(_arguments(chosen))
     return {key: override_value(key, value, text) for key, value in split.items()}
 
 

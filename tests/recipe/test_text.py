@@ -57,6 +57,7 @@ def test_a_text_in_quotes_is_what_they_hold():
     """Programs write values as JSON."""
     for text in ("photos", "2024", "null", 'a "b" c', "ä #1", ""):
         assert load_recipe("digits", [f"data.train={json.dumps(text)}", f"data.val={json.dumps(text)}"]).data.val == text
+    assert load_recipe("digits", ['model.name="convnext_femto"']).model.name == "convnext_femto"
     assert load_recipe("digits", ["data.train='it''s'"]).data.train == "it's"
 
 
