@@ -48,7 +48,7 @@ def check_recipe(name, overrides):
     recipe = load_recipe(name, overrides or [])
     entry = find(recipe.model.name)
     assert entry.task == recipe.task
-    given = recipe.model.model_dump(exclude_defaults=True, exclude_none=True).keys() - {"name", "weights", "keep_head"}
+    given = recipe.model.model_dump(exclude_defaults=True, exclude_none=True).keys() - {"name", "weights", "keep_head", "freeze"}
     assert given <= entry.arguments.keys(), f"{recipe.model.name} takes no {given - entry.arguments.keys()}"
     check_model(recipe.model.name, recipe.model.weights)
 

@@ -102,7 +102,9 @@ def _parsed(split: Mapping[str, object], text: Mapping[str, bool], only: Contain
 
 def _model_texts(values: Values, split: Mapping[str, object]) -> dict[str, bool]:
     """Return the text arguments of the model that overrides or else the recipe names."""
-    return text_arguments(_arguments({"model": {"name": split["model.name"]}} if "model.name" in split else values))
+    name = "model.name"
+    chosen: Values = {"model": {"name": override_value(name, str(split[name]), text_keys())}} if name in split else values
+    return text_arguments(_arguments(chosen))
 
 
 def load_modules(recipe: Recipe) -> None:

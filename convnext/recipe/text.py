@@ -43,12 +43,12 @@ def split_override(text: str) -> tuple[str, str]:
 
 
 def override_value(key: str, value: str, text: Mapping[str, bool]) -> object:
-    """Return the value of an override: as written if its key is one of `text`, else what YAML reads.
+    """Return the value of an override: as written, or as quoted, if its key is one of `text`, else what YAML reads.
 
     Raises UsageError for a value that is not YAML.
     """
     if key in text:
-        return None if text[key] and value in _NULL else value
+        return None if text[key] and value in _NULL else _unquoted(value)
     try:
         parsed = yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -57,6 +57,14 @@ def override_value(key: str, value: str, text: Mapping[str, bool]) -> object:
         with suppress(ValueError):
             return float(parsed)  # YAML reads 1e-3 as text
     return parsed
+
+
+def _unquoted(value: str) -> str:
+    """Return the text within the quotes of a value that is a whole YAML or JSON string, as programs write it; others as they are."""
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        with suppress(yaml.YAMLError):
+            return str(yaml.safe_load(value))
+    return value
 
 
 def read_values(text: str, name: str) -> tuple[Values, dict[str, str]]:

@@ -1,5 +1,7 @@
 """Recipes as text: what is taken as written, YAML that is not, keys that are given twice."""
 
+import json
+
 import pytest
 
 from convnext.errors import ConvnextError, UsageError
@@ -22,7 +24,7 @@ TEXTS = [
     "C:\\photos",
     "[a]/b",
 ]
-TEXTS += ["%x", "{a,b}", "a: b", "- a", "&a", "!x", "x-{000..007}.tar", "`a`", "'quoted'", "a=b", " a ", "ä\udce9", "~"]
+TEXTS += ["%x", "{a,b}", "a: b", "- a", "&a", "!x", "x-{000..007}.tar", "`a`", "'n' 'm'", "a=b", " a ", "ä\udce9", "~"]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -46,6 +48,14 @@ def test_optional_texts_may_be_null():
     for value in ("null", "", "~"):
         recipe = load_recipe("digits", [f"augment.rand_augment={value}", f"data.val={value}"])
         assert (recipe.augment.rand_augment, recipe.data.val) == (None, None)
+
+
+def test_a_text_in_quotes_is_what_they_hold():
+    """Programs write values as JSON."""
+    for text in ("photos", "2024", "null", 'a "b" c', "ä #1", ""):
+        assert load_recipe("digits", [f"data.train={json.dumps(text)}", f"data.val={json.dumps(text)}"]).data.val == text
+    assert load_recipe("digits", ['model.name="convnext_femto"']).model.name == "convnext_femto"
+    assert load_recipe("digits", ["data.train='it''s'"]).data.train == "it's"
 
 
 @pytest.mark.parametrize("value", ["[1,2", "{a", "'", '"', "@x", "%x", "a: b: c", "2024-13-45", "!!python/object:os.system x", "[" * 2000])

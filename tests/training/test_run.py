@@ -316,7 +316,7 @@ def test_without_val_a_part_is_held_out_and_reported(photos, tmp_path, capsys):
 
 
 def test_a_run_counted_in_iterations_ends_and_is_evaluated_within_an_epoch(photos, tmp_path):
-    more = {"train.iterations": 6, "train.warmup_steps": 2, "optim.schedule": "linear", "optim.min_lr": 0}
+    more = {"train.iterations": 6, "train.warmup_epochs": 0.5, "optim.schedule": "linear", "optim.min_lr": 0}
     small(photos, tmp_path / "run", more)
     lines = metrics(tmp_path / "run")
     train = [line for line in lines if line["kind"] == "train"]

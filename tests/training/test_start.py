@@ -122,7 +122,8 @@ def test_a_head_whose_classes_nothing_names_is_not_kept_but_imagenets(tmp_path):
 
 def test_a_backbones_weights_have_no_head_for_a_segmenter(tmp_path):
     path, _ = own_weights(tmp_path / "own.safetensors")
-    start = start_from(recipe(path, "task=segment", "model.name=upernet_convnext_tiny", "model.head_init_scale=1", "model.keep_head=true"))
+    shape = {"model.depths": [1, 1, 1, 1], "model.widths": [8, 16, 24, 32]}
+    start = start_from(load_recipe("segment_finetune", shape | {"model.weights": str(path), "model.keep_head": True}))
     assert tuple(start.recipe.data.mean) == MEAN
     with pytest.raises(ConvnextError, match="no head to keep"):
         build(start, CLASSES)
