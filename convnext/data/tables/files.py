@@ -48,7 +48,7 @@ class ImageFiles:
         if folder not in self._folders:
             try:
                 found = sorted(os.listdir(self.root / folder))
-            except OSError:
+            except (OSError, ValueError):  # no such folder, or a name with a null character
                 found = []
             stems: dict[str, list[str]] = {}
             for name in found:
@@ -68,9 +68,17 @@ def root_of(names: list[str], table: Path, key: str) -> Path:
     """
     parent, tried = table.parent, names[:: max(1, len(names) // _TRIED)]
     beside = [parent / name for name in folders_in(parent)]
-    holding = [folder for folder in (parent, *beside) if any(map(ImageFiles(folder).find, tried))]
+    holding = [folder for folder in (parent, *beside) if _holds_any(folder, tried)]
     if not holding or holding[0] == parent or len(holding) == 1:
         return holding[0] if holding else parent
     if (named := parent / table.stem) in holding:
         return named
     raise UsageError(f"the images of {table} may be in {' or '.join(map(str, holding[:3]))}: set {key} to one of them")
+
+
+def _holds_any(folder: Path, names: list[str]) -> bool:
+    files = ImageFiles(folder)
+    try:
+        return any(map(files.find, names))
+    except ConvnextError:  # several fit
+        return True

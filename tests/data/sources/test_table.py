@@ -110,6 +110,16 @@ def test_paths_start_from_the_root_and_may_have_backslashes_and_either_unicode_f
         open_source(write(tmp_path / "q.csv", [["image", "label"], ["q.jpg", "x"]]))
 
 
+def test_odd_names_are_missing_images_and_no_defects(tmp_path):
+    images(tmp_path)
+    names = ["a.jpg", "x\0/b.jpg", "n" * 5000 + "/c.jpg", "http://host/d.jpg", "/", ".."]
+    source = open_source(write(tmp_path / "labels.csv", [["image", "label"], *([name, "x"] for name in names)]))
+    assert source.remarks[1].startswith("5 of 6 images of the table can't be found, the first ")
+    for index in range(1, 6):
+        with pytest.raises(CorruptImageError):
+            source.pixels(index)
+
+
 def test_missing_images_are_counted_named_and_unreadable(tmp_path):
     where = table(tmp_path)
     (tmp_path / "b.jpg").unlink()
