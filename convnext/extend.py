@@ -162,6 +162,8 @@ def module_of(reference: str) -> str | None:
     if (found := _REFERENCE.fullmatch(reference)) is None:
         return None
     module = found[1]
+    if Path(module).is_dir() and not (Path(module) / "__init__.py").is_file():
+        return None  # a folder of data, whatever else has its name
     if "." in module or module in sys.modules:
         return module
     if any((Path(folder) / f"{module}.py").is_file() for folder in {os.getcwd(), *sys.path}):

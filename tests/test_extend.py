@@ -80,6 +80,9 @@ def test_references(folder):
     assert [module_of(text) for text in ("digits:train", "no_such:f", "photos", "coco:a.json:b", "a/b:c", "C:f.g")] == [None] * 6
     (folder / "photos").mkdir()
     assert module_of("photos:train") is None  # a folder without code
+    assert module_of("json:loads") == "json"
+    (folder / "json").mkdir()
+    assert module_of("json:train") is None  # which a library does not hide
     with pytest.raises(UsageError, match="the module mine_c is not imported; add --import mine_c"):
         resolve("mine_c:f")  # nothing is imported because a file names it
     load("mine_c")

@@ -160,6 +160,18 @@ def test_a_weight_file_names_the_module_that_it_needs(tmp_path):
         load(tmp_path / "net.safetensors")
 
 
+def test_arguments_of_ones_own_may_have_names_of_the_packages(tmp_path):
+    """Whose bounds are for the package's constructors alone."""
+
+    class Named(LikeTransformers):
+        def __init__(self, num_classes, depth=1, regime="t", channels=None):
+            super().__init__(num_classes)
+
+    register_backbone("like_transformers")(Named)
+    saved(tmp_path / "net.safetensors", "like_transformers", num_classes=3, depth=400, regime="own", channels=[1, 2])
+    assert load(tmp_path / "net.safetensors").model.spec["channels"] == [1, 2]
+
+
 def test_nothing_is_imported_because_a_file_names_it(tmp_path, monkeypatch):
     saved(tmp_path / "net.safetensors")
     about = read_weights(tmp_path / "net.safetensors")[1] | {"imports": ["trap"], "model": {"name": "trapped", "num_classes": 3}}
@@ -175,6 +187,7 @@ def test_nothing_is_imported_because_a_file_names_it(tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"model": {"name": "convnext_tiny", "num_classes": 3, "width_of": 3}}, "model.width_of: Extra inputs are not permitted"),
+        ({"model": {"name": "convnext_tiny", "num_classes": 3, "depths": [10**4] * 4}, "imports": ["x"]}, "of other sizes than its"),
         ({"model": {"name": "pyramid", "num_classes": 3, "width": [[1]]}, "imports": ["x"]}, "model.width"),
         ({"model": {"name": "pyramid", "num_classes": 3, "other": {"a": 1}}, "imports": ["x"]}, "model.other"),
         ({"imports": "x"}, "imports: "),

@@ -28,7 +28,8 @@ class OwnDataset:
     """A map-style dataset of another library as a source of images with one label each.
 
     Its items are (image, label), or dicts with image and label. An image is what `read_image` takes, or a tensor (C, H, W), uint8 or
-    float32 from 0 to 1. Class names are its `classes`, or its `features`' names, or else its labels in sorted order. What an item draws
+    float32 from 0 to 1. Class names are its `classes`, or its `features`' names, or else its labels in sorted order;
+    labels that are numbers count the classes of a network, if there are some. What an item draws
     at random is a function of (seed, epoch, index) in training, and the same in every evaluation.
 
     Args:
@@ -46,6 +47,8 @@ class OwnDataset:
         self.skipped: list[str] = []
         self.remarks: list[str] = []
         found, own = _labels(items, self._item), _class_names(items)
+        if own is None and classes is not None and not any(isinstance(label, str) for label in found):
+            own = list(classes)  # labels that are numbers count the classes that there are
         if own is None:
             own, labels = _named(found, name)
         else:

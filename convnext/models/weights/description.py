@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict, cast
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PlainValidator, Tag, ValidationError, model_validator
 from torch import Tensor
 
 from convnext.data.transforms.detect import DetectPreprocessing
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
 from convnext.data.transforms.segment import SegmentPreprocessing
 from convnext.errors import ConvnextError, first_line
-from convnext.extend import is_marker
-from convnext.models.weights.known import entry_for
+from convnext.models.weights.known import entry_for, is_ours
 
 _MAX_LENGTH = 16 << 20  # characters of a description; 21,841 class names are half a million
 _MAX_CLASSES = 1_000_000
@@ -75,18 +74,9 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-Plain = bool | int | float | Name | None
-
-
 class DescribedModel(Strict):
-    """The arguments of `create_model`: those of all constructors, but for those that only training needs.
+    """The arguments of `create_model`: those of all constructors, but for those that only training needs."""
 
-    A network from outside the package has arguments of its own, plain values or short lists of them.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    __pydantic_extra__: dict[Annotated[str, Field(max_length=100)], Plain | Annotated[list[Plain], Field(max_length=64)]]
     name: Name
     num_classes: int = Field(ge=0, le=_MAX_CLASSES)
     in_channels: int = Field(3, ge=1, le=4096)
@@ -112,6 +102,27 @@ class DescribedModel(Strict):
     proposals: int | None = Field(None, ge=1, le=10_000)
     regions: int | None = Field(None, ge=1, le=10_000)
     dropout: float | None = Field(None, ge=0, lt=1)
+
+
+Plain = bool | int | float | Name | None
+
+
+class DescribedOwnModel(Strict):
+    """The arguments of a network from outside the package: of its own plain values, or short lists of them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    __pydantic_extra__: dict[Annotated[str, Field(max_length=100)], Plain | Annotated[list[Plain], Field(max_length=64)]]
+    name: Name
+    num_classes: int = Field(ge=0, le=_MAX_CLASSES)
+
+
+_OURS, _OWN = "ours", "own"  # tags of the two, which messages leave out
+
+
+def _whose(model: object) -> str:
+    name = model.get("name") if isinstance(model, dict) else getattr(model, "name", None)
+    return _OURS if not isinstance(name, str) or is_ours(name) else _OWN
 
 
 class Normalised(Strict):
@@ -175,7 +186,7 @@ _PREPROCESSINGS: dict[type[Preprocessing], type[Normalised]] = {
 class Described(Strict):
     """The description of a weight file."""
 
-    model: DescribedModel
+    model: Annotated[Annotated[DescribedModel, Tag(_OURS)] | Annotated[DescribedOwnModel, Tag(_OWN)], Discriminator(_whose)]
     task: Name
     preprocessing: dict[str, object]  # checked by the schema of the network's own preprocessing
     classes: Names | None = None
@@ -184,17 +195,6 @@ class Described(Strict):
     step: int | None = Field(None, ge=0)
     source: Name | None = None  # the weights that training began from, or that were exported
     imports: Annotated[list[Name], Field(max_length=16)] = []
-
-    @property
-    def is_own(self) -> bool:
-        """Whether it says that its network or task comes from outside the package."""
-        return bool(self.imports) or is_marker(self.model.name)
-
-    @model_validator(mode="after")
-    def _known_arguments(self) -> "Described":
-        if (more := self.model.model_extra) and not self.is_own:
-            raise ValueError(f"model.{next(iter(more))}: Extra inputs are not permitted")
-        return self
 
     @model_validator(mode="after")
     def _classes_of_the_head(self) -> "Described":
@@ -267,6 +267,8 @@ def _check_preprocessing(found: Described) -> None:
 
 def check_size(model: Mapping[str, object], state: Mapping[str, Tensor], path: Path) -> None:
     """Raise ConvnextError if a description asks for a network that has more blocks, or wider ones, than the file has tensors."""
+    if not is_ours(str(model["name"])):  # whose arguments mean what its constructor says
+        return
     known = DescribedModel.model_validate(model)
     blocks = sum(known.depths or ()) + (known.depth or 0)
     largest = max((max(tensor.shape, default=0) for tensor in state.values()), default=0)
@@ -277,7 +279,7 @@ def check_size(model: Mapping[str, object], state: Mapping[str, Tensor], path: P
 
 def _first(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(str(part) for part in first["loc"] if part not in (_OURS, _OWN))
     what = first["msg"].removeprefix("Value error, ").split("\n")[0]
     return _ascii(f"{where[:200]}: {what[:300]}" if where else what[:300])
 

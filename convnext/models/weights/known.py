@@ -11,6 +11,15 @@ from convnext.models.own_entry import own_entry
 from convnext.models.registry import find
 
 
+def is_ours(name: str) -> bool:
+    """Return whether a network is wholly of the package: no part of it comes from outside, and its name is known."""
+    try:
+        entry = find(name)
+    except UsageError:
+        return False
+    return not any(part.is_own for part in (entry, entry.backbone) if part is not None)
+
+
 def entry_for(name: str, task: str, imports: Sequence[str]) -> Entry:
     """Return the entry of the network that a file describes, for a network from outside one with the preprocessing of its task.
 

@@ -92,6 +92,8 @@ def test_labels_are_put_in_a_networks_order():
     items = Listed([(image, i % 2) for i, image in enumerate(IMAGES)], classes=["ant", "bee"])
     source = OwnDataset(items, "mine", ["wasp", "bee", "ant"])
     assert (source.classes, labels(source)) == (["wasp", "bee", "ant"], [2, 1, 2, 1])
+    plain = OwnDataset(Listed([(image, i % 2) for i, image in enumerate(IMAGES)]), "mine", ["wasp", "bee", "ant"])
+    assert (plain.classes, labels(plain)) == (["wasp", "bee", "ant"], [0, 1, 0, 1])  # numbers without names count the network's classes
     with pytest.raises(ConvnextError, match="the classes of mine are not the network's: it has no bee"):
         OwnDataset(items, "mine", ["ant", "wasp"])
 
