@@ -166,7 +166,9 @@ class Train(RecipeSection):
     warmup_steps: int | None = Field(None, ge=0, description="length of the warm-up in optimizer steps, instead of epochs")
     batch_size: int = Field(4096, ge=1, description="images in one optimizer step, all devices together")
     device_batch_size: int | None = Field(None, ge=1, description="images of a micro-batch, by default what fits; gradients accumulate")
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="fraction of the target that is spread over all classes")
+    label_smoothing: float = Field(
+        0.1, ge=0, lt=1, description="fraction of the target that is spread over all classes; multilabel: to 1/2"
+    )
     class_weights: Literal["balanced"] | dict[str, float] | None = Field(
         None, description="classify: factors on the loss by class, as {ant: 3}; balanced: N / (classes x images of the class)"
     )
