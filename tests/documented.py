@@ -94,6 +94,7 @@ _CLASSIFIER = [*_SMALL, "model.name=convnext_atto", "train.warmup_epochs=0", "tr
 TINY = {
     "classify": _CLASSIFIER,
     "multilabel": _CLASSIFIER,
+    "regress": _CLASSIFIER,
     "detect": [
         *_SMALL, "model.name=mask_rcnn_convnext_atto", "model.channels=16", "model.fc_channels=16", "model.proposals=20", "model.regions=8",
         "detect.short=[64]", "detect.longest=64", "detect.crop_short=[72]", "detect.crop=[48,64]", "detect.test_short=64",

@@ -25,6 +25,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 BEST_METRICS = {
     "classify": ("top1", "balanced_accuracy", "f1", "auroc", "loss"),
     "multilabel": ("map", "f1", "micro_f1", "loss"),
+    "regress": ("r2", "mae", "rmse"),
     "detect": ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"),
     "segment": ("miou", "mean_accuracy", "overall_accuracy"),
 }
@@ -167,13 +168,16 @@ class Train(RecipeSection):
     batch_size: int = Field(4096, ge=1, description="images in one optimizer step, all devices together")
     device_batch_size: int | None = Field(None, ge=1, description="images of a micro-batch, by default what fits; gradients accumulate")
     label_smoothing: float = Field(
-        0.1, ge=0, lt=1, description="fraction of the target that is spread over all classes; multilabel: to 1/2"
+        0.1, ge=0, lt=1, description="fraction of the target that is spread over all classes; multilabel: to 1/2; regress: none"
     )
     class_weights: Literal["balanced"] | dict[str, float] | None = Field(
         None, description="classify: factors on the loss by class, as {ant: 3}; balanced: N / (classes x images of the class)"
     )
     multilabel_loss: Literal["bce", "asymmetric"] = Field(
         "bce", description="multilabel: binary cross-entropy of each class, or the asymmetric loss (Ridnik et al., 2021)"
+    )
+    value_loss: Literal["smooth_l1", "mse"] = Field(
+        "smooth_l1", description="regress: smooth L1 loss or squared error, in units of the standard deviation"
     )
     focal_gamma: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="classify: gamma of the focal loss (Lin et al., 2017), 0 for cross-entropy"
@@ -219,7 +223,7 @@ class Eval(RecipeSection):
 class Recipe(RecipeSection):
     """Everything that decides a run."""
 
-    task: Literal["classify", "multilabel", "detect", "segment"] = "classify"
+    task: Literal["classify", "multilabel", "regress", "detect", "segment"] = "classify"
     model: Model = Model()
     data: Data
     augment: Augment = Augment()
@@ -239,8 +243,9 @@ class Recipe(RecipeSection):
             raise ValueError(f"train.warmup_epochs={warmup:g} is longer than train.epochs={epochs}: add train.warmup_epochs={epochs / 5:g}")
         if self.task != "classify" and (used := [key for key, is_set in self._of_classes().items() if is_set]):
             raise ValueError(f"{used[0]} is a key of task classify, and this recipe's task is {self.task}: remove it")
-        if self.task != "multilabel" and self.train.multilabel_loss != "bce":
-            raise ValueError(f"train.multilabel_loss is a key of task multilabel, and this recipe's task is {self.task}: remove it")
+        for task, key, default in (("multilabel", "multilabel_loss", "bce"), ("regress", "value_loss", "smooth_l1")):
+            if self.task != task and getattr(self.train, key) != default:
+                raise ValueError(f"train.{key} is a key of task {task}, and this recipe's task is {self.task}: remove it")
         best_by, known = self.eval.best_by, BEST_METRICS.get(self.task, ())
         if best_by is not None and known and best_by not in known:
             raise ValueError(f"eval.best_by: task {self.task} has no metric {best_by!r}; known: {', '.join(known)}")

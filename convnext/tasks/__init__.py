@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _TASKS: "dict[str, str | AnyTask]" = {
     "classify": "convnext.tasks.classify.task:ClassifyTask",
     "multilabel": "convnext.tasks.multilabel.task:MultilabelTask",
+    "regress": "convnext.tasks.regress.task:RegressTask",
     "detect": "convnext.tasks.detect.task:DetectTask",
     "segment": "convnext.tasks.segment.task:SegmentTask",
 }

@@ -52,6 +52,7 @@ class Trainer:
     ) -> None:
         self.state, self.task, self.data, self.recipe = state, task, data, recipe
         self.folder, self.device, self.display = folder, device, display
+        self.how = data.how or task.preprocessing(recipe)
         self.watchers: Sequence[Watcher] = ()
         count, pin, workers = len(data.train), device.type == "cuda", recipe.data.workers
         size = batch_size_for(recipe, count)
@@ -226,7 +227,7 @@ class Trainer:
             model,
             self.task,
             self.val_loader,
-            self.task.preprocessing(self.recipe),
+            self.how,
             len(self.data.classes),
             self.device,
             precision=self.recipe.train.precision,
@@ -239,7 +240,7 @@ class Trainer:
             "task": self.recipe.task,
             "model": self.state.model.spec,
             "classes": self.data.classes,
-            "preprocessing": self.task.preprocessing(self.recipe).to_json(),
+            "preprocessing": self.how.to_json(),
             "metrics": metrics,
             "step": self.state.step,
         }

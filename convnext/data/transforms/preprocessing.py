@@ -45,7 +45,7 @@ class ClassifyPreprocessing(Preprocessing):
 
     The published test setting: resize the short side to `image_size / crop_ratio` and take the centre square, or, with
     `warp` (used from 384 pixels up), resize the whole image to the square. With `mirror`, the probabilities are means over the image and
-    its mirror image.
+    its mirror image. `unit` is of a network that predicts a number: mean and standard deviation in training, which its output counts.
     """
 
     image_size: int = 224
@@ -56,6 +56,7 @@ class ClassifyPreprocessing(Preprocessing):
     std: tuple[float, ...] = IMAGENET_STD
     range: Range | None = None
     mirror: bool = False
+    unit: tuple[float, float] | None = None
 
     def transform(self) -> Callable[[Image | DeepImage], Tensor]:
         """Return the function from an opened image to a float32 (3, image_size, image_size) tensor."""

@@ -126,6 +126,7 @@ class ForClassification(Normalised):
     warp: bool
     interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
     mirror: bool = False
+    unit: Span | None = None
 
     @model_validator(mode="after")
     def _bounded(self) -> "ForClassification":
