@@ -246,6 +246,7 @@ TASKS: Register[object] = Register(
     {
         "classify": "convnext.tasks.classify.task:ClassifyTask",
         "multilabel": "convnext.tasks.multilabel.task:MultilabelTask",
+        "regress": "convnext.tasks.regress.task:RegressTask",
         "detect": "convnext.tasks.detect.task:DetectTask",
         "segment": "convnext.tasks.segment.task:SegmentTask",
     },

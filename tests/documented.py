@@ -90,8 +90,11 @@ _SMALL = [
     "train.epochs=1",
     "data.workers=0",
 ]
+_CLASSIFIER = [*_SMALL, "model.name=convnext_atto", "train.warmup_epochs=0", "train.batch_size=16", "data.image_size=32"]
 TINY = {
-    "classify": [*_SMALL, "model.name=convnext_atto", "train.warmup_epochs=0", "train.batch_size=16", "data.image_size=32"],
+    "classify": _CLASSIFIER,
+    "multilabel": _CLASSIFIER,
+    "regress": _CLASSIFIER,
     "detect": [
         *_SMALL, "model.name=mask_rcnn_convnext_atto", "model.channels=16", "model.fc_channels=16", "model.proposals=20", "model.regions=8",
         "detect.short=[64]", "detect.longest=64", "detect.crop_short=[72]", "detect.crop=[48,64]", "detect.test_short=64",

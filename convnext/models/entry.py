@@ -62,8 +62,8 @@ class Entry:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks that the network can be trained for: a classifier's outputs may be one class or any number of them."""
-        return (self.task, "multilabel") if self.task == "classify" else (self.task,)
+        """The tasks that the network can be trained for: a classifier's outputs may also be any number of classes, or a number."""
+        return (self.task, "multilabel", "regress") if self.task == "classify" else (self.task,)
 
     @cached_property
     def arguments(self) -> Mapping[str, Argument]:

@@ -234,12 +234,17 @@ class Train(RecipeSection):
     warmup_steps: int | None = Field(None, ge=0, description="length of the warm-up in optimizer steps, instead of epochs")
     batch_size: int = Field(4096, ge=1, description="images in one optimizer step, all devices together")
     device_batch_size: int | None = Field(None, ge=1, description="images of a micro-batch, by default what fits; gradients accumulate")
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="fraction of the target that is spread over all classes")
+    label_smoothing: float = Field(
+        0.1, ge=0, lt=1, description="fraction of the target that is spread over all classes; multilabel: to 1/2; regress: none"
+    )
     class_weights: Literal["balanced"] | dict[str, float] | None = Field(
         None, description="classify: factors on the loss by class, as {ant: 3}; balanced: N / (classes x images of the class)"
     )
     multilabel_loss: Literal["bce", "asymmetric"] = Field(
         "bce", description="multilabel: binary cross-entropy of each class, or the asymmetric loss (Ridnik et al., 2021)"
+    )
+    value_loss: Literal["smooth_l1", "mse"] = Field(
+        "smooth_l1", description="regress: smooth L1 loss or squared error, in units of the standard deviation"
     )
     focal_gamma: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="classify: gamma of the focal loss (Lin et al., 2017), 0 for cross-entropy"
@@ -289,7 +294,7 @@ class Recipe(RecipeSection):
     """Everything that decides a run."""
 
     imports: tuple[str, ...] = Field((), description="modules of your own to import first, for the names that they register")
-    task: str = Field("classify", description="classify, detect, segment, or a registered name")
+    task: str = Field("classify", description="classify, multilabel, regress, detect, segment, or a registered name")
     model: Model = Model()
     data: Data
     augment: Augment = Augment()

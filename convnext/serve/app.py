@@ -167,6 +167,7 @@ def _add_models(app: FastAPI, service: Service, check: Callable[..., Awaitable[N
 
         - classify: `top`, a list of `class` and `probability`
         - multilabel: `labels`, the classes that the image has, and `top`, likewise
+        - regress: `value`, a number
         - detect: `objects`, a list of `class`, `score`, `box` (left, top, right, bottom in pixels) and `mask` (COCO run lengths)
         - segment: `size` (height, width), `classes` (share of the pixels by name) and `mask` (a PNG in base 64,
           whose values or colours are `class_ids` of /models)

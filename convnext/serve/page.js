@@ -68,7 +68,7 @@ async function ask() {
     const answer = await response.json();
     if (signal.aborted) return;
     say("");
-    await { classify: showClasses, multilabel: showClasses, detect: showObjects, segment: showRegions }[answer.task](answer, signal);
+    await { classify: showClasses, multilabel: showClasses, regress: showValue, detect: showObjects, segment: showRegions }[answer.task](answer, signal);
     const seconds = (performance.now() - started) / 1000;
     const model = Number(/model;dur=([\d.]+)/.exec(response.headers.get("Server-Timing"))?.[1] ?? 0) / 1000;
     $("time").textContent = `Model ${milliseconds(model)}, in all ${milliseconds(seconds)}`;
@@ -120,6 +120,10 @@ function showClasses({ top }, signal) {
   const press = modelNow().explains ? (name) => (line) => explain(name, line, signal) : () => null;
   $("found").replaceChildren(...top.map((one) => row(one.class, one.probability, { press: press(one.class) })));
   if (modelNow().explains) explain(top[0].class, $("found").querySelector("button"), signal);
+}
+
+function showValue({ value }) {
+  $("found").replaceChildren(Object.assign(document.createElement("li"), { textContent: value.toPrecision(5) }));
 }
 
 async function explain(name, line, signal) {

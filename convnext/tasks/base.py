@@ -133,6 +133,7 @@ class TaskData:
     groups: Sequence[int] | None = None  # of the training samples, where a batch shall hold one group only
     class_ids: ClassIds | None = None  # the data's own number of each class, to travel with the weights
     class_counts: Sequence[int] | None = None  # training images of each class, where each image has one class
+    how: Preprocessing | None = None  # how the trained network will take its images, where that depends on the data
     balance: Sequence[int] | None = None  # the class of each training sample, where an epoch shall draw every class equally often
 
 

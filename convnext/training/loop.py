@@ -55,6 +55,7 @@ class Trainer:
     ) -> None:
         self.state, self.task, self.data, self.recipe = state, task, data, recipe
         self.folder, self.device, self.display = folder, device, display
+        self.how = data.how or task.preprocessing(recipe)
         self.watchers: Sequence[Watcher] = ()
         count, pin, workers = len(data.train), device.type == "cuda", recipe.data.workers
         size = batch_size_for(recipe, count)
@@ -232,7 +233,7 @@ class Trainer:
             model,
             self.task,
             self.val_loader,
-            self.task.preprocessing(self.recipe),
+            self.how,
             len(self.data.classes),
             self.device,
             precision=self.recipe.train.precision,
@@ -246,7 +247,7 @@ class Trainer:
             "task": self.recipe.task,
             "model": self.state.model.spec,
             "classes": self.data.classes,
-            "preprocessing": self.task.preprocessing(self.recipe).to_json(),
+            "preprocessing": self.how.to_json(),
             "metrics": metrics,
             "step": self.state.step,
         }

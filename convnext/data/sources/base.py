@@ -52,6 +52,13 @@ class MultilabelSource(ImageSource, Protocol):
         """Return the positions in `classes` of an image's classes, in order."""
 
 
+class ValueSource(ImageSource, Protocol):
+    """Images with a number each. Something stands for the name of a class, or `classes` is empty."""
+
+    def label(self, index: int) -> float:
+        """Return the number of an image."""
+
+
 class DetectSource(ImageSource, Protocol):
     """Images with their objects."""
 

@@ -1,4 +1,6 @@
-"""scikit-learn's 1,797 handwritten digits (8 x 8, ten classes): a dataset that needs no download.
+"""scikit-learn's 1,797 handwritten digits (8 x 8): a dataset that needs no download.
+
+They have one of ten classes each, or any number of facts (`digit-facts:train`), or are numbers (`digit-values:train`).
 
 Source: the test part of UCI's *Optical Recognition of Handwritten Digits* (Alpaydin and Kaynak, 1998).
 """
@@ -15,6 +17,9 @@ from convnext.errors import ConvnextError, UsageError, nearest
 
 CLASSES = [str(digit) for digit in range(10)]
 HELD_OUT = 360
+# The digits that each is true of.
+FACTS = {"even": (0, 2, 4, 6, 8), "prime": (2, 3, 5, 7), "closed loop": (0, 6, 8, 9), "above 4": (5, 6, 7, 8, 9)}
+VALUE = "value"  # what stands for the class of data whose labels are numbers
 
 
 @functools.cache
@@ -75,3 +80,58 @@ def open_digits(where: str, classes: Sequence[str] | None = None) -> Digits:
     if classes is not None and list(classes) != source.classes:
         raise ConvnextError(f"the classes of {where} are {', '.join(source.classes)}, not the network's {', '.join(classes)}")
     return source
+
+
+class DigitFacts(Digits):
+    """One part of the digits as (RGB image, positions of classes) pairs; the digit 1 has none of the classes."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__(part)
+        self.classes = list(FACTS)
+
+    def label(self, index: int) -> tuple[int, ...]:  # type: ignore[override]
+        """Return the positions in `classes` of what is true of the digit."""
+        digit = super().label(index)
+        return tuple(position for position, digits in enumerate(FACTS.values()) if digit in digits)
+
+    def label_bytes(self, index: int) -> bytes:
+        """Return the label as bytes, to compare it with a later run's."""
+        return repr(self.label(index)).encode()
+
+
+def open_digit_facts(where: str, classes: Sequence[str] | None = None) -> DigitFacts:
+    """Return the images of `digit-facts:train` or `digit-facts:val`.
+
+    Raises UsageError for another part, and ConvnextError if `classes`, those of a network, are not these.
+    """
+    known = ["digit-facts:train", "digit-facts:val"]
+    if where not in known:
+        raise UsageError(f"unknown dataset {where!r}{nearest(where, known)}")
+    source = DigitFacts(where.partition(":")[2])
+    if classes is not None and list(classes) != source.classes:
+        raise ConvnextError(f"the classes of {where} are {', '.join(source.classes)}, not the network's {', '.join(classes)}")
+    return source
+
+
+class DigitValues(Digits):
+    """One part of the digits as (RGB image, number) pairs."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__(part)
+        self.classes = [VALUE]
+
+    def label(self, index: int) -> float:  # type: ignore[override]
+        """Return the digit that the image shows."""
+        return float(super().label(index))
+
+    def label_bytes(self, index: int) -> bytes:
+        """Return the label as bytes, to compare it with a later run's."""
+        return repr(self.label(index)).encode()
+
+
+def open_digit_values(where: str, classes: Sequence[str] | None = None) -> DigitValues:
+    """Return the images of `digit-values:train` or `digit-values:val`. Raises UsageError for another part."""
+    known = ["digit-values:train", "digit-values:val"]
+    if where not in known:
+        raise UsageError(f"unknown dataset {where!r}{nearest(where, known)}")
+    return DigitValues(where.partition(":")[2])

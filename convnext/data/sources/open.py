@@ -10,11 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from convnext.data import imagenet
-from convnext.data.sources.base import ClassifySource, ClassifySubset, DetectSource, MultilabelSource, SegmentSource
+from convnext.data.sources.base import ClassifySource, ClassifySubset, DetectSource, MultilabelSource, SegmentSource, ValueSource
 from convnext.data.sources.cifar import VERSIONS, open_cifar
 from convnext.data.sources.coco import open_coco, open_coco_layout
-from convnext.data.sources.digit_facts import open_digit_facts
-from convnext.data.sources.digits import open_digits
+from convnext.data.sources.digits import open_digit_facts, open_digit_values, open_digits
 from convnext.data.sources.folder import ImageFolder, parts_of
 from convnext.data.sources.mask_folder import open_ade20k, open_mask_folder
 from convnext.data.sources.masks import open_semantic
@@ -43,6 +42,7 @@ class SourceFormat:
     recognises: Callable[[str], bool] | None = None  # other names that it recognises
     classify: Callable[[str, Classes], ClassifySource] | None = None
     multilabel: Callable[[str, Classes], MultilabelSource] | None = None  # else the one label of `classify` is taken as a set of one
+    values: Callable[[str, Classes], ValueSource] | None = None
     detect: Callable[[str, Classes, bool], DetectSource] | None = None  # the flag: whether to keep images without objects
     segment: Callable[[str, Classes], SegmentSource] | None = None
 
@@ -74,6 +74,7 @@ def _any_name(where: str) -> bool:
 _FORMATS = [
     SourceFormat("digits", ("digits",), _is_digits, classify=open_digits),
     SourceFormat("facts about digits", ("digit-facts",), multilabel=open_digit_facts),
+    SourceFormat("digits as numbers", ("digit-values",), values=open_digit_values),
     SourceFormat("CIFAR", tuple(VERSIONS), classify=open_cifar),
     SourceFormat("scenes", ("scenes",), detect=open_scenes, segment=partial(open_semantic, open_scenes)),
     SourceFormat("COCO file", ("coco",), detect=open_coco, segment=partial(open_semantic, open_coco)),
@@ -132,6 +133,17 @@ def open_multilabel(where: str, classes: Classes = None) -> MultilabelSource | C
         if entry.multilabel is not None and entry.takes(where):
             return entry.multilabel(where, classes)
     return open_source(where, classes)
+
+
+def open_values(where: str) -> ValueSource | ClassifySource:
+    """Return the images with a number each that `where` names, `digit-values:train`, or else what `open_source` takes.
+
+    Raises UsageError if nothing has this name, and ConvnextError if the data can't be used.
+    """
+    for entry in _FORMATS:
+        if entry.values is not None and entry.takes(where):
+            return entry.values(where, None)
+    return open_source(where)
 
 
 def open_detection(where: str, classes: Classes = None, keep_empty: bool = True) -> DetectSource:

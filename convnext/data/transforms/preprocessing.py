@@ -51,6 +51,7 @@ class ClassifyPreprocessing(Preprocessing):
     The published test setting: resize the image until it covers `image_size / crop_ratio` and take its centre, or, with `warp` (used
     from 384 pixels up), resize the whole image to that size. With `letterbox` the whole image keeps its proportions, and the rest is
     filled with `mean`. With `mirror`, the probabilities are means over the image and its mirror image.
+    `unit` is of a network that predicts a number: mean and standard deviation in training, which its output counts.
     """
 
     image_size: ImageSize = 224
@@ -62,6 +63,7 @@ class ClassifyPreprocessing(Preprocessing):
     range: Range | None = None
     letterbox: bool = False
     mirror: bool = False
+    unit: tuple[float, float] | None = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -148,6 +148,7 @@ class ForClassification(Normalised):
     interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
     letterbox: bool = False
     mirror: bool = False
+    unit: Span | None = None
 
     @model_validator(mode="after")
     def _bounded(self) -> "ForClassification":

@@ -143,10 +143,10 @@ class AccuracyCounts:
         _, hits, confidences = self.bins
         ece = 100 * float((hits - confidences).abs().sum()) / self.count
         top5 = {"top5": 100 * self.top5_hits / self.count} if self.num_classes > 5 else {}
-        share = int(self.hits.sum()) / self.count
-        low, high = wilson(share, self.count)
-        found = {"top1": 100 * share, "top1_low": 100 * low, "top1_high": 100 * high} | top5 | class_scores.means(self.by_class())
-        return found | {"loss": self.loss_sum / self.count, "ece": ece, "count": self.count}
+        correct = int(self.hits.sum())
+        low, high = wilson(correct / self.count, self.count)
+        found = {"top1": 100 * correct / self.count, "top1_low": 100 * low, "top1_high": 100 * high} | top5
+        return found | class_scores.means(self.by_class()) | {"loss": self.loss_sum / self.count, "ece": ece, "count": self.count}
 
     def details(self) -> AccuracyDetails:
         """Return the counts by class and by confidence as plain values."""

@@ -48,13 +48,17 @@ class ClassifyPrediction:
         """Return a row of a table for each of the `top` most probable classes, five by default."""
         return [{"class": name, "probability": probability} for name, probability in self.top(top or _IN_JSON)]
 
+    def lines(self) -> list[str]:
+        """Return what is written under a drawn image."""
+        return [f"{probability:6.1%}  {name}" for name, probability in self.top(_IN_TEXT)]
+
     def draw(self, image: Image.Image) -> Image.Image:
         """Return the RGB image with its most probable classes written under it; a small image is enlarged by a whole factor."""
         factor = max(1, -(-_MIN_WIDTH // image.width))
         size = (image.width * factor, image.height * factor)
         height = max(13, size[0] // 36)
         font, line = ImageFont.load_default(height), round(1.5 * height)
-        lines = [f"{probability:6.1%}  {name}" for name, probability in self.top(_IN_TEXT)]
+        lines = self.lines()
         sheet = Image.new("RGB", (size[0], size[1] + line * len(lines) + line // 2), "white")
         sheet.paste(image.resize(size, Image.Resampling.NEAREST), (0, 0))
         pen = ImageDraw.Draw(sheet)

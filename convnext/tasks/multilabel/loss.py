@@ -21,20 +21,34 @@ class MultilabelCriterion:
     def __init__(self, recipe: Recipe) -> None:
         self.smoothing = recipe.train.label_smoothing
         self.loss_of = asymmetric_loss if recipe.train.multilabel_loss == "asymmetric" else F.binary_cross_entropy_with_logits
-        mixup, cutmix = recipe.augment.mixup, recipe.augment.cutmix
-        self.mix = Mixup(mixup, cutmix, label_smoothing=0.0) if mixup or cutmix else None
+        self.mix = TargetMixing(recipe.augment.mixup, recipe.augment.cutmix)
 
     def __call__(self, model: nn.Module, batch: ClassifyBatch) -> Losses:
         """Return the mean `loss` over images and classes. The draws of mixup and CutMix come from NumPy's global generator."""
-        images, targets = batch.images, batch.labels
-        if self.mix is not None:
-            # Of the positions in the batch, timm makes the fractions of each image in each mix: (N, N).
-            self.mix.num_classes = len(images)
-            positions = torch.arange(len(images), device=images.device)
-            images, fractions = self.mix(images.clone(memory_format=torch.preserve_format), positions)
-            targets = fractions @ targets
+        images, targets = self.mix(batch.images, batch.labels)
         targets = targets * (1 - self.smoothing) + self.smoothing / 2
         return {"loss": self.loss_of(model(images).float(), targets)}
+
+
+class TargetMixing:
+    """Mixup or CutMix of a whole batch whose targets are vectors. It draws from NumPy's global generator.
+
+    Args:
+        mixup: alpha of mixup, 0 for off.
+        cutmix: alpha of CutMix, 0 for off.
+    """
+
+    def __init__(self, mixup: float, cutmix: float) -> None:
+        self.mix = Mixup(mixup, cutmix, label_smoothing=0.0) if mixup or cutmix else None
+
+    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mixed images (N, 3, H, W) and the mix of their targets (N, C), N even; both as they are if mixing is off."""
+        if self.mix is None:
+            return images, targets
+        # Of the positions in the batch, timm makes the fractions of each image in each mix: (N, N).
+        self.mix.num_classes = len(images)
+        mixed, fractions = self.mix(images.clone(memory_format=torch.preserve_format), torch.arange(len(images), device=images.device))
+        return mixed, fractions @ targets
 
 
 def asymmetric_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from convnext.data.sources.open import (
     open_multilabel,
     open_segmentation,
     open_source,
+    open_values,
     register_format,
 )
 from convnext.errors import ConvnextError
@@ -96,6 +97,7 @@ def from_outside():
 EXAMPLES = {
     "digits": lambda root, _: "digits:val",
     "facts about digits": lambda root, _: "digit-facts:val",
+    "digits as numbers": lambda root, _: "digit-values:val",
     "CIFAR": cifar10,
     "scenes": lambda root, _: "scenes:val",
     "COCO file": lambda root, _: f"coco:{coco(root)}/annotations/instances_val2017.json:{root}/val2017",
@@ -118,7 +120,7 @@ def names_of(kind):
 
 def test_every_registered_format_has_an_example():
     assert list(EXAMPLES) == [entry.name for entry in formats()]
-    assert all(entry.classify or entry.multilabel or entry.detect or entry.segment for entry in formats())
+    assert all(entry.classify or entry.multilabel or entry.values or entry.detect or entry.segment for entry in formats())
 
 
 def check_images(source):
@@ -210,6 +212,12 @@ def test_images_with_any_number_of_labels(name, tmp_path, monkeypatch):
     assert open_multilabel(where, source.classes).classes == source.classes
     with pytest.raises(ConvnextError):
         open_multilabel(where, ["another"])
+
+
+@pytest.mark.parametrize("name", names_of("values"))
+def test_images_with_numbers(name, tmp_path, monkeypatch):
+    source = open_values(EXAMPLES[name](tmp_path, monkeypatch))
+    assert all(type(source.label(index)) is float for index in check_images(source))
 
 
 @pytest.mark.parametrize("name", names_of("detect"))

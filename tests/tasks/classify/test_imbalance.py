@@ -77,6 +77,14 @@ def test_counts_that_differ_tenfold_are_reported_once_and_only_where_nothing_is_
         assert remarks(recipe(**keys), ["ant", "bee"], [100, 10]) == []
 
 
+def test_a_run_is_told_at_its_start(tmp_path):
+    photos = image_folder(tmp_path / "photos", classes=("ant", "bee"), each=10)
+    for path in sorted((photos / "bee").iterdir())[1:]:
+        path.unlink()
+    found = tasks.get("classify").open(load_recipe("finetune", {"data.train": str(photos), "data.val": str(photos)})).remarks
+    assert [line for line in found if "10-fold in training images: bee 1, ant 10" in line] == [found[-1]]
+
+
 def test_a_run_with_weights_focal_loss_mixing_and_balanced_sampling_resumes_to_the_bit(tmp_path):
     photos = image_folder(tmp_path / "photos", each=6)
     for path in sorted((photos / "bee").iterdir())[1:]:

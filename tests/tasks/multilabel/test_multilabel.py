@@ -13,7 +13,7 @@ from timm.data import Mixup
 import convnext
 from convnext import tasks
 from convnext.data.randomness import seed_numpy
-from convnext.data.sources.digit_facts import open_digit_facts
+from convnext.data.sources.digits import open_digit_facts
 from convnext.errors import ConvnextError, UsageError
 from convnext.recipe import load_recipe
 from convnext.tasks.classify.batch import ClassifyBatch

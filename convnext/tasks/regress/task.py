@@ -1,0 +1,124 @@
+"""Regression: one number for each image. Images, networks and files are those of classification."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from convnext.data import deep
+from convnext.data.loader import Samples
+from convnext.data.sources.base import ClassifySource
+from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.errors import ConvnextError, UsageError
+from convnext.recipe import BEST_METRICS, Recipe
+from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, TaskData
+from convnext.tasks.classify.batch import ClassifyBatch
+from convnext.tasks.classify.prediction import ClassifyPrediction
+from convnext.tasks.classify.task import ClassifyTask, augmentation, unreadable
+from convnext.tasks.regress import data, prediction
+from convnext.tasks.shared import refuse_options
+from convnext.text import counted
+
+
+class RegressTask(ClassifyTask):
+    """Regression. The output of a sample is its number (1,) in the data's unit; targets are float32 (1,)."""
+
+    name: ClassVar[str] = "regress"
+    headline: ClassVar[str] = "r2"
+    best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["regress"]
+    columns: ClassVar[tuple[str, ...]] = ("value",)
+    demo_recipe: ClassVar[str] = "regress_digits"
+
+    # Data
+
+    def open(self, recipe: Recipe) -> TaskData:
+        """Open the training and validation images of a recipe. Raises ConvnextError for no images, or numbers that are all equal."""
+        from convnext.data.transforms.classify import train_transform
+
+        names = recipe.data
+        train = data.open_numbers(names.train)
+        remarks = [f"train: {remark}" for remark in (self.counts(train), *self.remarks_on(train))]
+        if names.val is not None:
+            val = data.open_numbers(names.val)
+            remarks += [f"val: {remark}" for remark in (self.counts(val), *self.remarks_on(val))]
+        else:
+            train, val = data.hold_out(train, names.val_fraction, recipe.seed)
+            remarks.append(f"no data.val given: {len(val)} of the {len(train) + len(val)} images are held out for validation")
+        for where, source in (("train", train), ("val", val)):
+            if not len(source):
+                raise ConvnextError(f"no images in data.{where}")
+            if len(set(data.values_of(source))) < 2:
+                raise ConvnextError(f"all numbers of data.{where} are equal: there is nothing to learn, or to measure")
+        remarks += deep.remarks(train, names.range)
+        values = data.values_of(train)
+        how = replace(self.preprocessing(recipe), unit=(float(values.mean()), float(values.std())))
+        samples = data.ValueSamples(train, train_transform(augmentation(recipe)), recipe.seed)
+        return TaskData(samples, self.evaluation_samples(val, how), train.classes, remarks, how=how)
+
+    def open_labelled(self, where: str, classes: list[str] | None, num_classes: int) -> ClassifySource:
+        """Open labelled images to evaluate a network on. Raises UsageError unless the network has one output."""
+        if num_classes != 1:
+            raise UsageError(f"the network has {num_classes} outputs, and task regress needs one")
+        return data.open_numbers(where)
+
+    def check(self, where: str) -> list[str]:
+        """Return everything wrong with the images that `where` names, one problem per line; reads all of them."""
+        return unreadable(data.open_numbers(where))
+
+    def overview(self, where: str) -> list[str]:
+        """Return the number of images, the range of their numbers, and the source's remarks."""
+        source = data.open_numbers(where)
+        return [self.counts(source), *source.remarks]
+
+    def counts(self, source: ClassifySource) -> str:
+        """Return in one line how many images a source holds, and the range and mean of their numbers."""
+        values = data.values_of(source)
+        found = f": values from {values.min():.4g} to {values.max():.4g}, mean {values.mean():.4g}" if len(values) else ""
+        return f"{counted(len(source), 'image')}, {counted(len(values), 'number')}{found}"
+
+    def evaluation_samples(self, source: ClassifySource, how: Preprocessing) -> Samples:
+        """Return images prepared as the network takes them, with their numbers."""
+        return data.ValueSamples(source, how.transform(), seed=0)
+
+    # Training and evaluation
+
+    def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[ClassifyBatch]:
+        """Return the smooth L1 loss or the squared error, with mixup and CutMix where the recipe has them."""
+        from convnext.tasks.regress.loss import RegressCriterion
+
+        return RegressCriterion(recipe, getattr(data.how, "unit", None) or (0.0, 1.0))
+
+    def predict(self, model: nn.Module, batch: ClassifyBatch, how: Preprocessing) -> Sequence[Tensor]:
+        """Return the number (1,) of each sample, in the data's unit."""
+        return prediction.values_of(model, batch.images, how).unbind()
+
+    def metric(self, num_classes: int, source: ClassifySource) -> Metric[ClassifyBatch, Tensor]:
+        """Return an empty metric."""
+        from convnext.tasks.regress.metric import RegressMetric
+
+        return RegressMetric(source)
+
+    def reporter(self) -> Reporter[ClassifySource]:
+        """Return the module that words and draws evaluations."""
+        from convnext.tasks.regress import report
+
+        return report
+
+    # Use
+
+    def infer(
+        self,
+        model: nn.Module,
+        images: Sequence[OpenedImage],
+        preprocessing: Preprocessing,
+        classes: Sequence[str],
+        device: torch.device,
+        *,
+        class_ids: ClassIds | None = None,
+        **options: object,
+    ) -> list[ClassifyPrediction]:
+        """Return the number of each image, in the data's unit."""
+        refuse_options(self.name, options, self.options)
+        return prediction.infer(model, images, preprocessing, classes, device)
