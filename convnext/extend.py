@@ -38,11 +38,13 @@ class Register(Generic[T]):
     Args:
         what: they are, for messages.
         entries: those of the package.
+        lazy: more of the package's, each as "module:attribute", which is imported when it is first asked for.
     """
 
-    def __init__(self, what: str, entries: dict[str, T] | None = None) -> None:
+    def __init__(self, what: str, entries: dict[str, T] | None = None, lazy: Mapping[str, str] | None = None) -> None:
         self.what = what
         self.entries: dict[str, T] = {} if entries is None else entries
+        self.lazy = dict(lazy or {})
         self.origins: dict[str, str] = {}  # of the names that were added: the module that did it
 
     def add(self, name: str, thing: T, module: str) -> None:
@@ -52,22 +54,33 @@ class Register(Generic[T]):
         """
         if not _NAME.fullmatch(name) or name == _MARK:
             raise UsageError(f"{name!r} can't name a {self.what}: use letters, digits and underscores, as in my_{self.what}")
-        if name in self.entries and self.origins.get(name) != module:
+        if name in self.names() and self.origins.get(name) != module:
             raise UsageError(f"the {self.what} {name!r} exists already, in {self.origins.get(name, 'convnext')}: take another name")
         self.entries[name] = thing
         self.origins[name] = module
 
-    def find(self, name: str) -> T | None:
-        """Return the thing of that name, None for an unknown one; installed packages are asked for it too."""
-        if name not in self.entries:
+    def names(self) -> list[str]:
+        """Return all names, the package's own first."""
+        return list(dict.fromkeys([*self.lazy, *self.entries]))
+
+    def knows(self, name: str) -> bool:
+        """Return whether there is a thing of that name; installed packages are asked for it too."""
+        if name not in self.entries and name not in self.lazy:
             load_entry_points()
+        return name in self.entries or name in self.lazy
+
+    def find(self, name: str) -> T | None:
+        """Return the thing of that name, None for an unknown one."""
+        if self.knows(name) and name not in self.entries:
+            module, _, attribute = self.lazy[name].partition(":")
+            self.entries[name] = cast("T", getattr(import_module(module), attribute))
         return self.entries.get(name)
 
     def get(self, name: str) -> T:
         """Return the thing of that name. Raises UsageError, with the nearest name, for an unknown one."""
         found = self.find(name)
         if found is None:
-            raise UsageError(f"unknown {self.what} {name!r}{nearest(name, self.entries)}{where_from(())}")
+            raise UsageError(f"unknown {self.what} {name!r}{nearest(name, self.names())}{where_from(())}")
         return found
 
     def decorator(self, name: str, module: str) -> Callable[[Thing], Thing]:
@@ -243,7 +256,7 @@ def qualified(thing: object) -> str:
 
 TASKS: Register[object] = Register(
     "task",
-    {
+    lazy={
         "classify": "convnext.tasks.classify.task:ClassifyTask",
         "multilabel": "convnext.tasks.multilabel.task:MultilabelTask",
         "regress": "convnext.tasks.regress.task:RegressTask",
@@ -253,7 +266,13 @@ TASKS: Register[object] = Register(
 )
 SOURCES: Register[Callable[..., object]] = Register("source")  # by the prefix of their names
 TRANSFORMS: Register[Callable[..., object]] = Register("transform")
-LOSSES: Register[Callable[..., object]] = Register("loss")
+LOSSES: Register[Callable[..., object]] = Register(
+    "loss",
+    lazy={
+        "asymmetric": "convnext.tasks.multilabel.loss:asymmetric_loss",
+        "mse": "torch.nn.functional:mse_loss",
+    },
+)
 METRICS: Register[Callable[..., object]] = Register("metric")
 
 

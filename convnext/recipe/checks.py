@@ -12,15 +12,16 @@ from convnext.recipe.schema import Recipe, RecipeSection
 BEST_METRICS = {
     "classify": ("top1", "balanced_accuracy", "f1", "auroc", "loss"),
     "multilabel": ("map", "f1", "micro_f1", "loss"),
+    "regress": ("r2", "mae", "rmse"),
     "detect": ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"),
     "segment": ("miou", "mean_accuracy", "overall_accuracy"),
 }
 
-_CLASSIFIERS = ("classify", "multilabel")
+_CLASSIFIERS = ("classify", "multilabel", "regress")
 _OF_CLASSIFIERS = """
     eval. data.image_column data.label_column data.root data.group_column data.group data.fold
     augment.crop augment.crop_scale augment.crop_aspect augment.rand_augment augment.trivial_augment augment.color_jitter
-    augment.random_erasing augment.mixup augment.cutmix augment.extra train.label_smoothing train.loss
+    augment.random_erasing augment.mixup augment.cutmix augment.extra train.loss
 """
 
 # The tasks of the package that use a key, or all keys of a section, where not every task does. Tasks from outside may use any.
@@ -33,9 +34,9 @@ _USED_BY: dict[str, tuple[str, ...]] = {
     "data.val_fraction": (*_CLASSIFIERS, "segment"),
     "data.sampler": ("classify",),
     "augment.rotate": (*_CLASSIFIERS, "segment"),
+    "train.label_smoothing": ("classify", "multilabel"),
     "train.class_weights": ("classify",),
     "train.focal_gamma": ("classify",),
-    "train.multilabel_loss": ("multilabel",),
 }
 
 # Keys that other keys leave without effect: which do so, when, and why.

@@ -141,8 +141,8 @@ def _check_names(values: Values, where: str) -> None:
         inner = values if section is None else values.get(section)
         for name in _texts(inner.get(key) if isinstance(inner, dict) else None):
             full = f"{section}.{key}" if section else key
-            if ":" not in name and register.find(name) is None:
-                raise UsageError(f"{where}: {full}: unknown {register.what} {name!r}{nearest(name, register.entries)}")
+            if ":" not in name and not register.knows(name):
+                raise UsageError(f"{where}: {full}: unknown {register.what} {name!r}{nearest(name, register.names())}")
             if ":" in name and not is_marker(name) and module_of(name) is None:
                 raise UsageError(f"{where}: {full}: {name!r} names no function; write it as my_module:my_function")
 

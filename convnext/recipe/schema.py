@@ -240,17 +240,11 @@ class Train(RecipeSection):
     class_weights: Literal["balanced"] | dict[str, float] | None = Field(
         None, description="classify: factors on the loss by class, as {ant: 3}; balanced: N / (classes x images of the class)"
     )
-    multilabel_loss: Literal["bce", "asymmetric"] = Field(
-        "bce", description="multilabel: binary cross-entropy of each class, or the asymmetric loss (Ridnik et al., 2021)"
-    )
-    value_loss: Literal["smooth_l1", "mse"] = Field(
-        "smooth_l1", description="regress: smooth L1 loss or squared error, in units of the standard deviation"
-    )
     focal_gamma: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="classify: gamma of the focal loss (Lin et al., 2017), 0 for cross-entropy"
     )
     loss: str | None = Field(
-        None, description="a loss of your own in place of the task's: a registered name, or module:function of logits and targets"
+        None, description="in place of the task's: asymmetric (multilabel), mse (regress), a registered name, or module:function"
     )
     ema: float = Field(
         0.0, ge=0, lt=1, description="decay of the moving average of the weights, which warms up and is evaluated and saved; 0 for none"

@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 from convnext.extend import TASKS
@@ -17,15 +16,12 @@ _tasks: "dict[str, AnyTask]" = {}  # the one instance of each that was used
 
 def names() -> list[str]:
     """Return the names of all tasks."""
-    return list(TASKS.entries)
+    return TASKS.names()
 
 
 def get(name: str) -> "AnyTask":
     """Return the task of that name. Raises UsageError for an unknown one."""
     entry = TASKS.get(name)
-    if isinstance(entry, str):  # one of the package's, imported when it is first used
-        module, _, attribute = entry.partition(":")
-        entry = getattr(import_module(module), attribute)
     if name not in _tasks or type(_tasks[name]) is not entry:
         _tasks[name] = cast("Callable[[], AnyTask]", entry)()
     return _tasks[name]

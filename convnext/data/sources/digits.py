@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from convnext.data.images import to_pixels
+from convnext.data.tables.columns import VALUE, TargetKind
 from convnext.errors import ConvnextError, UsageError, nearest
 
 CLASSES = [str(digit) for digit in range(10)]
 HELD_OUT = 360
 # The digits that each is true of.
 FACTS = {"even": (0, 2, 4, 6, 8), "prime": (2, 3, 5, 7), "closed loop": (0, 6, 8, 9), "above 4": (5, 6, 7, 8, 9)}
-VALUE = "value"  # what stands for the class of data whose labels are numbers
 
 
 @functools.cache
@@ -85,6 +85,8 @@ def open_digits(where: str, classes: Sequence[str] | None = None) -> Digits:
 class DigitFacts(Digits):
     """One part of the digits as (RGB image, positions of classes) pairs; the digit 1 has none of the classes."""
 
+    target_kind: TargetKind = "classes"
+
     def __init__(self, part: str) -> None:
         super().__init__(part)
         self.classes = list(FACTS)
@@ -115,6 +117,8 @@ def open_digit_facts(where: str, classes: Sequence[str] | None = None) -> DigitF
 
 class DigitValues(Digits):
     """One part of the digits as (RGB image, number) pairs."""
+
+    target_kind: TargetKind = "value"
 
     def __init__(self, part: str) -> None:
         super().__init__(part)

@@ -10,7 +10,15 @@ from functools import partial
 from pathlib import Path
 
 from convnext.data import imagenet
-from convnext.data.sources.base import ClassifySource, ClassifySubset, DetectSource, MultilabelSource, SegmentSource, ValueSource
+from convnext.data.sources.base import (
+    ClassifySource,
+    ClassifySubset,
+    DetectSource,
+    MultilabelSource,
+    SegmentSource,
+    ValueSource,
+    target_kind_of,
+)
 from convnext.data.sources.cifar import VERSIONS, open_cifar
 from convnext.data.sources.coco import open_coco, open_coco_layout
 from convnext.data.sources.digits import open_digit_facts, open_digit_values, open_digits
@@ -211,7 +219,7 @@ def hold_out(
 
     With `groups`, the group of each image, no group has images in both; see `split.split_groups`.
     """
-    labels = [source.label(index) for index in range(len(source))]
+    labels = _strata(source)
     rest, held = split(source, fraction, seed, labels) if groups is None else split_groups(fraction, seed, labels, groups)
     return ClassifySubset(source, rest), ClassifySubset(source, held)
 
@@ -220,8 +228,13 @@ def hold_out_fold(
     source: ClassifySource, fold: int, count: int, groups: Sequence[str] | None = None
 ) -> tuple[ClassifySource, ClassifySource]:
     """Return a source in two parts, the second being fold number `fold`, from 1, of `count`; see `split.folds` and `split.group_folds`."""
-    labels = [source.label(index) for index in range(len(source))]
+    labels = _strata(source)
     keys = [source.key(index) for index in range(len(source))]
     found = folds(keys, count, labels) if groups is None else group_folds(count, labels, groups)
     rest, held = ([i for i, one in enumerate(found) if (one == fold - 1) == wanted] for wanted in (False, True))
     return ClassifySubset(source, rest), ClassifySubset(source, held)
+
+
+def _strata(source: ClassifySource) -> list[int]:
+    """Return what each part shall have its share of: the class of each image, or 0 where labels are of another kind."""
+    return [source.label(index) if target_kind_of(source) == "class" else 0 for index in range(len(source))]

@@ -12,6 +12,7 @@ from convnext.text import class_name, printable
 
 TargetKind = Literal["class", "classes", "value"]  # one class of an image (int), any number of classes (tuple of ints), a number (float)
 Target = int | tuple[int, ...] | float
+VALUE = "value"  # what stands for the class of data whose labels are numbers
 
 # Names of columns, the first of them that a table has. They are compared without case, and with _ for blanks and dashes.
 _IMAGES = (
@@ -27,7 +28,7 @@ class Labels:
     """The labels of all rows."""
 
     kind: TargetKind
-    classes: list[str]  # empty for numbers
+    classes: list[str]  # VALUE alone for numbers
     targets: list[Target]  # of each row
     columns: list[str]  # that they come from
 
@@ -76,7 +77,7 @@ def labels(rows: Rows, name: str | None, others: Sequence[str | None], classes: 
     if chosen is None:
         raise UsageError(f"{rows.path} has no column of labels ({_listed(rows)}): {_remedy(rows, 'label')}")
     if _plain(chosen) == "value":
-        return Labels("value", [], [_number(rows, index, chosen) for index in range(len(rows))], [chosen])
+        return Labels("value", [VALUE], [_number(rows, index, chosen) for index in range(len(rows))], [chosen])
     if _plain(chosen) == "labels":
         texts = [[class_name(part.strip()) for part in cell.split("|") if part.strip()] for cell in rows.columns[chosen]]
         known = _classes(classes, [text for cell in texts for text in cell])

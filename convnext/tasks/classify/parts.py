@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -26,6 +26,9 @@ _OPTIONS = {
 }  # of a table's name, by the recipe's keys
 _SHOWN = 5  # files in a message
 
+Open = Callable[[str, Sequence[str] | None], ClassifySource]
+Parts = tuple[ClassifySource, ClassifySource, list[str]]
+
 
 def open_classes(where: str, classes: Sequence[str] | None = None) -> ClassifySource:
     """Return the images that `where` names, as `open_source` does. Raises UsageError unless each has one class."""
@@ -36,26 +39,41 @@ def open_classes(where: str, classes: Sequence[str] | None = None) -> ClassifySo
     return source
 
 
-def open_parts(recipe: Recipe) -> tuple[ClassifySource, ClassifySource, list[str]]:
+def counts(source: ClassifySource) -> str:
+    """Return in one line how many images of which classes a source holds."""
+    found = np.array([source.label(index) for index in range(len(source))], dtype=int)
+    return described(len(source), source.classes, np.bincount(found, minlength=len(source.classes)).tolist())
+
+
+def open_parts(recipe: Recipe, open_one: Open = open_classes, described_as: Callable[[ClassifySource], str] = counts) -> Parts:
     """Return the images to train on, those to evaluate on, and what to report of both.
 
-    Raises ConvnextError for fewer than two classes, a number of classes other than the recipe's, or too many missing files.
+    Args:
+        recipe: that names them.
+        open_one: the task's function from a name, and the class names if they are known, to a source.
+        described_as: the task's line on what a source holds.
+
+    Raises ConvnextError for no images, fewer than two classes, a number of classes other than the recipe's, or too many missing files.
     """
     data = recipe.data
     where = _named(data.train, data)
-    source = open_classes(where)
+    source = open_one(where, None)
     check_class_count(recipe, source.classes)
-    if len(source.classes) < 2:
+    if target_kind_of(source) == "class" and len(source.classes) < 2:
         raise ConvnextError(f"data.train={one_class(data.train, source.classes)}")
     _refuse_missing(source, data.max_corrupt)
-    remarks = [f"train: {remark}" for remark in (counts(source), *remarks_on(source))]
+    remarks = [f"train: {remark}" for remark in (described_as(source), *remarks_on(source))]
     if data.val is not None:
-        val = open_classes(_named(data.val, data), source.classes)
+        train, val = source, open_one(_named(data.val, data), source.classes)
         _refuse_missing(val, data.max_corrupt)
-        remarks += [f"val: {remark}" for remark in (counts(val), *remarks_on(val))]
-        return source, val, remarks + _shared_files(source, val)
-    train, val, found = _held_out(source, recipe)
-    return train, val, remarks + found
+        remarks += [f"val: {remark}" for remark in (described_as(val), *remarks_on(val))] + _shared_files(source, val)
+    else:
+        train, val, found = _held_out(source, recipe)
+        remarks += found
+    for part, images in (("train", train), ("val", val)):
+        if not len(images):
+            raise ConvnextError(f"no images in data.{part}")
+    return train, val, remarks
 
 
 def _held_out(source: ClassifySource, recipe: Recipe) -> tuple[ClassifySource, ClassifySource, list[str]]:
@@ -81,7 +99,7 @@ def _held_out(source: ClassifySource, recipe: Recipe) -> tuple[ClassifySource, C
         raise ConvnextError(f"no group can be held out: there are {len(set(groups))}, and each class needs one to train on; give data.val")
     among = f" ({_groups_in(val, source, groups)} of {counted(len(set(groups)), 'group')})" if groups is not None else ""
     remarks.append(f"{why}: {len(val)} of the {len(source)} images{among} are held out for validation")
-    if groups is not None or fold is not None:
+    if target_kind_of(source) == "class" and (groups is not None or fold is not None):
         remarks += _classes_without_images(train, val)
     return train, val, remarks
 
@@ -198,12 +216,6 @@ def _shared_files(train: ClassifySource, val: ClassifySource) -> list[str]:
     known = {train.name(index) for index in range(len(train))}
     both = [name for index in range(len(val)) if (name := val.name(index)) in known]
     return [f"{len(both)} of the {len(val)} validation images are trained on too, the first {printable(both[0])}"] if both else []
-
-
-def counts(source: ClassifySource) -> str:
-    """Return in one line how many images of which classes a source holds."""
-    found = np.array([source.label(index) for index in range(len(source))], dtype=int)
-    return described(len(source), source.classes, np.bincount(found, minlength=len(source.classes)).tolist())
 
 
 def remarks_on(source: ClassifySource) -> list[str]:

@@ -50,9 +50,6 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
         from convnext.data.transforms.classify import train_transform
 
         train, val, remarks = open_parts(recipe)
-        for where, source in (("train", train), ("val", val)):
-            if not len(source):
-                raise ConvnextError(f"no images in data.{where}")
         if recipe.eval.best_by == "auroc":
             class_scores.require_auroc(val)
         imbalance.check_class_weights(recipe, train.classes)

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from convnext.data.loader import Samples
-from convnext.data.sources.base import ClassifySource, Subset
+from convnext.data.sources.base import ClassifySource, target_kind_of
 from convnext.data.sources.open import open_multilabel
-from convnext.data.split import split
 from convnext.errors import UsageError
 
 # The task is a variant of classification, so its sources pass for a ClassifySource. Where that has an int they may give a tuple of
-# ints, and `label_set` reads both. A source whose labels are numbers says so by `target_kind`, "value".
+# ints, and `label_set` reads both.
 
 
 def label_set(source: ClassifySource, index: int) -> tuple[int, ...]:
@@ -25,22 +24,9 @@ def label_set(source: ClassifySource, index: int) -> tuple[int, ...]:
 def open_labels(where: str, classes: Sequence[str] | None = None) -> ClassifySource:
     """Return the images that `where` names. One class for each image is taken as a set of one. Raises UsageError for numbers."""
     source = cast("ClassifySource", open_multilabel(where, classes))
-    if getattr(source, "target_kind", "class") == "value":
+    if target_kind_of(source) == "value":
         raise UsageError(f"{where} has a number for each image, and task multilabel learns classes")
     return source
-
-
-def hold_out(source: ClassifySource, fraction: float, seed: int) -> tuple[ClassifySource, ClassifySource]:
-    """Return a source in two parts, the second with about `fraction` of the images, chosen by name; see `split.split`."""
-    rest, held = split(source, fraction, seed, groups=[0] * len(source))
-    return LabelSubset(source, rest), LabelSubset(source, held)
-
-
-class LabelSubset(Subset[ClassifySource]):
-    """Some positions of a source with any number of classes per image."""
-
-    def label(self, index: int) -> int:
-        return self.source.label(self.indices[index])
 
 
 class LabelSamples(Samples):

@@ -1,4 +1,6 @@
-"""The training loss of a multi-label classifier."""
+"""The training loss of networks whose targets are vectors: of a multi-label classifier, and of one that predicts a number."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -6,28 +8,38 @@ from timm.data import Mixup
 from torch import Tensor, nn
 
 from convnext.recipe import Recipe
-from convnext.tasks.base import Losses
+from convnext.tasks.base import Function, Losses
 from convnext.tasks.classify.batch import ClassifyBatch
+from convnext.tasks.classify.own import check_logits
+from convnext.tasks.own import called, own_loss, parts_of_loss, title
 
 GAMMA, MARGIN = 4.0, 0.05  # of the asymmetric loss, for classes that the image lacks; as published
 
 
-class MultilabelCriterion:
-    """Binary cross-entropy or the asymmetric loss of each class, after mixup or CutMix where the recipe has them.
+class TargetCriterion:
+    """A loss of outputs and targets (N, C) float32, after mixup or CutMix where the recipe has them.
 
-    A smoothed target is y (1 - e) + e / 2, where e is `train.label_smoothing`. A mix of two images has the mix of their targets.
+    Args:
+        recipe: of the run. Its `train.loss` replaces the default.
+        default: the task's loss, a mean over images and classes.
+        prepared: from a batch's labels to targets, before images are mixed. A mix of two images has the mix of their targets.
+        num_classes: of the network.
+
+    Raises UsageError for a loss that is not known.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.smoothing = recipe.train.label_smoothing
-        self.loss_of = asymmetric_loss if recipe.train.multilabel_loss == "asymmetric" else F.binary_cross_entropy_with_logits
+    def __init__(self, recipe: Recipe, default: Function, prepared: Callable[[Tensor], Tensor], num_classes: int) -> None:
+        own = own_loss(recipe)
+        self.loss = default if own is None else own
+        self.name = title(str(recipe.train.loss), self.loss)
+        self.prepared, self.num_classes = prepared, num_classes
         self.mix = TargetMixing(recipe.augment.mixup, recipe.augment.cutmix)
 
     def __call__(self, model: nn.Module, batch: ClassifyBatch) -> Losses:
-        """Return the mean `loss` over images and classes. The draws of mixup and CutMix come from NumPy's global generator."""
-        images, targets = self.mix(batch.images, batch.labels)
-        targets = targets * (1 - self.smoothing) + self.smoothing / 2
-        return {"loss": self.loss_of(model(images).float(), targets)}
+        """Return the parts of the loss by name. The draws of mixup and CutMix come from NumPy's global generator."""
+        images, targets = self.mix(batch.images, self.prepared(batch.labels))
+        outputs = check_logits(model(images), images, self.num_classes).float()
+        return parts_of_loss(f"the loss {self.name}", called(f"the loss {self.name}", self.loss, outputs, targets))
 
 
 class TargetMixing:

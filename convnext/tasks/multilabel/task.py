@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext.data import deep
@@ -13,11 +14,13 @@ from convnext.data.sources.base import ClassifySource
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError
 from convnext.recipe import BEST_METRICS, Recipe
-from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, TaskData, check_class_count
+from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, TaskData
 from convnext.tasks.classify.batch import ClassifyBatch
+from convnext.tasks.classify.parts import open_parts
 from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.classify.task import ClassifyTask, augmentation, unreadable
 from convnext.tasks.multilabel import data, prediction
+from convnext.tasks.multilabel.loss import TargetCriterion
 from convnext.tasks.shared import refuse_options
 
 
@@ -35,28 +38,13 @@ class MultilabelTask(ClassifyTask):
         """Open the training and validation images of a recipe. Raises ConvnextError for no classes, or no images."""
         from convnext.data.transforms.classify import train_transform
 
-        train, val, remarks = self._open_parts(recipe)
+        train, val, remarks = open_parts(recipe, data.open_labels, self.counts)
         for where, source in (("train", train), ("val", val)):
-            if not len(source):
-                raise ConvnextError(f"no images in data.{where}")
             if not any(data.class_counts(source)):
                 raise ConvnextError(f"no image in data.{where} has a class")
         remarks += deep.remarks(train, recipe.data.range)
         samples = data.LabelSamples(train, train_transform(augmentation(recipe)), recipe.seed)
         return TaskData(samples, self.evaluation_samples(val, self.preprocessing(recipe)), train.classes, remarks)
-
-    def _open_parts(self, recipe: Recipe) -> tuple[ClassifySource, ClassifySource, list[str]]:
-        """Return the images to train on, those to evaluate on, and what to report of both."""
-        names = recipe.data
-        train = data.open_labels(names.train)
-        check_class_count(recipe, train.classes)
-        remarks = [f"train: {remark}" for remark in (self.counts(train), *self.remarks_on(train))]
-        if names.val is not None:
-            val = data.open_labels(names.val, train.classes)
-            return train, val, remarks + [f"val: {remark}" for remark in (self.counts(val), *self.remarks_on(val))]
-        train, val = data.hold_out(train, names.val_fraction, recipe.seed)
-        remarks.append(f"no data.val given: {len(val)} of the {len(train) + len(val)} images are held out for validation")
-        return train, val, remarks
 
     def open_labelled(self, where: str, classes: list[str] | None, num_classes: int) -> ClassifySource:
         """Open labelled images to evaluate a network on. Raises ConvnextError unless they have the network's number of classes."""
@@ -85,10 +73,10 @@ class MultilabelTask(ClassifyTask):
     # Training and evaluation
 
     def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[ClassifyBatch]:
-        """Return binary cross-entropy or the asymmetric loss, with mixup and CutMix where the recipe has them."""
-        from convnext.tasks.multilabel.loss import MultilabelCriterion
-
-        return MultilabelCriterion(recipe)
+        """Return binary cross-entropy, or the recipe's loss, of smoothed targets y (1 - e) + e / 2; with mixup and CutMix."""
+        smoothing = recipe.train.label_smoothing
+        loss = F.binary_cross_entropy_with_logits
+        return TargetCriterion(recipe, loss, lambda labels: labels * (1 - smoothing) + smoothing / 2, len(data.classes))
 
     def predict(self, model: nn.Module, batch: ClassifyBatch, how: Preprocessing) -> Sequence[Tensor]:
         """Return the logits (outputs,) for each sample; see `prediction.logits_of`."""

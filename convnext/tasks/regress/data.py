@@ -8,45 +8,26 @@ import torch
 from torch import Tensor
 
 from convnext.data.loader import Samples
-from convnext.data.sources.base import ClassifySource, Subset
-from convnext.data.sources.digits import VALUE
+from convnext.data.sources.base import ClassifySource, target_kind_of
 from convnext.data.sources.open import open_values
-from convnext.data.split import split
 from convnext.errors import ConvnextError, UsageError
 
 # The task is a variant of classification, so its sources pass for a ClassifySource, with a float where that has an int.
 
 
-class ValueSubset(Subset[ClassifySource]):
-    """Some positions of a source with a number per image. What stands for the name of its class is "value"."""
-
-    def __init__(self, source: ClassifySource, indices: Sequence[int]) -> None:
-        super().__init__(source, indices)
-        self.classes = [VALUE]
-
-    def label(self, index: int) -> int:
-        return self.source.label(self.indices[index])
-
-
-def open_numbers(where: str) -> ClassifySource:
+def open_numbers(where: str, classes: Sequence[str] | None = None) -> ClassifySource:
     """Return the images that `where` names. Raises UsageError unless each has a number, ConvnextError if one is not finite."""
     source = cast("ClassifySource", open_values(where))
-    if len(source) and not isinstance(source.label(0), float):
+    if target_kind_of(source) != "value":
         raise UsageError(f"{where} has classes, and task regress learns a number for each image: take task=classify, or other data")
     for index in np.flatnonzero(~np.isfinite(values_of(source)))[:1].tolist():
         raise ConvnextError(f"the value of {source.name(index)} is {source.label(index)}: give a number, or remove the image")
-    return source if list(source.classes) == [VALUE] else ValueSubset(source, range(len(source)))
+    return source
 
 
 def values_of(source: ClassifySource) -> np.ndarray:
     """Return the number of each image, float64 (images,)."""
     return np.array([source.label(index) for index in range(len(source))], dtype=float)
-
-
-def hold_out(source: ClassifySource, fraction: float, seed: int) -> tuple[ClassifySource, ClassifySource]:
-    """Return a source in two parts, the second with about `fraction` of the images, chosen by name; see `split.split`."""
-    rest, held = split(source, fraction, seed, groups=[0] * len(source))
-    return ValueSubset(source, rest), ValueSubset(source, held)
 
 
 class ValueSamples(Samples):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext.data import deep
@@ -15,8 +16,10 @@ from convnext.errors import ConvnextError, UsageError
 from convnext.recipe import BEST_METRICS, Recipe
 from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, TaskData
 from convnext.tasks.classify.batch import ClassifyBatch
+from convnext.tasks.classify.parts import open_parts
 from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.classify.task import ClassifyTask, augmentation, unreadable
+from convnext.tasks.multilabel.loss import TargetCriterion
 from convnext.tasks.regress import data, prediction
 from convnext.tasks.shared import refuse_options
 from convnext.text import counted
@@ -37,21 +40,11 @@ class RegressTask(ClassifyTask):
         """Open the training and validation images of a recipe. Raises ConvnextError for no images, or numbers that are all equal."""
         from convnext.data.transforms.classify import train_transform
 
-        names = recipe.data
-        train = data.open_numbers(names.train)
-        remarks = [f"train: {remark}" for remark in (self.counts(train), *self.remarks_on(train))]
-        if names.val is not None:
-            val = data.open_numbers(names.val)
-            remarks += [f"val: {remark}" for remark in (self.counts(val), *self.remarks_on(val))]
-        else:
-            train, val = data.hold_out(train, names.val_fraction, recipe.seed)
-            remarks.append(f"no data.val given: {len(val)} of the {len(train) + len(val)} images are held out for validation")
+        train, val, remarks = open_parts(recipe, data.open_numbers, self.counts)
         for where, source in (("train", train), ("val", val)):
-            if not len(source):
-                raise ConvnextError(f"no images in data.{where}")
             if len(set(data.values_of(source))) < 2:
                 raise ConvnextError(f"all numbers of data.{where} are equal: there is nothing to learn, or to measure")
-        remarks += deep.remarks(train, names.range)
+        remarks += deep.remarks(train, recipe.data.range)
         values = data.values_of(train)
         how = replace(self.preprocessing(recipe), unit=(float(values.mean()), float(values.std())))
         samples = data.ValueSamples(train, train_transform(augmentation(recipe)), recipe.seed)
@@ -85,10 +78,9 @@ class RegressTask(ClassifyTask):
     # Training and evaluation
 
     def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[ClassifyBatch]:
-        """Return the smooth L1 loss or the squared error, with mixup and CutMix where the recipe has them."""
-        from convnext.tasks.regress.loss import RegressCriterion
-
-        return RegressCriterion(recipe, getattr(data.how, "unit", None) or (0.0, 1.0))
+        """Return the smooth L1 loss in units of the standard deviation, or the recipe's loss; with mixup and CutMix."""
+        mean, std = getattr(data.how, "unit", None) or (0.0, 1.0)
+        return TargetCriterion(recipe, F.smooth_l1_loss, lambda values: (values - mean) / std, 1)
 
     def predict(self, model: nn.Module, batch: ClassifyBatch, how: Preprocessing) -> Sequence[Tensor]:
         """Return the number (1,) of each sample, in the data's unit."""

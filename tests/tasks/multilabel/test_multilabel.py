@@ -16,8 +16,9 @@ from convnext.data.randomness import seed_numpy
 from convnext.data.sources.digits import open_digit_facts
 from convnext.errors import ConvnextError, UsageError
 from convnext.recipe import load_recipe
+from convnext.tasks.base import TaskData
 from convnext.tasks.classify.batch import ClassifyBatch
-from convnext.tasks.multilabel.loss import MultilabelCriterion, asymmetric_loss
+from convnext.tasks.multilabel.loss import asymmetric_loss
 from convnext.tasks.multilabel.metric import MultilabelMetric
 from convnext.tasks.multilabel.prediction import MultilabelPrediction
 
@@ -35,7 +36,8 @@ def model_of(images):
 
 
 def criterion(**keys):
-    return MultilabelCriterion(load_recipe("multilabel_digits", {key.replace("__", "."): value for key, value in keys.items()}))
+    recipe = load_recipe("multilabel_digits", {key.replace("__", "."): value for key, value in keys.items()})
+    return tasks.get("multilabel").criterion(recipe, TaskData([], [], list("abcde"), []))
 
 
 def test_binary_cross_entropy_with_smoothed_targets():
@@ -51,7 +53,7 @@ def test_the_asymmetric_loss_is_the_published_one():
     loss = targets * torch.log(positive.clamp(min=1e-8)) + (1 - targets) * torch.log(negative.clamp(min=1e-8))
     loss *= torch.pow(1 - positive * targets - negative * (1 - targets), 0 * targets + 4 * (1 - targets))
     assert torch.allclose(asymmetric_loss(logits, targets), -loss.mean(), atol=1e-6)
-    found = criterion(train__multilabel_loss="asymmetric")(model_of, batch())["loss"]
+    found = criterion(train__loss="asymmetric")(model_of, batch())["loss"]
     assert torch.allclose(found, asymmetric_loss(model_of(batch().images), batch().labels))
     extreme = torch.tensor([[80.0, -80.0]], requires_grad=True)
     asymmetric_loss(extreme, torch.tensor([[0.0, 1.0]])).backward()
@@ -162,13 +164,9 @@ def test_one_class_for_each_image_is_a_set_of_one_and_images_are_held_out(tmp_pa
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (
-            {"task": "classify", "train.multilabel_loss": "asymmetric"},
-            "train.multilabel_loss=asymmetric has no effect: task classify does not use it, only multilabel",
-        ),
         ({"train.class_weights": "balanced"}, "train.class_weights=balanced has no effect: task multilabel does not use it, only classify"),
         ({"eval.best_by": "top1"}, "task multilabel has no metric 'top1'; known: map, f1, micro_f1, loss"),
-        ({"train.multilabel_loss": "asl"}, "'bce' or 'asymmetric'"),
+        ({"train.loss": "asymetric"}, "train.loss: unknown loss 'asymetric'; did you mean 'asymmetric'"),
     ],
 )
 def test_keys_of_other_tasks_are_refused(keys, message):

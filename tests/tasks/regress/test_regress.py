@@ -18,9 +18,9 @@ from convnext.data.sources.digits import DigitValues, open_digit_values
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import ConvnextError, UsageError
 from convnext.recipe import load_recipe
+from convnext.tasks.base import TaskData
 from convnext.tasks.classify.batch import ClassifyBatch
 from convnext.tasks.regress.data import open_numbers
-from convnext.tasks.regress.loss import RegressCriterion
 from convnext.tasks.regress.metric import RegressMetric
 from convnext.tasks.regress.prediction import values_of
 
@@ -42,18 +42,19 @@ def model_of(images):
 
 
 def criterion(**keys):
-    return RegressCriterion(load_recipe("regress_digits", {key.replace("__", "."): value for key, value in keys.items()}), UNIT)
+    recipe = load_recipe("regress_digits", {key.replace("__", "."): value for key, value in keys.items()})
+    return tasks.get("regress").criterion(recipe, TaskData([], [], ["value"], [], how=ClassifyPreprocessing(unit=UNIT)))
 
 
-@pytest.mark.parametrize(("name", "wanted"), [("smooth_l1", F.smooth_l1_loss), ("mse", F.mse_loss)])
+@pytest.mark.parametrize(("name", "wanted"), [(None, F.smooth_l1_loss), ("mse", F.mse_loss)])
 def test_losses_count_in_standard_deviations(name, wanted):
-    found = criterion(train__value_loss=name)(model_of, batch())["loss"]
+    found = criterion(train__loss=name)(model_of, batch())["loss"]
     assert torch.allclose(found, wanted(model_of(batch().images), (batch().labels - 40) / 10))
 
 
 def test_mixed_images_have_the_mix_of_their_numbers():
     seed_numpy(4)
-    found = criterion(augment__mixup=0.8, train__value_loss="mse")(model_of, batch())["loss"]
+    found = criterion(augment__mixup=0.8, train__loss="mse")(model_of, batch())["loss"]
     seed_numpy(4)
     images, fractions = Mixup(0.8, label_smoothing=0, num_classes=8)(batch().images.clone(), torch.arange(8))
     numbers = fractions[0, 0] * batch().labels + (1 - fractions[0, 0]) * batch().labels.flip(0)
@@ -140,8 +141,8 @@ def test_images_are_held_out():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"task": "classify", "train.value_loss": "mse"}, r"train\.value_loss is a key of task regress"),
-        ({"train.multilabel_loss": "asymmetric"}, r"train\.multilabel_loss is a key of task multilabel"),
+        ({"train.label_smoothing": 0.2}, "task regress does not use it"),
+        ({"train.class_weights": "balanced"}, "task regress does not use it, only classify"),
         ({"eval.best_by": "top1"}, "task regress has no metric 'top1'; known: r2, mae, rmse"),
     ],
 )
