@@ -26,6 +26,7 @@ GROUP = "convnext"  # of entry points, each of which names a module to import
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _REFERENCE = re.compile(rf"({_MODULE.pattern}):([A-Za-z_]\w*)")
 _NAME = re.compile(r"[A-Za-z]\w*")
+_registering: set[str] = set()  # modules that registered something
 _MARK = "own"  # own:model:my_module.MyNet stands in a recipe for an object that Python gave
 
 T = TypeVar("T")
@@ -58,6 +59,7 @@ class Register(Generic[T]):
             raise UsageError(f"the {self.what} {name!r} exists already, in {self.origins.get(name, 'convnext')}: take another name")
         self.entries[name] = thing
         self.origins[name] = module
+        _registering.add(module)
 
     def names(self) -> list[str]:
         """Return all names, the package's own first."""
@@ -189,11 +191,15 @@ def module_of(reference: str) -> str | None:
 
 
 def resolve(reference: str) -> object:
-    """Return what a reference names. Its module is imported already, or else UsageError says how to import it."""
+    """Return what a reference names. Raises UsageError, saying how to import it, if its module is not one that the user named.
+
+    That another library has imported the module is not enough: a stranger's recipe could have any function of it called.
+    """
     module = module_of(reference) or reference.partition(":")[0]
     attribute = reference.partition(":")[2]
-    if module not in sys.modules:
-        raise UsageError(f"{reference}: the module {module} is not imported{where_from([module])}")
+    named = any(module == one or module.startswith(f"{one}.") for one in (*_loaded, *_registering))
+    if not named or module not in sys.modules:
+        raise UsageError(f"{reference} needs the module {module}{where_from([module])}")
     found: object = getattr(sys.modules[module], attribute, None)
     if found is None:
         raise UsageError(f"{reference}: {module} has no {attribute!r}{nearest(attribute, _public(module))}")

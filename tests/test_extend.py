@@ -83,8 +83,10 @@ def test_references(folder):
     assert module_of("json:loads") == "json"
     (folder / "json").mkdir()
     assert module_of("json:train") is None  # which a library does not hide
-    with pytest.raises(UsageError, match="the module mine_c is not imported; add --import mine_c"):
+    with pytest.raises(UsageError, match="mine_c:f needs the module mine_c; add --import mine_c"):
         resolve("mine_c:f")  # nothing is imported because a file names it
+    with pytest.raises(UsageError, match="os:abort needs the module os; add --import os"):
+        resolve("os:abort")  # although it is: a stranger's recipe must not have any function called
     load("mine_c")
     assert resolve("mine_c:f")() == 3
     with pytest.raises(UsageError, match="mine_c has no 'g'"):

@@ -190,7 +190,9 @@ def test_names_of_data_from_outside(monkeypatch, tmp_path):
         open_source("thing:3")
     with pytest.raises(UsageError, match="it again, as train_data="):
         open_source(marker("train_data", pairs()))
-    with pytest.raises(UsageError, match=r"no_such_module.data is not imported; add --import no_such_module.data"):
+    with pytest.raises(
+        UsageError, match=r"no_such_module.data:train needs the module no_such_module.data; add --import no_such_module.data"
+    ):
         open_source("no_such_module.data:train")
     (tmp_path / "things:3").mkdir()  # a folder of that name is data
     assert not own.is_own("things:3")
