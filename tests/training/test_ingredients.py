@@ -36,7 +36,7 @@ SEEN_BY_THE_STEP = {
     "layer_decay": {"optim.layer_decay": 0.5},
     "weight_decay": {"optim.weight_decay": 0.5},
     "lr": {"optim.lr": 1e-4},
-    "warmup": {"train.warmup_epochs": 0.7},
+    "warmup": {"train.warmup_epochs": 0.5},
     "min_lr": {"optim.min_lr": 1e-3},
     "betas": {"optim.betas": [0.5, 0.9]},
     "eps": {"optim.eps": 1e-3},
