@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--rare")
     parser.add_argument("--part", type=float, default=0.1)
     parser.add_argument("--seeds", type=int, default=5)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()  # key=value after an option too
     classes = sorted(path.name for path in (options.folder / "train").iterdir() if path.is_dir())
     rare = options.rare or classes[-1]
     found: dict[str, list[list[float]]] = {name: [] for name in REMEDIES}
