@@ -227,7 +227,7 @@ def test_several_classes_and_numbers_are_read_and_a_classifier_refuses_them(tmp_
     assert [open_source(hot, ["NV", "MEL"]).label(i) for i in range(2)] == [(1,), (0, 1)]
     number = write(tmp_path / "number.csv", [["image", "value"], ["a.jpg", "1.5"], ["b.jpg", "-2e3"]])
     source = open_source(number)
-    assert (source.target_kind, source.classes, [source.label(i) for i in range(2)]) == ("value", [], [1.5, -2000.0])
+    assert (source.target_kind, source.classes, [source.label(i) for i in range(2)]) == ("value", ["value"], [1.5, -2000.0])
     assert len({source.label_bytes(i) for i in range(2)}) == 2
     assert pickle.loads(pickle.dumps(source)).label(0) == 1.5
     with pytest.raises(ConvnextError, match="row 2 of .* has 'nan', which is not a number in the column 'value'"):
