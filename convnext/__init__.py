@@ -10,7 +10,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 __all__ = [
+    "Callback",
     "ConvnextError",
+    "Stop",
     "__version__",
     "create_model",
     "evaluate",
@@ -30,12 +32,15 @@ if TYPE_CHECKING:
     from convnext.models.load import create_model
     from convnext.models.optimize.optimize import optimize
     from convnext.models.registry import list_models
+    from convnext.training.callbacks import Callback, Stop
     from convnext.training.run import train
 
     __version__: str
 
 _HOME = {
+    "Callback": "convnext.training.callbacks",
     "ConvnextError": "convnext.errors",
+    "Stop": "convnext.training.callbacks",
     "create_model": "convnext.models.load",
     "evaluate": "convnext.inference.api",
     "export": "convnext.export.export",

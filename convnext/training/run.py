@@ -23,6 +23,7 @@ from convnext.ops import keep_memory, slow_on_cpu
 from convnext.recipe import Recipe, load_recipe
 from convnext.tasks.base import TaskData
 from convnext.text import counted
+from convnext.training.callbacks import Callback, CallbackGroup, built_in, check_callbacks
 from convnext.training.folder.run_folder import Changed, RunFolder
 from convnext.training.folder.run_paths import refuse_within_data
 from convnext.training.loop import Trainer
@@ -32,7 +33,7 @@ from convnext.training.resume import restore
 from convnext.training.start import Start, reorder_head, start_from
 from convnext.training.state import Saved, State, new_state
 from convnext.training.step import WEIGHTS, batch_size_for
-from convnext.training.watch import Watcher, check_watchers, open_watchers
+from convnext.training.watch import check_watchers, open_watchers
 
 
 def train(
@@ -44,6 +45,7 @@ def train(
     change: bool = False,
     overwrite: bool = False,
     watch: Sequence[str] = (),
+    callbacks: Sequence[Callback] = (),
     device: str | None = None,
     console: Console | None = None,
 ) -> TrainResult:
@@ -57,6 +59,7 @@ def train(
         change: resume although the recipe or the data changed; by default that is refused, saying what changed.
         overwrite: replace the run in the folder.
         watch: also send the run's lines to these: "tensorboard", "trackio", "wandb".
+        callbacks: called at steps, evaluations and checkpoints; they may stop the run.
         device: "cpu", "cuda", "cuda:1", "mps"; by default the fastest there is.
         console: where progress is shown; by default standard error.
 
@@ -75,20 +78,19 @@ def train(
         display = Display(console)
         # The main process alone looks into the folder: to another it may already look different.
         distributed.on_main(lambda: check_watchers(watch))
+        distributed.on_all(lambda: check_callbacks(callbacks))
         distributed.on_main(lambda: refuse_within_data(folder.path, settings))
         distributed.on_main(lambda: stack.enter_context(folder.held(display.report)))
         resume = distributed.on_main(lambda: folder.prepare(resume, overwrite))
         trainer = _prepare(settings, folder, chosen, display, resume, change)
-        watchers: list[Watcher] = []
+        trainer.began = started - trainer.state.seconds
         values = trainer.recipe.model_dump(mode="json")
+        watchers: list[Callback] = []
         distributed.on_main(lambda: watchers.extend(open_watchers(watch, folder.path, values, trainer.state.step)))
-        trainer.watchers = watchers
-        try:
-            evaluation = trainer.fit()
-            return finish(trainer, evaluation, time.monotonic() - started)
-        finally:
-            for watcher in watchers:
-                watcher.close()
+        trainer.callbacks = CallbackGroup([*built_in(trainer.recipe), *watchers, *callbacks])
+        with trainer.callbacks.ended(lambda why: trainer.moment(stopped=why)):
+            distributed.on_main(lambda: trainer.callbacks.load(trainer.state.callbacks, display.report))
+            return finish(trainer, trainer.fit())
 
 
 def _prepare(recipe: Recipe, folder: RunFolder, device: torch.device, display: Display, resume: bool, change: bool) -> Trainer:

@@ -9,7 +9,6 @@ import json
 import os
 import pickle
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from convnext.errors import ConvnextError, UsageError, first_line
+from convnext.errors import ConvnextError, UsageError, disk_full, first_line, is_disk_full
 from convnext.models.weights.description import Description, check_size, parse
 
 OWN_METADATA = "convnext"  # the metadata key under which our own files describe themselves, as JSON
@@ -95,7 +94,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise unwritable(path, error) from error
+        raise unwritable(path, _cause(temporary, error)) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -109,19 +108,29 @@ def remove_temporaries(folder: Path, pattern: str) -> None:
 
 def unwritable(path: Path, error: Exception) -> ConvnextError:
     """Return the error for a file that can't be written: its name, the reason, and what to do."""
+    if is_disk_full(error):
+        return disk_full(path)
     code = getattr(error, "errno", None)
-    reason = str(error).split("\n")[0]
-    try:
-        room = shutil.disk_usage(path.parent).free
-    except OSError:
-        room = None
-    if code in (errno.ENOSPC, errno.EDQUOT) or (room is not None and room < 2**20):
-        reason = f"no space left on its disk: free some and run the same command again ({reason})"
-    elif code == errno.EROFS or not os.access(path.parent, os.W_OK):
+    reason = first_line(error)
+    if code == errno.EROFS or not os.access(path.parent, os.W_OK):
         reason = f"its folder can't be written: check its permissions and how its disk is mounted ({reason})"
     elif isinstance(error, RuntimeError | SafetensorError):  # PyTorch and safetensors do not say why
         reason = f"the disk may be full, or a limit on files reached: see df and ulimit -f ({reason})"
     return ConvnextError(f"could not write {path}: {reason}; what was there before is untouched")
+
+
+def _cause(temporary: Path, error: Exception) -> Exception:
+    """Return the system's own error for a file that PyTorch or safetensors could not fill, which often don't say why."""
+    if isinstance(error, OSError):
+        return error
+    try:
+        with temporary.open("ab") as file:
+            file.write(bytes(2**16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as found:
+        return found
+    return error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,4 +1,5 @@
 import argparse
+import errno
 import os
 import pickle
 import subprocess
@@ -7,10 +8,11 @@ import sys
 import pytest
 import torch
 from helpers import random_model
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import convnext
-from convnext.errors import ConvnextError, UsageError
+from convnext.errors import ConvnextError, UsageError, writing
 from convnext.models.weights.files import read_weights, strip_prefixes, write_atomically, write_weights
 
 STATE = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
@@ -86,6 +88,27 @@ def test_a_missing_file_and_a_strange_ending(tmp_path):
         read_weights(tmp_path / "w.h5")
 
 
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 128 vs 0"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
+def test_a_full_disk_is_said_whatever_the_library_says(tmp_path, error):
+    def fail(*_):
+        raise error
+
+    path = tmp_path / "w.pth"
+    with pytest.raises(ConvnextError, match=f"^disk full while writing {path}: free some space, then resume$"):
+        write_atomically(path, fail)
+    if isinstance(error, OSError):
+        with pytest.raises(ConvnextError, match=f"^disk full while writing {path}: "), writing(path):
+            fail()
+
+
 def test_a_failed_write_leaves_what_was_there(tmp_path):
     path = tmp_path / "w.pth"
     write_weights(path, STATE)
@@ -94,7 +117,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(ConvnextError, match="No space left"):
+    with pytest.raises(ConvnextError, match="disk full while writing"):
         write_atomically(path, fail)
     assert same(read_weights(path)[0])
     assert [p.name for p in tmp_path.iterdir()] == ["w.pth"]
