@@ -4,7 +4,9 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import random_model
@@ -83,9 +85,37 @@ def test_truncated_files_are_named(tmp_path, name, keep):
 def test_a_missing_file_and_a_strange_ending(tmp_path):
     with pytest.raises(ConvnextError, match=r"no weight file .*nowhere\.pth"):
         read_weights(tmp_path / "nowhere.pth")
-    (tmp_path / "w.h5").touch()
-    with pytest.raises(UsageError, match=r"w\.h5 has no known ending of a weight file"):
+    (tmp_path / "w.h5").write_bytes(b"\x89HDF\r\n" + bytes(100))
+    with pytest.raises(ConvnextError, match=r"w\.h5 is no weight file: its content is neither safetensors nor what torch.save writes"):
         read_weights(tmp_path / "w.h5")
+
+
+@pytest.mark.parametrize("write", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("name", ["model_best.pth.tar", "last.ckpt", "w.pt", "w.bin", "weights", "w.weights", "w.h5"])
+def test_the_content_says_what_a_file_is(tmp_path, write, name):
+    write_weights(tmp_path / write, STATE)
+    (tmp_path / write).rename(tmp_path / name)
+    assert same(read_weights(tmp_path / name)[0])
+
+
+def test_what_torch_save_wrote_before_its_archives_is_read(tmp_path):
+    torch.save({"state_dict": STATE}, tmp_path / "old", _use_new_zipfile_serialization=False)
+    assert same(read_weights(tmp_path / "old")[0])
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_refused_file_says_what_it_holds_and_how_to_convert_it(tmp_path, legacy):
+    for value, named in (
+        (np.float64(1), "NumPy values"),
+        (Path("/data"), f"pathlib.{type(Path()).__name__}"),
+        (argparse.Action([], "x"), "argparse.Action"),
+    ):
+        torch.save({"state_dict": STATE, "more": value}, tmp_path / "w.ckpt", _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(ConvnextError, match="w.ckpt holds more than tensors.*and was not loaded") as found:
+            read_weights(tmp_path / "w.ckpt")
+        assert named in str(found.value)
+        assert "torch.load(FILE, weights_only=False); torch.save(c['state_dict'], NEW)" in str(found.value)
+        assert "\x1b" not in str(found.value)
 
 
 FULL = [
