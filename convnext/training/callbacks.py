@@ -193,6 +193,10 @@ class CallbackGroup:
         """Return on every process whether a callback has stopped the run. All processes call this at the same time."""
         return self.is_used and distributed.from_main(self.stop is not None)
 
+    def reason(self) -> str | None:
+        """Return on every process why a callback has stopped the run, None if none has. All processes call this at the same time."""
+        return distributed.from_main(None if self.stop is None else self.stop.reason) if self.is_used else None
+
     @contextmanager
     def ended(self, moment: Callable[[str | None], Moment]) -> Iterator[None]:
         """On leaving, call every callback's `on_end`, whatever happened within; an error that happened there is the one raised."""

@@ -34,8 +34,8 @@ class TrainResult:
 def finish(trainer: Trainer, evaluation: Evaluation) -> TrainResult:
     """Write evaluation.json and the report of a run that is complete or was stopped by a callback; report and return its result."""
     folder, task, report, stop = trainer.folder, trainer.task, trainer.display.report, trainer.callbacks.stop
-    reason = stop.reason if stop is not None else None
-    result = TrainResult(folder.path, evaluation.metrics, trainer.state.best, trainer.seconds(), trainer.state.step, reason)
+    numbers = (evaluation.metrics, trainer.state.best, trainer.seconds(), trainer.state.step)
+    result = TrainResult(folder.path, *numbers, trainer.callbacks.reason())
     if distributed.is_main():
         values = without_nan(disjoint({"metrics": evaluation.metrics}, evaluation.details, {"corrupt": evaluation.corrupt}))
         text = json.dumps(values, allow_nan=False) + "\n"
