@@ -65,7 +65,7 @@ def open_weights(weights: str | Path | Mapping[str, Tensor], name: str | None = 
     entry = None if name is None else find(name)
     if isinstance(weights, Mapping):
         spec, part, _, state = _identified(files.strip_prefixes(weights), entry, "the state dict")
-        return Opened(state, spec, part.task, part.published("")[0], True)
+        return Opened(state, spec, part.task, part.published("")[0], True, file="the state dict")
     tag = str(weights) if entry is not None and str(weights) in entry.weights else None
     if entry is not None and tag is None and is_tag(str(weights)):
         raise UsageError(f"{name} has no weights called {str(weights)!r}, nor is there such a file{nearest(str(weights), entry.weights)}")

@@ -62,7 +62,8 @@ def state_of(content: object, path: Path, entry: str | None) -> State:
             log.warning("%s: only its weights are read (%s); its hyper_parameters are ignored", path, inner)
         content = content[inner]
     if not _is_state(content):
-        raise ConvnextError(f"{path} is not a plain table of tensors: name the entry that is, as in {path.name}#model_ema")
+        has = f" (it has {printable(', '.join(map(str, content))[:200])})" if isinstance(content, Mapping) and content else ""
+        raise ConvnextError(f"{path} is not a plain table of tensors: name the entry that is, as in {path.name}#model_ema{has}")
     return dict(cast("Mapping[str, Tensor]", content))
 
 
