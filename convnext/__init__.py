@@ -10,7 +10,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 __all__ = [
+    "Callback",
     "ConvnextError",
+    "Stop",
     "__version__",
     "create_model",
     "evaluate",
@@ -39,12 +41,15 @@ if TYPE_CHECKING:
     from convnext.models.register import register_backbone, register_head
     from convnext.models.registry import list_models
     from convnext.tasks.register import register_loss, register_metric, register_source, register_task, register_transform
+    from convnext.training.callbacks import Callback, Stop
     from convnext.training.run import train
 
     __version__: str
 
 _HOME = {
+    "Callback": "convnext.training.callbacks",
     "ConvnextError": "convnext.errors",
+    "Stop": "convnext.training.callbacks",
     "create_model": "convnext.models.load",
     "evaluate": "convnext.inference.api",
     "export": "convnext.export.export",

@@ -4,6 +4,8 @@ The command line prints the message on one line and exits with `exit_code`. Ever
 """
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -68,10 +70,31 @@ def need(module: str, extra: str) -> ModuleType:
         raise UsageError(f"this needs {module}: run pip install '.[{extra}]' in a clone of convnext") from error
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether a failure to write means a full disk or an exhausted quota.
+
+    PyTorch and safetensors, which write files themselves, say so only in the text of their errors.
+    """
+    code = getattr(error, "errno", None)
+    return code in (errno.ENOSPC, errno.EDQUOT) or (code is None and _FULL.search(str(error)) is not None)
+
+
+_FULL = re.compile(
+    r"No space left on device|Disk quota exceeded|os error (28|122)\b|enforce fail at inline_container|unexpected pos \d+ vs"
+)
+
+
+def disk_full(path: Path) -> ConvnextError:
+    """Return the error for a file whose disk is full."""
+    return ConvnextError(f"disk full while writing {path}: free some space, then resume")
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn a failure to write, for instance a full disk, into a ConvnextError that names the file and says what to do."""
     try:
         yield
     except OSError as error:
+        if is_disk_full(error):
+            raise disk_full(path) from error
         raise ConvnextError(f"could not write {path}: {error}; fix that, and the same command continues where it stopped") from error

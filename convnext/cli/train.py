@@ -47,14 +47,21 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
     watch: Annotated[list[str] | None, typer.Option(help="Also send the metrics to tensorboard, trackio or wandb.")] = None,
     device: Device = None,
+    as_json: Json = False,
 ) -> None:
     """Train by a recipe; leave weights, metrics and a report in a run folder."""
     from convnext.training.folder.run_paths import check_start
 
     check_start(recipe, overrides or [], output=output, resume=resume, overwrite=overwrite, device=device)
+    from convnext.distributed import is_main, process_group
     from convnext.training.run import train as run  # loads PyTorch
 
-    run(recipe, overrides or [], output=output, resume=resume, change=change, overwrite=overwrite, watch=watch or [], device=device)
+    with process_group(device):
+        result = run(
+            recipe, overrides or [], output=output, resume=resume, change=change, overwrite=overwrite, watch=watch or [], device=device
+        )
+        if as_json and is_main():
+            print_json(result.to_json())
 
 
 @app.command()

@@ -23,7 +23,7 @@ import filelock
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from convnext.data import hub
-from convnext.errors import ConvnextError, UsageError
+from convnext.errors import ConvnextError, UsageError, disk_full, is_disk_full
 
 REMOTE = ("https://", "http://", "hf://")
 _WAITS = (1, 2, 4, 8)  # seconds before another attempt
@@ -148,6 +148,8 @@ def download(address: str, path: Path) -> None:
                 part.replace(path)
                 _tag_of(part).unlink(missing_ok=True)
     except (OSError, ValueError, http.client.HTTPException) as error:
+        if is_disk_full(error):
+            raise disk_full(part) from error
         reason = str(error).replace(address, shown(address)) or type(error).__name__
         raise ConvnextError(
             f"could not download {shown(address)} ({reason}). Download it on a machine with a network and put it at {path}"
@@ -196,7 +198,7 @@ def _transfer_with_retries(address: str, part: Path) -> None:
             code = error.code if isinstance(error, urllib.error.HTTPError) else 0
             if code == 416:  # the partial file is not of the version that is there now
                 part.unlink(missing_ok=True)
-            elif wait is None or isinstance(error, _NotAFileError) or (400 <= code < 500 and code not in (408, 429)):
+            elif wait is None or is_disk_full(error) or isinstance(error, _NotAFileError) or (400 <= code < 500 and code not in (408, 429)):
                 raise
             time.sleep(wait or 0)
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from convnext import __version__, tasks
 from convnext.data.transforms.preprocessing import ImageSize
-from convnext.errors import ConvnextError, UsageError, first_line, nearest
+from convnext.errors import ConvnextError, UsageError, disk_full, first_line, is_disk_full, nearest
 from convnext.export import check
 from convnext.export.graphs import DTYPES, ExportGraph, Form, refuse_overflow, trace
 from convnext.export.load import load
@@ -197,4 +197,4 @@ def _put_in_place(folder: Path, output: Path) -> None:
             if part.is_file():
                 shutil.move(part, output.absolute().parent / part.name)
     except OSError as error:
-        raise ConvnextError(f"could not write {output}: {error}") from error
+        raise (disk_full(output) if is_disk_full(error) else ConvnextError(f"could not write {output}: {error}")) from error

@@ -15,11 +15,14 @@ from convnext.models.cost import Cost, ImageSize
 from convnext.models.network import Network, Spec
 from convnext.models.registry import find, names
 from convnext.models.weights import download
+from convnext.models.weights.complete import with_channels, with_last_norm
 from convnext.models.weights.open import FUNCTION, ClassIds, Opened, open_weights
 from convnext.models.weights.open import identify as identify
 from convnext.text import counted
 
 log = logging.getLogger("convnext")
+
+OF_RUN = ("best.safetensors", "last.safetensors")  # in a run folder, the one to use first
 
 Weights = str | Path | Mapping[str, Tensor] | Opened
 
@@ -47,8 +50,8 @@ def create_model(
         layer_scale: initial scale of the residual branches, 0 for none. By default as published: 1e-6, and none in
             convnext_isotropic_small and _base.
         weights: a tag such as "fb_in1k" (`convnext models NAME` lists them), a file, `hf://owner/name`, an `https://`
-            address, or a state dict; in any format of `convnext.models.weights`. A detector or segmenter also takes those of its
-            backbone alone.
+            address, a folder of transformers, or a state dict; in any format of `convnext.models.weights`. A detector or segmenter
+            also takes those of its backbone alone. For other `in_channels` the first convolution is adapted, with a warning.
         new_head: keep the fresh head even if the weights have one for as many classes.
         architecture: other arguments of the constructors of backbone and head, for instance depths, widths, patch_size, kernel_size.
 
@@ -98,12 +101,19 @@ def _fill(model: Network, opened: Opened, new_head: bool = False, whole: bool = 
         if not new_head:
             if whole:
                 raise ConvnextError(f"{opened.file} has a head of {counted(theirs, 'class')}, but describes one of {model.num_classes}")
-            log.warning("the weights' head has %d classes, the model %d: the model keeps its fresh head", theirs, model.num_classes)
+            if theirs:
+                log.warning("the weights' head has %d classes, the model %d: the model keeps its fresh head", theirs, model.num_classes)
+            else:
+                log.warning("%s has no head: the model's head for %s is new", opened.file, counted(model.num_classes, "class"))
         native = {key: tensor for key, tensor in native.items() if not entry.is_of_classes(model, key)}
         native |= {key: tensor for key, tensor in own.items() if entry.is_of_classes(model, key)}
 
     if whole:
         native = {key: tensor for key, tensor in native.items() if not tensor.is_meta}  # the weights lack what is on the meta device
+    if not theirs:
+        native = with_last_norm(native, own, opened.file)
+    if not whole:
+        native = with_channels(native, own, opened.file)
     problems = {
         "missing": sorted(own.keys() - native.keys()),
         "unexpected": sorted(native.keys() - own.keys()),
@@ -165,8 +175,9 @@ def load(source: str | Path, weights: str | None = None) -> Loaded:
 def _load_file(source: str | Path, name: str | None = None) -> Loaded:
     # Without a name, weights in a foreign format are taken for a ConvNeXt's. With one, weights of another network are refused.
     folder = download.expanded(source)
-    run = folder if folder.is_dir() else None
-    opened = open_weights(weights_of_run(run) if run is not None else source, name)
+    path = weights_of_run(folder) if folder.is_dir() else None
+    run = folder if path is not None and path.name in OF_RUN else None
+    opened = open_weights(path or source, name)
     if name not in (None, opened.spec["name"]):
         raise UsageError(f"{source} holds a {opened.spec['name']}, not a {name}")
     model = _filled(opened)
@@ -208,11 +219,18 @@ def _empty_model(spec: Spec) -> Network:
 
 
 def weights_of_run(run: Path) -> Path:
-    """Return the weight file of a run folder: the best, or else the last. Raises ConvnextError if it has neither."""
-    for name in ("best.safetensors", "last.safetensors"):
+    """Return the weight file of a run folder: the best, or else the last; or that of a folder of transformers.
+
+    Raises ConvnextError if it has none.
+    """
+    for name in OF_RUN:
         if (run / name).is_file():
             return run / name
-    raise ConvnextError(f"{run} is not a run folder: it holds neither best.safetensors nor last.safetensors")
+    if (found := download.in_folder(run)) is not None:
+        return found
+    raise ConvnextError(
+        f"{run} is not a run folder: it holds neither best.safetensors nor last.safetensors, nor model.safetensors or pytorch_model.bin"
+    )
 
 
 def _some(keys: list[str], limit: int = 8) -> str:

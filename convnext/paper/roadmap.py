@@ -120,6 +120,8 @@ def _refuse_own(overrides: Sequence[str]) -> None:
         "model.name": "each step has its own network (--steps)",
         "seed": "each run has its own (--seeds)",
         "task": "each step classifies",
+        "train.patience": "all steps are compared after the same number of epochs",
+        "train.max_hours": "all steps are compared after the same number of epochs",
     }
     for override in overrides:
         if (key := override.partition("=")[0].strip()) in own:

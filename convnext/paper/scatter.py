@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from convnext.errors import ConvnextError
+from convnext.models.weights.files import unwritable
 from convnext.report import palette, plots
 
 Styles = Mapping[str, tuple[str, str]]  # colour and marker of each family
@@ -56,7 +57,7 @@ def scatter(points: Sequence[Point], axis: str, path: Path) -> None:
     try:
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)  # the same table draws the same file
     except OSError as error:
-        raise ConvnextError(f"could not write {path}: {error}") from error
+        raise unwritable(path, error) from error
 
 
 def _draw_panel(axes: Axes, points: Sequence[Point], looks: Styles) -> None:

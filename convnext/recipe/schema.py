@@ -259,6 +259,8 @@ class Train(RecipeSection):
     log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints, besides the one at the end of each epoch")
     keep_checkpoints: int = Field(2, ge=1, description="number of checkpoints that are kept")
+    patience: int | None = Field(None, ge=1, description="stop after so many evaluations in a row without a better best; null: never")
+    max_hours: float | None = Field(None, gt=0, description="stop after so many hours of the whole run, resumes included; null: never")
 
     @field_validator("class_weights", mode="before")
     @classmethod

@@ -1,30 +1,32 @@
 """The loop: epochs, evaluations and states, the same for every task and for any number of processes."""
 
 import math
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 
 from convnext import distributed
 from convnext.data.loader import CorruptImages, EpochOrder, Loader, LostWorkerError, make_loader
-from convnext.errors import ConvnextError, UsageError
+from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.evaluate import Evaluation, evaluate, evaluation_loader, without_nan
 from convnext.models.freeze import eval_frozen
 from convnext.models.network import Network
-from convnext.models.weights.files import write_weights
 from convnext.recipe import Recipe
 from convnext.report import metrics
 from convnext.tasks.base import AnyTask, Batch, Json, TaskData
 from convnext.tasks.own import own_metrics
 from convnext.text import counted
+from convnext.training.callbacks import CallbackGroup, Moment
 from convnext.training.folder.run_folder import RunFolder
+from convnext.training.folder.weights import check_finite, remedy, write_run_weights
 from convnext.training.optim import scheduled_rate
 from convnext.training.progress import Display, Speed, stop_signals
 from convnext.training.sizes import batch_size_for
 from convnext.training.state import State
 from convnext.training.step import StepRecord, TrainStep
-from convnext.training.watch import Watcher
 
 _MAX_SKIPPED = 10  # steps in a row: a run of nothing else learns nothing
 _RESUME = "resume with the same command and --resume"
@@ -56,7 +58,8 @@ class Trainer:
         self.state, self.task, self.data, self.recipe = state, task, data, recipe
         self.folder, self.device, self.display = folder, device, display
         self.how = data.how or task.preprocessing(recipe)
-        self.watchers: Sequence[Watcher] = ()
+        self.callbacks = CallbackGroup()
+        self.began = time.monotonic() - state.seconds  # had the run not been interrupted
         count, pin, workers = len(data.train), device.type == "cuda", recipe.data.workers
         size = batch_size_for(recipe, count)
         self.train_step = TrainStep(state, task.criterion(recipe, data), recipe, size, device)
@@ -70,7 +73,6 @@ class Trainer:
         self.val_loader = evaluation_loader(data.val, task, task.batch_size, workers, device)
         self.corrupt = CorruptImages(count, recipe.data.max_corrupt)
         self.corrupt.reasons = state.corrupt
-        self.stop: list[int] = []
         self.unread: deque[StepRecord] = deque()  # steps whose numbers were not read from the device yet
         self.losses = {"loss": math.nan}  # of the last step that was read, and its named parts
         self.norm = math.nan  # of its gradient
@@ -78,20 +80,9 @@ class Trainer:
         self._locate(count)
 
     def _locate(self, count: int) -> None:
-        """Turn the state's position, which it keeps in samples, into batches of this recipe.
-
-        Raises UsageError if the run has gone beyond the recipe's end.
-        """
-        state, size = self.state, self.order.batch_size
-        if not state.count:  # at the beginning, or saved by a version that kept steps alone
-            state.epoch, batches = divmod(state.step, self.per_epoch)
-            state.seen = batches * size
-        elif state.count != count:
-            state.seen = state.seen * count // state.count
-        state.count = count
-        state.seen -= state.seen % size
-        if state.seen // size >= self.per_epoch:
-            state.epoch, state.seen = state.epoch + 1, 0
+        """Find the state's position in this recipe's batches. Raises UsageError if the run has gone beyond the recipe's end."""
+        state = self.state
+        state.locate(count, self.per_epoch, self.order.batch_size)
         # Where another batch size or other data gave an epoch other steps, those of the schedule are not those that were made.
         self.offset = 0 if self.recipe.train.iterations else state.step - self._batches()
         if self.schedule_step > self.total:
@@ -110,23 +101,36 @@ class Trainer:
     def _epochs(self) -> float:
         return self._batches() / self.per_epoch
 
+    def seconds(self) -> float:
+        """Return how long the run has taken, with the sessions before it was resumed as far as their last checkpoints."""
+        return time.monotonic() - self.began
+
+    def moment(self, line: Json | None = None, is_best: bool = False, stopped: str | None = None) -> Moment:
+        """Return where the run is, for its callbacks."""
+        state = self.state
+        where = (state.step, self.total + self.offset, self._epochs(), self.seconds())
+        return Moment(*where, state.best, state.model, self.folder.path, line or {}, is_best, stopped)
+
     def fit(self) -> Evaluation:
-        """Train from `state.step` to the end; return the last evaluation.
+        """Train from `state.step` to the end, or until a callback stops the run (`callbacks.stop`); return the last evaluation.
 
         Raises StoppedError after SIGINT, SIGTERM or SIGHUP, with everything saved; ConvnextError if the loss is not finite.
         """
         state, settings = self.state, self.recipe.train
-        result: Evaluation | None = None
         self.end = self.total + self.offset
         self.display.begin(self.end, state.step)
-        with self.display, stop_signals() as self.stop:
+        with self.display, stop_signals() as self.stop:  # the signals that came
+            self.callbacks.call("on_begin", self.moment)
             while True:
+                result: Evaluation | None = None
                 epoch, done = state.epoch, state.seen // self.order.batch_size
                 is_last = self.schedule_step >= self.total
                 begun = epoch + bool(done)  # a run counted in iterations may end within an epoch
                 if (is_last or not done) and state.evaluated < begun and (is_last or epoch % settings.eval_every == 0):
                     result = self._evaluate(begun)
                 if is_last:
+                    self.callbacks.stop = None  # of the last step
+                if is_last or self.callbacks.is_stopped():
                     break
                 try:
                     self._epoch(epoch, done)
@@ -134,8 +138,9 @@ class Trainer:
                     if distributed.world() == 1:  # other processes are in the next step
                         self._save()
                     raise
-        if result is None:  # the run was over before it was resumed
-            result = self._evaluate(state.epoch + bool(state.seen), log=False)
+            if result is None:  # the run was over before it was resumed, or is stopped here
+                here = begun if is_last or not done else self._epochs()
+                result = self._evaluate(here, log=state.evaluated < begun or not state.step, keep=False)
         result.corrupt = sorted({*state.corrupt.values(), *result.corrupt})
         return result
 
@@ -156,16 +161,25 @@ class Trainer:
                 self._read(everything=True)
             values = self.losses | {"lr": rate, "images_per_second": speed.update(self.order.batch_size)}
             self.display.step(state.step, epoch + 1, **values)
-            if logs:
-                self._log({"kind": "train", "step": state.step, "epoch": self._epochs()} | values | {"grad_norm": self.norm})
-            if stop or saves:
+            line: Json = {"kind": "train", "step": state.step, "epoch": self._epochs()} | values | {"grad_norm": self.norm} if logs else {}
+            self._log(line)
+            self.callbacks.call("on_step", partial(self.moment, line))
+            if self._is_stopped_alone():
+                self._read(everything=True)
+            if stop or saves or self._is_stopped_alone():
                 self._save()
-            if stop:
-                raise StoppedError(f"stopped at step {state.step} of {self.end}; {_RESUME}")
+            if stop or self._is_stopped_alone():
+                if any(distributed.gather(bool(self.stop))):
+                    raise StoppedError(f"stopped at step {state.step} of {self.end}; {_RESUME}")
+                break
+
+    def _is_stopped_alone(self) -> bool:
+        """Return whether a callback stops the run now. Several processes learn of it in the numbers of a step instead."""
+        return distributed.world() == 1 and self.callbacks.stop is not None
 
     def _step(self, batches: Iterator[Batch], rate: float) -> StepRecord:
         try:
-            return self.train_step.run(batches, rate, lambda: bool(self.stop))
+            return self.train_step.run(batches, rate, lambda: bool(self.stop or self.callbacks.stop))
         except LostWorkerError:
             self._read(everything=True)  # so that no state is saved whose loss was not finite
             raise
@@ -203,26 +217,34 @@ class Trainer:
                 self._not_finite(record.fault, record)
         return stop
 
-    def _evaluate(self, epoch: int, log: bool = True) -> Evaluation:
-        """Measure the EMA weights, and the raw ones for comparison (`raw_…` in the metrics); without EMA, the raw ones."""
+    def _evaluate(self, epoch: float, log: bool = True, keep: bool = True) -> Evaluation:
+        """Measure the EMA weights, and the raw ones for comparison (`raw_…` in the metrics); without EMA, the raw ones.
+
+        Unless it is to `keep`, no checkpoint knows of it: a resumed run does what it would have done without.
+        """
         state, name = self.state, self.task.headline
-        self._check_finite()
+        check_finite(self.folder, self.state)
         result = self._measure(state.ema_or_model)
         headline, message = result.metrics[name], self.task.summary_line(result.metrics)
         best_by = self.recipe.eval.best_by or name
-        value = result.metrics.get(best_by, math.nan)
-        is_best = metrics.is_better(best_by, value, state.best)
-        distributed.on_main(lambda: self._write_weights(result.metrics, is_best))
+        if best_by not in result.metrics:
+            raise UsageError(f"eval.best_by: the evaluation has no metric {best_by!r}{nearest(best_by, result.metrics)}")
+        value = result.metrics[best_by]
+        is_best = metrics.is_better(best_by, value, state.best) and (keep or not math.isfinite(state.best))
+        distributed.on_main(lambda: write_run_weights(self.folder, state, self.recipe, self.data, self.how, result.metrics, is_best))
         if state.ema is not None:
             raw = self._measure(state.model).metrics
             result.metrics |= {f"raw_{key}": raw[key] for key in dict.fromkeys((name, best_by, "loss")) if key in raw}
             message += f" with the EMA weights, {raw[name]:.2f} % with the raw ones"
         if log:
-            state.evaluated, state.best = epoch, value if is_best else state.best
-            self._log({"kind": "eval", "step": state.step, "epoch": epoch} | result.metrics)
+            state.evaluated, state.best = math.ceil(epoch), value if is_best else state.best
+            line: Json = {"kind": "eval", "step": state.step, "epoch": epoch} | result.metrics
+            self._log(line)
             self.display.evaluated(epoch, message, **{name: headline})
             if not math.isfinite(value):
                 self.display.report(f"{best_by} is {value}: these weights do not become the best")
+            self.callbacks.call("on_evaluation", partial(self.moment, line, is_best))
+        if keep:
             self._save()
         return result
 
@@ -242,39 +264,20 @@ class Trainer:
             own=own_metrics(self.recipe),
         )
 
-    def _write_weights(self, metrics: dict[str, float], is_best: bool) -> None:
-        description: Json = {
-            "task": self.recipe.task,
-            "model": self.state.model.spec,
-            "classes": self.data.classes,
-            "preprocessing": self.how.to_json(),
-            "metrics": metrics,
-            "step": self.state.step,
-        }
-        if self.data.class_ids is not None:
-            description["class_ids"] = list(self.data.class_ids)
-        if self.folder.source:
-            description["source"] = self.folder.source
-        weights = self.state.ema_or_model.state_dict()
-        write_weights(self.folder.last, weights, description)
-        if is_best:
-            write_weights(self.folder.best, weights, description)
-
-    def _check_finite(self) -> None:
-        if not all(distributed.gather(self.state.is_finite())):
-            raise ConvnextError(f"weights are not finite after step {self.state.step} and were not saved; {self._remedy()}")
-
     def _save(self) -> None:
-        self._check_finite()
+        check_finite(self.folder, self.state)
         # No process continues, or ends the job, before the state is on the disk.
-        distributed.on_main(lambda: self.folder.save_state(self.state.to_save(), self.state.step, self.recipe.train.keep_checkpoints))
+        distributed.on_main(self._write_state)
+        self.callbacks.call("on_save", self.moment)
+
+    def _write_state(self) -> None:
+        self.state.seconds, self.state.callbacks = self.seconds(), self.callbacks.state()
+        self.folder.save_state(self.state.to_save(), self.state.step, self.recipe.train.keep_checkpoints)
 
     def _log(self, line: Json) -> None:
-        if distributed.is_main():
+        if line and distributed.is_main():
             line = without_nan(line)
             self.state.logged = self.folder.log(line)
-            for watcher in self.watchers:
-                watcher.log(line)
 
     def _note_corrupt(self, record: StepRecord) -> None:
         for reason in self.corrupt.add([bad for found in distributed.gather(record.corrupt) for bad in found]):
@@ -290,12 +293,8 @@ class Trainer:
         files = ", ".join(source.name(index) for index in record.indices)
         message = f"{fault} at step {record.step}; the batch: {files}{' …' if record.count > len(record.indices) else ''}"
         if self.recipe.train.nonfinite == "stop":
-            raise ConvnextError(f"{message}; {self._remedy()}, or look at these images")
+            raise ConvnextError(f"{message}; {remedy(self.folder)}, or look at these images")
         if self.skipped_in_a_row == _MAX_SKIPPED:
-            raise ConvnextError(f"{message}; this was so in {counted(self.skipped_in_a_row, 'step')} in a row; {self._remedy()}")
+            raise ConvnextError(f"{message}; this was so in {counted(self.skipped_in_a_row, 'step')} in a row; {remedy(self.folder)}")
         self.state.skipped += 1
         self.display.report(f"{message}; step skipped ({self.state.skipped} so far)")
-
-    def _remedy(self) -> str:
-        last = self.folder.last_state()
-        return f"last good checkpoint: {last if last else 'none yet'}. Lower optim.lr or lengthen train.warmup_epochs"

@@ -52,10 +52,10 @@ class Display:
             self.printed_at = time.monotonic()
             self.report(f"epoch {epoch} · step {step} of {self.total} · {' · '.join(self.values.values())} · {self._left(step)}")
 
-    def evaluated(self, epoch: int, message: str, **values: float) -> None:
+    def evaluated(self, epoch: float, message: str, **values: float) -> None:
         """Report an evaluation; `values` stay shown, as in `step`."""
         self.values |= {key: _FORMATS[key].format(value) for key, value in values.items() if key in _FORMATS}
-        self.report(f"epoch {epoch} · validation: {message}")
+        self.report(f"epoch {round(epoch, 2):g} · validation: {message}")
 
     def report(self, message: str) -> None:
         """Print a line above the bar."""

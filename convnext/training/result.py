@@ -10,6 +10,7 @@ from convnext.evaluate import Evaluation, disjoint, without_nan
 from convnext.models.weights.files import write_atomically
 from convnext.report import metrics, page
 from convnext.report.page import write_page
+from convnext.tasks.base import Json
 from convnext.text import counted
 from convnext.training.loop import Trainer
 
@@ -21,13 +22,20 @@ class TrainResult:
     folder: Path
     metrics: dict[str, float]  # at the end
     best: float  # the metric of best.safetensors that chose it: `eval.best_by`, or the task's headline
-    seconds: float
+    seconds: float  # of the whole run, including the sessions before it was resumed
+    step: int  # optimizer steps done
+    stopped: str | None = None  # why a callback stopped the run before its last step; None if it is complete
+
+    def to_json(self) -> Json:
+        """Return the result as plain values."""
+        return vars(self) | {"folder": str(self.folder)}
 
 
-def finish(trainer: Trainer, evaluation: Evaluation, seconds: float) -> TrainResult:
-    """Write evaluation.json and the report of a run that is done, and report it; return its result."""
-    folder, task, report = trainer.folder, trainer.task, trainer.display.report
-    result = TrainResult(folder.path, evaluation.metrics, trainer.state.best, seconds)
+def finish(trainer: Trainer, evaluation: Evaluation) -> TrainResult:
+    """Write evaluation.json and the report of a run that is complete or was stopped by a callback; report and return its result."""
+    folder, task, report, stop = trainer.folder, trainer.task, trainer.display.report, trainer.callbacks.stop
+    numbers = (evaluation.metrics, trainer.state.best, trainer.seconds(), trainer.state.step)
+    result = TrainResult(folder.path, *numbers, trainer.callbacks.reason())
     if distributed.is_main():
         values = without_nan(disjoint({"metrics": evaluation.metrics}, evaluation.details, {"corrupt": evaluation.corrupt}))
         text = json.dumps(values, allow_nan=False) + "\n"
@@ -36,7 +44,9 @@ def finish(trainer: Trainer, evaluation: Evaluation, seconds: float) -> TrainRes
         where = f"; report: {folder.report}" if written else ""
         chosen = trainer.recipe.eval.best_by
         best = f"{result.best:.2f} %" if chosen is None else f"{metrics.label(chosen)} {metrics.value(chosen, result.best)}"
-        report(f"done: {task.summary_line(evaluation.metrics)}, best {best}{where}")
+        if stop is not None:
+            report(f"stopped at step {trainer.state.step} of {trainer.end}: {stop.reason}; {stop.remedy}")
+        report(f"{'done' if stop is None else 'so far'}: {task.summary_line(evaluation.metrics)}, best {best}{where}")
     return result
 
 
@@ -55,12 +65,14 @@ def _page(trainer: Trainer, evaluation: Evaluation, result: TrainResult) -> str:
         f"best {metrics.label(best_by)}": metrics.value(best_by, result.best),
         "validation images": f"{count}",
         "training images": f"{len(data.train)}",
-        **({"epochs": str(recipe.train.epochs)} if recipe.train.iterations is None else {"steps": str(recipe.train.iterations)}),
+        **_length(trainer, result),
         "time": f"{minutes} min {seconds:02d} s",
     }
     machine = [{"what": key, "value": value} for part in ("hardware", "versions") for key, value in ran_on[part].items()]
     machine += [{"what": key, "value": ran_on[key]} for key in ("date", "system", "command", "commit")]
+    stopped = [] if result.stopped is None else [page.PageSection("Stopped", page.notice(result.stopped))]
     sections = [
+        *stopped,
         page.PageSection("Course of the run", page.figures(plots.curves(folder.lines(), name))),
         *task.report(evaluation.details, data.classes, data.val.source),
     ]
@@ -71,3 +83,12 @@ def _page(trainer: Trainer, evaluation: Evaluation, result: TrainResult) -> str:
     sections.append(page.PageSection("What it ran on", page.table(machine)))
     lead = f"{recipe.model.name} · {hardware['gpu'] or hardware['cpu']} · convnext {ran_on['versions']['convnext']}"
     return page.page(folder.path.name, lead, cards, sections)
+
+
+def _length(trainer: Trainer, result: TrainResult) -> dict[str, str]:
+    """Return how long the run was, in epochs or in steps; of one that was stopped, also how long it was to be."""
+    train = trainer.recipe.train
+    what, done, end = "epochs", trainer.moment().epoch, train.epochs
+    if train.iterations is not None:
+        what, done, end = "steps", result.step, train.iterations
+    return {what: str(end) if result.stopped is None else f"{round(done, 1):g} of {end}"}

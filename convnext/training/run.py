@@ -28,6 +28,7 @@ from convnext.recipe.load import load_modules
 from convnext.tasks.base import TaskData
 from convnext.tasks.own import check_own
 from convnext.text import counted
+from convnext.training.callbacks import Callback, CallbackGroup, built_in, check_callbacks
 from convnext.training.folder.run_folder import Changed, RunFolder
 from convnext.training.folder.run_paths import refuse_within_data
 from convnext.training.given import recipe_with, refuse_lost
@@ -39,7 +40,7 @@ from convnext.training.sizes import batch_size_for, check_batch_norm, check_leng
 from convnext.training.start import Start, reorder_head, start_from
 from convnext.training.state import Saved, State, new_state
 from convnext.training.step import WEIGHTS
-from convnext.training.watch import Watcher, check_watchers, open_watchers
+from convnext.training.watch import check_watchers, open_watchers
 
 
 def train(
@@ -51,6 +52,7 @@ def train(
     change: bool = False,
     overwrite: bool = False,
     watch: Sequence[str] = (),
+    callbacks: Sequence[Callback] = (),
     device: str | None = None,
     console: Console | None = None,
     model: nn.Module | None = None,
@@ -70,6 +72,7 @@ def train(
         change: resume although the recipe or the data changed; by default that is refused, saying what changed.
         overwrite: replace the run in the folder.
         watch: also send the run's lines to these: "tensorboard", "trackio", "wandb".
+        callbacks: called at steps, evaluations and checkpoints; they may stop the run.
         device: "cpu", "cuda", "cuda:1", "mps"; by default the fastest there is.
         console: where progress is shown; by default standard error.
         model: a network of your own in place of the recipe's. It is trained in place, from the weights that it has; the EMA weights are
@@ -102,20 +105,19 @@ def train(
         display = Display(console)
         # The main process alone looks into the folder: to another it may already look different.
         distributed.on_main(lambda: check_watchers(watch))
+        distributed.on_all(lambda: check_callbacks(callbacks))
         distributed.on_main(lambda: refuse_within_data(folder.path, settings))
         distributed.on_main(lambda: stack.enter_context(folder.held(display.report)))
         resume = distributed.on_main(lambda: folder.prepare(resume, overwrite))
         trainer = _prepare(settings, folder, chosen, display, resume, change)
-        watchers: list[Watcher] = []
+        trainer.began = started - trainer.state.seconds
         values = trainer.recipe.model_dump(mode="json")
+        watchers: list[Callback] = []
         distributed.on_main(lambda: watchers.extend(open_watchers(watch, folder.path, values, trainer.state.step)))
-        trainer.watchers = watchers
-        try:
-            evaluation = trainer.fit()
-            return finish(trainer, evaluation, time.monotonic() - started)
-        finally:
-            for watcher in watchers:
-                watcher.close()
+        trainer.callbacks = CallbackGroup([*built_in(trainer.recipe), *watchers, *callbacks])
+        with trainer.callbacks.ended(lambda why: trainer.moment(stopped=why)):
+            distributed.on_main(lambda: trainer.callbacks.load(trainer.state.callbacks, display.report))
+            return finish(trainer, trainer.fit())
 
 
 def _prepare(recipe: Recipe, folder: RunFolder, device: torch.device, display: Display, resume: bool, change: bool) -> Trainer:

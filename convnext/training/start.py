@@ -76,7 +76,7 @@ def _settings(values: dict[str, object]) -> str:
 
 def _order_of_head(weights: Opened, classes: Sequence[str], task_name: str) -> list[int] | None:
     remedy = "train without model.keep_head"
-    if weights.task != task_name:
+    if weights.task != task_name or weights.spec.get("num_classes") == 0:
         raise ConvnextError(f"model.keep_head: {weights.file} has no head to keep, only a network to put one on: {remedy}")
     task, count = tasks.get(task_name), cast(int, weights.spec.get("num_classes", 0))
     known = [weights.classes] if weights.classes is not None else task.possible_class_names(count)

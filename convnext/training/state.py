@@ -35,6 +35,8 @@ class State:
     skipped: int = 0  # steps whose loss was not finite
     corrupt: dict[int, str] = field(default_factory=dict)
     logged: int = 0  # bytes of metrics.jsonl
+    seconds: float = 0.0  # that the run took up to its last checkpoint
+    callbacks: dict[str, object] = field(default_factory=dict)  # their states, by name
 
     def to_save(self) -> Saved:
         """Return the state as plain containers of tensors and numbers."""
@@ -62,6 +64,18 @@ class State:
         for name in _PLAIN:
             setattr(self, name, saved.get(name, getattr(self, name)))
 
+    def locate(self, count: int, per_epoch: int, batch_size: int) -> None:
+        """Turn the position, which is kept in samples, into one between batches: of `count` samples, `per_epoch` batches an epoch."""
+        if not self.count:  # at the beginning, or saved by a version that kept steps alone
+            self.epoch, batches = divmod(self.step, per_epoch)
+            self.seen = batches * batch_size
+        elif self.count != count:
+            self.seen = self.seen * count // self.count
+        self.count = count
+        self.seen -= self.seen % batch_size
+        if self.seen // batch_size >= per_epoch:
+            self.epoch, self.seen = self.epoch + 1, 0
+
     def is_finite(self) -> bool:
         """Return whether every weight is finite: parameters and buffers (running statistics), and their EMA."""
         networks = [self.model] if self.ema is None else [self.model, self.ema_or_model]
@@ -74,7 +88,7 @@ class State:
         return self.model if self.ema is None else cast(Network, self.ema.module)
 
 
-_PLAIN = ("step", "epoch", "seen", "count", "data", "evaluated", "best", "skipped", "corrupt", "logged")
+_PLAIN = ("step", "epoch", "seen", "count", "data", "evaluated", "best", "skipped", "corrupt", "logged", "seconds", "callbacks")
 
 
 def new_state(model: Network, recipe: Recipe, device: torch.device) -> State:

@@ -1,4 +1,4 @@
-"""Watchers: they send the lines of metrics.jsonl to TensorBoard, Weights & Biases or trackio during the run.
+"""Watchers: callbacks that send the lines of metrics.jsonl to TensorBoard, Weights & Biases or trackio during the run.
 
 All three are optional: metrics.jsonl has everything. Each is imported only when the user asks for it. If one fails during the run,
 a warning says so, it gets no more lines, and the run continues.
@@ -20,6 +20,7 @@ import yaml
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.tasks.base import Json
 from convnext.text import printable
+from convnext.training.callbacks import Callback, Moment
 from convnext.training.folder.run_paths import ID_FILE
 
 PROJECT = "convnext"  # the name under which Weights & Biases and trackio group runs
@@ -28,7 +29,7 @@ log = logging.getLogger("convnext")
 ValueT = TypeVar("ValueT")
 
 
-class Watcher(Protocol):
+class LineSink(Protocol):
     """Takes the lines of a run, one by one."""
 
     def log(self, line: Json) -> None:
@@ -36,6 +37,38 @@ class Watcher(Protocol):
 
     def close(self) -> None:
         """Send the lines that are not sent yet."""
+
+
+class Watcher(Callback):
+    """Sends the lines of a run to one service. One that fails is dropped with a warning: it must not end a run."""
+
+    def __init__(self, name: str, sink: LineSink) -> None:
+        self.name = name
+        self.sink: LineSink | None = sink
+
+    def on_step(self, moment: Moment) -> None:
+        if moment.line:
+            self._try(lambda sink: sink.log(moment.line))
+
+    def on_evaluation(self, moment: Moment) -> None:
+        self._try(lambda sink: sink.log(moment.line))
+
+    def on_end(self, moment: Moment) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Send the lines that are not sent yet."""
+        self._try(lambda sink: sink.close())
+        self.sink = None
+
+    def _try(self, act: Callable[[LineSink], None]) -> None:
+        if self.sink is None:
+            return
+        try:
+            act(self.sink)
+        except Exception as error:
+            self.sink = None
+            log.warning("%s failed and gets no more lines (%s); the run continues, metrics.jsonl has everything", self.name, error)
 
 
 def check_watchers(names: Sequence[str]) -> None:
@@ -71,36 +104,12 @@ def open_watchers(names: Sequence[str], folder: Path, recipe: Json, step: int = 
     run_id = _run_id(folder, step)
     for name in dict.fromkeys(names):
         try:
-            opened.append(_Guarded(name, _KNOWN[name](folder.resolve(), recipe, step, run_id)))
+            opened.append(Watcher(name, _KNOWN[name](folder.resolve(), recipe, step, run_id)))
         except Exception as error:
             for watcher in opened:
                 watcher.close()
             raise ConvnextError(f"{name} could not be started ({error}); fix that, or train without --watch {name}") from error
     return opened
-
-
-class _Guarded:
-    """A watcher that is dropped when it fails."""
-
-    def __init__(self, name: str, watcher: Watcher) -> None:
-        self.name = name
-        self.watcher: Watcher | None = watcher
-
-    def log(self, line: Json) -> None:
-        self._try(lambda watcher: watcher.log(line))
-
-    def close(self) -> None:
-        self._try(lambda watcher: watcher.close())
-        self.watcher = None
-
-    def _try(self, act: Callable[[Watcher], None]) -> None:
-        if self.watcher is None:
-            return
-        try:
-            act(self.watcher)
-        except Exception as error:
-            self.watcher = None
-            log.warning("%s failed and gets no more lines (%s); the run continues, metrics.jsonl has everything", self.name, error)
 
 
 class _TensorBoard:

@@ -68,6 +68,44 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path, whole):
     assert lines(tmp_path / "two", "eval")[-1]["count"] == 360  # each sample once
 
 
+STOPPED = """
+import sys
+import torch.distributed as dist
+import convnext
+from convnext.distributed import process_group
+
+class Early(convnext.Callback):
+    def on_step(self, moment):
+        if moment.step == 4:
+            raise convnext.Stop("early")
+
+with process_group("cpu"):
+    settings = [*sys.argv[2:], "train.log_every=1", "train.epochs=3", "train.warmup_epochs=1"]
+    result = convnext.train("digits", settings, output=sys.argv[1], callbacks=[Early()])
+    found = [None, None]
+    dist.all_gather_object(found, result.step)
+    assert found == [5, 5], found  # the others learn of it in the numbers of the next step
+    assert result.stopped == "early"
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_stop_at_the_same_step_and_resume(tmp_path, whole):
+    (tmp_path / "program.py").write_text(STOPPED)
+    done = finish(torchrun(2, tmp_path / "run", *SMALL, script=[tmp_path / "program.py"]))
+    assert "stopped at step 5 of 12: early" in done.stderr
+    finish(torchrun(2, *train(tmp_path / "run", *SMALL, "--resume")))
+    assert np.abs(whole - losses(tmp_path / "run")).max() < 1e-5
+
+
+@pytest.mark.slow
+def test_a_time_limit_ends_all_processes_and_json_is_printed_once(tmp_path):
+    done = finish(torchrun(2, *train(tmp_path / "run", *SMALL, "train.max_hours=1e-9", "--json")))
+    found = json.loads(done.stdout)
+    assert found["step"] == 0
+    assert found["stopped"] == "train.max_hours=1e-09 has passed"
+
+
 def test_accumulation_equals_the_whole_batch(tmp_path, whole):
     command.run(*train(tmp_path / "parts", *SMALL, "train.device_batch_size=24"))
     assert np.abs(whole - losses(tmp_path / "parts")).max() < 1e-5

@@ -120,6 +120,15 @@ def test_a_head_whose_classes_nothing_names_is_not_kept_but_imagenets(tmp_path):
         build(start, [*synsets[:-1], "n99999999"])
 
 
+def test_a_file_without_a_head_has_none_to_keep(tmp_path):
+    model = convnext.create_model("convnext_tiny", num_classes=0, layer_scale=1.0, **SMALL)
+    torch.save({"state_dict": {f"model.{key}": value for key, value in model.state_dict().items()}}, tmp_path / "w.ckpt")
+    with pytest.raises(ConvnextError, match="w.ckpt has no head to keep, only a network to put one on"):
+        start_from(recipe(tmp_path / "w.ckpt", "model.head_init_scale=1", "model.keep_head=true")).head_order(CLASSES)
+    built = build(start_from(recipe(tmp_path / "w.ckpt", "model.head_init_scale=1")), CLASSES)
+    assert torch.equal(built.stages[3][0].dwconv.weight, model.stages[3][0].dwconv.weight)
+
+
 def test_a_backbones_weights_have_no_head_for_a_segmenter(tmp_path):
     path, _ = own_weights(tmp_path / "own.safetensors")
     shape = {"model.depths": [1, 1, 1, 1], "model.widths": [8, 16, 24, 32]}

@@ -9,6 +9,7 @@ import pytest
 
 from convnext.errors import ConvnextError, UsageError
 from convnext.training import watch
+from convnext.training.callbacks import Moment
 from convnext.training.watch import check_watchers, open_watchers
 
 RECIPE = {"model": {"name": "convnext_atto", "depths": [1, 1, 1, 1]}, "optim": {"lr": 0.001}, "seed": 0}
@@ -22,12 +23,17 @@ def eval_line(step):
     return {"kind": "eval", "step": step, "epoch": step // 4, "loss": 0.5, "top1": 10.0 * step, "count": 36}
 
 
+def moment(line=None):
+    return Moment(0, 10, 0.0, 0.0, 0.0, None, None, line or {})
+
+
 def send(watchers, lines):
     for line in lines:
         for watcher in watchers:
-            watcher.log(line)
+            (watcher.on_step if line["kind"] == "train" else watcher.on_evaluation)(moment(line))
     for watcher in watchers:
-        watcher.close()
+        watcher.on_step(moment())  # one that is not logged
+        watcher.on_end(moment())
 
 
 def run_folder(tmp_path, name="run"):
@@ -105,7 +111,7 @@ def test_one_that_fails_is_reported_once_and_dropped_and_the_others_continue(tmp
     good = open_watchers(["tensorboard"], folder, RECIPE)
     (bad,) = open_watchers(["tensorboard"], run_folder(tmp_path, "bad"), RECIPE)
     with caplog.at_level(logging.WARNING, logger="convnext"):
-        bad.log({"kind": "train", "step": "no number", "loss": 1.0})
+        bad.on_step(moment({"kind": "train", "step": "no number", "loss": 1.0}))
         send([bad, *good], map(train_line, range(1, 4)))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "tensorboard failed and gets no more lines" in caplog.text
@@ -143,11 +149,13 @@ def test_trackio_has_a_run_with_every_step_and_says_nothing_on_standard_output(t
 import os, sys
 os.environ |= {{"TRACKIO_DIR": {str(tmp_path / "trackio")!r}, "HF_HUB_OFFLINE": "1"}}
 from pathlib import Path
+from convnext.training.callbacks import Moment
 from convnext.training.watch import open_watchers
 for begin, end in ((1, 7), (5, 9)):  # killed after 6; the last state is of 4
     (watcher,) = open_watchers(["trackio"], Path({str(tmp_path / "run")!r}), {RECIPE!r}, step=begin - 1)
     for step in range(begin, end):
-        watcher.log({{"kind": "train", "step": step, "epoch": step / 4, "loss": 1 / step, "lr": 0.1}})
+        line = {{"kind": "train", "step": step, "epoch": step / 4, "loss": 1 / step, "lr": 0.1}}
+        watcher.on_step(Moment(step, 8, 0.0, 0.0, 0.0, None, None, line))
     watcher.close()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,6 +9,7 @@ from convnext.data import download as files
 from convnext.data import hub
 from convnext.data.hub import HubFile
 from convnext.errors import ConvnextError, UsageError
+from convnext.models.weights.wrapped import INDEX
 
 # In this order: the files of other libraries, then that of `convnext push`. It has a name of its own, because libraries that look for the
 # first would not understand its content.
@@ -53,7 +54,7 @@ def download(source: str) -> Downloaded:
     Raises UsageError for an invalid address, and ConvnextError if the download fails; the message says which file to put where.
     """
     if not source.startswith(files.REMOTE) and (path := expanded(source)).exists():
-        return Downloaded(path)
+        return Downloaded(in_folder(path) or path)
     address, _, entry = source.partition("#")
     if address.startswith("hf://"):
         path, on_hub = _from_hub(hub.parse(address))
@@ -61,6 +62,12 @@ def download(source: str) -> Downloaded:
     if address.startswith(files.REMOTE):
         return Downloaded(files.local(address, "weights"), entry or None, files.shown(address), hub.of_page(address))
     return Downloaded(expanded(address), entry or None)
+
+
+def in_folder(path: Path) -> Path | None:
+    """Return the weight file, or the index of shards, in a folder as transformers writes it; None if there is none."""
+    names = [name for file in FILES[:2] for name in (file, f"{file}{INDEX}")]
+    return next((path / name for name in names if (path / name).is_file()), None) if path.is_dir() else None
 
 
 def expanded(path: str | Path) -> Path:

@@ -1,6 +1,6 @@
 """Read and write weight files, never through unrestricted pickle.
 
-`.safetensors` is preferred; `.pth`, `.pt` and `.bin` are read with PyTorch's restricted unpickler.
+safetensors is preferred; files of torch.save are read with PyTorch's restricted unpickler. The content says which a file is.
 """
 
 import argparse
@@ -9,7 +9,6 @@ import json
 import os
 import pickle
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,12 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from convnext.errors import ConvnextError, UsageError, first_line
+from convnext.errors import ConvnextError, UsageError, disk_full, first_line, is_disk_full
 from convnext.models.register import imports_of
+from convnext.models.weights import wrapped
 from convnext.models.weights.description import Description, check_size, parse
+from convnext.text import printable
 
 OWN_METADATA = "convnext"  # the metadata key under which our own files describe themselves, as JSON
-_WRAPPERS = ("model", "state_dict", "model_ema")  # in the order in which the published code takes them
+_NUMPY = re.compile(r"numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|dtype|ndarray|random\.)")
 _PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
 
 
@@ -33,19 +34,34 @@ def read_weights(path: Path, entry: str | None = None) -> tuple[dict[str, Tensor
     """Return the tensors of a weight file by name, and our own description of them ({} in files that others wrote).
 
     Args:
-        path: a `.safetensors`, `.pth`, `.pt` or `.bin` file.
-        entry: which entry of a wrapped checkpoint to take, for instance "model_ema"; by default the first of
-            "model", "state_dict" and "model_ema" that it has.
+        path: a file of safetensors or of torch.save, whatever its name, or an index of shards (`.index.json`).
+        entry: which entry of a wrapped checkpoint to take, for instance "model_ema"; by default the first that it has of
+            "model", "state_dict", "model_ema" and other usual names.
 
     Raises ConvnextError, naming the file, if it is missing, truncated, or holds anything but tensors and plain values.
     """
     if not path.is_file():
         raise ConvnextError(f"no weight file {path}")
-    if path.suffix == ".safetensors":
+    if path.name.endswith(wrapped.INDEX):
+        return wrapped.read_shards(path, lambda shard: read_weights(shard)[0]), {}
+    kind = _kind(path)
+    if kind == "safetensors":
         return _read_safetensors(path)
-    if path.suffix not in (".pth", ".pt", ".bin"):
-        raise UsageError(f"{path} has no known ending of a weight file: .safetensors, .pth, .pt or .bin")
-    return _unwrap(read_restricted(path), path, entry), {}
+    if kind is None:
+        raise ConvnextError(f"{path} is no weight file: its content is neither safetensors nor what torch.save writes")
+    return strip_prefixes(wrapped.state_of(read_restricted(path), path, entry)), {}
+
+
+def _kind(path: Path) -> str | None:
+    """Return "safetensors" or "torch" by a file's content; by its ending if it is too short to tell."""
+    with path.open("rb") as file:
+        head = file.read(9)
+        file.seek(257)
+        is_tar = file.read(5) == b"ustar"  # as old versions of torch.save wrote
+    if path.suffix == ".safetensors" or (head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size):
+        return "safetensors"
+    known = is_tar or head.startswith((b"PK\x03\x04", b"\x80")) or path.suffix in (".pth", ".pt", ".bin", ".ckpt", ".tar")
+    return "torch" if known else None
 
 
 def read_restricted(path: Path) -> object:
@@ -58,14 +74,26 @@ def read_restricted(path: Path) -> object:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        holds = f"holds more than tensors ({named[1]})" if named else "holds more than tensors, or is damaged,"
         raise ConvnextError(
-            f"{path} {holds} and was not loaded, because reading it could run any code: "
-            "its author can save the tensors alone, with torch.save(model.state_dict(), FILE)"
+            f"{path} holds more than tensors{_others(path, error)} and was not loaded, because reading it could run any code: "
+            "its author can save the tensors alone, with torch.save(model.state_dict(), FILE). If you trust the author, convert it in "
+            "Python: c = torch.load(FILE, weights_only=False); torch.save(c['state_dict'], NEW), or another key of c that holds the tensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ConvnextError(f"{path} is truncated or damaged: {first_line(error)}") from error
+
+
+def _others(path: Path, error: Exception) -> str:
+    """Return in brackets what a file holds beside tensors; of a damaged one, that it may be damaged."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # of a damaged file, or one that is no archive
+        names = re.findall(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", str(error))
+    names = sorted({name for name in names if name != "argparse.Namespace"})
+    if not names:
+        return ", or is damaged,"
+    shown = [*(["NumPy values"] if any(map(_NUMPY.match, names)) else []), *(name for name in names if not _NUMPY.match(name))]
+    return f" ({printable(', '.join(shown[:5]))})"
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, object] | Description | None = None) -> None:
@@ -107,7 +135,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise unwritable(path, error) from error
+        raise unwritable(path, _cause(temporary, error)) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -121,19 +149,29 @@ def remove_temporaries(folder: Path, pattern: str) -> None:
 
 def unwritable(path: Path, error: Exception) -> ConvnextError:
     """Return the error for a file that can't be written: its name, the reason, and what to do."""
+    if is_disk_full(error):
+        return disk_full(path)
     code = getattr(error, "errno", None)
-    reason = str(error).split("\n")[0]
-    try:
-        room = shutil.disk_usage(path.parent).free
-    except OSError:
-        room = None
-    if code in (errno.ENOSPC, errno.EDQUOT) or (room is not None and room < 2**20):
-        reason = f"no space left on its disk: free some and run the same command again ({reason})"
-    elif code == errno.EROFS or not os.access(path.parent, os.W_OK):
+    reason = first_line(error)
+    if code == errno.EROFS or not os.access(path.parent, os.W_OK):
         reason = f"its folder can't be written: check its permissions and how its disk is mounted ({reason})"
     elif isinstance(error, RuntimeError | SafetensorError):  # PyTorch and safetensors do not say why
         reason = f"the disk may be full, or a limit on files reached: see df and ulimit -f ({reason})"
     return ConvnextError(f"could not write {path}: {reason}; what was there before is untouched")
+
+
+def _cause(temporary: Path, error: Exception) -> Exception:
+    """Return the system's own error for a file that PyTorch or safetensors could not fill, which often don't say why."""
+    if isinstance(error, OSError):
+        return error
+    try:
+        with temporary.open("ab") as file:
+            file.write(bytes(2**16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as found:
+        return found
+    return error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -160,20 +198,6 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Description]:
 def _aligned(tensor: Tensor) -> Tensor:
     # Matrix products round differently if memory begins within a cache line. The same weights must give the same bits.
     return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
-
-
-def _unwrap(content: object, path: Path, entry: str | None) -> dict[str, Tensor]:
-    if entry is not None:
-        if not isinstance(content, Mapping):
-            raise UsageError(f"{path} has no entries, so none called {entry!r}")
-        if entry not in content:
-            raise UsageError(f"{path} has no entry {entry!r}; it has {', '.join(map(str, content))}")
-        content = content[entry]
-    elif isinstance(content, Mapping):
-        content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
-    if not isinstance(content, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
-        raise ConvnextError(f"{path} is not a plain table of tensors: name the entry that is, as in {path.name}#model_ema")
-    return strip_prefixes(content)
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from convnext.errors import ConvnextError
+from convnext.models.weights import wrapped
 
 State = dict[str, Tensor]
 Table = list[tuple[str, str]]  # (native name, foreign name) of a module or parameter; {j} is a block's number
@@ -44,6 +45,11 @@ def _timm() -> Table:
     return table
 
 
+def _timm_features() -> Table:
+    # `features_only=True` makes its networks flat, without the last norm and the head.
+    return [(ours, re.sub(r"^(stem|stages)\.(\d)", r"\1_\2", theirs)) for ours, theirs in _timm() if not theirs.startswith("head.")]
+
+
 def _torchvision() -> Table:
     table = [(f"downsample_layers.{i}.{k}", f"features.{2 * i}.{k}") for i in _STAGES for k in (0, 1)]
     table += [("norm", "classifier.0"), ("head", "classifier.2")]
@@ -53,7 +59,7 @@ def _torchvision() -> Table:
     return table
 
 
-def _transformers() -> Table:
+def _transformers_body() -> Table:
     stem = [("downsample_layers.0.0", "embeddings.patch_embeddings"), ("downsample_layers.0.1", "embeddings.layernorm")]
     body = [*stem, ("norm", "layernorm")]
     for i in _STAGES:
@@ -62,7 +68,11 @@ def _transformers() -> Table:
             body += [(f"downsample_layers.{i}.{k}", f"{stage}.downsampling_layer.{k}") for k in (0, 1)]
         parts = ("dwconv", "layernorm", "pwconv1", "pwconv2", "layer_scale_parameter")
         body += _blocks(f"stages.{i}.{{j}}", f"{stage}.layers.{{j}}", *parts)
-    return [(ours, f"convnext.{theirs}") for ours, theirs in body] + [("head", "classifier")]
+    return body
+
+
+def _transformers() -> Table:
+    return [(ours, f"convnext.{theirs}") for ours, theirs in _transformers_body()] + [("head", "classifier")]
 
 
 @dataclass(frozen=True)
@@ -82,9 +92,28 @@ FORMATS: dict[str, Format] = {
     "official": Format(_official(), mark="downsample_layers.0.0.weight"),
     "official-isotropic": Format(_isotropic(), mark="blocks.0.dwconv.weight"),
     "timm": Format(_timm(), mark="stages.0.blocks.0.conv_dw.weight"),
+    "timm-features": Format(_timm_features(), mark="stages_0.blocks.0.conv_dw.weight"),
     "torchvision": Format(_torchvision(), mark="features.1.0.block.0.weight", shape=_torchvision_shape),
     "transformers": Format(_transformers(), mark="convnext.encoder.stages.0.layers.0.dwconv.weight"),
+    "transformers-body": Format(_transformers_body(), mark="encoder.stages.0.layers.0.dwconv.weight"),  # ConvNextModel, ConvNextBackbone
 }
+
+
+# Norms on the maps of a backbone: of mmsegmentation, of transformers' ConvNextBackbone, and of DINOv3, which saves its last norm there too.
+_OUTPUT_NORMS = re.compile(r"(norm[0-3]|norms\.[0-3]|hidden_states_norms\.stage\d)\.(weight|bias)")
+_OF_HEADS = ("decode_head.", "auxiliary_head.", "rpn_head.", "roi_head.", "neck.")  # of mmsegmentation and mmdetection
+
+
+def unwrap(state: Mapping[str, Tensor], alone: bool) -> tuple[State, list[str]]:
+    """Return a ConvNeXt's weights without the prefix of the modules around it, and the names of what is not a ConvNeXt's.
+
+    Unless it is wanted `alone`, the ConvNeXt under the head of a detector or segmenter is not taken out.
+    """
+    found, outside = wrapped.unwrapped(state, [known.mark for known in FORMATS.values()])
+    if not alone and any(key.startswith(_OF_HEADS) for key in outside):
+        return dict(state), []
+    norms = [key for key in found if _OUTPUT_NORMS.fullmatch(key)]
+    return {key: tensor for key, tensor in found.items() if key not in norms}, outside + norms
 
 
 def recognise(state: Mapping[str, Tensor]) -> str:

@@ -14,7 +14,7 @@ from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.models.entry import Entry
 from convnext.models.network import Spec
 from convnext.models.registry import BACKBONES, find
-from convnext.models.weights import configuration, download, files, formats, published
+from convnext.models.weights import configuration, download, files, formats, published, wrapped
 from convnext.models.weights.configuration import Shape
 from convnext.models.weights.known import check_known, entry_of
 
@@ -64,9 +64,8 @@ def open_weights(weights: str | Path | Mapping[str, Tensor], name: str | None = 
     """
     entry = None if name is None else find(name)
     if isinstance(weights, Mapping):
-        state = files.strip_prefixes(weights)
-        spec, part, _ = _identified(state, entry)
-        return Opened(state, spec, part.task, part.published("")[0], True)
+        spec, part, _, state = _identified(files.strip_prefixes(weights), entry, "the state dict")
+        return Opened(state, spec, part.task, part.published("")[0], True, file="the state dict")
     tag = str(weights) if entry is not None and str(weights) in entry.weights else None
     if entry is not None and tag is None and is_tag(str(weights)):
         raise UsageError(f"{name} has no weights called {str(weights)!r}, nor is there such a file{nearest(str(weights), entry.weights)}")
@@ -78,11 +77,11 @@ def open_weights(weights: str | Path | Mapping[str, Tensor], name: str | None = 
         how = entry_of(about, downloaded.path).preprocessing().from_json(about["preprocessing"])
         named = about.get("classes"), about.get("class_ids")
         return Opened(state, about["model"], about["task"], how, False, *named, source, str(downloaded.path), True)
-    spec, part, known = _identified(state, entry)
+    spec, part, known, state = _identified(state, entry, str(downloaded.path))
     found = configuration.of(downloaded, _shape(spec, part)) if tag is None else None
     if found is not None:
         spec = {**spec, **found.function}
-    elif known == "timm" and (network := _TANH.get(_sizes(spec, part))) is not None:
+    elif known.startswith("timm") and (network := _TANH.get(_sizes(spec, part))) is not None:
         raise ConvnextError(
             f"{downloaded.path} has the sizes of timm's {network}, whose GELU is another function than that of the networks here: "
             "put its config.json beside it if it is another network"
@@ -92,28 +91,35 @@ def open_weights(weights: str | Path | Mapping[str, Tensor], name: str | None = 
     return Opened(state, spec, part.task, how, assumed, classes, None, downloaded.address, str(downloaded.path))
 
 
-def _identified(state: Mapping[str, Tensor], entry: Entry | None) -> tuple[Spec, Entry, str]:
-    """Return the arguments of the network that weights in a foreign format are of, its entry, and the format.
+def _identified(state: Mapping[str, Tensor], entry: Entry | None, file: str) -> tuple[Spec, Entry, str, dict[str, Tensor]]:
+    """Return the arguments of the network that weights in a foreign format are of, its entry, the format, and its weights alone.
 
     `entry` is the network's, if it is known. Weights given for a head over a backbone may be of the backbone alone.
     """
+    if entry is not None and entry.backbone is not None:
+        state = wrapped.without_shared_prefix(state)
     if entry is not None and entry.backbone is not None and not any(key.startswith("backbone.") for key in state):
         entry = entry.backbone
     if entry is None or (entry.backbone is None and entry.format is None):
+        state, ignored = formats.unwrap(state, alone=entry is not None)
         known = formats.recognise(state)
+        wrapped.warn_of_ignored(ignored, file)
         try:
             spec: Spec = identify(formats.to_native(state, known))
         except ConvnextError:
             if entry is None:
                 raise
             spec = {"name": entry.name}  # filling the network with them then reports what is missing
-        return spec, find(cast("str", spec["name"])), known
+        return spec, find(cast("str", spec["name"])), known, state
     spec = {"name": entry.name, "num_classes": entry.num_classes, "in_channels": 3}
     with torch.device("meta"):
         model = entry.make(num_classes=entry.num_classes, in_channels=3, drop_path=0.0)
     model.spec = spec
+    if entry.backbone is None:
+        state, ignored = wrapped.unwrapped(state, [next(iter(model.state_dict()))])
+        wrapped.warn_of_ignored(ignored, file)
     native, known = entry.to_native(model, state)
-    return {"name": entry.name, "num_classes": entry.count_classes(model, native)}, entry, known
+    return {"name": entry.name, "num_classes": entry.count_classes(model, native)}, entry, known, dict(state)
 
 
 def _sizes(spec: Spec, entry: Entry) -> Sizes:

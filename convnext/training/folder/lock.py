@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from convnext.errors import ConvnextError, UsageError
+from convnext.errors import UsageError
 from convnext.models.weights.files import unwritable, write_atomically
 from convnext.training.folder.run_paths import HOLDER, LOCK
 
@@ -58,7 +58,7 @@ def _make(folder: Path) -> list[Path]:
     except (FileExistsError, NotADirectoryError) as error:
         raise UsageError(f"{folder} can't be a run folder, because a file is in its way: choose another for --output") from error
     except OSError as error:
-        raise ConvnextError(f"could not write the run folder {folder}: {error}") from error
+        raise unwritable(folder, error) from error
     return made
 
 

@@ -23,8 +23,9 @@ Report = Callable[[str], None]  # takes a line for the user
 Changed = Mapping[str, tuple[object, object]]  # key of the recipe: the value before, and now
 
 _KEYS = {"model", "optimizer", "step", "logged"}  # that every state has
-# Keys of a recipe on which no result depends: a resumed run takes their new values without being asked.
-_FREE = {"imports", "data.workers", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints"}
+# Keys of a recipe on which no result depends but at which step a run stops: a resumed run takes their new values without being asked.
+_OF_TRAIN = ("log_every", "checkpoint_every", "keep_checkpoints", "patience", "max_hours")
+_FREE = {"imports", "data.workers", *(f"train.{key}" for key in _OF_TRAIN)}
 
 
 class RunFolder(RunPaths):
@@ -58,7 +59,7 @@ class RunFolder(RunPaths):
             ran_on = json.dumps({**environment(device), "weights": self.source}, indent=2) + "\n"
             write_atomically(self.environment, lambda file: file.write_text(ran_on, encoding="utf-8"))
         except OSError as error:
-            raise ConvnextError(f"could not write the run folder {self.path}: {error}") from error
+            raise unwritable(self.path, error) from error
 
     def check_same(self, recipe: Recipe, change: bool) -> Changed:
         """Return what differs between the folder's recipe and this one. Writes nothing: see `continue_with`.

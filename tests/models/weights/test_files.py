@@ -1,16 +1,20 @@
 import argparse
+import errno
 import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import random_model
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import convnext
-from convnext.errors import ConvnextError, UsageError
+from convnext.errors import ConvnextError, UsageError, writing
 from convnext.models.weights.files import read_weights, strip_prefixes, write_atomically, write_weights
 
 STATE = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
@@ -81,9 +85,58 @@ def test_truncated_files_are_named(tmp_path, name, keep):
 def test_a_missing_file_and_a_strange_ending(tmp_path):
     with pytest.raises(ConvnextError, match=r"no weight file .*nowhere\.pth"):
         read_weights(tmp_path / "nowhere.pth")
-    (tmp_path / "w.h5").touch()
-    with pytest.raises(UsageError, match=r"w\.h5 has no known ending of a weight file"):
+    (tmp_path / "w.h5").write_bytes(b"\x89HDF\r\n" + bytes(100))
+    with pytest.raises(ConvnextError, match=r"w\.h5 is no weight file: its content is neither safetensors nor what torch.save writes"):
         read_weights(tmp_path / "w.h5")
+
+
+@pytest.mark.parametrize("write", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("name", ["model_best.pth.tar", "last.ckpt", "w.pt", "w.bin", "weights", "w.weights", "w.h5"])
+def test_the_content_says_what_a_file_is(tmp_path, write, name):
+    write_weights(tmp_path / write, STATE)
+    (tmp_path / write).rename(tmp_path / name)
+    assert same(read_weights(tmp_path / name)[0])
+
+
+def test_what_torch_save_wrote_before_its_archives_is_read(tmp_path):
+    torch.save({"state_dict": STATE}, tmp_path / "old", _use_new_zipfile_serialization=False)
+    assert same(read_weights(tmp_path / "old")[0])
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_refused_file_says_what_it_holds_and_how_to_convert_it(tmp_path, legacy):
+    for value, named in (
+        (np.float64(1), "NumPy values"),
+        (Path("/data"), f"pathlib.{type(Path()).__name__}"),
+        (argparse.Action([], "x"), "argparse.Action"),
+    ):
+        torch.save({"state_dict": STATE, "more": value}, tmp_path / "w.ckpt", _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(ConvnextError, match="w.ckpt holds more than tensors.*and was not loaded") as found:
+            read_weights(tmp_path / "w.ckpt")
+        assert named in str(found.value)
+        assert "torch.load(FILE, weights_only=False); torch.save(c['state_dict'], NEW)" in str(found.value)
+        assert "\x1b" not in str(found.value)
+
+
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 128 vs 0"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
+def test_a_full_disk_is_said_whatever_the_library_says(tmp_path, error):
+    def fail(*_):
+        raise error
+
+    path = tmp_path / "w.pth"
+    with pytest.raises(ConvnextError, match=f"^disk full while writing {path}: free some space, then resume$"):
+        write_atomically(path, fail)
+    if isinstance(error, OSError):
+        with pytest.raises(ConvnextError, match=f"^disk full while writing {path}: "), writing(path):
+            fail()
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -94,7 +147,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(ConvnextError, match="No space left"):
+    with pytest.raises(ConvnextError, match="disk full while writing"):
         write_atomically(path, fail)
     assert same(read_weights(path)[0])
     assert [p.name for p in tmp_path.iterdir()] == ["w.pth"]

@@ -142,5 +142,7 @@ def test_transformers_itself_reads_and_means_the_same(tmp_path):
 
 
 def test_foreign_keys_are_reported_with_the_known_formats():
-    with pytest.raises(ConvnextError, match=r"layer1\.0\.conv1\.weight.*official, official-isotropic, timm, torchvision, transformers"):
+    with pytest.raises(
+        ConvnextError, match=r"layer1\.0\.conv1\.weight.*official, official-isotropic, timm, timm-features, torchvision, transformers"
+    ):
         recognise({"layer1.0.conv1.weight": torch.zeros(1)})
