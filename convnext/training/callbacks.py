@@ -107,7 +107,7 @@ class Patience(Callback):
     def _check(self, moment: Moment) -> None:
         if self.waited >= self.evaluations:
             raise Stop(
-                f"the last {counted(self.waited, 'evaluation')} did not improve the best, {moment.best:.2f} % "
+                f"the last {counted(self.waited, 'evaluation')} did not improve the best, {moment.best:.4g} "
                 f"(train.patience={self.evaluations})",
                 "to continue, resume with --resume and a larger train.patience, or null",
             )
