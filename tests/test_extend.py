@@ -17,9 +17,12 @@ def folder(tmp_path, monkeypatch):
     """The current folder, empty; modules that a test imports from it are forgotten."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
     monkeypatch.setattr(extend, "_loaded", [])
-    return tmp_path
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name.startswith(("mine_", "plugin_")):
+            del sys.modules[name]
 
 
 def test_a_name_is_registered_once_and_found_by_the_nearest(folder):
