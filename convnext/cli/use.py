@@ -13,6 +13,7 @@ from convnext.cli.common import (
     Calibration,
     Device,
     Json,
+    MaxPixels,
     Optimize,
     Weights,
     app,
@@ -47,6 +48,7 @@ def predict(
     top: Annotated[int | None, typer.Option(min=1, help="How many classes or objects of an image to list.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time; by default the task's.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that decode images; by default one per core.")] = None,
+    max_pixels: MaxPixels = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start outputs again that exist already.")] = False,
     engine: Annotated[Literal["ray"] | None, typer.Option(help="ray: on all of Ray's workers, here or on a cluster (RAY_ADDRESS).")] = None,
     optimize: Optimize = None,
@@ -64,7 +66,7 @@ def predict(
 
     _refuse(output, kind, annotations, features, engine, optimize, as_json)
     items = find_items(images)
-    original = load(model, weights, device=device)
+    original = load(model, weights, device=device, max_pixels=max_pixels)
     predictor = optimized(original, optimize, calibration)
     if predictor.source is not None and not Path(weights or model).exists():
         print(f"weights: {predictor.source}", file=sys.stderr)
@@ -75,7 +77,7 @@ def predict(
     prints = as_json or (output is None and features is None)
     if prints:
         outputs.append(_JsonValue(top) if as_json else _Text(top))
-    runs = _on_ray(model, weights, device, threads) if engine is not None else None
+    runs = _on_ray(model, weights, device, threads, max_pixels) if engine is not None else None
     # Ray reports lost workers on standard output.
     with (
         redirect_stdout(sys.stderr) if engine is not None else nullcontext(),
@@ -119,10 +121,10 @@ def _report_done(outputs: "Sequence[Output]", items: "Sequence[Item]") -> None:
         print(f"{count} of {counted(len(items), 'image')} {verb} done already; --overwrite starts again", file=sys.stderr)
 
 
-def _on_ray(model: str, weights: str | None, device: str | None, threads: int | None) -> "Engine":
+def _on_ray(model: str, weights: str | None, device: str | None, threads: int | None, max_pixels: int | None) -> "Engine":
     from convnext.inference.ray_bulk import on_ray
 
-    return on_ray(model, weights, device, threads)
+    return on_ray(model, weights, device, threads, max_pixels)
 
 
 class _Text:

@@ -5,7 +5,7 @@ from io import BytesIO
 from typing import IO, Protocol, cast
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from convnext.data.deep import DeepImage, deep
 from convnext.data.orientation import orientation_of, turned, upright
@@ -25,8 +25,10 @@ def deep_grey(image: Image.Image, name: str) -> DeepImage:
     return deep(values, name, white, None if transparent is None else (values[0] != transparent).astype(np.float32))
 
 
-def deep_colour(image: Image.Image, name: str) -> DeepImage | None:
+def deep_colour(image: Image.Image, name: str, channels: int = 3) -> DeepImage | None:
     """Return a DeepImage of an opened PIL image with 16-bit colour; None for other images. The image stays unchanged.
+
+    Opacity is a channel like the others if so many `channels` are wanted.
 
     Loading an image would lose the lower bits: Pillow itself keeps the upper 8.
     """
@@ -39,6 +41,8 @@ def deep_colour(image: Image.Image, name: str) -> DeepImage | None:
     file.seek(position)
     values = _READERS[str(image.format)](content, image)
     alpha = None
+    if len(values) == channels != 3:
+        return deep(values, name)
     if len(values) in (2, 4):
         values, opacity = values[:-1], values[-1]
         alpha = opacity / np.float32(65535) if image.format == "PNG" or declares_alpha(image) else None
@@ -80,9 +84,10 @@ def _is_deep_colour(image: Image.Image) -> bool:
     if image.format == "PPM":
         return isinstance(how, tuple) and isinstance(how[-1], int) and how[-1] > 255
     if isinstance(image, TiffImagePlugin.TiffImageFile) and isinstance(how, tuple):
-        is_unsupported = image.tag_v2.get(_PLANES) == 2 or "RGBa" in str(how[0])
-        if image.tag_v2.get(_BITS_PER_SAMPLE, (8,))[0] == 16 and is_unsupported:
-            raise ValueError("16-bit TIFF with its channels in separate planes, or multiplied by its opacity: save it as PNG")
+        has_planes, is_multiplied = image.tag_v2.get(_PLANES) == 2, "RGBa" in str(how[0])
+        if image.tag_v2.get(_BITS_PER_SAMPLE, (8,))[0] == 16 and (has_planes or is_multiplied):
+            fault = UnidentifiedImageError if has_planes else ValueError  # `convnext.data.formats.tiff` reads planes from the file
+            raise fault("16-bit TIFF with its channels in separate planes, or multiplied by its opacity: save it as PNG")
     return ";16" in str(how)
 
 
@@ -142,15 +147,3 @@ def _swapped(tile: _Tile, other: dict[str, str]) -> _Tile:
 
 
 _READERS = {"PNG": _upright_png, "TIFF": _upright_tiff, "PPM": _ppm}
-
-
-def describe_tiff(content: bytes) -> str:
-    """Return what is in a TIFF that Pillow can't read, with the remedy; "" if it is not a TIFF."""
-    if content[:4] not in (b"II*\0", b"MM\0*"):
-        return ""
-    file, tags = BytesIO(content), TiffImagePlugin.ImageFileDirectory_v2(content[:8])
-    file.seek(tags.next)
-    tags.load(file)
-    bits, kind = tags.get(_BITS_PER_SAMPLE, (1,)), tags.get(_SAMPLE_FORMAT, (1,))[0]
-    what = {1: "integers", 2: "signed integers", 3: "floats"}.get(kind, "numbers")
-    return f"TIFF of {len(bits)} channels, {bits[0]}-bit {what}, which can't be read: save grey, or RGB with 8 or 16 bits"

@@ -42,6 +42,7 @@ def predict(
     top: int | None = None,
     batch_size: int | None = None,
     threads: int | None = None,
+    max_pixels: int | None = None,
     overwrite: bool = False,
     device: str | None = None,
     progress: Progress | None = None,
@@ -62,6 +63,7 @@ def predict(
         top: how many classes or objects of an image to write.
         batch_size: images at a time; by default the task's.
         threads: threads that decode images; by default one per core.
+        max_pixels: of an image; as for `convnext.load`, ignored for a predictor, which has its own.
         overwrite: start outputs again that exist already.
         device: as for `convnext.load`.
         progress: called with the numbers of images done and in all.
@@ -71,7 +73,9 @@ def predict(
     """
     names = [sources] if isinstance(sources, str | PathLike) else sources
     items = find_items([str(source) for source in names])
-    predictor: Predictor[Prediction] = model if isinstance(model, Predictor) else load(str(model), weights, device=device)
+    predictor: Predictor[Prediction] = (
+        model if isinstance(model, Predictor) else (load(str(model), weights, device=device, max_pixels=max_pixels))
+    )
     outputs = open_outputs(
         predictor,
         items,
@@ -151,6 +155,7 @@ def evaluate(
     workers: int = 2,
     multi_scale: bool = False,
     max_corrupt: float = 0.01,
+    max_pixels: int | None = None,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluated:
@@ -164,6 +169,7 @@ def evaluate(
         workers: processes that decode images.
         multi_scale: of a segmenter, test at six scales, with mirror images.
         max_corrupt: the fraction of the images that may be unreadable.
+        max_pixels: of an image; larger ones are not opened. By default some 89 million.
         device: as for `convnext.load`.
         progress: called with the numbers of images done and in all.
 
@@ -173,4 +179,5 @@ def evaluate(
         loaded = load_network(str(model), weights)
         if multi_scale:
             loaded.preprocessing = tasks.get(loaded.task).multi_scale(loaded.preprocessing)
-        return evaluate_loaded(loaded, None if data is None else str(data), batch_size, workers, max_corrupt, target, progress)
+        where = None if data is None else str(data)
+        return evaluate_loaded(loaded, where, batch_size, workers, max_corrupt, target, progress, max_pixels=max_pixels)

@@ -17,6 +17,7 @@ from convnext.models.registry import find, names
 from convnext.models.weights import download
 from convnext.models.weights.open import FUNCTION, ClassIds, Opened, open_weights
 from convnext.models.weights.open import identify as identify
+from convnext.models.weights.stem import adapted_stem
 from convnext.text import counted
 
 log = logging.getLogger("convnext")
@@ -42,7 +43,7 @@ def create_model(
     Args:
         name: one of `list_models()`.
         num_classes: outputs of the head; 0 for none. By default 1000 (ImageNet-1K), 150 (ADE20K) or 80 (COCO).
-        in_channels: channels of the images.
+        in_channels: channels of the images. Weights of RGB are adapted to other numbers, see `weights.stem.adapt_stem`.
         drop_path: stochastic depth of the last block.
         layer_scale: initial scale of the residual branches, 0 for none. By default as published: 1e-6, and none in
             convnext_isotropic_small and _base.
@@ -92,6 +93,8 @@ def _fill(model: Network, opened: Opened, new_head: bool = False, whole: bool = 
     _check_function(model, opened)
     native, known = entry.to_native(model, opened.state)
     own = model.state_dict()
+    if not whole:  # published weights are of RGB; those of a run are of its own channels
+        native = adapted_stem(native, own, cast("int", model.spec.get("in_channels", 3)))
 
     theirs = entry.count_classes(model, native)
     if new_head or theirs != model.num_classes:

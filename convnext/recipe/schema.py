@@ -74,8 +74,12 @@ class Data(RecipeSection):
     image_size: int | tuple[int, int] = Field(224, description="pixels a side, or [height, width], in training and evaluation")
     workers: int = Field(2, ge=0, description="processes that decode images; results do not depend on their number")
     max_corrupt: float = Field(0.01, ge=0, le=1, description="fraction of the images that may be unreadable before the run stops")
-    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="subtracted from RGB in 0 to 1 (ImageNet's)")
-    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="divided by after that (ImageNet's)")
+    channels: int = Field(3, ge=1, le=16, description="channels of the images: 3 for RGB, 1 for grey, others for files with as many bands")
+    max_pixels: int | None = Field(None, ge=1, description="largest image that is opened, width x height; default 89478485")
+    mean: tuple[float, ...] | Literal["auto"] = Field(
+        (0.485, 0.456, 0.406), description="subtracted from each channel in 0 to 1 (ImageNet's); auto: mean and std of the training images"
+    )
+    std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="divided by after that (ImageNet's)")
     range: float | tuple[float, float] | None = Field(
         None, description="images with more than 8 bits: the value of white, or [black, white]; default 65535, or 1 for floats"
     )
@@ -87,6 +91,16 @@ class Data(RecipeSection):
         if len(sides) != 2 or not all(type(side) is int and 1 <= side <= _MAX_SIDE for side in sides):
             raise ValueError(f"give pixels a side, from 1 to {_MAX_SIDE}, or [height, width], not {value!r}")
         return sides[0] if sides[0] == sides[1] else tuple(sides)
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _numbers(cls, value: object) -> object:
+        return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and std as numbers. `auto` is measured when the training images are opened; before that it is not known."""
+        assert self.mean != "auto"
+        return self.mean, self.std
 
     @field_validator("range")
     @classmethod
@@ -214,6 +228,7 @@ class Recipe(RecipeSection):
     def _consistent(self) -> "Recipe":
         if (self.augment.mixup or self.augment.cutmix) and self.train.batch_size % 2:
             raise ValueError("train.batch_size must be even, because mixup and CutMix pair the images of a batch")
+        self._check_channels()
         if self.augment.rand_augment and self.augment.trivial_augment:
             raise ValueError("augment.trivial_augment replaces RandAugment: add augment.rand_augment=null, or remove it")
         if self.eval.warp and self.eval.letterbox:
@@ -222,6 +237,29 @@ class Recipe(RecipeSection):
             epochs, warmup = self.train.epochs, self.train.warmup_epochs
             raise ValueError(f"train.warmup_epochs={warmup:g} is longer than train.epochs={epochs}: add train.warmup_epochs={epochs / 5:g}")
         return self
+
+    def _check_channels(self) -> None:
+        data, augment = self.data, self.augment
+        for key, value in (("mean", data.mean), ("std", data.std)):
+            if data.mean != "auto" and len(value) != data.channels:
+                is_rgb = value == Data.model_fields[key].default
+                given = "the defaults are for RGB" if is_rgb else f"data.{key} has {len(value)}"
+                numbers = "1 number" if data.channels == 1 else f"{data.channels} numbers"
+                raise ValueError(
+                    f"data.channels={data.channels} needs {numbers} in data.mean and in data.std ({given}): give them, or measure both on "
+                    "the training images with data.mean=auto"
+                )
+        if data.channels not in (1, 3):
+            for key in ("rand_augment", "trivial_augment", "color_jitter"):
+                if getattr(augment, key):
+                    off = {"rand_augment": "null", "trivial_augment": "false", "color_jitter": "0"}[key]
+                    raise ValueError(
+                        f"augment.{key} works on RGB and grey images of 8 bits, not on {data.channels} channels: add augment.{key}={off}"
+                    )
+        if data.channels != 3 and self.task == "segment" and self.segment.distort:
+            raise ValueError(
+                f"segment.distort changes the colours of RGB images, not of {data.channels} channels: add segment.distort=false"
+            )
 
     def to_yaml(self) -> str:
         """Return the whole recipe, defaults included, as YAML from which `load_recipe` reads the same recipe."""

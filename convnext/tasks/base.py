@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convnext.data.deep import DeepImage
+from convnext.data.images import AS_RGB, Reading
 from convnext.data.loader import Sample, Samples
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError
@@ -127,6 +128,7 @@ class TaskData:
     remarks: list[str]  # to report to the user
     groups: Sequence[int] | None = None  # of the training samples, where a batch shall hold one group only
     class_ids: ClassIds | None = None  # the data's own number of each class, to travel with the weights
+    recipe: Recipe | None = None  # with the numbers that were measured on the images; None if none were
 
 
 class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
@@ -153,8 +155,8 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
         """Open labelled images to evaluate a network on; `classes` are its names where known. Raises ConvnextError if they don't fit."""
 
     @abstractmethod
-    def check(self, where: str) -> list[str]:
-        """Return everything wrong with the data that `where` names, one problem per line; reads all of it."""
+    def check(self, where: str, how: Reading = AS_RGB) -> list[str]:
+        """Return everything wrong with the data that `where` names, one problem per line; reads all of it, as `how` says."""
 
     @abstractmethod
     def counts(self, source: SourceT) -> str:

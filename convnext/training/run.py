@@ -96,10 +96,14 @@ def _prepare(recipe: Recipe, folder: RunFolder, device: torch.device, display: D
     task = tasks.get(recipe.task)
     start = distributed.on_all(lambda: start_from(recipe))
     recipe, folder.source = start.recipe, start.source
+    if resume:
+        recipe = distributed.on_main(lambda: folder.with_measured(recipe))
     changed = distributed.on_main(lambda: folder.check_same(recipe, change)) if resume else {}
     if device.type == "cpu":
         keep_memory()  # a step allocates and frees the same tensors again and again
     data = distributed.on_all(lambda: task.open(recipe))
+    recipe = data.recipe or recipe
+    start.recipe = recipe
     _check_same_data(data)
     distributed.on_all(lambda: batch_size_for(recipe, len(data.train)))  # refused before anything is written
     seed_everything(recipe.seed, WEIGHTS)
@@ -170,4 +174,5 @@ def _build(recipe: Recipe, num_classes: int, weights: Opened | None = None) -> N
         given["weights"] = weights
     # Without keep_head the head is new even if the weights have one for as many classes: theirs are other classes.
     create = cast(Callable[..., Network], create_model)
-    return create(recipe.model.name, num_classes=num_classes, new_head=not recipe.model.keep_head, **given)
+    channels = {} if recipe.data.channels == 3 else {"in_channels": recipe.data.channels}
+    return create(recipe.model.name, num_classes=num_classes, **channels, new_head=not recipe.model.keep_head, **given)

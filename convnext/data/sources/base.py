@@ -13,6 +13,7 @@ from torch import Tensor
 from convnext.data.annotations.objects import ImageObjects
 from convnext.data.contents import Listed
 from convnext.data.deep import DeepImage
+from convnext.data.images import Reading
 
 MaskIds = list[int | tuple[int, int, int]]  # the value, or the colour R, G, B, that stands for each class in mask files
 
@@ -67,6 +68,15 @@ class SegmentSource(ImageSource, Protocol):
 
     def mask(self, index: int) -> Tensor:
         """Return the mask of an image, uint8 (H, W): class indices from 0, and 255 on ignored pixels."""
+
+
+def read_by(source: object, how: Reading) -> None:
+    """Let a source, and those that it takes its images from, open files in that way. Sources without files have RGB images."""
+    if hasattr(source, "reading"):
+        source.reading = how
+    inner = getattr(source, "source", None)
+    for one in [*getattr(source, "sources", ()), *([] if inner is None else [inner])]:
+        read_by(one, how)
 
 
 SourceT = TypeVar("SourceT", bound=ImageSource)

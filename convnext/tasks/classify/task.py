@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from convnext.data import deep, imagenet
 from convnext.data.counts import described
-from convnext.data.images import CorruptImageError
+from convnext.data.images import AS_RGB, CorruptImageError, Reading
 from convnext.data.loader import Sample, Samples
-from convnext.data.sources.base import ClassifySource
+from convnext.data.sources.base import ClassifySource, read_by
 from convnext.data.sources.evaluation_sets import EvaluationSet, is_evaluation_set, open_evaluation_set
 from convnext.data.sources.folder import one_class
 from convnext.data.sources.open import hold_out, open_source
@@ -23,7 +23,7 @@ from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Report
 from convnext.tasks.classify import prediction
 from convnext.tasks.classify.batch import ClassifyBatch
 from convnext.tasks.classify.prediction import ClassifyPrediction
-from convnext.tasks.shared import refuse_options, skipped_remarks
+from convnext.tasks.shared import measured, measured_remarks, reading_of, refuse_options, skipped_remarks
 from convnext.text import printable
 
 if TYPE_CHECKING:
@@ -51,20 +51,23 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
         for where, source in (("train", train), ("val", val)):
             if not len(source):
                 raise ConvnextError(f"no images in data.{where}")
-        remarks += deep.remarks(train, recipe.data.range)
+        given, recipe = recipe, measured(recipe, train)
+        remarks += deep.remarks(train, recipe.data.range) + measured_remarks(recipe, given)
         samples = Samples(train, train_transform(augmentation(recipe)), recipe.seed)
-        return TaskData(samples, self.evaluation_samples(val, self.preprocessing(recipe)), train.classes, remarks)
+        return TaskData(samples, self.evaluation_samples(val, self.preprocessing(recipe)), train.classes, remarks, recipe=recipe)
 
     def _open_sources(self, recipe: Recipe) -> tuple[ClassifySource, ClassifySource, list[str]]:
         """Return the images to train on, those to evaluate on, and what to report of both."""
         data = recipe.data
         train = open_source(data.train)
+        read_by(train, reading_of(recipe))
         check_class_count(recipe, train.classes)
         if len(train.classes) < 2:
             raise ConvnextError(f"data.train={one_class(data.train, train.classes)}")
         remarks = [f"train: {remark}" for remark in (self.counts(train), *self.remarks_on(train))]
         if data.val is not None:
             val = open_source(data.val, train.classes)
+            read_by(val, reading_of(recipe))
             return train, val, remarks + [f"val: {remark}" for remark in (self.counts(val), *self.remarks_on(val))]
         train, val = hold_out(train, data.val_fraction, recipe.seed)
         remarks.append(f"no data.val given: {len(val)} of the {len(train) + len(val)} images are held out for validation")
@@ -91,9 +94,10 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
             )
         return source
 
-    def check(self, where: str) -> list[str]:
+    def check(self, where: str, how: Reading = AS_RGB) -> list[str]:
         """Return everything wrong with the images that `where` names, one problem per line; reads all of them."""
         source = open_source(where)
+        read_by(source, how)
         problems, depths = [f"{printable(path)}: not a file of a known image format" for path in source.skipped], deep.Depths()
         for index in range(len(source)):
             try:
@@ -120,7 +124,14 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
         """Return how the trained network will take its images."""
         data, test = recipe.data, recipe.eval
         return ClassifyPreprocessing(
-            data.image_size, test.crop_ratio, test.warp, test.interpolation, data.mean, data.std, data.range, test.letterbox
+            data.image_size,
+            test.crop_ratio,
+            test.warp,
+            test.interpolation,
+            *data.normalisation(),
+            data.range,
+            test.letterbox,
+            data.channels,
         )
 
     def evaluation_samples(self, source: ClassifySource, how: Preprocessing) -> Samples:
@@ -221,7 +232,8 @@ def augmentation(recipe: Recipe) -> "Augmentation":
         trivial_augment=augment.trivial_augment,
         color_jitter=augment.color_jitter,
         random_erasing=augment.random_erasing,
-        mean=data.mean,
-        std=data.std,
+        mean=data.normalisation()[0],
+        std=data.normalisation()[1],
         range=data.range,
+        channels=data.channels,
     )
