@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from convnext.data.deep import DeepImage, Range, as_grey, deep, refuse_channels
 from convnext.data.deep_formats import declares_alpha, deep_colour, deep_grey
-from convnext.data.formats import arrays, tiff
+from convnext.data.formats import arrays, heif, tiff
 from convnext.data.formats.opening import AS_RGB as AS_RGB
 from convnext.data.formats.opening import ENDINGS as ENDINGS
 from convnext.data.formats.opening import FORMATS as FORMATS
@@ -75,6 +75,8 @@ def _read_file(source: str | Path | Content, name: str, how: Reading) -> Image.I
                 return _decoded(image, name, how.channels)
     except UnidentifiedImageError as error:
         content = _content(source)
+        if heif.is_heif(content[:32]):
+            raise CorruptImageError(f"{name}: {error}") from error
         if not tiff.is_tiff(content):
             raise CorruptImageError(f"{name}: {_unidentified(content)}") from error
     return _from_tiff(_content(source), name, how)

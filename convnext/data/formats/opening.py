@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from convnext.data.formats import tiff
+from convnext.data.formats import heif, tiff
 
 # The supported formats, by Pillow's names, each with the endings of its files. For none of them does Pillow run another program, as it
 # does for EPS (Ghostscript).
@@ -25,8 +25,8 @@ _ENDINGS = {
     "JPEG2000": (".jp2",),
     "AVIF": (".avif",),
 }
-FORMATS = tuple(_ENDINGS)
-ENDINGS = frozenset(ending for endings in _ENDINGS.values() for ending in endings)
+FORMATS = tuple(_ENDINGS)  # that Pillow itself reads
+ENDINGS = frozenset(ending for endings in (*_ENDINGS.values(), heif.ENDINGS) for ending in endings)
 
 
 @dataclass(frozen=True)
@@ -68,21 +68,28 @@ def _open_unlimited(source: str | Path | BytesIO) -> Image.Image:
     Image.init()
     file = source if isinstance(source, BytesIO) else open(source, "rb")  # noqa: SIM115  # the image closes it
     try:
+        head = file.read(32)
+        file.seek(0)
+        if heif.is_heif(head):
+            return _owning(heif.open_heif(file), file is not source)
         for kind in FORMATS:
             factory, accept = Image.OPEN[kind]
-            file.seek(0)
-            if accept is not None and accept(file.read(16)) is not True:  # text says that Pillow was built without the format
+            if accept is not None and accept(head[:16]) is not True:  # text says that Pillow was built without the format
                 continue
             file.seek(0)
             with suppress(SyntaxError, IndexError, TypeError, struct.error):
-                image = factory(file, "" if isinstance(source, BytesIO) else str(source))
-                image._exclusive_fp = file is not source  # so that closing it closes the file
-                return image
+                return _owning(factory(file, "" if isinstance(source, BytesIO) else str(source)), file is not source)
         raise UnidentifiedImageError("not an image of any known format")
     except BaseException:
         if file is not source:
             file.close()
         raise
+
+
+def _owning(image: Image.Image, owns: bool) -> Image.Image:
+    """Return the image, which closes its file when it is closed if it `owns` it."""
+    image._exclusive_fp = owns  # type: ignore[attr-defined]
+    return image
 
 
 @contextmanager
