@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from convnext.data.deep import DeepImage, deep
+from convnext.data.formats.opening import ANY_SIZE, opened
 from convnext.data.orientation import orientation_of, turned, upright
 
 _BITS_PER_SAMPLE, _PLANES, _EXTRA_CHANNELS, _SAMPLE_FORMAT = 258, 284, 338, 339  # tags of TIFF
@@ -101,19 +102,19 @@ def _upright_png(content: bytes, _: Image.Image) -> np.ndarray:
     import torch
     from torchvision.io import ImageReadMode, decode_image
 
-    with Image.open(BytesIO(content), formats=("PNG",)) as again:
+    with opened(BytesIO(content), ANY_SIZE) as again:
         orientation = orientation_of(again)
     pixels = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.UNCHANGED)
     return turned(pixels.view(torch.int16), orientation).numpy().view(np.uint16)  # few operations know uint16
 
 
-def _ppm(content: bytes, opened: Image.Image) -> np.ndarray:
+def _ppm(content: bytes, first: Image.Image) -> np.ndarray:
     """Return the channels of a 16-bit PPM, uint16 (C, H, W), scaled to 65535 as Pillow scales grey."""
-    codec, start, white = _ppm_tile(opened)
-    count = 3 * opened.width * opened.height
+    codec, start, white = _ppm_tile(first)
+    count = 3 * first.width * first.height
     is_text = codec == "ppm_plain"
     values = np.array(content[start:].split()[:count], np.int64) if is_text else np.frombuffer(content, ">u2", count, start)
-    return (values.reshape(opened.height, opened.width, 3).transpose(2, 0, 1) * (65535 / white)).round().astype(np.uint16)
+    return (values.reshape(first.height, first.width, 3).transpose(2, 0, 1) * (65535 / white)).round().astype(np.uint16)
 
 
 def _ppm_tile(opened: Image.Image) -> tuple[str, int, int]:
@@ -123,7 +124,7 @@ def _ppm_tile(opened: Image.Image) -> tuple[str, int, int]:
     return tile.codec_name, tile.offset, int(tile.args[-1])
 
 
-def _upright_tiff(content: bytes, opened: Image.Image) -> np.ndarray:
+def _upright_tiff(content: bytes, first: Image.Image) -> np.ndarray:
     """Return the channels of a TIFF with 16-bit colour, uint16 (C, H, W).
 
     Pillow reads the upper byte of each number. With the order of bytes reversed, it reads the lower byte.
@@ -131,8 +132,8 @@ def _upright_tiff(content: bytes, opened: Image.Image) -> np.ndarray:
     other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
     halves = []
     for swap in (False, True):
-        with Image.open(BytesIO(content), formats=("TIFF",)) as image:
-            image.seek(opened.tell())
+        with opened(BytesIO(content), ANY_SIZE) as image:
+            image.seek(first.tell())
             if swap:
                 file = cast("_OpenFile", image)
                 file.tile = [_swapped(tile, other) for tile in file.tile]

@@ -12,11 +12,11 @@ from PIL import Image, UnidentifiedImageError
 from convnext.data.deep import DeepImage, Range, as_grey, deep, refuse_channels
 from convnext.data.deep_formats import declares_alpha, deep_colour, deep_grey
 from convnext.data.formats import arrays, heif, tiff
+from convnext.data.formats.opening import ANY_SIZE, opened, quiet
 from convnext.data.formats.opening import AS_RGB as AS_RGB
 from convnext.data.formats.opening import ENDINGS as ENDINGS
 from convnext.data.formats.opening import FORMATS as FORMATS
 from convnext.data.formats.opening import Reading as Reading
-from convnext.data.formats.opening import opened, quiet
 from convnext.data.orientation import orientation_of, turned, upright, upright_size
 from convnext.errors import CorruptImageError as CorruptImageError
 from convnext.errors import UsageError, first_line
@@ -189,7 +189,7 @@ def _jpeg_header(content: bytes) -> tuple[int, bool]:
 
 
 def _jpeg_orientation(content: bytes) -> int:
-    with quiet(), Image.open(BytesIO(content), formats=("JPEG",)) as image:
+    with opened(BytesIO(content), ANY_SIZE) as image:
         return orientation_of(image)
 
 

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from convnext.data.deep import DeepImage
 from convnext.data.formats import arrays, tiff
-from convnext.data.formats.opening import opened
+from convnext.data.formats.opening import ANY_SIZE, opened
 from convnext.data.images import AS_RGB, FORMATS, CorruptImageError, Reading, read_image
 from convnext.errors import UsageError
 from convnext.serve.bodies import kind_of
@@ -22,7 +22,6 @@ from convnext.serve.bodies import kind_of
 _MAX_SCANS = 100  # of a progressive JPEG, each of which takes as long as decoding the whole image; encoders make about ten
 _MAX_READS = 50_000  # parts of an image file, each a step of Pillow in Python; encoders write some thousand in the largest
 _MAX_PROPORTION = 100  # long side to short: the short one is enlarged to what the network takes, and the long one with it
-_ANY_SIZE = 1 << 60  # pixels: the service has limits of its own
 _ENVELOPE = 4096  # bytes that a multipart form or JSON may take beside its image
 _UPLOADS = 16  # of the largest size that memory holds at once; of usual photographs, many more
 CLIENT_GONE = 499  # never received; it separates disconnected clients from failures in the metrics
@@ -151,7 +150,7 @@ def _size(content: bytes) -> tuple[int, int]:
     if arrays.is_array(content):
         return arrays.size(content)
     try:
-        with opened(_FewReads(content), Reading(max_pixels=_ANY_SIZE)) as head:
+        with opened(_FewReads(content), ANY_SIZE) as head:
             return head.size
     except UnidentifiedImageError:
         if not tiff.is_tiff(content):

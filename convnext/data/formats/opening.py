@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from convnext.data.formats import heif, tiff
+from convnext.errors import first_line
 
 # The supported formats, by Pillow's names, each with the endings of its files. For none of them does Pillow run another program, as it
 # does for EPS (Ghostscript).
@@ -48,6 +49,7 @@ class Reading:
 
 
 AS_RGB = Reading()
+ANY_SIZE = Reading(max_pixels=1 << 60)  # of images whose size is checked elsewhere
 
 
 @contextmanager
@@ -60,6 +62,9 @@ def opened(source: str | Path | BytesIO, how: Reading = AS_RGB) -> Iterator[Imag
     with quiet(), _open_unlimited(source) as image:
         if image.width * image.height > how.limit:
             raise ValueError(tiff.too_large(*image.size))
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            # Else it would ask for Pillow's limit again when it is decoded.
+            image.im = Image.core.new(image.mode, image._tile_size)  # type: ignore[attr-defined]
         yield image
 
 
@@ -80,9 +85,11 @@ def _open_unlimited(source: str | Path | BytesIO) -> Image.Image:
             with suppress(SyntaxError, IndexError, TypeError, struct.error):
                 return _owning(factory(file, "" if isinstance(source, BytesIO) else str(source)), file is not source)
         raise UnidentifiedImageError("not an image of any known format")
-    except BaseException:
+    except BaseException as error:
         if file is not source:
             file.close()
+        if isinstance(error, Image.DecompressionBombError):  # WebP's decoder asks for Pillow's limit itself
+            raise ValueError(f"{first_line(error)} It is Pillow's for WebP: save such an image as JPEG or PNG") from error
         raise
 
 

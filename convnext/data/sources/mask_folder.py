@@ -75,7 +75,7 @@ class MaskFolder:
         path = self._mask_path(index)
         if _stem(self.paths[index]) not in self._masks:
             raise ConvnextError(f"{self.name(index)} has no mask: add {path}, or remove the image")
-        return torch.from_numpy(read_mask(path, self.meaning))
+        return torch.from_numpy(read_mask(path, self.meaning, self.reading))
 
     def name(self, index: int) -> str:
         """Return what reports call the image: its path."""
