@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from convnext.data.deep import DeepImage
 from convnext.data.formats import arrays, tiff
-from convnext.data.formats.opening import ANY_SIZE, opened
+from convnext.data.formats.opening import ANY_SIZE, opened, quiet
 from convnext.data.images import AS_RGB, FORMATS, CorruptImageError, Reading, read_image
 from convnext.errors import UsageError
 from convnext.serve.bodies import kind_of
@@ -155,7 +155,8 @@ def _size(content: bytes) -> tuple[int, int]:
     except UnidentifiedImageError:
         if not tiff.is_tiff(content):
             raise
-        return tiff.size(content)
+        with quiet():
+            return tiff.size(content)
 
 
 class _FewReads(BytesIO):
