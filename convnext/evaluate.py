@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from convnext import __version__, distributed, tasks
+from convnext.data.images import Reading
 from convnext.data.loader import CorruptImages, InOrder, Samples, make_loader
+from convnext.data.sources.base import read_by
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError
 from convnext.extend import is_marker
@@ -245,15 +247,18 @@ def evaluate_loaded(
     progress: Progress | None = None,
     with_results: bool = False,
     own: Mapping[str, Function] | None = None,
+    max_pixels: int | None = None,
 ) -> Evaluated:
     """Return the evaluation of a network of `models.load` on the data that `data` names, or on its own run's validation data.
 
-    `batch_size` is by default that of the task, and `own` holds the metrics of the network's run that are known here; for the other
-    arguments see `evaluate`.
+    `batch_size` is by default that of the task, `max_pixels` of an image some 89 million, and `own` holds the metrics of the network's
+    run that are known here; for the other arguments see `evaluate`.
     """
     task = tasks.get(loaded.task)
     own, unknown = (own, []) if own is not None else metrics_of_run(loaded.run)
     source = distributed.on_all(lambda: _open_source(loaded, task, data))
+    if data is not None or max_pixels is not None:
+        read_by(source, Reading(loaded.preprocessing.channels, max_pixels))
     distributed.check_agreement(len(source), "numbers of images")
     samples = task.evaluation_samples(source, loaded.preprocessing)
     loader = evaluation_loader(samples, task, batch_size or task.batch_size, workers, device)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+from deep_files import tiff
 from helpers import image_folder, sample_image
 from PIL import Image
 
@@ -116,6 +118,12 @@ def build_world(root):
     shutil.make_archive(str(root / "photos"), "zip", root / "photos")
     patients = [f"{path},{path.parent.name},p{int(path.stem) // 3}" for path in named]
     (root / "patients.csv").write_text("\n".join(["image,label,patient", *patients]) + "\n")
+    for label, name in enumerate(("maize", "wheat")):
+        (root / "fields" / name).mkdir(parents=True)
+        for i in range(12):
+            values = np.random.default_rng([label, i]).integers(0, 50_000, (40, 48, 5)).astype(np.uint16)
+            values[..., 3 + label] += 15_000
+            (root / "fields" / name / f"{i:03d}.tif").write_bytes(tiff(values, compressed=True))
     for i, name in enumerate(("photo.jpg", "holiday.jpg", "cat.jpg")):
         sample_image(i).save(root / name)
     shutil.copytree(ROOT / "examples", root / "examples")

@@ -31,6 +31,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON value and not
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the fastest there is.")]
 Weights = Annotated[str | None, typer.Option(help="Published weights of a model's name: a tag, a file or an address.")]
 
+MaxPixels = Annotated[
+    int | None, typer.Option(min=1, help="The largest image to open, width x height; by default 89478485, against decompression bombs.")
+]
 Optimize = Annotated[str | None, typer.Option(help="On CPUs, through convnext.optimize: auto (the fastest here), bf16, float32, int8.")]
 Tta = Annotated[Literal["flip"] | None, typer.Option(help="Average probabilities over each image and its mirror image; not of detectors.")]
 Calibration = Annotated[list[str] | None, typer.Option(help="For --optimize int8: images or folders of them, like those to be predicted.")]

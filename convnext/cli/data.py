@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from convnext import tasks
-from convnext.cli.common import app, check_data, check_model
+from convnext.cli.common import MaxPixels, app, check_data, check_model
 from convnext.errors import ConvnextError, UsageError
 from convnext.text import counted, printable
 
@@ -24,13 +24,17 @@ def check_dataset(
     task: Annotated[
         str, typer.Option(help=f"The task to use it for: {', '.join(tasks.names())}.", autocompletion=tasks.names)
     ] = tasks.names()[0],
+    channels: Annotated[int, typer.Option(min=1, max=16, help="As for data.channels.")] = 3,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Read all of a dataset. Print what it holds and everything wrong with it, one statement per line."""
     check_data(where)
+    from convnext.data.formats.opening import Reading
+
     chosen = tasks.get(task)
     for line in chosen.overview(where):
         print(printable(line), flush=True)
-    problems = chosen.check(where)
+    problems = chosen.check(where, Reading(channels, max_pixels))
     for line in problems or [f"nothing wrong with {where}"]:
         print(printable(line))
     if problems:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from convnext.cli.common import MODEL, Device, Json, Weights, app, bar, check_images, check_model, print_json
+from convnext.cli.common import MODEL, Device, Json, MaxPixels, Weights, app, bar, check_images, check_model, print_json
 from convnext.errors import ConvnextError, UsageError
 from convnext.text import counted, printable
 
@@ -21,6 +21,7 @@ def explain(
     features: Annotated[bool, typer.Option("--features", help="Also draw the maps of the network's stages.")] = False,
     neighbours: Annotated[str | None, typer.Option(help="A dataset whose nearest images to show: a folder, shards, digits:train.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many of them.")] = 8,
+    max_pixels: MaxPixels = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -36,7 +37,7 @@ def explain(
         raise UsageError(f"--output {output}: name a folder")
     items = find_items(images)
     source = open_source(neighbours) if neighbours is not None else None
-    explainer = Explainer(load(model, weights, device=device), items, output, name, features, source, count)
+    explainer = Explainer(load(model, weights, device=device, max_pixels=max_pixels), items, output, name, features, source, count)
     if not explainer.has_map:
         print("no activation maps: they need a classifier in PyTorch that pools a map", file=sys.stderr)
     with bar("comparing") as progress:

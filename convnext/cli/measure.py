@@ -11,6 +11,7 @@ from convnext.cli.common import (
     Calibration,
     Device,
     Json,
+    MaxPixels,
     Optimize,
     Tta,
     Weights,
@@ -45,6 +46,7 @@ def evaluate(
     multi_scale: Annotated[bool, typer.Option("--multi-scale", help="Segmenters: at six scales, with mirror images.")] = False,
     tta: Tta = None,
     max_corrupt: Annotated[float, typer.Option(min=0, max=1, help="Largest fraction of unreadable images to tolerate.")] = 0.01,
+    max_pixels: MaxPixels = None,
     output: Annotated[
         Path | None, typer.Option(help="Detectors: also write all detections as COCO results, with the data's ids, to a .json file.")
     ] = None,
@@ -72,13 +74,12 @@ def evaluate(
             loaded.preprocessing = task.multi_scale(loaded.preprocessing)
         if tta is not None:
             loaded.preprocessing = task.mirrored(loaded.preprocessing)
-        found = evaluate_loaded(
-            loaded, data, batch_size, workers, max_corrupt, target, progress, with_results=output is not None and optimize is None
-        )
+        how = (loaded, data, batch_size, workers, max_corrupt, target, progress)
+        found = evaluate_loaded(*how, with_results=output is not None and optimize is None, max_pixels=max_pixels)
         if optimize is not None:
             print(f"without --optimize: {found.summary_line()}", file=sys.stderr)
             loaded.model = cast("Network", optimized(Predictor(loaded, target), optimize, calibration).model)
-            found = evaluate_loaded(loaded, data, batch_size, workers, max_corrupt, target, progress, with_results=output is not None)
+            found = evaluate_loaded(*how, with_results=output is not None, max_pixels=max_pixels)
             print(f"{_named(optimize)}: {found.summary_line()}", file=sys.stderr)
         if is_main():
             _report(found, f"{model} on {data or 'its own validation images'}", output, report_page, as_json)

@@ -26,8 +26,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one and prints it.")] = 8000,
     token: Annotated[str | None, typer.Option(envvar="CONVNEXT_TOKEN", help=_BEARER)] = None,
     max_bytes: Annotated[int, typer.Option(min=1, help="The maximum size of an image file, in bytes.")] = 20 * 2**20,
-    # Pillow itself refuses more than some 89 million.
-    max_pixels: Annotated[int, typer.Option(min=1, max=89_000_000, help="The maximum size of an image, width x height.")] = 25_000_000,
+    max_pixels: Annotated[int, typer.Option(min=1, help="The maximum size of an image, width x height.")] = 25_000_000,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait for a model; further ones are refused (503).")] = 64,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to send a request, and again for the model to answer.")] = 10.0,
     batch_size: Annotated[int, typer.Option(min=1, help="The maximum number of images that go through a model at once.")] = 8,

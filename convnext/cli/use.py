@@ -13,6 +13,7 @@ from convnext.cli.common import (
     Calibration,
     Device,
     Json,
+    MaxPixels,
     Optimize,
     Tta,
     Weights,
@@ -48,6 +49,7 @@ def predict(
     top: Annotated[int | None, typer.Option(min=1, help="How many classes or objects of an image to list.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time; by default the task's.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that decode images; by default one per core.")] = None,
+    max_pixels: MaxPixels = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start outputs again that exist already.")] = False,
     engine: Annotated[Literal["ray"] | None, typer.Option(help="ray: on all of Ray's workers, here or on a cluster (RAY_ADDRESS).")] = None,
     tta: Tta = None,
@@ -69,7 +71,7 @@ def predict(
     if tta is not None and (other := "--engine" if engine is not None else "--features" if features is not None else None):
         raise UsageError(f"--tta can't be used with {other}: omit one of them")
     items = find_items(images)
-    original = load(model, weights, device=device)
+    original = load(model, weights, device=device, max_pixels=max_pixels)
     if tta is not None:
         original.preprocessing = tasks.get(original.task).mirrored(original.preprocessing)
     predictor = optimized(original, optimize, calibration)
@@ -82,7 +84,7 @@ def predict(
     prints = as_json or (output is None and features is None)
     if prints:
         outputs.append(_JsonValue(top) if as_json else _Text(top))
-    runs = _on_ray(model, weights, device, threads) if engine is not None else None
+    runs = _on_ray(model, weights, device, threads, max_pixels) if engine is not None else None
     # Ray reports lost workers on standard output.
     with (
         redirect_stdout(sys.stderr) if engine is not None else nullcontext(),
@@ -126,10 +128,10 @@ def _report_done(outputs: "Sequence[Output]", items: "Sequence[Item]") -> None:
         print(f"{count} of {counted(len(items), 'image')} {verb} done already; --overwrite starts again", file=sys.stderr)
 
 
-def _on_ray(model: str, weights: str | None, device: str | None, threads: int | None) -> "Engine":
+def _on_ray(model: str, weights: str | None, device: str | None, threads: int | None, max_pixels: int | None) -> "Engine":
     from convnext.inference.ray_bulk import on_ray
 
-    return on_ray(model, weights, device, threads)
+    return on_ray(model, weights, device, threads, max_pixels)
 
 
 class _Text:

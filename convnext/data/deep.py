@@ -4,13 +4,14 @@ Such files (16-bit PNG, float TIFF, CT) do not say which of their numbers is whi
 travels with the weights in their preprocessing, so that an image's own content never decides its scale.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import numpy as np
 from PIL import Image
 
 from convnext.errors import CorruptImageError
+from convnext.text import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,9 +21,9 @@ Range = float | tuple[float, float]  # the number that is white, or those that a
 
 @dataclass(frozen=True, eq=False)
 class DeepImage:
-    """An image with more than 8 bits per channel, upright, with the file's own numbers."""
+    """An image with more than 8 bits per channel, or other channels than grey and RGB, upright, with the file's own numbers."""
 
-    values: np.ndarray  # (C, H, W), C = 1 or 3, any type of number except uint8
+    values: np.ndarray  # (C, H, W), any type of number
     name: str
     white: float  # the number that is white unless a range says otherwise
     alpha: np.ndarray | None = None  # opacity, float32 (H, W) from 0 to 1
@@ -52,16 +53,23 @@ class DeepImage:
         """The smallest and the largest number in it, as int or float."""
         return self.values.min().item(), self.values.max().item()
 
-    def pixels(self, scale: Range | None) -> "Tensor":
-        """Return a float32 (3, H, W) tensor from 0 (black) to 255 (white) that keeps every level; transparent pixels blend with white.
+    def pixels(self, scale: Range | None, channels: int = 3) -> "Tensor":
+        """Return a float32 (channels, H, W) tensor from 0 (black) to 255 (white) that keeps every level.
+
+        Transparent pixels blend with white. Grey and RGB images become each other.
 
         Args:
-            scale: the number that is white, or those that are black and white; numbers beyond are clipped. None for `white`.
+            scale: the number that is white, or those that are black and white; numbers beyond are clipped. None for `white`. Numbers of
+                8 bits are always 0 to 255.
+            channels: of the result.
 
-        Raises CorruptImageError, with the key to set, if `scale` is None and the image has numbers beyond `white`.
+        Raises CorruptImageError, with the key to set, if `scale` is None and the image has numbers beyond `white`, and for an image of
+        other channels.
         """
         import torch
 
+        if self.values.dtype == np.uint8:
+            scale = 255.0
         if scale is None and (reason := misfit(self.values.dtype, *self.limits, self.white)):
             raise CorruptImageError(f"{self.name}: {reason}")
         black, white = (0.0, self.white) if scale is None else scale if isinstance(scale, tuple) else (0.0, scale)
@@ -69,17 +77,25 @@ class DeepImage:
         levels = ((self.values.astype(exact) - black) * (255 / (white - black))).clip(0, 255).astype(np.float32)
         if self.alpha is not None:
             levels = levels * self.alpha + 255 * (1 - self.alpha)
-        return torch.from_numpy(levels if len(levels) == 3 else levels.repeat(3, axis=0))
+        if len(levels) == 1 and channels == 3:
+            levels = levels.repeat(3, axis=0)
+        return as_grey(torch.from_numpy(levels), self.name, channels)
 
     def shown(self) -> Image.Image:
-        """Return an 8-bit RGB image to look at, from its own smallest number (black) to its largest (white)."""
-        low, high = self.limits
-        return Image.fromarray(to_bytes(self.pixels((low, high if high > low else low + 1))).permute(1, 2, 0).numpy())
+        """Return an 8-bit RGB image to look at, from its own smallest number (black) to its largest (white).
+
+        Of more than three channels the first three are shown as red, green and blue, of two the first as grey.
+        """
+        first = replace(self, values=self.values[: 3 if len(self.values) > 2 else 1])
+        low, high = first.limits
+        return Image.fromarray(to_bytes(first.pixels((low, high if high > low else low + 1))).permute(1, 2, 0).numpy())
 
 
 def shown(image: Image.Image | DeepImage) -> Image.Image:
     """Return an opened image as 8-bit RGB, to look at or to draw on."""
-    return image.shown() if isinstance(image, DeepImage) else image
+    if isinstance(image, DeepImage):
+        return image.shown()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def to_bytes(pixels: "Tensor") -> "Tensor":
@@ -89,13 +105,36 @@ def to_bytes(pixels: "Tensor") -> "Tensor":
     return pixels.round().clamp(0, 255).to(torch.uint8) if pixels.is_floating_point() else pixels
 
 
+def as_grey(pixels: "Tensor", name: str, channels: int) -> "Tensor":
+    """Return pixels (C, H, W) of that many channels: themselves, or RGB as grey, by Pillow's weights (ITU-R 601-2).
+
+    Raises CorruptImageError, naming the image, if they have other channels.
+    """
+    import torch
+
+    if len(pixels) == channels:
+        return pixels
+    if (len(pixels), channels) != (3, 1):
+        refuse_channels(name, len(pixels), channels)
+    if pixels.is_floating_point():
+        return torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), pixels, 1)[None]
+    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32)[:, None, None]
+    return ((pixels.int() * weights).sum(0, keepdim=True) + 0x8000 >> 16).to(torch.uint8)
+
+
+def refuse_channels(name: str, found: int, wanted: int) -> NoReturn:
+    """Raise CorruptImageError about an image of other channels than are wanted."""
+    remedy = f"set data.channels={found} to train on such images, or give images of {wanted}"
+    raise CorruptImageError(f"{name}: {counted(found, 'channel')} instead of {wanted}: {remedy}")
+
+
 def misfit(kind: np.dtype, low: float, high: float, white: float) -> str:
     """Return why numbers of that type from `low` to `high` can't be read as 0 (black) to `white`, with the key to set; "" if they can."""
     if low < 0:
         return f"values from {_text(low)} to {_text(high)}: set {key_for(low, high)} (black, white) to train on such images"
     if high > white:
         return f"values up to {_text(high)}, beyond {_text(white)}: set {key_for(low, high)} to train on such images"
-    if kind.kind in "iu" and kind != np.uint16 and high <= 255:
+    if kind.kind in "iu" and kind not in (np.uint8, np.uint16) and high <= 255:
         wide = f"integers of {8 * kind.itemsize} bits up to {_text(high)} do not say what is white"
         return f"{wide}: save them with 8 bits (or as uint8), or set data.range=255 to train on such images"
     return ""
@@ -115,7 +154,8 @@ def deep(values: np.ndarray, name: str, white: float | None = None, alpha: np.nd
     values = values.astype(np.float32 if values.dtype.kind == "f" else values.dtype.newbyteorder("="), copy=False)
     if values.dtype.kind == "f" and (bad := int((~np.isfinite(values)).sum())):
         raise CorruptImageError(f"{name}: {bad} of its {values.size} numbers are NaN or infinite")
-    return DeepImage(values, name, white or (1.0 if values.dtype.kind == "f" else 65535), alpha)
+    usual = 1.0 if values.dtype.kind == "f" else 255 if values.dtype == np.uint8 else 65535
+    return DeepImage(values, name, white or usual, alpha)
 
 
 class Depths:
@@ -126,7 +166,7 @@ class Depths:
 
     def add(self, image: "Image.Image | Tensor | DeepImage") -> None:
         """Add an opened image; one of 8 bits changes nothing."""
-        if isinstance(image, DeepImage):
+        if isinstance(image, DeepImage) and image.values.dtype != np.uint8:
             self.found.append((image.values.dtype, *image.limits, image.white))
 
     def problems(self) -> list[str]:

@@ -5,9 +5,10 @@ from io import BytesIO
 from typing import IO, Protocol, cast
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from convnext.data.deep import DeepImage, deep
+from convnext.data.formats.opening import ANY_SIZE, opened
 from convnext.data.orientation import orientation_of, turned, upright
 
 _BITS_PER_SAMPLE, _PLANES, _EXTRA_CHANNELS, _SAMPLE_FORMAT = 258, 284, 338, 339  # tags of TIFF
@@ -25,8 +26,10 @@ def deep_grey(image: Image.Image, name: str) -> DeepImage:
     return deep(values, name, white, None if transparent is None else (values[0] != transparent).astype(np.float32))
 
 
-def deep_colour(image: Image.Image, name: str) -> DeepImage | None:
+def deep_colour(image: Image.Image, name: str, channels: int = 3) -> DeepImage | None:
     """Return a DeepImage of an opened PIL image with 16-bit colour; None for other images. The image stays unchanged.
+
+    Opacity is a channel like the others if so many `channels` are wanted.
 
     Loading an image would lose the lower bits: Pillow itself keeps the upper 8.
     """
@@ -39,6 +42,8 @@ def deep_colour(image: Image.Image, name: str) -> DeepImage | None:
     file.seek(position)
     values = _READERS[str(image.format)](content, image)
     alpha = None
+    if len(values) == channels != 3:
+        return deep(values, name)
     if len(values) in (2, 4):
         values, opacity = values[:-1], values[-1]
         alpha = opacity / np.float32(65535) if image.format == "PNG" or declares_alpha(image) else None
@@ -80,9 +85,10 @@ def _is_deep_colour(image: Image.Image) -> bool:
     if image.format == "PPM":
         return isinstance(how, tuple) and isinstance(how[-1], int) and how[-1] > 255
     if isinstance(image, TiffImagePlugin.TiffImageFile) and isinstance(how, tuple):
-        is_unsupported = image.tag_v2.get(_PLANES) == 2 or "RGBa" in str(how[0])
-        if image.tag_v2.get(_BITS_PER_SAMPLE, (8,))[0] == 16 and is_unsupported:
-            raise ValueError("16-bit TIFF with its channels in separate planes, or multiplied by its opacity: save it as PNG")
+        has_planes, is_multiplied = image.tag_v2.get(_PLANES) == 2, "RGBa" in str(how[0])
+        if image.tag_v2.get(_BITS_PER_SAMPLE, (8,))[0] == 16 and (has_planes or is_multiplied):
+            fault = UnidentifiedImageError if has_planes else ValueError  # `convnext.data.formats.tiff` reads planes from the file
+            raise fault("16-bit TIFF with its channels in separate planes, or multiplied by its opacity: save it as PNG")
     return ";16" in str(how)
 
 
@@ -96,19 +102,19 @@ def _upright_png(content: bytes, _: Image.Image) -> np.ndarray:
     import torch
     from torchvision.io import ImageReadMode, decode_image
 
-    with Image.open(BytesIO(content), formats=("PNG",)) as again:
+    with opened(BytesIO(content), ANY_SIZE) as again:
         orientation = orientation_of(again)
     pixels = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.UNCHANGED)
     return turned(pixels.view(torch.int16), orientation).numpy().view(np.uint16)  # few operations know uint16
 
 
-def _ppm(content: bytes, opened: Image.Image) -> np.ndarray:
+def _ppm(content: bytes, first: Image.Image) -> np.ndarray:
     """Return the channels of a 16-bit PPM, uint16 (C, H, W), scaled to 65535 as Pillow scales grey."""
-    codec, start, white = _ppm_tile(opened)
-    count = 3 * opened.width * opened.height
+    codec, start, white = _ppm_tile(first)
+    count = 3 * first.width * first.height
     is_text = codec == "ppm_plain"
     values = np.array(content[start:].split()[:count], np.int64) if is_text else np.frombuffer(content, ">u2", count, start)
-    return (values.reshape(opened.height, opened.width, 3).transpose(2, 0, 1) * (65535 / white)).round().astype(np.uint16)
+    return (values.reshape(first.height, first.width, 3).transpose(2, 0, 1) * (65535 / white)).round().astype(np.uint16)
 
 
 def _ppm_tile(opened: Image.Image) -> tuple[str, int, int]:
@@ -118,7 +124,7 @@ def _ppm_tile(opened: Image.Image) -> tuple[str, int, int]:
     return tile.codec_name, tile.offset, int(tile.args[-1])
 
 
-def _upright_tiff(content: bytes, opened: Image.Image) -> np.ndarray:
+def _upright_tiff(content: bytes, first: Image.Image) -> np.ndarray:
     """Return the channels of a TIFF with 16-bit colour, uint16 (C, H, W).
 
     Pillow reads the upper byte of each number. With the order of bytes reversed, it reads the lower byte.
@@ -126,8 +132,8 @@ def _upright_tiff(content: bytes, opened: Image.Image) -> np.ndarray:
     other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
     halves = []
     for swap in (False, True):
-        with Image.open(BytesIO(content), formats=("TIFF",)) as image:
-            image.seek(opened.tell())
+        with opened(BytesIO(content), ANY_SIZE) as image:
+            image.seek(first.tell())
             if swap:
                 file = cast("_OpenFile", image)
                 file.tile = [_swapped(tile, other) for tile in file.tile]
@@ -142,15 +148,3 @@ def _swapped(tile: _Tile, other: dict[str, str]) -> _Tile:
 
 
 _READERS = {"PNG": _upright_png, "TIFF": _upright_tiff, "PPM": _ppm}
-
-
-def describe_tiff(content: bytes) -> str:
-    """Return what is in a TIFF that Pillow can't read, with the remedy; "" if it is not a TIFF."""
-    if content[:4] not in (b"II*\0", b"MM\0*"):
-        return ""
-    file, tags = BytesIO(content), TiffImagePlugin.ImageFileDirectory_v2(content[:8])
-    file.seek(tags.next)
-    tags.load(file)
-    bits, kind = tags.get(_BITS_PER_SAMPLE, (1,)), tags.get(_SAMPLE_FORMAT, (1,))[0]
-    what = {1: "integers", 2: "signed integers", 3: "floats"}.get(kind, "numbers")
-    return f"TIFF of {len(bits)} channels, {bits[0]}-bit {what}, which can't be read: save grey, or RGB with 8 or 16 bits"

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import ExifTags, Image
 
 if TYPE_CHECKING:
@@ -45,6 +46,12 @@ def turned(pixels: "Tensor", orientation: int) -> "Tensor":
         return pixels
     _, exchanged, reversed_axes = _TURNS[orientation]
     return (pixels.transpose(-1, -2) if exchanged else pixels).flip(reversed_axes)
+
+
+def turned_array(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Return the numbers (…, H, W) of an image of that orientation turned upright; an unknown orientation is none."""
+    _, exchanged, reversed_axes = _TURNS.get(orientation, (None, False, ()))
+    return np.flip(values.swapaxes(-1, -2) if exchanged else values, reversed_axes) if orientation in _TURNS else values
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from convnext.data.formats import arrays
 from convnext.data.images import ENDINGS
 from convnext.errors import ConvnextError
 from convnext.text import counted, printable
@@ -57,7 +58,8 @@ def walk(root: str | Path, endings: Collection[str] = ENDINGS) -> Walk:
 
     Args:
         root: the folder.
-        endings: endings of an image's name, in lower case, with the dot.
+        endings: endings of an image's name, in lower case, with the dot. By default also those of NumPy's files, where there are no
+            other images.
 
     Raises ConvnextError if a folder can't be listed.
     """
@@ -66,6 +68,10 @@ def walk(root: str | Path, endings: Collection[str] = ENDINGS) -> Walk:
         for entry in files:
             is_image = os.path.splitext(entry.name)[1].lower() in endings and (entry.is_file() or entry.is_symlink())
             (found.images if is_image else found.others).append(os.path.join(folder, entry.name))  # others: pipes too, which would hang
+    if not found.images and endings is ENDINGS:
+        # Beside images, NumPy files hold what was computed from them; alone they are the images.
+        found.images = [path for path in found.others if path.lower().endswith(arrays.ENDINGS)]
+        found.others = [path for path in found.others if not path.lower().endswith(arrays.ENDINGS)]
     return found
 
 

@@ -93,11 +93,11 @@ class Explainer:
             rows, self.skipped = nearest_images(self.predictor, torch.cat(embeddings), self.source, self.count, progress)
             for (item, one), neighbours in zip(good, rows, strict=True):
                 one.neighbours = [neighbour.to_json() for neighbour in neighbours]
-                self._write("neighbours", one, neighbour_sheet(item.read(), neighbours, self.source))
+                self._write("neighbours", one, neighbour_sheet(item.read(self.predictor.reading), neighbours, self.source))
         return found
 
     def _explain(self, item: Item, one: Explained) -> Tensor:
-        image = item.read()
+        image = item.read(self.predictor.reading)
         prediction = self.predictor(image)
         one.summary = prediction.to_text()
         if "map" in self.paths:

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from convnext.data.deep import DeepImage, shown
-from convnext.data.sources.base import ClassifySource
+from convnext.data.images import AS_RGB, Reading
+from convnext.data.sources.base import ClassifySource, read_by
 from convnext.inference.answers import Answer
 from convnext.inference.bulk import predict_all
 from convnext.inference.inputs import Item
@@ -37,7 +38,7 @@ class _Member(Item):
     source: ClassifySource | None = None
     index: int = 0
 
-    def read(self) -> Image.Image | DeepImage:
+    def read(self, how: Reading = AS_RGB) -> Image.Image | DeepImage:
         assert self.source is not None
         return self.source.read(self.index)
 
@@ -88,6 +89,7 @@ def nearest_images(
 
     Raises UsageError if the network gives no embeddings.
     """
+    read_by(source, predictor.reading)
     output = _Nearest(queries, count)
     items = [_Member(source.name(i), "", None, "", source, i) for i in range(len(source))]
     errors = predict_all(predictor, items, [output], progress=progress)

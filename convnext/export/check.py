@@ -14,13 +14,13 @@ from convnext.tasks.exported import ExportedNetwork
 TOLERANCE = {"float32": 1e-3, "fp16": 2e-2}  # of the largest difference, relative to the largest output
 
 
-def pixels(batch: int, height: int, width: int, seed: int) -> list[Tensor]:
-    """Return images uint8 (batch, 3, H, W): one of noise, one with structure at several scales as photographs have it."""
+def pixels(batch: int, height: int, width: int, seed: int, channels: int = 3) -> list[Tensor]:
+    """Return images uint8 (batch, channels, H, W): one of noise, one with structure at several scales as photographs have it."""
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.rand(batch, 3, height, width, generator=generator)
-    smooth = torch.zeros(batch, 3, height, width)
+    noise = torch.rand(batch, channels, height, width, generator=generator)
+    smooth = torch.zeros(batch, channels, height, width)
     for cells in (2, 5, 11):
-        smooth += F.interpolate(torch.rand(batch, 3, cells, cells, generator=generator), (height, width), mode="bicubic") / 3
+        smooth += F.interpolate(torch.rand(batch, channels, cells, cells, generator=generator), (height, width), mode="bicubic") / 3
     return [(255 * image.clamp(0, 1)).round().to(torch.uint8) for image in (noise, smooth)]
 
 
@@ -37,10 +37,11 @@ def compare(loaded: Loaded, network: ExportedNetwork, form: Form) -> float:
     Raises ConvnextError if it is above `TOLERANCE` or not finite, or if a detector finds other objects.
     """
     worst, allowed = 0.0, TOLERANCE[form.precision]
-    normalise = to_normalised(loaded.preprocessing.mean, loaded.preprocessing.std)
+    channels = loaded.preprocessing.channels
+    normalise = to_normalised(loaded.preprocessing.mean, loaded.preprocessing.std, channels=channels)
     rules = tasks.get(loaded.task).export()
     for number, (height, width) in enumerate(sizes(form)):
-        for kind in pixels(2 - number, height, width, seed=number):
+        for kind in pixels(2 - number, height, width, number, channels):
             normalised = torch.stack([normalise(image) for image in kind])
             error = rules.error(loaded.model, network, normalised, kind.float() if form.pixels else normalised)
             if not error <= allowed:

@@ -66,7 +66,7 @@ def export(
         size: pixels a side, or (height, width), to trace with, and to fix where the file can't take any size; by default the
             network's own.
         precision: "float32" or "fp16".
-        with_preprocessing: let the file take uint8 RGB images (N, H, W, 3) at the network's size, and normalise them itself.
+        with_preprocessing: let the file take uint8 images (N, H, W, C), in RGB if C is 3, and normalise them itself.
         report: called with what is being done.
 
     Raises UsageError for options that make no sense, ConvnextError if the file computes something else or overflows. Nothing is written
@@ -178,7 +178,7 @@ def _attempt(loaded: Loaded, form: Form, to: str, file: Path, report: Report) ->
 
 def _refuse_overflow(loaded: Loaded, form: Form) -> None:
     graph = ExportGraph(loaded, replace(form, pixels=True))
-    for kind in check.pixels(1, *form.size, seed=0):
+    for kind in check.pixels(1, *form.size, 0, loaded.preprocessing.channels):
         refuse_overflow(graph, kind.permute(0, 2, 3, 1))
 
 

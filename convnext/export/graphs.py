@@ -29,7 +29,7 @@ class Form:
 
 
 class ExportGraph(nn.Module):
-    """A network as it is exported. With `Form.pixels` it takes uint8 (N, H, W, 3), else float32 (N, 3, H, W).
+    """A network as it is exported. With `Form.pixels` it takes uint8 (N, H, W, C), else float32 (N, C, H, W).
 
     Further inputs and all outputs are those of the task's `export()`.
     """
@@ -41,7 +41,7 @@ class ExportGraph(nn.Module):
         super().__init__()
         model = copy.deepcopy(loaded.model).to("cpu", DTYPES[form.precision]).eval().requires_grad_(False)
         _replace_adaptive_pooling(model)
-        self.rules = tasks.get(loaded.task).export()
+        self.rules, self.channels = tasks.get(loaded.task).export(), loaded.preprocessing.channels
         self.pixels, self.dtype, self.network = form.pixels, DTYPES[form.precision], self.rules.graph(model)
         mean, std = (torch.tensor(values)[:, None, None] for values in (loaded.preprocessing.mean, loaded.preprocessing.std))
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
@@ -61,7 +61,10 @@ def trace(graph: ExportGraph, form: Form) -> ExportedProgram:
     height, width = (max(side, _TRACED) for side in form.size) if form.dynamic else form.size
     rules = graph.rules
     count = 2 if rules.is_batched else 1
-    images = torch.zeros((count, height, width, 3), dtype=torch.uint8) if graph.pixels else torch.zeros(count, 3, height, width)
+    channels = graph.channels
+    images = (
+        torch.zeros((count, height, width, channels), dtype=torch.uint8) if graph.pixels else torch.zeros(count, channels, height, width)
+    )
     others = rules.example(height, width)
     rows = 1 if graph.pixels else 2
     free: dict[int, object] = {0: Dim("batch", min=1)} if rules.is_batched else {}

@@ -47,6 +47,7 @@ def predict(
     top: int | None = None,
     batch_size: int | None = None,
     threads: int | None = None,
+    max_pixels: int | None = None,
     overwrite: bool = False,
     device: str | None = None,
     progress: Progress | None = None,
@@ -67,6 +68,7 @@ def predict(
         top: how many classes or objects of an image to write.
         batch_size: images at a time; by default the task's.
         threads: threads that decode images; by default one per core.
+        max_pixels: of an image; as for `convnext.load`, ignored for a predictor, which has its own.
         overwrite: start outputs again that exist already.
         device: as for `convnext.load`.
         progress: called with the numbers of images done and in all.
@@ -76,7 +78,9 @@ def predict(
     """
     names = [sources] if isinstance(sources, str | PathLike) else sources
     items = find_items([str(source) for source in names])
-    predictor: Predictor[Prediction] = model if isinstance(model, Predictor) else load(str(model), weights, device=device)
+    predictor: Predictor[Prediction] = (
+        model if isinstance(model, Predictor) else (load(str(model), weights, device=device, max_pixels=max_pixels))
+    )
     outputs = open_outputs(
         predictor,
         items,
@@ -159,6 +163,7 @@ def evaluate(
     multi_scale: bool = False,
     tta: Literal["flip"] | None = None,
     max_corrupt: float = 0.01,
+    max_pixels: int | None = None,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluated:
@@ -175,6 +180,7 @@ def evaluate(
         multi_scale: of a segmenter, test at six scales, with mirror images.
         tta: "flip": average the outputs for each image and its mirror image; not of a detector.
         max_corrupt: the fraction of the images that may be unreadable.
+        max_pixels: of an image; larger ones are not opened. By default some 89 million.
         device: as for `convnext.load`.
         progress: called with the numbers of images done and in all.
 
@@ -189,4 +195,5 @@ def evaluate(
         if tta is not None:
             loaded.preprocessing = tasks.get(loaded.task).mirrored(loaded.preprocessing)
         named = {column(qualified(one)): one for one in own}
-        return evaluate_loaded(loaded, where, batch_size, workers, max_corrupt, target, progress, own=named or None)
+        how = (loaded, where, batch_size, workers, max_corrupt, target, progress)
+        return evaluate_loaded(*how, own=named or None, max_pixels=max_pixels)

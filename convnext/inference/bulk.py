@@ -15,7 +15,7 @@ from torch import Tensor
 
 from convnext import tasks
 from convnext.data.deep import DeepImage, shown
-from convnext.data.images import CorruptImageError
+from convnext.data.images import CorruptImageError, Reading
 from convnext.errors import ConvnextError
 from convnext.inference.answers import Answer, Output
 from convnext.inference.inputs import Item
@@ -89,12 +89,12 @@ def run_here(
     predictor: Predictor[Prediction], items: Sequence[Item], needs: frozenset[str], size: int, threads: int | None = None
 ) -> Iterator[list[Answer]]:
     """Yield the answers for the items in batches of `size`; `needs` are fields of an answer, `threads` as for `predict_all`."""
-    opened = _opened(items, predictor.preprocessing.transform(), "image" in needs, size, threads or _cores())
+    opened = _opened(items, predictor.reading, predictor.preprocessing.transform(), "image" in needs, size, threads or _cores())
     while batch := list(islice(opened, size)):
         yield _answers(predictor, batch, needs)
 
 
-def _opened(items: Sequence[Item], transform: Transform, with_image: bool, ahead: int, threads: int) -> Iterator[_Opened]:
+def _opened(items: Sequence[Item], how: Reading, transform: Transform, with_image: bool, ahead: int, threads: int) -> Iterator[_Opened]:
     """Yield the items in their order, opened in threads, at most `ahead` of them in advance."""
     waiting: deque[Future[_Opened]] = deque()
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
@@ -102,7 +102,7 @@ def _opened(items: Sequence[Item], transform: Transform, with_image: bool, ahead
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             for item in items:
-                waiting.append(pool.submit(_open, item, transform, with_image))
+                waiting.append(pool.submit(_open, item, how, transform, with_image))
                 if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
@@ -112,9 +112,9 @@ def _opened(items: Sequence[Item], transform: Transform, with_image: bool, ahead
                 future.cancel()
 
 
-def _open(item: Item, transform: Transform, with_image: bool) -> _Opened:
+def _open(item: Item, how: Reading, transform: Transform, with_image: bool) -> _Opened:
     try:
-        image = item.read()
+        image = item.read(how)
         return _Opened(item, prepare(image, transform), shown(image) if with_image else None)
     except CorruptImageError as error:
         return _Opened(item, str(error))

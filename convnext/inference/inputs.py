@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from convnext.data.deep import DeepImage
-from convnext.data.images import ENDINGS, CorruptImageError, read_image
+from convnext.data.images import AS_RGB, ENDINGS, CorruptImageError, Reading, read_image
 from convnext.data.sources.packed.archive import ArchiveImage, images_in_archive, is_archive
 from convnext.data.sources.packed.embedded import is_embedded, open_embedded
 from convnext.data.sources.packed.shards import Member, find_shards, images_in, is_shards
@@ -39,17 +39,17 @@ class Item:
             return self.where.archive
         return self.where.shard if isinstance(self.where, Member) else self.where
 
-    def read(self) -> Image.Image | DeepImage:
-        """Return the image, upright. Raises CorruptImageError if it can't be read."""
+    def read(self, how: Reading = AS_RGB) -> Image.Image | DeepImage:
+        """Return the image, upright, opened as `how` says. Raises CorruptImageError if it can't be read."""
         if self.where is None:
             raise CorruptImageError(self.fault)
         if isinstance(self.where, Path):
-            return read_image(self.where)
+            return read_image(self.where, how=how)
         try:
             content = self.where.content()
         except OSError as error:
             raise CorruptImageError(f"{self.name}: {error}") from error
-        return read_image(content, self.name)
+        return read_image(content, self.name, how)
 
 
 def find_items(sources: Sequence[str]) -> list[Item]:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, Generic, cast, overload
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from convnext import tasks
-from convnext.data.images import ImageLike, read_image
+from convnext.data.deep import DeepImage
+from convnext.data.images import ImageLike, Reading, read_image
 from convnext.distributed import pick_device
 from convnext.export.load import load as load_network
 from convnext.models.load import Loaded
@@ -25,10 +27,12 @@ class Predictor(Generic[PredictionT]):
         classes: the names of its classes.
         class_ids: the data's own number of each class, which results and masks hold; None where unknown.
         preprocessing: how it takes its images.
+        reading: how its images are opened: their channels, and the largest.
         source: the address that its weights came from, by the hub's commit; None where unknown.
     """
 
-    def __init__(self, loaded: Loaded, device: torch.device) -> None:
+    def __init__(self, loaded: Loaded, device: torch.device, max_pixels: int | None = None) -> None:
+        self.reading = Reading(loaded.preprocessing.channels, max_pixels)
         self.task, self.preprocessing, self.device, self.source = loaded.task, loaded.preprocessing, device, loaded.source
         self.model: nn.Module = loaded.model.to(device)
         task, count = tasks.get(loaded.task), loaded.model.num_classes
@@ -43,14 +47,18 @@ class Predictor(Generic[PredictionT]):
         """Return the `Prediction` for an image, or a list of them for a list of images.
 
         An image is whatever `read_image` opens, always to the same pixels: a file, its content, a PIL image, or a NumPy array
-        (H, W, 3) in RGB.
+        (H, W, 3) in RGB, or with the channels that the network takes.
 
         Raises CorruptImageError for an image that can't be read, UsageError for an object that is no image.
         """
         if isinstance(images, ImageLike | Tensor):
-            return self.infer([read_image(images)])[0]
-        opened = [read_image(image) for image in images]
+            return self.infer([self.open(images)])[0]
+        opened = [self.open(image) for image in images]
         return self.infer(opened) if opened else []
+
+    def open(self, image: ImageLike) -> Image | DeepImage:
+        """Return the image opened with the channels that the network takes. Raises as `read_image` does."""
+        return read_image(image, how=self.reading)
 
     def infer(self, images: Sequence[OpenedImage], **options: object) -> list[PredictionT]:
         """Return the `Prediction` for each opened or prepared image; `options` are the task's own, see `Task.options`."""
@@ -67,7 +75,7 @@ class Predictor(Generic[PredictionT]):
 
         Raises CorruptImageError for an image that can't be read, UsageError if the network has none, for instance an exported one.
         """
-        return self.embed([read_image(image) for image in ([images] if isinstance(images, ImageLike | Tensor) else images)])
+        return self.embed([self.open(image) for image in ([images] if isinstance(images, ImageLike | Tensor) else images)])
 
     def optimize(self, precision: str = "auto", calibration: Sequence[ImageLike] = ()) -> "Predictor[PredictionT]":
         """Return the same predictor with its network through `convnext.optimize`, for CPUs.
@@ -83,17 +91,26 @@ class Predictor(Generic[PredictionT]):
         def run(network: nn.Module) -> None:
             infer = tasks.get(self.task).infer
             for image in calibration:
-                infer(network, [read_image(image)], self.preprocessing, self.classes, self.device)
+                infer(network, [self.open(image)], self.preprocessing, self.classes, self.device)
 
         fast = copy.copy(self)
         fast.model = optimize(self.model, precision, calibration=run)
         return fast
 
 
-def load(source: str | Path, weights: str | None = None, *, device: str | None = None, network: nn.Module | None = None) -> Predictor[Any]:
+def load(
+    source: str | Path,
+    weights: str | None = None,
+    *,
+    device: str | None = None,
+    max_pixels: int | None = None,
+    network: nn.Module | None = None,
+) -> Predictor[Any]:
     """Return a predictor from a run folder, a weight file of any known format, `hf://owner/name`, or a model's name with `weights`.
 
     >>> convnext.load("runs/ants-and-bees")("photo.jpg").top(5)
+
+    Images of more than `max_pixels` are refused; by default Pillow's limit, some 89 million.
 
     (The file decides what the predictions are, so their type is Any.)
 
@@ -101,4 +118,4 @@ def load(source: str | Path, weights: str | None = None, *, device: str | None =
 
     Raises UsageError or ConvnextError as `convnext.create_model` does.
     """
-    return Predictor(load_network(source, weights, network), pick_device(device))
+    return Predictor(load_network(source, weights, network), pick_device(device), max_pixels)

@@ -36,11 +36,13 @@ class _Worker:
         device: str | None,
         needs: frozenset[str],
         threads: int | None,
+        max_pixels: int | None,
     ) -> None:
         os.chdir(folder)  # so that relative paths keep their meaning
         for module in modules:
             extend.load(module)
-        self.predictor, self.needs, self.threads = load(model, weights, device=device), needs, threads
+        self.predictor = load(model, weights, device=device, max_pixels=max_pixels)
+        self.needs, self.threads = needs, threads
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
         items: list[Item] = pickle.loads(row["items"])  # noqa: S301  (made below)
@@ -57,13 +59,13 @@ class _Pickler(pickle.Pickler):
         return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
 
 
-def on_ray(model: str, weights: str | None, device: str | None, threads: int | None = None) -> Engine:
+def on_ray(model: str, weights: str | None, device: str | None, threads: int | None = None, max_pixels: int | None = None) -> Engine:
     """Return an engine for `predict_all` that runs batches on Ray: one worker per GPU if there are any, else one per core.
 
     The batches are those of one process, and so are the answers, to the last bit if the machines are alike.
 
     Args:
-        model, weights, device: as for `convnext.load`.
+        model, weights, device, max_pixels: as for `convnext.load`.
         threads: threads that open images in each worker; by default one per core of its machine.
 
     Raises UsageError if Ray is not installed. The engine raises ConvnextError if Ray fails.
@@ -85,7 +87,7 @@ def on_ray(model: str, weights: str | None, device: str | None, threads: int | N
             resources = ray.cluster_resources()
             kind = "GPU" if device != "cpu" and resources.get("GPU") else "CPU"
             pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, int(resources[kind])))
-            given = (os.getcwd(), extend.loaded(), model, weights, device, needs, threads)
+            given = (os.getcwd(), extend.loaded(), model, weights, device, needs, threads, max_pixels)
             # One block per batch: Ray hands a block to a worker, and to another if that one is lost.
             data = ray.data.from_items(batches, override_num_blocks=len(batches))
             for row in data.map(_Worker, fn_constructor_args=given, compute=pool, **{f"num_{kind.lower()}s": 1}).iter_rows():

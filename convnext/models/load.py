@@ -45,7 +45,7 @@ def create_model(
     Args:
         name: one of `list_models()`.
         num_classes: outputs of the head; 0 for none. By default 1000 (ImageNet-1K), 150 (ADE20K) or 80 (COCO).
-        in_channels: channels of the images.
+        in_channels: channels of the images. Weights of RGB are adapted to other numbers, see `weights.complete.adapt_stem`.
         drop_path: stochastic depth of the last block.
         layer_scale: initial scale of the residual branches, 0 for none. By default as published: 1e-6, and none in
             convnext_isotropic_small and _base.
@@ -95,7 +95,6 @@ def _fill(model: Network, opened: Opened, new_head: bool = False, whole: bool = 
     _check_function(model, opened)
     native, known = entry.to_native(model, opened.state)
     own = model.state_dict()
-
     theirs = entry.count_classes(model, native)
     if new_head or theirs != model.num_classes:
         if not new_head:
@@ -112,7 +111,7 @@ def _fill(model: Network, opened: Opened, new_head: bool = False, whole: bool = 
         native = {key: tensor for key, tensor in native.items() if not tensor.is_meta}  # the weights lack what is on the meta device
     if not theirs:
         native = with_last_norm(native, own, opened.file)
-    if not whole:
+    if not whole:  # published weights are of RGB; those of a run are of its own channels
         native = with_channels(native, own, opened.file)
     problems = {
         "missing": sorted(own.keys() - native.keys()),

@@ -235,7 +235,8 @@ def _batch(model: nn.Module, setting: Setting, device: torch.device, batch_size:
     layout = torch.channels_last if setting.channels_last else torch.contiguous_format
     dtype, trains = DTYPES[setting.dtype], mode == "training"
     network = copy.deepcopy(model).to(device, torch.float32 if trains else dtype).to(memory_format=layout).train(trains)
-    images = torch.randn(batch_size, 3, *sides(setting.image_size), device=device).contiguous(memory_format=layout)
+    channels = getattr(model, "spec", {}).get("in_channels", 3)  # an exported file may have others
+    images = torch.randn(batch_size, channels, *sides(setting.image_size), device=device).contiguous(memory_format=layout)
     call: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False) if setting.compile else network
     if not trains:
         images = images.to(dtype)

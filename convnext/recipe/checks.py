@@ -6,7 +6,7 @@ A key without effect is refused, because whoever sets it expects one. Imports no
 from collections.abc import Callable, Container, Iterator, Sequence
 
 from convnext.errors import UsageError
-from convnext.recipe.schema import Recipe, RecipeSection
+from convnext.recipe.schema import Data, Recipe, RecipeSection
 
 # By task, the metrics that can choose the best weights. Here, so that another one is refused before PyTorch loads.
 BEST_METRICS = {
@@ -83,7 +83,7 @@ def settled(recipe: Recipe, overrides: Container[str]) -> Recipe:
 
 def check(recipe: Recipe, where: str = "recipe") -> None:
     """Raise UsageError, beginning with `where`, with the first thing that is wrong with a recipe and what to do."""
-    for problems in (_values, _batches, _schedule, _best_by, _without_effect):
+    for problems in (_values, _channels, _batches, _schedule, _best_by, _without_effect):
         for problem in problems(recipe):
             raise UsageError(f"{where}: {problem}")
 
@@ -125,6 +125,26 @@ def _values(recipe: Recipe) -> Iterator[str]:
 def _range(key: str, pair: tuple[float, float]) -> Iterator[str]:
     if not 0 < pair[0] <= pair[1]:
         yield f"{key} must be two numbers above 0, the smaller first, not {list(pair)}"
+
+
+def _channels(recipe: Recipe) -> Iterator[str]:
+    """Yield what does not go with the number of channels of the images."""
+    data, augment, channels = recipe.data, recipe.augment, recipe.data.channels
+    for key, value in (("mean", data.mean), ("std", data.std)):
+        if data.mean != "auto" and len(value) != channels:
+            given = "the defaults are for RGB" if value == Data.model_fields[key].default else f"data.{key} has {len(value)}"
+            numbers = "1 number" if channels == 1 else f"{channels} numbers"
+            yield (
+                f"data.channels={channels} needs {numbers} in data.mean and in data.std ({given}): give them, or measure both on the "
+                "training images with data.mean=auto"
+            )
+    if channels not in (1, 3):
+        for key, off in (("rand_augment", None), ("trivial_augment", False), ("color_jitter", 0)):
+            if getattr(augment, key):
+                remedy = f"augment.{key}={_shown(off)}"
+                yield f"augment.{key} works on RGB and grey images of 8 bits, not on {channels} channels: add {remedy}"
+    if channels != 3 and recipe.task == "segment" and recipe.segment.distort:
+        yield f"segment.distort changes the colours of RGB images, not of {channels} channels: add segment.distort=false"
 
 
 def _batches(recipe: Recipe) -> Iterator[str]:

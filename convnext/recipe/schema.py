@@ -94,8 +94,12 @@ class Data(RecipeSection):
     image_size: int | tuple[int, int] = Field(224, description="pixels a side, or [height, width], in training and evaluation")
     workers: int = Field(2, ge=0, description="processes that decode images; results do not depend on their number")
     max_corrupt: float = Field(0.01, ge=0, le=1, description="fraction of the images that may be unreadable before the run stops")
-    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="subtracted from RGB in 0 to 1 (ImageNet's)")
-    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="divided by after that (ImageNet's)")
+    channels: int = Field(3, ge=1, le=16, description="channels of the images: 3 for RGB, 1 for grey, others for files with as many bands")
+    max_pixels: int | None = Field(None, ge=1, description="largest image that is opened, width x height; default 89478485")
+    mean: tuple[float, ...] | Literal["auto"] = Field(
+        (0.485, 0.456, 0.406), description="subtracted from each channel in 0 to 1 (ImageNet's); auto: mean and std of the training images"
+    )
+    std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="divided by after that (ImageNet's)")
     sampler: Literal["shuffle", "balanced"] = Field(
         "shuffle", description="images of an epoch; shuffle: each once; balanced (classify): every class equally often, with repeats"
     )
@@ -145,6 +149,16 @@ class Data(RecipeSection):
         if len(sides) != 2 or not all(type(side) is int and 1 <= side <= _MAX_SIDE for side in sides):
             raise ValueError(f"give pixels a side, from 1 to {_MAX_SIDE}, or [height, width], not {value!r}")
         return sides[0] if sides[0] == sides[1] else tuple(sides)
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _numbers(cls, value: object) -> object:
+        return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and std as numbers. `auto` is measured when the training images are opened; before that it is not known."""
+        assert self.mean != "auto"
+        return self.mean, self.std
 
     @field_validator("range")
     @classmethod

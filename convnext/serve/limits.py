@@ -2,19 +2,20 @@
 
 import asyncio
 import math
-import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
-import PIL.Image
+from PIL import UnidentifiedImageError
 from PIL.Image import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from convnext.data.deep import DeepImage
-from convnext.data.images import FORMATS, CorruptImageError, read_image
+from convnext.data.formats import arrays, tiff
+from convnext.data.formats.opening import ANY_SIZE, opened, quiet
+from convnext.data.images import AS_RGB, FORMATS, CorruptImageError, Reading, read_image
 from convnext.errors import UsageError
 from convnext.serve.bodies import kind_of
 
@@ -128,14 +129,9 @@ def pixels_in(content: bytes, limits: Limits) -> int:
     if len(content) > limits.max_bytes:
         raise HTTPException(413, f"an image may have at most {limits.max_bytes} bytes")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with PIL.Image.open(_FewReads(content), formats=FORMATS) as head:
-                width, height = head.size
-    except PIL.UnidentifiedImageError as error:
+        width, height = _size(content)
+    except UnidentifiedImageError as error:
         raise HTTPException(415, f"not an image of a known format: {', '.join(FORMATS)}") from error
-    except PIL.Image.DecompressionBombError as error:
-        raise HTTPException(413, f"an image may have at most {limits.max_pixels} pixels") from error
     except Exception as error:  # decoders raise anything on damaged input
         raise HTTPException(422, f"damaged image: {error}") from error
     if width * height > limits.max_pixels:
@@ -147,6 +143,20 @@ def pixels_in(content: bytes, limits: Limits) -> int:
     if content.startswith(b"\x89PNG") and content.count(b"IDAT") > _MAX_READS:
         raise HTTPException(422, f"a PNG may have at most {_MAX_READS} chunks")
     return width * height
+
+
+def _size(content: bytes) -> tuple[int, int]:
+    """Return width and height of an image from its file's head. Raises any exception if it is damaged."""
+    if arrays.is_array(content):
+        return arrays.size(content)
+    try:
+        with opened(_FewReads(content), ANY_SIZE) as head:
+            return head.size
+    except UnidentifiedImageError:
+        if not tiff.is_tiff(content):
+            raise
+        with quiet():
+            return tiff.size(content)
 
 
 class _FewReads(BytesIO):
@@ -163,9 +173,9 @@ class _FewReads(BytesIO):
         return super().read(size)
 
 
-def decoded(content: bytes) -> Image | DeepImage:
-    """Return the opened image of a file that `pixels_in` accepted. Raises HTTPException (422) if it is damaged."""
+def decoded(content: bytes, how: Reading = AS_RGB) -> Image | DeepImage:
+    """Return the opened image of a file that `pixels_in` accepted. Raises HTTPException (422) if it is damaged, or has other channels."""
     try:
-        return read_image(content)
+        return read_image(content, how=how)
     except CorruptImageError as error:
         raise HTTPException(422, str(error)) from error

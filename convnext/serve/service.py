@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-import PIL.Image
+import numpy as np
 import torch
 from PIL.Image import Image
 from starlette.exceptions import HTTPException
@@ -18,6 +18,7 @@ from torch import nn
 
 from convnext import tasks
 from convnext.data.deep import DeepImage
+from convnext.data.images import Reading
 from convnext.errors import ConvnextError, NotFiniteError, TooLargeError, nearest
 from convnext.explain import activation_maps
 from convnext.inference.predictor import Predictor
@@ -33,7 +34,6 @@ ResultT = TypeVar("ResultT")
 Opened = Image | DeepImage
 MapRequest = tuple[Opened, str | None]  # an image, and the class to explain; None for the likeliest
 
-_BLANK = PIL.Image.new("RGB", (64, 64), "grey")
 _PIXELS = 64_000_000  # of the images that are decoded for a model at once: five from a telephone's camera
 _CLOSING = 2.0  # seconds that threads have to end when no request waits for their work any more
 
@@ -76,10 +76,12 @@ class ServedModel:
     ) -> None:
         self.name, self.predictor, self._fast, self._transform = name, predictor, fast, predictor.preprocessing.transform()
         self._limits, self.options = limits, tasks.get(predictor.task).options
+        # Not black or white: of either, a network's outputs may be less than usual.
+        blank = DeepImage(np.full((predictor.reading.channels, 64, 64), 128, np.uint8), "blank", 255)
         observe = metrics.watch(name, lambda: self.predictions.admitted)
         self.predictions: Batcher[PredictRequest, Prediction] = Batcher(
             self._predict,
-            PredictRequest(self.prepare(_BLANK)),
+            PredictRequest(self.prepare(blank)),
             batch_size=batch_size,
             max_wait=max_wait,
             queue=limits.queue,
@@ -88,7 +90,7 @@ class ServedModel:
         )
         self.maps: Batcher[MapRequest, Image] | None = None
         if activation_maps.can_explain(predictor):
-            self.maps = Batcher(self._explain, (_BLANK, None), batch_size=1, max_wait=max_wait, queue=limits.queue)
+            self.maps = Batcher(self._explain, (blank, None), batch_size=1, max_wait=max_wait, queue=limits.queue)
         self.batchers: list[WorkerThread] = [self.predictions, *([] if self.maps is None else [self.maps])]
 
     def prepare(self, image: Opened) -> Prepared:
@@ -165,6 +167,11 @@ class Service:
         self.budgets: dict[object, PixelBudget] = {  # by batcher
             batcher: model.decode_budget(batcher) for model in self.models.values() for batcher in model.batchers
         }
+        self.reading: dict[object, Reading] = {  # by batcher
+            batcher: Reading(model.predictor.reading.channels, limits.max_pixels)
+            for model in self.models.values()
+            for batcher in model.batchers
+        }
         self.decoding = set[Callable[[], object]]()  # the work of these threads
         # One PyTorch thread in each: else every one of them would split its small work among all processors.
         self.threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "decode", torch.set_num_threads, (1,))
@@ -229,11 +236,11 @@ class Service:
         item: Callable[[Opened], ItemT],
         encode: Callable[[ValueT], bytes],
     ) -> tuple[bytes, float]:
-        budget = self.budgets[batcher]
+        budget, how = self.budgets[batcher], self.reading[batcher]
         async with budget.images:
             content, pixels = await self._in_thread(lambda: self._head(body, content_type))
             async with budget.pixels(pixels, batcher.deferred):
-                taken = await self._in_thread(lambda: item(decoded(content)))
+                taken = await self._in_thread(lambda: item(decoded(content, how)))
                 answer = await asyncio.wrap_future(batcher.submit(taken, pixels))
                 del taken
         return await self._in_thread(lambda: encode(answer.value)), answer.seconds

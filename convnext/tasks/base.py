@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convnext.data.deep import DeepImage
+from convnext.data.images import AS_RGB, Reading
 from convnext.data.loader import Sample, Samples
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError
@@ -135,6 +136,7 @@ class TaskData:
     class_counts: Sequence[int] | None = None  # training images of each class, where each image has one class
     how: Preprocessing | None = None  # how the trained network will take its images, where that depends on the data
     balance: Sequence[int] | None = None  # the class of each training sample, where an epoch shall draw every class equally often
+    recipe: Recipe | None = None  # with the numbers that were measured on the images; None if none were
 
 
 class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
@@ -167,8 +169,8 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
         return where
 
     @abstractmethod
-    def check(self, where: str) -> list[str]:
-        """Return everything wrong with the data that `where` names, one problem per line; reads all of it."""
+    def check(self, where: str, how: Reading = AS_RGB) -> list[str]:
+        """Return everything wrong with the data that `where` names, one problem per line; reads all of it, as `how` says."""
 
     @abstractmethod
     def counts(self, source: SourceT) -> str:

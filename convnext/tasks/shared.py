@@ -9,9 +9,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convnext.data.deep import DeepImage
+from convnext.data.images import Reading
 from convnext.data.loader import Sample
+from convnext.data.sources.base import ImageSource
 from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.statistics import measure
 from convnext.errors import NotFiniteError, UsageError, nearest
+from convnext.recipe import Recipe
 from convnext.tasks.base import OpenedImage, Prepared
 from convnext.text import counted, printable
 
@@ -59,6 +63,28 @@ def refuse_options(task: str, given: Mapping[str, object], known: Sequence[str])
     for name in given:
         if name not in known:
             raise UsageError(f"the task {task!r} has no option {name!r}{nearest(name, known) if known else ''}")
+
+
+def reading_of(recipe: Recipe) -> Reading:
+    """Return how the images of a recipe are opened."""
+    return Reading(recipe.data.channels, recipe.data.max_pixels)
+
+
+def measured(recipe: Recipe, train: ImageSource) -> Recipe:
+    """Return the recipe with numbers in place of `data.mean=auto`, measured on its training images."""
+    data = recipe.data
+    if data.mean != "auto":
+        return recipe
+    mean, std = measure(train, data.range, data.channels)
+    return recipe.model_copy(update={"data": data.model_copy(update={"mean": mean, "std": std})})
+
+
+def measured_remarks(recipe: Recipe, before: Recipe) -> list[str]:
+    """Return what to report of the numbers that `measured` found."""
+    if recipe is before:
+        return []
+    mean, std = ([round(value, 4) for value in values] for values in recipe.data.normalisation())
+    return [f"measured on the training images: data.mean={mean} data.std={std}"]
 
 
 def require_embeddings(model: nn.Module, method: str) -> None:

@@ -128,10 +128,14 @@ def _prepare(recipe: Recipe, folder: RunFolder, device: torch.device, display: D
         distributed.on_main(lambda: refuse_lost(folder.recipe, recipe))
     start = distributed.on_all(lambda: start_from(recipe))
     recipe, folder.source = start.recipe, start.source
+    if resume:
+        recipe = distributed.on_main(lambda: folder.with_measured(recipe))
     changed = distributed.on_main(lambda: folder.check_same(recipe, change)) if resume else {}
     if device.type == "cpu":
         keep_memory()  # a step allocates and frees the same tensors again and again
     data = distributed.on_all(lambda: task.open(recipe))
+    recipe = data.recipe or recipe
+    start.recipe = recipe
     _check_same_data(data)
     # What can't be trained is refused before anything is written.
     distributed.on_all(lambda: batch_size_for(recipe, len(data.train)))
@@ -213,4 +217,5 @@ def _build(recipe: Recipe, num_classes: int, weights: Opened | None = None) -> N
         given["weights"] = weights
     # Without keep_head the head is new even if the weights have one for as many classes: theirs are other classes.
     create = cast(Callable[..., Network], create_model)
-    return create(recipe.model.name, num_classes=num_classes, new_head=not recipe.model.keep_head, **given)
+    channels = {} if recipe.data.channels == 3 else {"in_channels": recipe.data.channels}
+    return create(recipe.model.name, num_classes=num_classes, **channels, new_head=not recipe.model.keep_head, **given)

@@ -50,6 +50,8 @@ def start_from(recipe: Recipe) -> Start:
         return Start(recipe, None, [])
     weights = open_weights(recipe.model.weights, recipe.model.name)
     wanted: dict[str, object] = {key: value for key in _OF_WEIGHTS if (value := getattr(weights.preprocessing, key, None)) is not None}
+    if getattr(weights.preprocessing, "channels", 3) != recipe.data.channels or recipe.data.mean == "auto":
+        wanted = {key: value for key, value in wanted.items() if key not in ("mean", "std")}  # numbers of other channels
     stated = {key: getattr(recipe.data, key) for key in wanted if key in recipe.data.model_fields_set}
     taken = {key: value for key, value in wanted.items() if key not in stated}
     remarks = [f"weights: {weights.source or weights.file}"]

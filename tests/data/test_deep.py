@@ -164,7 +164,6 @@ def test_pgm_is_scaled_by_what_it_says_is_white():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (RNG.random((6, 7, 3), dtype=np.float32), "TIFF of 3 channels, 32-bit floats, which can't be read: save grey, or RGB with 8 or 16"),
         (np.zeros((6, 7, 5), np.uint8), "TIFF of 5 channels, 8-bit integers, which can't be read"),
         (np.zeros((6, 7, 13), np.uint16), "TIFF of 13 channels, 16-bit integers"),
     ],
@@ -175,7 +174,7 @@ def test_tiffs_that_cannot_be_read_are_named(tmp_path, values, message):
         with pytest.raises(CorruptImageError, match=rf"bands\.tif: {message}"):
             read(tmp_path / "bands.tif")
     with pytest.raises(CorruptImageError, match="separate planes.*save it as PNG"):
-        read_image(tiff(np.zeros((6, 7, 3), np.uint16), planar=True))
+        read_image(Image.open(io.BytesIO(tiff(np.zeros((6, 7, 3), np.uint16), planar=True))))
 
 
 def test_a_fourth_channel_that_is_not_declared_is_not_opacity():

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from convnext.data.annotations.names import refuse_markup
-from convnext.data.images import FORMATS, CorruptImageError
+from convnext.data.formats.opening import AS_RGB, Reading, opened
+from convnext.data.images import CorruptImageError
 from convnext.errors import ConvnextError, first_line, nearest
 from convnext.text import class_name, counted, lines_of, read_text
 
@@ -107,14 +108,14 @@ def coding(entries: Sequence[ClassLine], origin: str, ignored: Iterable[int] = (
     return Coding(tuple(names), tuple((labels | dict.fromkeys(ignored, IGNORED)).items()), by_colour)
 
 
-def read_mask(path: Path, meaning: Coding) -> np.ndarray:
+def read_mask(path: Path, meaning: Coding, how: Reading = AS_RGB) -> np.ndarray:
     """Return the classes of a mask's pixels, uint8 (H, W), 255 where ignored. The opacity of colours does not matter.
 
-    Raises CorruptImageError if it can't be decoded, and ConvnextError, naming the file, the value and how many pixels have it,
-    if it is not a mask of that coding.
+    `how` says how large a mask may be. Raises CorruptImageError if it can't be decoded, and ConvnextError, naming the file, the value and
+    how many pixels have it, if it is not a mask of that coding.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with opened(path, how) as image:
             mode = image.mode
             values = _colours(image) if meaning.by_colour else np.asarray(image)
     except Exception as error:  # decoders raise anything on damaged input

@@ -13,6 +13,7 @@ from torch import Tensor
 from convnext.data.annotations.objects import ImageObjects
 from convnext.data.contents import Listed
 from convnext.data.deep import DeepImage
+from convnext.data.images import Reading
 from convnext.data.tables.columns import TargetKind
 
 MaskIds = list[int | tuple[int, int, int]]  # the value, or the colour R, G, B, that stands for each class in mask files
@@ -91,6 +92,15 @@ def target_kind_of(source: ClassifySource) -> TargetKind:
     """Return what the labels of a source are: "class" (an int), "classes" (a tuple of ints) or "value" (a float)."""
     kind: TargetKind = getattr(source, "target_kind", "class")
     return kind
+
+
+def read_by(source: object, how: Reading) -> None:
+    """Let a source, and those that it takes its images from, open files in that way. Sources without files have RGB images."""
+    if hasattr(source, "reading"):
+        source.reading = how
+    inner = getattr(source, "source", None)
+    for one in [*getattr(source, "sources", ()), *([] if inner is None else [inner])]:
+        read_by(one, how)
 
 
 SourceT = TypeVar("SourceT", bound=ImageSource)

@@ -15,7 +15,7 @@ from torch import Tensor
 from convnext.data.annotations.coco_file import CocoAnnotation, CocoImage, read_coco
 from convnext.data.annotations.objects import ImageObjects
 from convnext.data.deep import DeepImage, Depths
-from convnext.data.images import CorruptImageError, read_image, read_pixels
+from convnext.data.images import AS_RGB, CorruptImageError, Reading, read_image, read_pixels
 from convnext.data.run_lengths import EncodedMasks, RunLengths, decode, from_segmentation
 from convnext.errors import ConvnextError, UsageError, first_line
 from convnext.text import counted
@@ -38,6 +38,8 @@ class CocoSource:
 
     Raises UsageError if the file or folder does not exist, ConvnextError if it is not a COCO file, or lacks the classes.
     """
+
+    reading: Reading = AS_RGB
 
     def __init__(self, annotations: Path, folder: Path, classes: Sequence[str] | None = None, keep_empty: bool = True) -> None:
         content = read_coco(annotations, classes)
@@ -102,13 +104,13 @@ class CocoSource:
 
     def read(self, index: int) -> Image | DeepImage:
         """Return the image at a position. Raises CorruptImageError if it can't be decoded, or its size is not that of the file."""
-        image = read_image(self.folder / self.paths[index])
+        image = read_image(self.folder / self.paths[index], how=self.reading)
         self._check_size(index, image.height, image.width)
         return image
 
     def pixels(self, index: int) -> Tensor | DeepImage:
         """Return the image as a uint8 (3, H, W) tensor. Raises CorruptImageError as `read` does."""
-        pixels = read_pixels(self.folder / self.paths[index])
+        pixels = read_pixels(self.folder / self.paths[index], how=self.reading)
         _, height, width = pixels.shape
         self._check_size(index, height, width)
         return pixels

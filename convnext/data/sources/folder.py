@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from convnext.data.deep import DeepImage
-from convnext.data.images import read_image, read_pixels
+from convnext.data.images import AS_RGB, Reading, read_image, read_pixels
 from convnext.data.walk import folders_in, is_clutter, walk
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.text import class_name, counted, printable
@@ -32,6 +32,8 @@ class ImageFolder:
     Raises ConvnextError, naming the folder, if there are no class folders, one is empty and `classes` are not given, one is not a known
     class, or they are not classes but the parts of a dataset, train/ and val/.
     """
+
+    reading: Reading = AS_RGB
 
     def __init__(self, root: Path, classes: Sequence[str] | None = None) -> None:
         if not root.is_dir():
@@ -56,11 +58,11 @@ class ImageFolder:
 
     def read(self, index: int) -> Image.Image | DeepImage:
         """Return the image at a position. Raises CorruptImageError if it can't be decoded."""
-        return read_image(self.root / self.paths[index])
+        return read_image(self.root / self.paths[index], how=self.reading)
 
     def pixels(self, index: int) -> Tensor | DeepImage:
         """Return the image as a uint8 (3, H, W) tensor. Raises CorruptImageError as `read` does."""
-        return read_pixels(self.root / self.paths[index])
+        return read_pixels(self.root / self.paths[index], how=self.reading)
 
     def label(self, index: int) -> int:
         """Return the position in `classes` of the image's class."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from convnext.data.annotations import mask_files
 from convnext.data.annotations.mask_files import ClassLine, Coding, coding, read_classes, read_mask
 from convnext.data.deep import DeepImage
-from convnext.data.images import read_image, read_pixels
+from convnext.data.images import AS_RGB, Reading, read_image, read_pixels
 from convnext.data.sources.folder import part_kind
 from convnext.data.walk import folders_in, walk
 from convnext.errors import ConvnextError, UsageError, nearest
@@ -33,6 +33,8 @@ class MaskFolder:
 
     Raises ConvnextError, naming the folders, if they hold no images, or not one image has a mask.
     """
+
+    reading: Reading = AS_RGB
 
     def __init__(self, images: Path, masks: Path, meaning: Coding) -> None:
         self.images, self.masks, self.meaning = images, masks, meaning
@@ -62,18 +64,18 @@ class MaskFolder:
 
     def read(self, index: int) -> Image.Image | DeepImage:
         """Return the image at a position. Raises CorruptImageError if it can't be decoded."""
-        return read_image(self.images / self.paths[index])
+        return read_image(self.images / self.paths[index], how=self.reading)
 
     def pixels(self, index: int) -> Tensor | DeepImage:
         """Return the image as a uint8 (3, H, W) tensor. Raises CorruptImageError as `read` does."""
-        return read_pixels(self.images / self.paths[index])
+        return read_pixels(self.images / self.paths[index], how=self.reading)
 
     def mask(self, index: int) -> Tensor:
         """Return an image's mask, uint8 (H, W), 255 where ignored. Raises as `read_mask` does, and ConvnextError if it is missing."""
         path = self._mask_path(index)
         if _stem(self.paths[index]) not in self._masks:
             raise ConvnextError(f"{self.name(index)} has no mask: add {path}, or remove the image")
-        return torch.from_numpy(read_mask(path, self.meaning))
+        return torch.from_numpy(read_mask(path, self.meaning, self.reading))
 
     def name(self, index: int) -> str:
         """Return what reports call the image: its path."""

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from convnext.data.deep import DeepImage
-from convnext.data.images import ImageLike, read_image, to_pixels
+from convnext.data.images import AS_RGB, ImageLike, Reading, read_image, to_pixels
 from convnext.data.randomness import seeded
 from convnext.data.sources.base import ClassifySource, DetectSource, SegmentSource
 from convnext.errors import ConvnextError, CorruptImageError, UsageError, first_line
@@ -39,6 +39,8 @@ class OwnDataset:
 
     Raises UsageError for an object that is no such dataset, ConvnextError for labels that are none or lack the classes.
     """
+
+    reading: Reading = AS_RGB
 
     def __init__(self, items: Items, name: str, classes: Classes = None) -> None:
         if not (hasattr(items, "__getitem__") and hasattr(items, "__len__")):
@@ -75,7 +77,7 @@ class OwnDataset:
     def pixels(self, index: int) -> Tensor | DeepImage:
         """Return the image as a uint8 (3, H, W) tensor if it has 8 bits. It draws from the global generators, which training seeds."""
         image = self._image(index)
-        return image if isinstance(image, DeepImage) else to_pixels(image)
+        return image if isinstance(image, DeepImage) else to_pixels(image, channels=self.reading.channels)
 
     def label(self, index: int) -> int:
         """Return the position in `classes` of an image's class."""
@@ -119,7 +121,7 @@ class OwnDataset:
         if isinstance(image, Tensor):
             image = image.detach().cpu().numpy()
             image = image if image.ndim == 2 else np.moveaxis(image, 0, -1)
-        return read_image(cast(ImageLike, image), self.name(index))
+        return read_image(cast(ImageLike, image), self.name(index), self.reading)
 
 
 def _plain(label: object) -> int | str:

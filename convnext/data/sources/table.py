@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from convnext.data.deep import DeepImage
-from convnext.data.images import CorruptImageError, read_image, read_pixels
+from convnext.data.images import AS_RGB, CorruptImageError, Reading, read_image, read_pixels
 from convnext.data.sources.base import ClassifySource
 from convnext.data.sources.folder import part_kind
 from convnext.data.tables.columns import SPLIT, Labels, Target, TargetKind, column, image_column, labels, split_column
@@ -67,6 +67,8 @@ class TableSource(Generic[TargetT]):
         parts: "train", "val" or "test" of each image, where the table says.
     """
 
+    reading: Reading = AS_RGB
+
     def __init__(
         self,
         root: Path,
@@ -88,11 +90,11 @@ class TableSource(Generic[TargetT]):
 
     def read(self, index: int) -> Image.Image | DeepImage:
         """Return the image at a position. Raises CorruptImageError if it is missing or can't be decoded."""
-        return read_image(self._file(index))
+        return read_image(self._file(index), how=self.reading)
 
     def pixels(self, index: int) -> Tensor | DeepImage:
         """Return the image as a uint8 (3, H, W) tensor. Raises CorruptImageError as `read` does."""
-        return read_pixels(self._file(index))
+        return read_pixels(self._file(index), how=self.reading)
 
     def _file(self, index: int) -> Path:
         if index in self.missing:

@@ -45,10 +45,11 @@ class Augmentation:
     std: tuple[float, ...] = IMAGENET_STD  # divided by after that
     range: Range | None = None  # of images with more than 8 bits, see `DeepImage.pixels`
     extra: "Extra | None" = None  # a user's own augmentation, behind these and before normalisation
+    channels: int = 3  # see `to_pixels`
 
 
 def train_transform(settings: Augmentation) -> Callable[[Image | DeepImage | Tensor], Tensor]:
-    """Return the function from an opened image to an augmented, normalised float32 tensor (3, height, width) of `image_size`.
+    """Return the function from an opened image to an augmented, normalised float32 tensor (channels, height, width) of `image_size`.
 
     The function also takes an image's uint8 tensor (3, H, W). It draws from the global generators of Python, NumPy and PyTorch: call
     it under `seeded`. The order, the settings and the draws are those of timm's `create_transform` as the paper's code calls it; so
@@ -58,7 +59,7 @@ def train_transform(settings: Augmentation) -> Callable[[Image | DeepImage | Ten
     if settings.whole is None:
         steps: list[Callable[..., object]] = [ResizedCrop(settings)]
     else:
-        steps = [partial(to_pixels, scale=settings.range), *settings.whole.geometry()]
+        steps = [partial(to_pixels, scale=settings.range, channels=settings.channels), *settings.whole.geometry()]
     if settings.flip:
         steps.append(partial(_flip, probability=settings.flip))
     if settings.vflip or settings.rotate or settings.blur:
@@ -71,7 +72,7 @@ def train_transform(settings: Augmentation) -> Callable[[Image | DeepImage | Ten
         steps += [_to_image, v2.ColorJitter(*(settings.color_jitter,) * 3)]
     if settings.extra is not None:
         steps.append(settings.extra)
-    steps.append(to_normalised(settings.mean, settings.std))
+    steps.append(to_normalised(settings.mean, settings.std, channels=settings.channels))
     if settings.random_erasing:
         steps.append(RandomErasing(settings.random_erasing, mode="pixel", device="cpu"))
     return v2.Compose(steps)
@@ -92,12 +93,12 @@ class ResizedCrop:
         stretch = self.size[1] / self.size[0]
         aspect = settings.crop_aspect[0] * stretch, settings.crop_aspect[1] * stretch
         self.crop = RandomResizedCropAndInterpolation(self.size, settings.crop_scale, aspect)
-        self.range = settings.range
+        self.range, self.channels = settings.range, settings.channels
         self.antialias = settings.interpolation != "nearest"
         self.mode = settings.interpolation if self.antialias else "nearest-exact"
 
     def __call__(self, image: Image | DeepImage | Tensor) -> Tensor:
-        pixels = to_pixels(image, self.range)
+        pixels = to_pixels(image, self.range, self.channels)
         top, left, height, width = self.crop.get_params(pixels, self.crop.scale, self.crop.ratio)
         # In an image of a few pixels the drawn crop can be empty: then the nearest row or column is taken.
         top, left = min(top, pixels.shape[1] - 1), min(left, pixels.shape[2] - 1)
@@ -150,7 +151,8 @@ def _ground(settings: Augmentation) -> list[int]:
 
 
 def _to_image(pixels: Tensor) -> Image:
-    return PIL.Image.fromarray(to_bytes(pixels).permute(1, 2, 0).numpy())
+    values = to_bytes(pixels).permute(1, 2, 0).numpy()
+    return PIL.Image.fromarray(values if values.shape[2] > 1 else values[..., 0])
 
 
 def batch_mixing(

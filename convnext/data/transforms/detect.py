@@ -37,6 +37,7 @@ class DetectAugmentation:
     range: Range | None = None  # of images with more than 8 bits, see `DeepImage.pixels`
     vflip: float = 0.0  # probability of the image upside down
     blur: float = 0.0  # probability of a Gaussian blur
+    channels: int = 3  # see `to_pixels`
 
 
 ObjectsTransform = Callable[[Image | DeepImage | Tensor, ImageObjects], tuple[Tensor, ImageObjects]]
@@ -49,7 +50,7 @@ def train_transform(settings: DetectAugmentation) -> ObjectsTransform:
     equal probability. Before that it drops crowds and objects less than a pixel wide or high, as published; a crop may leave an image
     without objects. Sizes differ from image to image, nothing is padded. It draws from NumPy's global generator: call it under `seeded`.
     """
-    return partial(_augment, settings=settings, normalised=to_normalised(settings.mean, settings.std))
+    return partial(_augment, settings=settings, normalised=to_normalised(settings.mean, settings.std, channels=settings.channels))
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class DetectPreprocessing(Preprocessing):
         short, longest: pixels of the short side, or fewer if the long side would be longer than `longest`; published: 800, 1333.
         mean, std: subtracted from RGB in 0 to 1, and divided by.
         range: of images with more than 8 bits: the number that is white, or those that are black and white.
+        channels: see `to_pixels`.
     """
 
     short: int = 800
@@ -67,14 +69,16 @@ class DetectPreprocessing(Preprocessing):
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     range: Range | None = None
+    channels: int = 3
 
     def transform(self) -> Callable[[Image | DeepImage | Tensor], Tensor]:
         """Return the function from an opened image, or its uint8 (3, H, W) tensor, to a float32 (3, H', W').
 
         `Detector.predict(images, output_sizes)` gives boxes and masks in pixels of the original image.
         """
-        normalised = to_normalised(self.mean, self.std)
-        return partial(_prepare, short=self.short, longest=self.longest, normalised=normalised, scale=self.range)
+        normalised = to_normalised(self.mean, self.std, channels=self.channels)
+        opened = partial(to_pixels, scale=self.range, channels=self.channels)
+        return partial(_prepare, short=self.short, longest=self.longest, normalised=normalised, opened=opened)
 
 
 def _augment(
@@ -83,7 +87,7 @@ def _augment(
     settings: DetectAugmentation,
     normalised: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, ImageObjects]:
-    pixels = to_pixels(image, settings.range)
+    pixels = to_pixels(image, settings.range, settings.channels)
     sides = objects.boxes[:, 2:] - objects.boxes[:, :2]
     objects = objects.take(~objects.iscrowd & (sides >= 1).all(1))
     if np.random.random() < settings.flip:
@@ -98,9 +102,13 @@ def _augment(
 
 
 def _prepare(
-    image: Image | DeepImage | Tensor, short: int, longest: int, normalised: Callable[[Tensor], Tensor], scale: Range | None
+    image: Image | DeepImage | Tensor,
+    short: int,
+    longest: int,
+    normalised: Callable[[Tensor], Tensor],
+    opened: Callable[[Image | DeepImage | Tensor], Tensor],
 ) -> Tensor:
-    pixels = to_pixels(image, scale)
+    pixels = opened(image)
     return normalised(_interpolated(pixels, rescaled_size(pixels.shape[1], pixels.shape[2], short, longest)))
 
 

@@ -10,7 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from convnext.data.deep import DeepImage, Range
-from convnext.data.images import to_pixels
+from convnext.data.images import to_pixels, with_channels
 
 if TYPE_CHECKING:
     from torchvision.transforms.v2 import InterpolationMode
@@ -27,10 +27,14 @@ class Preprocessing(ABC):
     mean: tuple[float, ...]  # subtracted from RGB in 0 to 1
     std: tuple[float, ...]  # divided by after that
     range: Range | None  # of images with more than 8 bits: the number that is white, or those that are black and white
+    channels: int  # 3 for RGB, 1 for grey, others for images with as many bands
 
     @abstractmethod
     def transform(self) -> Callable[[Image | DeepImage], Tensor]:
-        """Return the function from an opened image to a normalised float32 tensor (3, H, W)."""
+        """Return the function from an opened image to a normalised float32 tensor (channels, H, W).
+
+        The function raises CorruptImageError for an image of other channels.
+        """
 
     def to_json(self) -> dict[str, object]:
         """Return plain values, to travel in a weight file's metadata."""
@@ -62,6 +66,7 @@ class ClassifyPreprocessing(Preprocessing):
     std: tuple[float, ...] = IMAGENET_STD
     range: Range | None = None
     letterbox: bool = False
+    channels: int = 3
     mirror: bool = False
     unit: tuple[float, float] | None = None
 
@@ -71,11 +76,11 @@ class ClassifyPreprocessing(Preprocessing):
         return sides(self.image_size)
 
     def transform(self) -> Callable[[Image | DeepImage], Tensor]:
-        """Return the function from an opened image to a float32 (3, height, width) tensor of `size`."""
+        """Return the function from an opened image to a float32 (channels, height, width) tensor of `size`."""
         from torchvision.transforms import v2
 
-        steps = v2.Compose([*self.geometry(), to_normalised(self.mean, self.std)])
-        return partial(_transformed, steps=steps, scale=self.range)
+        steps = v2.Compose([*self.geometry(), to_normalised(self.mean, self.std, channels=self.channels)])
+        return partial(_transformed, steps=steps, scale=self.range, channels=self.channels)
 
     def geometry(self) -> list[Callable[..., object]]:
         """Return the steps from an opened image, or its (C, H, W) tensor from 0 to 255, to one of `size`."""
@@ -141,32 +146,34 @@ def _size_of(image: Image | Tensor) -> tuple[int, int]:
     return (image.shape[-2], image.shape[-1]) if isinstance(image, Tensor) else (image.height, image.width)
 
 
-def _transformed(image: Image | DeepImage, steps: Callable[[Image | Tensor], Tensor], scale: Range | None) -> Tensor:
+def _transformed(image: Image | DeepImage, steps: Callable[[Image | Tensor], Tensor], scale: Range | None, channels: int) -> Tensor:
     # Pillow resizes images of 8 bits, as when the published accuracies were measured; PyTorch resizes others and keeps all levels.
-    return steps(to_pixels(image, scale) if isinstance(image, DeepImage) else image)
+    return steps(to_pixels(image, scale, channels) if isinstance(image, DeepImage) else with_channels(image, channels))
 
 
 def to_normalised(
-    mean: tuple[float, ...], std: tuple[float, ...], scale: Range | None = None
+    mean: tuple[float, ...], std: tuple[float, ...], scale: Range | None = None, channels: int = 3
 ) -> Callable[[Image | DeepImage | Tensor], Tensor]:
-    """Return the function from an opened image, or its (3, H, W) tensor from 0 to 255, to a normalised float32 tensor.
+    """Return the function from an opened image, or its (channels, H, W) tensor from 0 to 255, to a normalised float32 tensor.
 
     Args:
-        mean: subtracted from RGB in 0 to 1.
+        mean: subtracted from each channel in 0 to 1.
         std: divided by after that.
         scale: of a DeepImage, see `DeepImage.pixels`.
+        channels: see `to_pixels`.
     """
     import torch
 
     factor, shift = [1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
-    return partial(_normalised, factor=torch.tensor(factor)[:, None, None], shift=torch.tensor(shift)[:, None, None], scale=scale)
+    numbers = {"factor": torch.tensor(factor)[:, None, None], "shift": torch.tensor(shift)[:, None, None]}
+    return partial(_normalised, **numbers, scale=scale, channels=channels)
 
 
-def _normalised(image: Image | DeepImage | Tensor, factor: Tensor, shift: Tensor, scale: Range | None) -> Tensor:
+def _normalised(image: Image | DeepImage | Tensor, factor: Tensor, shift: Tensor, scale: Range | None, channels: int) -> Tensor:
     # torchvision's steps take three times as long: each copies, divides and checks types.
     import torch
 
-    pixels = to_pixels(image, scale)
+    pixels = to_pixels(image, scale, channels)
     if pixels.is_floating_point():
         pixels = pixels.clamp(0, 255)  # as 8 bits are clipped where a resize overshoots
     return pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(factor).add_(shift)

@@ -47,6 +47,7 @@ class TrainTransform:
         vflip: probability of the image upside down.
         rotate: largest angle in degrees, either way.
         blur: probability of a Gaussian blur.
+        channels: see `to_pixels`; colours are distorted of three only.
     """
 
     def __init__(
@@ -63,16 +64,17 @@ class TrainTransform:
         vflip: float = 0.0,
         rotate: float = 0.0,
         blur: float = 0.0,
+        channels: int = 3,
     ) -> None:
         self.crop_size, self.scale, self.ratio_range = sides(crop_size), scale, ratio_range
         self.vflip, self.rotate, self.blur, self.fill = vflip, rotate, blur, [255 * value for value in mean]
         self.max_class_share, self.flip = max_class_share, flip
         self.distortion = PhotometricDistortion() if distort else None
-        self.normalise: Callable[[Image | DeepImage | Tensor], Tensor] = to_normalised(mean, std)
-        self.range = value_range
+        self.normalise: Callable[[Image | DeepImage | Tensor], Tensor] = to_normalised(mean, std, channels=channels)
+        self.range, self.channels = value_range, channels
 
     def __call__(self, image: Image | DeepImage | Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = to_pixels(image, self.range)
+        pixels = to_pixels(image, self.range, self.channels)
         size = self._draw_size(mask.shape[0], mask.shape[1])
         mask = resize_mask(mask, size)
         rows, columns = self._draw_crop(mask)
@@ -123,6 +125,7 @@ class SegmentPreprocessing(Preprocessing):
         mirror: predict each mirror image, too.
         mean, std: subtracted from RGB in 0 to 1, and divided by after that.
         range: of images with more than 8 bits: the number that is white, or those that are black and white.
+        channels: see `to_pixels`.
     """
 
     scale: tuple[int, int] | None = None
@@ -133,6 +136,7 @@ class SegmentPreprocessing(Preprocessing):
     scales: tuple[float, ...] = (1.0,)
     mirror: bool = False
     range: Range | None = None
+    channels: int = 3
 
     def multi_scale(self) -> "SegmentPreprocessing":
         """Return the preprocessing of the published multi-scale test: whole images at six scales, each with its mirror image."""
@@ -143,7 +147,7 @@ class SegmentPreprocessing(Preprocessing):
 
         `convnext.models.segmentation.inference.predict` resizes it, and resizes the result back.
         """
-        return to_normalised(self.mean, self.std, self.range)
+        return to_normalised(self.mean, self.std, self.range, self.channels)
 
 
 def scaled_size(height: int, width: int, scale: tuple[int, int]) -> tuple[int, int]:

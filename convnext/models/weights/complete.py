@@ -26,25 +26,24 @@ def with_last_norm(native: State, own: Mapping[str, Tensor], file: str) -> State
 
 
 def with_channels(native: State, own: Mapping[str, Tensor], file: str) -> State:
-    """Return weights whose first convolution takes as many channels as the network's, made from that for red, green and blue.
-
-    For one channel it is the sum over the three. For others the three are repeated in turn and scaled, so that equal channels give what
-    they gave before. This is the rule of timm's `adapt_input_conv`. `own` is the state of the network.
-    """
+    """Return weights whose first convolution takes as many channels as the network's; see `adapt_stem`. `own` is the network's state."""
     found = dict(native)
     for key, tensor in native.items():
-        ours = own.get(key)
-        if ours is None or tensor.ndim != 4 or ours.shape == tensor.shape or tensor.shape[1] != _RGB:
-            continue
-        channels = ours.shape[1]
-        if ours.shape != (tensor.shape[0], channels, *tensor.shape[2:]):
-            continue
-        if channels == 1:
-            adapted = tensor.float().sum(1, keepdim=True)
-            what = "the sum of those for red, green and blue"
-        else:
-            adapted = tensor.float().repeat(1, -(-channels // _RGB), 1, 1)[:, :channels] * (_RGB / channels)
-            what = f"those for red, green and blue, repeated in turn and scaled by 3/{channels}"
-        found[key] = adapted.to(tensor.dtype)
-        log.warning("the first convolution of %s takes 3 channels; for %d its weights are %s", file, channels, what)
+        ours = own[key].shape if key in own else ()
+        if len(ours) == 4 and tuple(tensor.shape) == (ours[0], _RGB, *ours[2:]) and (channels := ours[1]) != _RGB:
+            found[key] = adapt_stem(tensor, channels)
+            what = "the sum of the three" if channels == 1 else f"those of red, green and blue in turn, scaled by 3/{channels}"
+            log.warning("the first convolution of %s takes 3 channels; for %d its weights are %s", file, channels, what)
     return found
+
+
+def adapt_stem(weight: Tensor, channels: int) -> Tensor:
+    """Return the weights (O, 3, H, W) of a convolution over RGB for images of another number of channels, (O, channels, H, W).
+
+    One channel gets the sum of the three: a grey image gives what the same image in RGB gave. Of others each gets the weights of red,
+    green and blue in turn, scaled so that a sum over as many channels has the same magnitude. Source: timm's `adapt_input_conv`.
+    """
+    if channels == 1:
+        return weight.float().sum(1, keepdim=True).to(weight.dtype)
+    repeated = weight.float().repeat(1, -(-channels // _RGB), 1, 1)[:, :channels]
+    return (repeated * (_RGB / channels)).to(weight.dtype)

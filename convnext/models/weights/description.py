@@ -132,10 +132,12 @@ class Normalised(Strict):
     std: list[Std]
     range: Annotated[float, Field(gt=0, le=1e12)] | Span | None = None  # see `DeepImage.pixels`
 
+    channels: int = Field(3, ge=1, le=16)
+
     @model_validator(mode="after")
-    def _of_rgb(self) -> "Normalised":
-        if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
-            raise ValueError("mean and std must have a number for each of three channels, or one for all")
+    def _of_every_channel(self) -> "Normalised":
+        if len(self.mean) not in (1, self.channels) or len(self.std) != len(self.mean):
+            raise ValueError(f"mean and std must have a number for each of {self.channels} channels, or one for all")
         return self
 
 

@@ -80,11 +80,10 @@ def from_timm(config: Mapping[str, object], where: object, image_size: int = 224
     if height != image_size and known.test_input_size is not None and known.test_input_size[1] == image_size:
         (_, height, width), ratio = known.test_input_size, known.test_crop_pct or ratio
     warp = known.crop_mode == "squash"
-    if height != width:
-        raise ConvnextError(f"{where} asks for images of {height} x {width} pixels: only squares are supported")
     if known.crop_mode == "border" or (warp and ratio != 1):
         raise ConvnextError(f"{where} asks for crop_mode {known.crop_mode!r} with crop_pct {ratio}, which is not supported")
-    return ClassifyPreprocessing(height, ratio, warp, known.interpolation, *_three(known.mean, known.std, where))
+    size = height if height == width else (height, width)
+    return ClassifyPreprocessing(size, ratio, warp, known.interpolation, *_three(known.mean, known.std, where))
 
 
 def from_transformers(config: Mapping[str, object], where: object) -> ClassifyPreprocessing:
@@ -110,7 +109,7 @@ def from_transformers(config: Mapping[str, object], where: object) -> ClassifyPr
 def to_transformers(how: ClassifyPreprocessing) -> dict[str, object] | None:
     """Return what `from_transformers` reads back to the same; None for what transformers' ConvNextImageProcessor can't do."""
     numbers = {name: number for number, name in _PILLOW.items()}
-    if isinstance(how.image_size, tuple) or how.letterbox or how.interpolation not in numbers:
+    if isinstance(how.image_size, tuple) or how.letterbox or how.channels != 3 or how.interpolation not in numbers:
         return None
     if how.warp != (how.image_size >= _WARPED):
         return None

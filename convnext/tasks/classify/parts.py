@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from convnext.data.counts import described
-from convnext.data.sources.base import ClassifySource, ClassifySubset, target_kind_of
+from convnext.data.sources.base import ClassifySource, ClassifySubset, read_by, target_kind_of
 from convnext.data.sources.folder import one_class
 from convnext.data.sources.open import hold_out, hold_out_fold, open_source
 from convnext.data.sources.packed.embedded import is_embedded
@@ -15,7 +15,7 @@ from convnext.data.sources.table import TableName, TableSource
 from convnext.errors import ConvnextError, UsageError
 from convnext.recipe.schema import Data, Recipe
 from convnext.tasks.base import check_class_count
-from convnext.tasks.shared import skipped_remarks
+from convnext.tasks.shared import reading_of, skipped_remarks
 from convnext.text import counted, printable
 
 _OPTIONS = {
@@ -58,6 +58,7 @@ def open_parts(recipe: Recipe, open_one: Open = open_classes, described_as: Call
     data = recipe.data
     where = _named(data.train, data)
     source = open_one(where, None)
+    read_by(source, reading_of(recipe))
     check_class_count(recipe, source.classes)
     if target_kind_of(source) == "class" and len(source.classes) < 2:
         raise ConvnextError(f"data.train={one_class(data.train, source.classes)}")
@@ -65,6 +66,7 @@ def open_parts(recipe: Recipe, open_one: Open = open_classes, described_as: Call
     remarks = [f"train: {remark}" for remark in (described_as(source), *remarks_on(source))]
     if data.val is not None:
         train, val = source, open_one(_named(data.val, data), source.classes)
+        read_by(val, reading_of(recipe))
         _refuse_missing(val, data.max_corrupt)
         remarks += [f"val: {remark}" for remark in (described_as(val), *remarks_on(val))] + _shared_files(source, val)
     else:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from convnext.data import deep, imagenet
-from convnext.data.images import CorruptImageError
+from convnext.data.images import AS_RGB, CorruptImageError, Reading
 from convnext.data.loader import Sample, Samples
-from convnext.data.sources.base import ClassifySource
+from convnext.data.sources.base import ClassifySource, read_by
 from convnext.data.sources.evaluation_sets import EvaluationSet, is_evaluation_set, open_evaluation_set
 from convnext.data.sources.folder import one_class
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
@@ -23,7 +23,7 @@ from convnext.tasks.classify.batch import ClassifyBatch
 from convnext.tasks.classify.parts import counts, open_classes, open_parts, remarks_on, with_columns
 from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.own import own_loss, own_transform, title
-from convnext.tasks.shared import refuse_options
+from convnext.tasks.shared import measured, measured_remarks, refuse_options
 from convnext.text import printable
 
 if TYPE_CHECKING:
@@ -53,13 +53,18 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
         if recipe.eval.best_by == "auroc":
             class_scores.require_auroc(val)
         imbalance.check_class_weights(recipe, train.classes)
+        given, recipe = recipe, measured(recipe, train)
         labels = imbalance.labels_of(train)
         class_counts = np.bincount(labels, minlength=len(train.classes)).tolist()
-        remarks += [*deep.remarks(train, recipe.data.range), *imbalance.remarks(recipe, train.classes, class_counts)]
+        remarks += [
+            *deep.remarks(train, recipe.data.range),
+            *measured_remarks(recipe, given),
+            *imbalance.remarks(recipe, train.classes, class_counts),
+        ]
         samples = Samples(train, train_transform(augmentation(recipe)), recipe.seed)
         val_samples = self.evaluation_samples(val, self.preprocessing(recipe))
         balance = labels.tolist() if recipe.data.sampler == "balanced" else None
-        return TaskData(samples, val_samples, train.classes, remarks, class_counts=class_counts, balance=balance)
+        return TaskData(samples, val_samples, train.classes, remarks, class_counts=class_counts, balance=balance, recipe=recipe)
 
     def open_labelled(self, where: str, classes: list[str] | None, num_classes: int) -> ClassifySource:
         """Open labelled images to evaluate a network on.
@@ -86,10 +91,10 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
         """Return the name of a table with the columns that the recipe names, unless it has its own; other names as they are."""
         return with_columns(where, recipe.data)
 
-    def check(self, where: str) -> list[str]:
+    def check(self, where: str, how: Reading = AS_RGB) -> list[str]:
         """Return everything wrong with the images that `where` names, one problem per line; reads all of them."""
         source = open_classes(where)
-        return unreadable(source) + ([one_class(where, source.classes)] if len(source.classes) < 2 else [])
+        return unreadable(source, how) + ([one_class(where, source.classes)] if len(source.classes) < 2 else [])
 
     def counts(self, source: ClassifySource) -> str:
         """Return in one line how many images of which classes a source holds."""
@@ -108,7 +113,14 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
         """Return how the trained network will take its images."""
         data, test = recipe.data, recipe.eval
         return ClassifyPreprocessing(
-            data.image_size, test.crop_ratio, test.warp, test.interpolation, data.mean, data.std, data.range, test.letterbox
+            data.image_size,
+            test.crop_ratio,
+            test.warp,
+            test.interpolation,
+            *data.normalisation(),
+            data.range,
+            test.letterbox,
+            data.channels,
         )
 
     def evaluation_samples(self, source: ClassifySource, how: Preprocessing) -> Samples:
@@ -204,8 +216,9 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
         return ClassifyExport()
 
 
-def unreadable(source: ClassifySource) -> list[str]:
+def unreadable(source: ClassifySource, how: Reading) -> list[str]:
     """Return everything wrong with the files of a source, one problem per line; reads all of them."""
+    read_by(source, how)
     problems, depths = [f"{printable(path)}: not a file of a known image format" for path in source.skipped], deep.Depths()
     for index in range(len(source)):
         try:
@@ -234,8 +247,9 @@ def augmentation(recipe: Recipe) -> "Augmentation":
         trivial_augment=augment.trivial_augment,
         color_jitter=augment.color_jitter,
         random_erasing=augment.random_erasing,
-        mean=data.mean,
-        std=data.std,
+        mean=data.normalisation()[0],
+        std=data.normalisation()[1],
         range=data.range,
         extra=None if own is None else Extra(title(str(augment.extra), own), own),
+        channels=data.channels,
     )

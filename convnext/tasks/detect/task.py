@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from convnext.data import deep
 from convnext.data.counts import described
+from convnext.data.images import AS_RGB, Reading
 from convnext.data.loader import Sample, Samples
-from convnext.data.sources.base import DetectSource
+from convnext.data.sources.base import DetectSource, read_by
 from convnext.data.sources.coco import CocoSource
 from convnext.data.sources.coco import check as check_coco
 from convnext.data.sources.open import open_detection
@@ -23,7 +24,7 @@ from convnext.tasks.detect import prediction
 from convnext.tasks.detect.batch import DetectBatch, DetectEvaluationSamples, DetectTrainingSamples
 from convnext.tasks.detect.loss import DetectCriterion
 from convnext.tasks.detect.prediction import Detections, DetectNetwork, DetectOptions, DetectPrediction
-from convnext.tasks.shared import refuse_options, skipped_remarks
+from convnext.tasks.shared import measured, measured_remarks, reading_of, refuse_options, skipped_remarks
 
 if TYPE_CHECKING:
     from convnext.tasks.exported import TaskExport
@@ -51,12 +52,14 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
         """Open the training and validation images of a recipe. Raises ConvnextError for data that a detector can't learn from."""
         data, sizes, augment = recipe.data, recipe.detect, recipe.augment
         train = open_detection(data.train, keep_empty=False)
+        read_by(train, reading_of(recipe))
         check_class_count(recipe, train.classes)
         if (recipe.eval.best_by or "").startswith("mask") and recipe.model.get("masks") is False:
             raise UsageError(f"eval.best_by={recipe.eval.best_by}: with model.masks=false there are no masks to measure")
         if data.val is None:
             raise ConvnextError(f"no data.val given: name the images to evaluate on, in the notation of data.train={data.train}")
         val = open_detection(data.val, train.classes)
+        read_by(val, reading_of(recipe))
         remarks = []
         for where, source in (("train", train), ("val", val)):
             remarks += [f"{where}: {remark}" for remark in (self.counts(source), *self.remarks_on(source))]
@@ -66,17 +69,19 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
                 raise ConvnextError(
                     f"data.{where} has boxes but no masks: annotate instance masks, or detect boxes alone with model.masks=false"
                 )
-        remarks += deep.remarks(train, data.range)
+        given, recipe = recipe, measured(recipe, train)
+        remarks += deep.remarks(train, data.range) + measured_remarks(recipe, given)
         augmentation = DetectAugmentation(
-            sizes.short, sizes.longest, sizes.crop_short, sizes.crop, augment.flip, data.mean, data.std, data.range,
-            augment.vflip, augment.blur,
+            sizes.short, sizes.longest, sizes.crop_short, sizes.crop, augment.flip, *recipe.data.normalisation(), data.range,
+            augment.vflip, augment.blur, data.channels,
         )  # fmt: skip
         transform = train_transform(augmentation)
         upright = (train.heights > train.widths).astype(int)
         samples = DetectTrainingSamples(train, transform, recipe.seed)
         groups = _groups(upright.tolist(), recipe.train.batch_size)
         ids = [train.category_ids[name] for name in train.classes] if train.category_ids else None
-        return TaskData(samples, self.evaluation_samples(val, self.preprocessing(recipe)), train.classes, remarks, groups, ids)
+        val_samples = self.evaluation_samples(val, self.preprocessing(recipe))
+        return TaskData(samples, val_samples, train.classes, remarks, groups, ids, recipe=recipe)
 
     def open_labelled(self, where: str, classes: list[str] | None, num_classes: int) -> DetectSource:
         """Open annotated images to evaluate a network on."""
@@ -85,9 +90,10 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
             raise ConvnextError(f"{where} has {len(source.classes)} classes, the network {num_classes}: evaluate on data of its classes")
         return source
 
-    def check(self, where: str) -> list[str]:
+    def check(self, where: str, how: Reading = AS_RGB) -> list[str]:
         """Return everything wrong with images and annotations, one problem per line, by file and annotation id; reads all of them."""
         source = open_detection(where)
+        read_by(source, how)
         return check_coco(source) if isinstance(source, CocoSource) else []
 
     def counts(self, source: DetectSource) -> str:
@@ -111,7 +117,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
     def preprocessing(self, recipe: Recipe) -> DetectPreprocessing:
         """Return how the trained network will take its images."""
         data, sizes = recipe.data, recipe.detect
-        return DetectPreprocessing(sizes.test_short, sizes.test_longest, data.mean, data.std, data.range)
+        return DetectPreprocessing(sizes.test_short, sizes.test_longest, *data.normalisation(), data.range, data.channels)
 
     def evaluation_samples(self, source: DetectSource, how: Preprocessing) -> Samples:
         """Return images prepared as the network takes them, with their objects as annotated."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from convnext.data import deep
 from convnext.data.counts import described
+from convnext.data.images import AS_RGB, Reading
 from convnext.data.loader import Samples
 from convnext.data.sources.base import ClassifySource
 from convnext.data.transforms.preprocessing import Preprocessing
@@ -21,7 +22,7 @@ from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.classify.task import ClassifyTask, augmentation, unreadable
 from convnext.tasks.multilabel import data, prediction
 from convnext.tasks.multilabel.loss import TargetCriterion
-from convnext.tasks.shared import refuse_options
+from convnext.tasks.shared import measured, measured_remarks, refuse_options
 
 
 class MultilabelTask(ClassifyTask):
@@ -42,9 +43,10 @@ class MultilabelTask(ClassifyTask):
         for where, source in (("train", train), ("val", val)):
             if not any(data.class_counts(source)):
                 raise ConvnextError(f"no image in data.{where} has a class")
-        remarks += deep.remarks(train, recipe.data.range)
+        given, recipe = recipe, measured(recipe, train)
+        remarks += [*deep.remarks(train, recipe.data.range), *measured_remarks(recipe, given)]
         samples = data.LabelSamples(train, train_transform(augmentation(recipe)), recipe.seed)
-        return TaskData(samples, self.evaluation_samples(val, self.preprocessing(recipe)), train.classes, remarks)
+        return TaskData(samples, self.evaluation_samples(val, self.preprocessing(recipe)), train.classes, remarks, recipe=recipe)
 
     def open_labelled(self, where: str, classes: list[str] | None, num_classes: int) -> ClassifySource:
         """Open labelled images to evaluate a network on. Raises ConvnextError unless they have the network's number of classes."""
@@ -53,9 +55,9 @@ class MultilabelTask(ClassifyTask):
             raise ConvnextError(f"{where} has {len(source.classes)} classes, the network {num_classes}: evaluate on data of its classes")
         return source
 
-    def check(self, where: str) -> list[str]:
+    def check(self, where: str, how: Reading = AS_RGB) -> list[str]:
         """Return everything wrong with the images that `where` names, one problem per line; reads all of them."""
-        return unreadable(data.open_labels(where))
+        return unreadable(data.open_labels(where), how)
 
     def overview(self, where: str) -> list[str]:
         """Return the number of images of each class, and the source's remarks. `check` reports skipped files one by one."""

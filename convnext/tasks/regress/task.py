@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext.data import deep
+from convnext.data.images import AS_RGB, Reading
 from convnext.data.loader import Samples
 from convnext.data.sources.base import ClassifySource
 from convnext.data.transforms.preprocessing import Preprocessing
@@ -21,7 +22,7 @@ from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.classify.task import ClassifyTask, augmentation, unreadable
 from convnext.tasks.multilabel.loss import TargetCriterion
 from convnext.tasks.regress import data, prediction
-from convnext.tasks.shared import refuse_options
+from convnext.tasks.shared import measured, measured_remarks, refuse_options
 from convnext.text import counted
 
 
@@ -44,11 +45,12 @@ class RegressTask(ClassifyTask):
         for where, source in (("train", train), ("val", val)):
             if len(set(data.values_of(source))) < 2:
                 raise ConvnextError(f"all numbers of data.{where} are equal: there is nothing to learn, or to measure")
-        remarks += deep.remarks(train, recipe.data.range)
+        given, recipe = recipe, measured(recipe, train)
+        remarks += [*deep.remarks(train, recipe.data.range), *measured_remarks(recipe, given)]
         values = data.values_of(train)
         how = replace(self.preprocessing(recipe), unit=(float(values.mean()), float(values.std())))
         samples = data.ValueSamples(train, train_transform(augmentation(recipe)), recipe.seed)
-        return TaskData(samples, self.evaluation_samples(val, how), train.classes, remarks, how=how)
+        return TaskData(samples, self.evaluation_samples(val, how), train.classes, remarks, how=how, recipe=recipe)
 
     def open_labelled(self, where: str, classes: list[str] | None, num_classes: int) -> ClassifySource:
         """Open labelled images to evaluate a network on. Raises UsageError unless the network has one output."""
@@ -56,9 +58,9 @@ class RegressTask(ClassifyTask):
             raise UsageError(f"the network has {num_classes} outputs, and task regress needs one")
         return data.open_numbers(where)
 
-    def check(self, where: str) -> list[str]:
+    def check(self, where: str, how: Reading = AS_RGB) -> list[str]:
         """Return everything wrong with the images that `where` names, one problem per line; reads all of them."""
-        return unreadable(data.open_numbers(where))
+        return unreadable(data.open_numbers(where), how)
 
     def overview(self, where: str) -> list[str]:
         """Return the number of images, the range of their numbers, and the source's remarks."""

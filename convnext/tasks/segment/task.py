@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from convnext.data import deep
 from convnext.data.counts import described
+from convnext.data.images import AS_RGB, Reading
 from convnext.data.loader import Sample, Samples
 from convnext.data.sources import masks
-from convnext.data.sources.base import SegmentSource
+from convnext.data.sources.base import SegmentSource, read_by
 from convnext.data.sources.masks import hold_out
 from convnext.data.sources.open import open_segmentation
 from convnext.data.transforms.preprocessing import Preprocessing
@@ -24,7 +25,7 @@ from convnext.tasks.segment import prediction
 from convnext.tasks.segment.batch import SegmentBatch, SegmentEvaluationSamples, SegmentTrainingSamples
 from convnext.tasks.segment.loss import SegmentCriterion
 from convnext.tasks.segment.prediction import SegmentPrediction
-from convnext.tasks.shared import refuse_options, skipped_remarks
+from convnext.tasks.shared import measured, measured_remarks, reading_of, refuse_options, skipped_remarks
 from convnext.text import counted
 
 if TYPE_CHECKING:
@@ -53,10 +54,12 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
         """Open the training and validation images of a recipe. Raises ConvnextError if masks do not fit their images or the classes."""
         data = recipe.data
         train = open_segmentation(data.train)
+        read_by(train, reading_of(recipe))
         check_class_count(recipe, train.classes)
         remarks = []
         if data.val is not None:
             val = open_segmentation(data.val, train.classes)
+            read_by(val, reading_of(recipe))
         else:
             train, val = hold_out(train, data.val_fraction, recipe.seed)
             remarks.append(f"no data.val given: {len(val)} of the {len(train) + len(val)} images are held out for validation")
@@ -65,10 +68,11 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
             if not len(source):
                 raise ConvnextError(f"no images in data.{where}")
             remarks += _refuse_problems(where, source)
-        remarks += deep.remarks(train, data.range)
+        given, recipe = recipe, measured(recipe, train)
+        remarks += deep.remarks(train, data.range) + measured_remarks(recipe, given)
         samples = SegmentTrainingSamples(train, _train_transform(recipe), recipe.seed)
         val_samples = self.evaluation_samples(val, self.preprocessing(recipe))
-        return TaskData(samples, val_samples, train.classes, remarks, class_ids=train.class_ids)
+        return TaskData(samples, val_samples, train.classes, remarks, class_ids=train.class_ids, recipe=recipe)
 
     def open_labelled(self, where: str, classes: list[str] | None, num_classes: int) -> SegmentSource:
         """Open images with masks to evaluate a network on."""
@@ -77,10 +81,11 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
             raise ConvnextError(f"{where} has {len(source.classes)} classes, the network {num_classes}: evaluate on data of its classes")
         return source
 
-    def check(self, where: str) -> list[str]:
+    def check(self, where: str, how: Reading = AS_RGB) -> list[str]:
         """Return everything wrong with the images and masks, one problem per line, by path and value; reads all of them."""
-        depths = deep.Depths()
-        return masks.check(open_segmentation(where), depths) + depths.problems()
+        source, depths = open_segmentation(where), deep.Depths()
+        read_by(source, how)
+        return masks.check(source, depths) + depths.problems()
 
     def counts(self, source: SegmentSource) -> str:
         """Return in one line how many images a source holds, and its classes. Only reading a mask would show which are in it."""
@@ -98,7 +103,9 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
     def preprocessing(self, recipe: Recipe) -> SegmentPreprocessing:
         """Return how the trained network will take its images."""
         data, segment = recipe.data, recipe.segment
-        return SegmentPreprocessing(segment.scale, segment.window, segment.stride, data.mean, data.std, range=data.range)
+        return SegmentPreprocessing(
+            segment.scale, segment.window, segment.stride, *data.normalisation(), range=data.range, channels=data.channels
+        )
 
     def evaluation_samples(self, source: SegmentSource, how: Preprocessing) -> Samples:
         """Return images prepared as the network takes them, with their masks."""
@@ -192,12 +199,12 @@ def _train_transform(recipe: Recipe) -> TrainTransform:
         segment.max_class_share,
         augment.flip,
         segment.distort,
-        data.mean,
-        data.std,
+        *data.normalisation(),
         data.range,
         augment.vflip,
         augment.rotate,
         augment.blur,
+        data.channels,
     )
 
 

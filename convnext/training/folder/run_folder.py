@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
@@ -84,6 +84,15 @@ class RunFolder(RunPaths):
                 f"{self.path} was begun with another recipe: {'; '.join(differences)}; add --change to continue with the new one"
             )
         return changed
+
+    def with_measured(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with the numbers that the run measured in place of `data.mean=auto`."""
+        if recipe.data.mean != "auto":
+            return recipe
+        with suppress(ConvnextError, ValueError):  # a damaged file: see `check_same`
+            found = load_recipe(str(self.recipe)).data
+            return recipe.model_copy(update={"data": recipe.data.model_copy(update={"mean": found.mean, "std": found.std})})
+        return recipe
 
     def continue_with(self, recipe: Recipe | None, size: int) -> None:
         """Cut metrics.jsonl back to the `size` bytes that the resumed state knows of, and write a changed recipe."""

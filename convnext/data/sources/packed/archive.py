@@ -14,7 +14,7 @@ from convnext.data.archives.names import archive_in, is_zip_name
 from convnext.data.archives.plain import is_shard
 from convnext.data.deep import DeepImage
 from convnext.data.download import REMOTE
-from convnext.data.images import CorruptImageError, read_image, read_pixels
+from convnext.data.images import AS_RGB, CorruptImageError, Reading, read_image, read_pixels
 from convnext.data.sources.folder import labels_by_folder, part_kind, refuse_parts
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.text import class_name, counted
@@ -31,6 +31,8 @@ class ArchiveFolder:
 
     Raises UsageError if there is no such archive or folder, and ConvnextError for an archive that can't be used, or as `ImageFolder` does.
     """
+
+    reading: Reading = AS_RGB
 
     def __init__(self, where: str, classes: Sequence[str] | None = None) -> None:
         self.path, inner = _archive(where)
@@ -59,11 +61,11 @@ class ArchiveFolder:
 
     def read(self, index: int) -> Image.Image | DeepImage:
         """Return the image at a position. Raises CorruptImageError if it can't be read or decoded."""
-        return read_image(self._content(index), self.name(index))
+        return read_image(self._content(index), self.name(index), self.reading)
 
     def pixels(self, index: int) -> Tensor | DeepImage:
         """Return the image as a uint8 (3, H, W) tensor. Raises CorruptImageError as `read` does."""
-        return read_pixels(self._content(index), self.name(index))
+        return read_pixels(self._content(index), self.name(index), self.reading)
 
     def _content(self, index: int) -> bytes:
         try:

@@ -14,6 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from convnext.data.formats import arrays
 from convnext.data.images import ENDINGS
 from convnext.data.walk import is_clutter
 from convnext.errors import ConvnextError, nearest
@@ -114,6 +115,7 @@ def _sample(file: BinaryIO, files: list[tuple[str, tarfile.TarInfo]], labels: Ma
     """
     has = ", ".join(f".{ending}" for ending, _ in files)
     images = [info for ending, info in files if f".{ending}" in ENDINGS]
+    images = images or [info for ending, info in files if f".{ending}" in arrays.ENDINGS]
     if len(images) != 1:
         raise ValueError(f"has {'two images' if images else 'no image'} (it has {has}; its files must follow one another)")
     text = _label_text(file, dict(files))

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from convnext.data.deep import DeepImage
 from convnext.data.download import REMOTE, local, local_or_none, shown, sibling
-from convnext.data.images import ENDINGS, CorruptImageError, read_image, read_pixels
+from convnext.data.formats import arrays
+from convnext.data.images import AS_RGB, ENDINGS, CorruptImageError, Reading, read_image, read_pixels
 from convnext.data.sources.packed.shard_index import ShardIndex, members, refuse_compressed, scan
 from convnext.data.walk import folders_in, is_clutter
 from convnext.errors import ConvnextError, UsageError, nearest
@@ -33,6 +34,8 @@ class Shards:
     It keeps three numbers and the key of each sample. Pickled for a worker, it has no open file. `skipped` lists the files that
     belong to no sample, `remarks` counts those that operating systems leave in archives (`._x.jpg`, `__MACOSX/`).
     """
+
+    reading: Reading = AS_RGB
 
     def __init__(self, paths: list[Path], classes: list[str], parts: list[ShardIndex]) -> None:
         self.paths, self.classes = paths, classes
@@ -52,11 +55,11 @@ class Shards:
 
     def read(self, index: int) -> Image.Image | DeepImage:
         """Return the image at a position. Raises CorruptImageError if it can't be read or decoded."""
-        return read_image(self._content(index), self.name(index))
+        return read_image(self._content(index), self.name(index), self.reading)
 
     def pixels(self, index: int) -> Tensor | DeepImage:
         """Return the image as a uint8 (3, H, W) tensor. Raises CorruptImageError as `read` does."""
-        return read_pixels(self._content(index), self.name(index))
+        return read_pixels(self._content(index), self.name(index), self.reading)
 
     def _content(self, index: int) -> bytes:
         offset, size, _ = self._index[index].tolist()
@@ -116,9 +119,15 @@ def images_in(shard: Path) -> Iterator[Member]:
     """Yield the images of a shard. Raises ConvnextError if it is compressed, and, after the images before the damage, if it is damaged."""
     with shard.open("rb") as file:
         refuse_compressed(file, shard)
+        has_images, lone = False, []
         for _, ending, info in members(file, shard, [], []):
-            if f".{ending.rpartition('.')[2]}" in ENDINGS:
-                yield Member(shard, info.name, info.offset_data, info.size)
+            last, member = f".{ending.rpartition('.')[2]}", Member(shard, info.name, info.offset_data, info.size)
+            if last in ENDINGS:
+                has_images = True
+                yield member
+            elif last in arrays.ENDINGS:  # images only where there are no others, as in folders
+                lone.append(member)
+        yield from () if has_images else lone
 
 
 def is_shards(where: str) -> bool:

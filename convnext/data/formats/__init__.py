@@ -1,0 +1,1 @@
+"""File formats that Pillow does not read: TIFF of any bands, NumPy arrays, HEIF."""
