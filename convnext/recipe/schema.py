@@ -5,7 +5,7 @@ A recipe file says only what differs from the defaults here. `convnext.recipe.lo
 
 from collections.abc import Iterator
 from math import isfinite
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -17,6 +17,7 @@ class _Dumper(yaml.SafeDumper):
 
 _Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True))
 
+AnyNumber = Annotated[float, Field(allow_inf_nan=True)]  # of which a validator of its own says what is wrong
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
@@ -83,7 +84,7 @@ class Data(RecipeSection):
     max_corrupt: float = Field(0.01, ge=0, le=1, description="fraction of the images that may be unreadable before the run stops")
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="subtracted from RGB in 0 to 1 (ImageNet's)")
     std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="divided by after that (ImageNet's)")
-    range: float | tuple[float, float] | None = Field(
+    range: AnyNumber | tuple[AnyNumber, AnyNumber] | None = Field(
         None, description="images with more than 8 bits: the value of white, or [black, white]; default 65535, or 1 for floats"
     )
 
