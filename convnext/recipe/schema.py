@@ -6,7 +6,7 @@ A recipe file says only what differs from the defaults here. `convnext.recipe.lo
 import re
 from collections.abc import Iterator
 from math import isfinite
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -20,6 +20,7 @@ class _Dumper(yaml.SafeDumper):
 
 _Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True))
 
+AnyNumber = Annotated[float, Field(allow_inf_nan=True)]  # of which a validator of its own says what is wrong
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 _MAX_SIDE = 4096  # pixels
@@ -103,7 +104,7 @@ class Data(RecipeSection):
     sampler: Literal["shuffle", "balanced"] = Field(
         "shuffle", description="images of an epoch; shuffle: each once; balanced (classify): every class equally often, with repeats"
     )
-    range: float | tuple[float, float] | None = Field(
+    range: AnyNumber | tuple[AnyNumber, AnyNumber] | None = Field(
         None, description="images with more than 8 bits: the value of white, or [black, white]; default 65535, or 1 for floats"
     )
 

@@ -218,7 +218,7 @@ def test_all_levels_reach_the_network_in_every_task():
 
 def test_augmentations_that_need_eight_bits_get_them():
     image, more = read_image(saved(GREY12)), {"data.range": 4095, "data.image_size": 32}
-    for augment in ({"augment.rand_augment": "rand-m9-mstd0.5-inc1"}, {"augment.color_jitter": 0.4}):
+    for augment in ({"augment.rand_augment": "rand-m9-mstd0.5-inc1"}, {"augment.rand_augment": None, "augment.color_jitter": 0.4}):
         recipe = load_recipe("digits", more | augment)
         assert train_transform(augmentation(recipe))(image).shape == (3, 32, 32)
     found, _ = TrainTransform(32, None, value_range=4095.0)(image, torch.randint(0, 2, (64, 64), dtype=torch.uint8))

@@ -9,7 +9,7 @@ from convnext.recipe.checks import _USED_BY, check_warmup
 from convnext.recipe.schema import RecipeSection
 
 TASKS = {"classify": "digits", "detect": "detect_digits", "segment": "segment_digits"}
-BY_THE_LOOP = {"data.workers", "data.max_corrupt", "eval.best_by", "eval.metrics", "data.fold"}  # or by a method of the section
+BY_THE_LOOP = {"data.workers", "data.max_corrupt", "eval.best_by", "eval.metrics", "data.fold", "data.std"}  # or by a method of the section
 
 
 class Watched:
@@ -138,7 +138,7 @@ def test_a_way_to_count_the_warm_up_replaces_that_of_the_recipe():
         ("digits", ["optim.lr=.inf"], "optim.lr: Input should be a finite number, not inf"),
         ("digits", ["optim.weight_decay=.nan"], "optim.weight_decay: Input should be a finite number, not nan"),
         ("digits", ["optim.lr=inf"], "finite"),
-        ("digits", ["data.mean=[.nan,0,0]"], "data.mean.0: Input should be a finite number"),
+        ("digits", ["data.mean=[.nan,0,0]"], "Input should be a finite number"),
         ("digits", ["train.warmup_epochs=.inf"], "finite"),
         ("detect_digits", ["model.anchor_scale=.inf"], "model.anchor_scale must be"),
         ("digits", ["model.drop_path=.nan"], "finite"),

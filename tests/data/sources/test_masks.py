@@ -168,7 +168,7 @@ def test_damaged_files_are_reported(tmp_path):
     problems = check(source)
     assert len(problems) == 2
     assert problems[0].startswith(f"{root}/images/00.jpg: not an image")
-    assert problems[1].startswith(f"{root}/masks/01.png: cannot identify image file")
+    assert problems[1].startswith(f"{root}/masks/01.png: not an image of any known format")
     for index in (0, 1):
         with pytest.raises(CorruptImageError):
             read_pair(source, index)

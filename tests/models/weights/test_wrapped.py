@@ -216,7 +216,7 @@ def test_an_index_that_names_other_files_or_lacks_some_is_refused(tmp_path):
     [
         (1, "the sum of those for red, green and blue"),
         (2, "scaled by 3/2"),
-        (4, "those for red, green and blue, repeated in turn and scaled by 3/4"),
+        (4, "those for red, green and blue in turn, scaled by 3/4"),
         (13, "3/13"),
     ],
 )
