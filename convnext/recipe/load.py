@@ -85,7 +85,7 @@ def load_recipe(name: str, overrides: Sequence[str] | Mapping[str, object] = (),
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if str(part).isalnum() or "_" in str(part) and str(part).isidentifier())
+        key = ".".join(str(part) for part in first["loc"] if str(part).isalnum() or ("_" in str(part) and str(part).isidentifier()))
         got = "" if first["type"] in ("missing", "value_error") else f", not {first['input']!r}"
         message = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"recipe {name}: {key + ': ' if key else ''}{message}{got}{_hint(key)}") from error

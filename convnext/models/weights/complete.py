@@ -32,7 +32,11 @@ def with_channels(native: State, own: Mapping[str, Tensor], file: str) -> State:
         ours = own[key].shape if key in own else ()
         if len(ours) == 4 and tuple(tensor.shape) == (ours[0], _RGB, *ours[2:]) and (channels := ours[1]) != _RGB:
             found[key] = adapt_stem(tensor, channels)
-            what = "the sum of those for red, green and blue" if channels == 1 else f"those for red, green and blue in turn, scaled by 3/{channels}"
+            what = (
+                "the sum of those for red, green and blue"
+                if channels == 1
+                else f"those for red, green and blue in turn, scaled by 3/{channels}"
+            )
             log.warning("the first convolution of %s takes 3 channels; for %d its weights are %s", file, channels, what)
     return found
 

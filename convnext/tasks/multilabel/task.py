@@ -21,7 +21,6 @@ from convnext.tasks.classify.parts import open_parts
 from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.classify.task import ClassifyTask, augmentation, unreadable
 from convnext.tasks.multilabel import data, prediction
-from convnext.tasks.multilabel.loss import TargetCriterion
 from convnext.tasks.shared import measured, measured_remarks, refuse_options
 
 
@@ -76,6 +75,8 @@ class MultilabelTask(ClassifyTask):
 
     def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[ClassifyBatch]:
         """Return binary cross-entropy, or the recipe's loss, of smoothed targets y (1 - e) + e / 2; with mixup and CutMix."""
+        from convnext.tasks.multilabel.loss import TargetCriterion  # it loads timm
+
         smoothing = recipe.train.label_smoothing
         loss = F.binary_cross_entropy_with_logits
         return TargetCriterion(recipe, loss, lambda labels: labels * (1 - smoothing) + smoothing / 2, len(data.classes))

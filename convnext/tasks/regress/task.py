@@ -20,7 +20,6 @@ from convnext.tasks.classify.batch import ClassifyBatch
 from convnext.tasks.classify.parts import open_parts
 from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.classify.task import ClassifyTask, augmentation, unreadable
-from convnext.tasks.multilabel.loss import TargetCriterion
 from convnext.tasks.regress import data, prediction
 from convnext.tasks.shared import measured, measured_remarks, refuse_options
 from convnext.text import counted
@@ -81,6 +80,8 @@ class RegressTask(ClassifyTask):
 
     def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[ClassifyBatch]:
         """Return the smooth L1 loss in units of the standard deviation, or the recipe's loss; with mixup and CutMix."""
+        from convnext.tasks.multilabel.loss import TargetCriterion  # it loads timm
+
         mean, std = getattr(data.how, "unit", None) or (0.0, 1.0)
         return TargetCriterion(recipe, F.smooth_l1_loss, lambda values: (values - mean) / std, 1)
 
