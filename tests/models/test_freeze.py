@@ -124,7 +124,7 @@ def test_frozen_parameters_statistics_and_their_averages_do_not_move(recipe_name
     model.train()
     eval_frozen(model)
     batch = task.collate([data.train[0, index] for index in range(4)])
-    step = TrainStep(state, task.criterion(recipe, data.classes), recipe, 4, DEVICE)
+    step = TrainStep(state, task.criterion(recipe, data), recipe, 4, DEVICE)
     for _ in range(2):
         assert step.run(iter([batch]), 1e-2).fault is None
     free = trained(model)
