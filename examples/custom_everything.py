@@ -1,4 +1,4 @@
-"""Your own network, dataset, augmentation, loss and metric in one run: `python examples/custom_everything.py runs/own`, ten seconds."""
+"""Your own network, dataset, augmentation, loss, metric and callback: `python examples/custom_everything.py runs/own`, ten seconds."""
 
 import sys
 
@@ -47,9 +47,14 @@ def missed(logits, labels):
     return 100 * (logits[labels == 1].argmax(1) == 0).float().mean()
 
 
+class GoodEnough(convnext.Callback):
+    def on_evaluation(self, moment):
+        if moment.best > 75:
+            raise convnext.Stop("good enough")
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)  # of the network's first weights
     short = {"data.image_size": 24, "train.epochs": 15, "augment.rand_augment": None}
-    own = {"model": StripeNet(), "train_data": Stripes(400, 0), "val_data": Stripes(100, 1)}
-    own |= {"transform": darker, "loss": focal, "metrics": missed}
-    print(convnext.train("digits", short, output=sys.argv[1], resume=True, **own).metrics)
+    own = {"model": StripeNet(), "train_data": Stripes(400, 0), "val_data": Stripes(100, 1), "transform": darker, "loss": focal}
+    print(convnext.train("digits", short, output=sys.argv[1], resume=True, metrics=missed, callbacks=[GoodEnough()], **own).metrics)

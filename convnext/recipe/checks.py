@@ -143,8 +143,6 @@ def _channels(recipe: Recipe) -> Iterator[str]:
             if getattr(augment, key):
                 remedy = f"augment.{key}={_shown(off)}"
                 yield f"augment.{key} works on RGB and grey images of 8 bits, not on {channels} channels: add {remedy}"
-    if channels != 3 and recipe.task == "segment" and recipe.segment.distort:
-        yield f"segment.distort changes the colours of RGB images, not of {channels} channels: add segment.distort=false"
 
 
 def _batches(recipe: Recipe) -> Iterator[str]:

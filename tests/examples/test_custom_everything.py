@@ -18,8 +18,10 @@ def test_the_example_is_short():
 def test_the_example_learns(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(tmp_path / "run")])
     runpy.run_path(str(EXAMPLE), run_name="__main__")
-    metrics = eval(capsys.readouterr().out.splitlines()[-1], {})
-    assert metrics["top1"] > 80
+    printed = capsys.readouterr()
+    metrics = eval(printed.out.splitlines()[-1], {})
+    assert metrics["top1"] > 75
+    assert "good enough" in printed.err
     assert "missed" in metrics
     recipe = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert str(recipe).count("'own:") == 6

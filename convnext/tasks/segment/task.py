@@ -17,7 +17,7 @@ from convnext.data.sources.masks import hold_out
 from convnext.data.sources.open import open_segmentation
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.data.transforms.segment import SegmentPreprocessing, TrainTransform
-from convnext.errors import ConvnextError
+from convnext.errors import ConvnextError, UsageError
 from convnext.models.segmentation import inference
 from convnext.recipe import BEST_METRICS, Recipe
 from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData, check_class_count
@@ -53,6 +53,10 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
     def open(self, recipe: Recipe) -> TaskData:
         """Open the training and validation images of a recipe. Raises ConvnextError if masks do not fit their images or the classes."""
         data = recipe.data
+        if data.channels != 3 and recipe.segment.distort:
+            raise UsageError(
+                f"segment.distort changes the colours of RGB images, not of {data.channels} channels: add segment.distort=false"
+            )
         train = open_segmentation(data.train)
         read_by(train, reading_of(recipe))
         check_class_count(recipe, train.classes)
