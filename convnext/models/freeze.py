@@ -57,11 +57,15 @@ def _first_stages(model: Network, count: int) -> set[str]:
 
 
 def _stages(model: Network) -> dict[str, int]:
-    if _is_backbone(model):
-        return cast(Backbone, model).stages_of_parameters()
+    is_backbone = _is_backbone(model)
     # The output norms of a head are named as parts of the backbone, which does not know their stage.
-    backbone = cast(Backbone, model.get_submodule("backbone"))
-    return {f"backbone.{name}": stage for name, stage in backbone.stages_of_parameters().items()}
+    backbone = cast(Backbone, model if is_backbone else model.get_submodule("backbone"))
+    if not callable(stages := getattr(backbone, "stages_of_parameters", None)):
+        raise UsageError(
+            f"model.freeze: {model.spec['name']} does not say which of its parameters belong to which stage; give it a method "
+            "stages_of_parameters, which returns the number of the stage of each parameter by its name, from 1, 0 for the stem"
+        )
+    return {f"{'' if is_backbone else 'backbone.'}{name}": stage for name, stage in stages().items()}
 
 
 def _is_backbone(model: Network) -> bool:

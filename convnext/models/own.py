@@ -1,6 +1,6 @@
 """Networks from outside the package, with what the package needs of a network."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, cast
 
@@ -67,6 +67,12 @@ class OwnNetwork(Network):
         inner = name.removeprefix(_WITHIN)
         own = getattr(self.network, "layer_group", None)
         return int(own(inner)) if callable(own) else self._blocks.index(_block_of(inner))
+
+    @property
+    def stages_of_parameters(self) -> Callable[[], dict[str, int]] | None:
+        """The network's own function from its parameters' names to their stages, for these names; None if it has none."""
+        own = getattr(self.network, "stages_of_parameters", None)
+        return (lambda: {_WITHIN + name: stage for name, stage in own().items()}) if callable(own) else None
 
     def drop_head(self) -> None:
         """Remove the head: under a detector or segmenter it has no use. Without one, this does nothing."""

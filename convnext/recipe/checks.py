@@ -184,7 +184,7 @@ def _without_effect(recipe: Recipe) -> Iterator[str]:
     for key, (value, default) in changed.items():
         tasks = _USED_BY.get(key) or _USED_BY.get(f"{key.partition('.')[0]}.") or (recipe.task,)
         if recipe.task in BEST_METRICS and recipe.task not in tasks:
-            yield _useless(key, value, default, f"task {recipe.task} does not use it, only {' and '.join(tasks)}")
+            yield _useless(key, value, default, f"task {recipe.task} does not use it, only {', '.join(tasks)}")
     for key, _, applies, reason in _BESIDE:
         if key in changed and applies(recipe):
             yield _useless(key, *changed[key], reason)

@@ -27,15 +27,18 @@ _KEYS = {  # of the recipe, by argument
 def recipe_with(recipe: str | Recipe, overrides: Overrides, objects: Objects) -> Recipe:
     """Return a recipe in which a marker stands for each object, and `imports` holds every module that its names need.
 
-    A given network replaces the recipe's whole section `model`; given training data replace `data.val` too, unless it is given or
-    overridden. Raises UsageError for an object of the wrong kind, for an override of what an object replaces, and for the marker of an
-    object that is not given.
+    A given network replaces the recipe's whole section `model` but `freeze`. Given training data replace `data.val` too, unless it is
+    given or overridden.
+
+    Raises UsageError for an object of the wrong kind, for an override of what an object replaces, and for the marker of an object that
+    is not given.
     """
     marks = {_KEYS[argument]: _mark(argument, thing) for argument, thing in objects.items() if thing is not None}
     named = {text.partition("=")[0] for text in overrides} if not isinstance(overrides, Mapping) else set(overrides)
     for key in sorted(named):
-        if key in marks or ("model.name" in marks and key.startswith("model.")):
-            argument = next(one for one, full in _KEYS.items() if full == key or (full == "model.name" and key.startswith("model.")))
+        of_model = "model.name" in marks and key.startswith("model.") and key != "model.freeze"
+        if key in marks or of_model:
+            argument = "model" if of_model else next(one for one, full in _KEYS.items() if full == key)
             raise UsageError(f"{key} says what {argument}= gives from Python: leave out one of them")
     data = {key: mark for key, mark in marks.items() if key.startswith("data.")}
     if "data.train" in data and not named & {"data.val"}:
@@ -78,7 +81,11 @@ def _mark(argument: str, thing: object) -> object:
 def _with(recipe: Recipe, marks: Mapping[str, object]) -> Recipe:
     for key, mark in marks.items():
         section, _, name = key.partition(".")
-        changed = Model(name=str(mark)) if key == "model.name" else getattr(recipe, section).model_copy(update={name: mark})
+        changed = (
+            Model(name=str(mark), freeze=recipe.model.freeze)
+            if key == "model.name"
+            else getattr(recipe, section).model_copy(update={name: mark})
+        )
         recipe = recipe.model_copy(update={section: changed})
     return recipe
 

@@ -13,6 +13,7 @@ import convnext
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import ConvnextError, UsageError
 from convnext.models import registry
+from convnext.models.freeze import freeze
 from convnext.models.load import load
 from convnext.models.register import imports_of, register_backbone, register_head
 from convnext.models.weights.files import read_weights, write_weights
@@ -29,6 +30,10 @@ class Pyramid(nn.Module):
         self.stem = nn.Conv2d(3, width, 4, 4)
         self.stages = nn.ModuleList(nn.Sequential(nn.Conv2d(width, width, 2, 2), nn.BatchNorm2d(width)) for _ in range(3))
         self.head = nn.Linear(width, num_classes)
+
+    def stages_of_parameters(self):
+        parts = [(name, name.split(".")) for name, _ in self.named_parameters()]
+        return {name: int(number) + 1 if part == "stages" else 0 for name, (part, number, *_) in parts if part != "head"}
 
     def features(self, x):
         maps = [self.stem(x) + self.shift]
@@ -125,6 +130,20 @@ def test_groups_and_decay_have_defaults():
     assert own.layer_group("network.classifier.bias") == 1
     assert own.no_weight_decay() == {"network.encoder.weight", "network.encoder.bias", "network.classifier.bias"}
     assert own(torch.zeros(2, 3, 8, 8)).shape == (2, 3)  # the output's logits
+
+
+def test_stages_are_frozen_where_the_network_says_which_they_are():
+    model = convnext.create_model("pyramid")
+    freeze(model, 1)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name.rpartition(".")[0].removeprefix("network.") for name in trained} == {
+        "stages.1.0", "stages.1.1", "stages.2.0", "stages.2.1", "head",
+    }  # fmt: skip
+    under_a_head = convnext.create_model("upernet_pyramid", channels=8, auxiliary_channels=8)
+    freeze(under_a_head, "head_only")
+    assert not any(parameter.requires_grad for name, parameter in under_a_head.named_parameters() if ".stages." in name)
+    with pytest.raises(UsageError, match="like_transformers does not say which of its parameters belong to which stage"):
+        freeze(convnext.create_model("like_transformers"), 1)
 
 
 def test_copies_states_and_pickles():

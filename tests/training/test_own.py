@@ -176,6 +176,7 @@ def fails(*_):
         ({"transform": fails}, "the transform .*fails failed: ValueError: odd"),
         ({"transform": lambda image: image[:, :4]}, r"must return an image of shape \(3, 16, 16\)"),
         ({"more": {"model.drop_path": 0.1}}, "model.drop_path says what model= gives"),
+        ({"more": {"model.freeze": 1}}, "model.freeze: own:model:.*PlainNet does not say which of its parameters"),
         ({"more": {"data.train": "digits:train"}}, "data.train says what train_data= gives"),
         ({"more": {"task": "detect", "data.image_size": 224}}, "has no effect: task detect does not use it"),
     ],

@@ -14,12 +14,14 @@ from service import encoded, running
 from tiny_models import CLASSES, segmenter
 
 import convnext
-from convnext.errors import ConvnextError
+from convnext import tasks
+from convnext.errors import ConvnextError, UsageError
 from convnext.evaluate import evaluate_loaded
 from convnext.inference.bulk import predict_all
 from convnext.inference.inputs import find_items
 from convnext.inference.outputs import open_output
 from convnext.models.load import load
+from convnext.recipe import load_recipe
 from convnext.tasks.segment.prediction import SegmentPrediction
 
 TINY = {
@@ -206,3 +208,8 @@ def test_evaluation_json_is_plain(photos, tmp_path):
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert len(found["iou"]) == 3
     assert [one["index"] for one in found["shown"]] == [0, 1, 2]
+
+
+def test_colours_are_distorted_in_rgb_alone():
+    with pytest.raises(UsageError, match="segment.distort changes the colours of RGB images, not of 1 channels: add segment.distort=false"):
+        tasks.get("segment").open(load_recipe("segment_digits", ["segment.distort=true", "data.channels=1", "data.mean=auto"]))
