@@ -29,6 +29,18 @@ def classifier(folder):
     return write(folder / "classify.safetensors", "classify", ClassifyPreprocessing(image_size=32), create("convnext_tiny"))
 
 
+def several(folder):
+    return write(folder / "several.safetensors", "multilabel", ClassifyPreprocessing(image_size=32), create("convnext_tiny"))
+
+
+def regressor(folder):
+    model = randomise(convnext.create_model("convnext_tiny", num_classes=1, layer_scale=1.0, **SMALL)).eval()
+    path = folder / "regress.safetensors"
+    how = ClassifyPreprocessing(image_size=32, unit=(40.0, 10.0))
+    write_weights(path, model.state_dict(), {"task": "regress", "model": model.spec, "classes": ["value"], "preprocessing": how.to_json()})
+    return path, model, how
+
+
 def detector(folder, class_ids=None, **more):
     how = DetectPreprocessing(short=64, longest=96)
     model = create("mask_rcnn_convnext_tiny", channels=16, fc_channels=32, **more)

@@ -101,11 +101,16 @@ class Explainer:
         prediction = self.predictor(image)
         one.summary = prediction.to_text()
         if "map" in self.paths:
-            one.about = self.name or str(prediction.rows(1)[0]["class"])
+            one.about = self.name or self._most_probable(prediction)
             self._write("map", one, laid_over(self.predictor, image, one.about))
         if "features" in self.paths:
             self._write("features", one, feature_sheet(self.predictor, image))
         return self.predictor.features(image) if self.source is not None else torch.empty(0)
+
+    def _most_probable(self, prediction: Prediction) -> str:
+        """Return the class that an image is most probably of, even if that is improbable; of a number, what stands for its class."""
+        top = prediction.to_json(1).get("top")
+        return str(top[0]["class"]) if isinstance(top, list) else self.predictor.classes[0]
 
     def _write(self, what: str, one: Explained, image: Image.Image) -> None:
         path = self.folder / self.paths[what][one.image]

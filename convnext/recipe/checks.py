@@ -73,8 +73,10 @@ def settled(recipe: Recipe, overrides: Container[str]) -> Recipe:
         overrides: the keys that the user gave beside the recipe.
     """
     changed = dict(_changed(recipe))
-    for key, cause, applies, _ in _BESIDE:
-        if key in changed and applies(recipe) and cause in overrides and key not in overrides:
+    moot = [key for key, cause, applies, _ in _BESIDE if applies(recipe) and cause in overrides]
+    moot += [key for key in changed if "task" in overrides and recipe.task not in _users(recipe, key)]
+    for key in moot:
+        if key in changed and key not in overrides:
             section, name = key.split(".")
             part = getattr(recipe, section).model_copy(update={name: changed[key][1]})
             recipe = recipe.model_copy(update={section: part})
@@ -182,12 +184,17 @@ def _without_effect(recipe: Recipe) -> Iterator[str]:
     """Yield the keys that are set to another value than their default and change nothing."""
     changed = dict(_changed(recipe))
     for key, (value, default) in changed.items():
-        tasks = _USED_BY.get(key) or _USED_BY.get(f"{key.partition('.')[0]}.") or (recipe.task,)
-        if recipe.task in BEST_METRICS and recipe.task not in tasks:
+        if recipe.task not in (tasks := _users(recipe, key)):
             yield _useless(key, value, default, f"task {recipe.task} does not use it, only {', '.join(tasks)}")
     for key, _, applies, reason in _BESIDE:
         if key in changed and applies(recipe):
             yield _useless(key, *changed[key], reason)
+
+
+def _users(recipe: Recipe, key: str) -> tuple[str, ...]:
+    """Return the tasks that use a key; those from outside may use any."""
+    known = _USED_BY.get(key) or _USED_BY.get(f"{key.partition('.')[0]}.")
+    return known if known is not None and recipe.task in BEST_METRICS else (recipe.task,)
 
 
 def _useless(key: str, value: object, default: object, reason: str) -> str:

@@ -15,6 +15,7 @@ from torch import nn
 from convnext import distributed, tasks
 from convnext.data.contents import contents
 from convnext.data.randomness import generators_kept, seed_everything
+from convnext.data.tables.columns import VALUE
 from convnext.errors import ConvnextError
 from convnext.extend import giving, is_marker
 from convnext.models.freeze import count_trained, freeze
@@ -186,8 +187,8 @@ def _opening(recipe: Recipe, model: Network, device: torch.device, data: TaskDat
     parameters, trained = sum(parameter.numel() for parameter in model.parameters()), count_trained(model)
     frozen = "" if trained == parameters else f" ({trained:,} of them trained, the others frozen)"
     where = f"{distributed.world()} x {device.type}" if distributed.world() > 1 else str(device)
-    images = f"{counted(len(data.train), 'image')} of {counted(len(data.classes), 'class')}"
-    return f"{recipe.model.name}, {parameters / 1e6:.2f} M parameters{frozen}, on {where}: {images}"
+    of_classes = "" if data.classes == [VALUE] else f" of {counted(len(data.classes), 'class')}"
+    return f"{recipe.model.name}, {parameters / 1e6:.2f} M parameters{frozen}, on {where}: {counted(len(data.train), 'image')}{of_classes}"
 
 
 def _restore(state: State, recipe: Recipe, changed: Changed, folder: RunFolder, change: bool, display: Display) -> None:

@@ -126,6 +126,13 @@ def test_such_keys_are_accepted_where_they_have_an_effect_or_are_the_recipes_own
         load_recipe(recipe, overrides)
 
 
+def test_what_a_recipe_sets_for_its_own_task_is_left_out_for_another():
+    augment = load_recipe("digits", ["task=segment"]).augment
+    assert augment.crop_scale == type(augment).model_fields["crop_scale"].default
+    with pytest.raises(UsageError, match="train.label_smoothing=0.2 has no effect: task regress does not use it"):
+        load_recipe("digits", ["task=regress", "train.label_smoothing=0.2"])
+
+
 def test_a_way_to_count_the_warm_up_replaces_that_of_the_recipe():
     assert load_recipe("digits", ["train.warmup_steps=5"]).train.warmup_steps == 5
     train = load_recipe("segment_finetune", ["train.warmup_epochs=2"]).train

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from helpers import sample_image
 from service import encoded, running
-from tiny_models import CLASSES, classifier, detector, segmenter
+from tiny_models import CLASSES, classifier, detector, regressor, segmenter, several
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium drives the browser")
 
@@ -22,7 +22,7 @@ document.getElementById("drop").dispatchEvent(new DragEvent("drop", { dataTransf
 @pytest.fixture(scope="module")
 def _process(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    with running(*(make(folder)[0] for make in (classifier, detector, segmenter)), "--token", "sesame") as service:
+    with running(*(make(folder)[0] for make in (classifier, detector, segmenter, several, regressor)), "--token", "sesame") as service:
         yield service
 
 
@@ -53,7 +53,7 @@ def browser(_chromium, service):
     _chromium.get(service.url)
     assert _wait(_chromium, "!document.getElementById('lock').hidden")
     _chromium.find_element("id", "token").send_keys("sesame\n")
-    assert _wait(_chromium, "document.getElementById('model').length") == 3
+    assert _wait(_chromium, "document.getElementById('model').length") == 5
     return _chromium
 
 
@@ -111,6 +111,10 @@ def test_a_dropped_image_is_answered_on_the_page(browser, service):
     assert _colours(browser) == len(regions) > 1
     objects = _switch(browser, service, "detect", image)["objects"]
     assert _bars(browser) == [one["class"] for one in objects if one["score"] >= 0.5]
+    top = _switch(browser, service, "several", image)["top"]
+    assert _bars(browser) == [one["class"] for one in top]
+    value = _switch(browser, service, "regress", image)["value"]
+    assert float(_bars(browser)[0]) == pytest.approx(value, rel=1e-3)
     errors = [entry["message"] for entry in browser.get_log("browser") if "401" not in entry["message"]]
     assert errors == []
 

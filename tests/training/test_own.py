@@ -178,7 +178,7 @@ def fails(*_):
         ({"more": {"model.drop_path": 0.1}}, "model.drop_path says what model= gives"),
         ({"more": {"model.freeze": 1}}, "model.freeze: own:model:.*PlainNet does not say which of its parameters"),
         ({"more": {"data.train": "digits:train"}}, "data.train says what train_data= gives"),
-        ({"more": {"task": "detect", "data.image_size": 224}}, "has no effect: task detect does not use it"),
+        ({"more": {"task": "detect", "data.image_size": 224}}, "has no effect on the task 'detect'"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_name(own, message, tmp_path):

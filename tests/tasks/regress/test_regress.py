@@ -118,6 +118,22 @@ def test_a_run_from_training_to_an_exported_file(tmp_path, capsys):
     convnext.export(folder, "safetensors", tmp_path / "exported.safetensors")
     again = convnext.load(tmp_path / "exported.safetensors", device="cpu")
     assert again(tmp_path / "digit.png").to_json() == {"value": pytest.approx(answer["value"])}
+    explained = run("explain", folder, tmp_path / "digit.png", "--output", tmp_path / "why")
+    assert "skipped" not in explained.stderr
+    assert (tmp_path / "why" / "index.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_a_file_for_another_runtime_predicts_in_the_unit_of_the_data(tmp_path, to):
+    pytest.importorskip("onnxruntime" if to == "onnx" else "openvino")
+    convnext.train("regress_digits", TINY, output=tmp_path / "run", device="cpu")
+    file = tmp_path / ("net.onnx" if to == "onnx" else "net.xml")
+    convnext.export(tmp_path / "run", to, file)
+    image = open_digit_values("digit-values:val").read(0)
+    one, other = (convnext.load(source, device="cpu")(image).to_json() for source in (tmp_path / "run", file))
+    assert other == {"value": pytest.approx(one["value"], abs=1e-3)}
+    assert json.loads(run("eval", file, "--data", "digit-values:val", "--json").stdout)["count"] == 360
 
 
 def test_data_without_numbers_are_refused(tmp_path, monkeypatch):
