@@ -84,7 +84,7 @@ def dataset_files(where: HubFile) -> tuple[list[str], HubFile]:
 
     The list is kept in huggingface-hub's cache of that repository, for machines without a network.
 
-    Raises ConvnextError if it can't be had.
+    Raises ConvnextError if it can't be downloaded.
     """
     kept = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"datasets--{where.repository.replace('/', '--')}" / ".convnext-files"
     path = kept / f"{(where.revision or 'main').replace('/', '-')}.json"

@@ -49,7 +49,7 @@ def turned(pixels: "Tensor", orientation: int) -> "Tensor":
 
 
 def turned_array(values: np.ndarray, orientation: int) -> np.ndarray:
-    """Return the numbers (…, H, W) of an image of that orientation turned upright; an unknown orientation is none."""
+    """Return the numbers (…, H, W) of an image of that orientation turned upright; an unknown orientation counts as upright."""
     _, exchanged, reversed_axes = _TURNS.get(orientation, (None, False, ()))
     return np.flip(values.swapaxes(-1, -2) if exchanged else values, reversed_axes) if orientation in _TURNS else values
 

@@ -94,7 +94,7 @@ def labels_by_folder(
         separator: between the parts of a path.
         closed: whether the classes were given, so that a folder of them may be empty.
 
-    Raises ConvnextError for a folder that is none of the classes, and for an empty one unless `closed`.
+    Raises ConvnextError for a folder that is not one of the classes, and for an empty one unless `closed`.
     """
     labels = {name: label for label, name in enumerate(classes)}
     paths: list[str] = []

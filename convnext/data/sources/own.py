@@ -37,7 +37,7 @@ class OwnDataset:
         name: what messages call it.
         classes: the class names that the labels shall count, if a network already has some.
 
-    Raises UsageError for an object that is no such dataset, ConvnextError for labels that are none or lack the classes.
+    Raises UsageError for an object that is not such a dataset, ConvnextError for invalid labels, and for classes that the network lacks.
     """
 
     reading: Reading = AS_RGB

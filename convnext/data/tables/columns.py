@@ -41,7 +41,7 @@ def column(rows: Rows, name: str, key: str) -> str:
 
 
 def image_column(rows: Rows, name: str | None) -> str:
-    """Return the column that names the images. Raises UsageError if there is none."""
+    """Return the column that names the images. Raises UsageError for a table without one."""
     if name is not None:
         return column(rows, name, "data.image_column")
     found = _first(rows, _IMAGES)

@@ -26,7 +26,7 @@ class ImageFiles:
         self._folders: dict[str, tuple[dict[str, str], dict[str, list[str]]]] = {}
 
     def find(self, name: str) -> str | None:
-        """Return the path below the folder (or the absolute one) of an image; None if there is none.
+        """Return the path below the folder (or the absolute one) of an image; None if it is missing.
 
         Raises ConvnextError if the name has no ending and several images fit it.
         """

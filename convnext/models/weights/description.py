@@ -117,7 +117,7 @@ class DescribedOwnModel(Strict):
     num_classes: int = Field(ge=0, le=_MAX_CLASSES)
 
 
-_OURS, _OWN = "ours", "own"  # tags of the two, which messages leave out
+_OURS, _OWN = "ours", "own"  # tags of the two, which messages do not show
 
 
 def _whose(model: object) -> str:

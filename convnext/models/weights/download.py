@@ -27,7 +27,7 @@ class Downloaded:
     on_hub: HubFile | None = None  # at its commit; also for an `https://` address of the hub
 
     def beside(self, name: str) -> Path | None:
-        """Return a file of the same folder, or of the same commit of the repository; None if there is none, or none in the cache offline.
+        """Return a file of the same folder, or of the same commit of the repository; None if there is no such file, or offline not in the cache.
 
         Raises ConvnextError if the hub does not answer.
         """
@@ -65,7 +65,7 @@ def download(source: str) -> Downloaded:
 
 
 def in_folder(path: Path) -> Path | None:
-    """Return the weight file, or the index of shards, in a folder as transformers writes it; None if there is none."""
+    """Return the weight file, or the index of shards, in a folder as transformers writes it; None for another folder."""
     names = [name for file in FILES[:2] for name in (file, f"{file}{INDEX}")]
     return next((path / name for name in names if (path / name).is_file()), None) if path.is_dir() else None
 

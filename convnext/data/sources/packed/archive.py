@@ -106,7 +106,7 @@ class ArchiveImage(NamedTuple):
 
 
 def is_archive(where: str) -> bool:
-    """Return whether a name is that of an archive of folders, or of a folder within one. A tar of WebDataset's samples is none."""
+    """Return whether a name is that of an archive of folders, or of a folder within one. A tar of WebDataset's samples is not one."""
     found = archive_in(where)
     if found is None:
         return is_zip_name(where) and not where.startswith(REMOTE)

@@ -101,7 +101,7 @@ def _files_in(folder: Path) -> list[Path]:
 def _holds_images(path: Path) -> bool:
     try:
         return has_images(schema_of(path))
-    except UsageError:  # pyarrow is missing: who opens it as a table of paths is told, and folders may hold other Parquet files
+    except UsageError:  # pyarrow is missing: opening it as a table of paths says so, and folders may hold other Parquet files
         return False
 
 
