@@ -27,7 +27,7 @@ class Downloaded:
     on_hub: HubFile | None = None  # at its commit; also for an `https://` address of the hub
 
     def beside(self, name: str) -> Path | None:
-        """Return a file of the same folder, or of the same commit of the repository; None if there is no such file, or offline not in the cache.
+        """Return a file of the same folder, or of the same commit of the repository; None if there is none.
 
         Raises ConvnextError if the hub does not answer.
         """
