@@ -243,7 +243,9 @@ def test_a_process_that_dies_while_they_connect_is_not_waited_for_for_ever(store
     short = "from datetime import timedelta; distributed._CONNECT = timedelta(seconds=3)\n"
     program = f"{short}{{0}}\nwith distributed.process_group('cpu'): pass"
     processes = []
-    for rank, more in enumerate((f"meet = distributed.meet\ndistributed.meet = lambda *a, **k: (meet(*a, **k), exec({dies!r}))[0]", looks_late)):
+    for rank, more in enumerate(
+        (f"meet = distributed.meet\ndistributed.meet = lambda *a, **k: (meet(*a, **k), exec({dies!r}))[0]", looks_late)
+    ):
         code = GROUP.split("try:\n    with")[0] + program.format(more)
         environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
         environment |= {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
