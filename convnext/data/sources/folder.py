@@ -39,7 +39,7 @@ class ImageFolder:
         if not root.is_dir():
             what = f"{root} is a file" if root.is_file() else f"no folder {root}"
             raise UsageError(
-                f"{what}: data must be a folder with one folder of images per class, a zip or tar of one, a table of labels (.csv), or digits:train"
+                f"{what}: data must be a folder with one folder of images per class, a zip or tar of one, a table (.csv), or digits:train"
             )
         found = walk(root)
         folders = {name: class_name(name) for name in folders_in(root) if name not in found.loops}
