@@ -91,12 +91,12 @@ def grey_filters(run: Path) -> Tensor:
 def first_layer(run: Path, path: Path) -> None:
     """Draw the first-layer filters of a run: dark blue at the lowest weight, yellow at the highest."""
     from convnext.explain.feature_maps import drawn
-    from convnext.report.sheets import Row, sheet
+    from convnext.report.sheets import SheetRow, sheet
 
     filters = grey_filters(run)
     tiles = [(drawn(one), f"{one.min():.2f} to {one.max():.2f}") for one in filters]
     title = f"{len(tiles)} filters of {filters.shape[1]} x {filters.shape[2]}, the strongest first"
-    sheet([Row(title if start == 0 else "", tiles[start : start + 8]) for start in range(0, len(tiles), 8)], side=88).save(path)
+    sheet([SheetRow(title if start == 0 else "", tiles[start : start + 8]) for start in range(0, len(tiles), 8)], side=88).save(path)
 
 
 def activation_maps(run: Path, path: Path) -> None:
@@ -105,7 +105,7 @@ def activation_maps(run: Path, path: Path) -> None:
     from convnext.data.sources.open import open_source
     from convnext.explain.activation_maps import laid_over
     from convnext.explain.feature_maps import drawn, stage_maps, strongest
-    from convnext.report.sheets import Row, sheet
+    from convnext.report.sheets import SheetRow, sheet
 
     predictor, source = convnext.load(run, device="cpu"), open_source("digits:val")
     rows = []
@@ -114,7 +114,7 @@ def activation_maps(run: Path, path: Path) -> None:
         (name, probability), maps = predictor(image).top(1)[0], stage_maps(predictor, image)[0]
         tiles = [(image, "the image"), (laid_over(predictor, image, name), f"evidence for {name}")]
         tiles += [(drawn(maps[i]), f"stage 1, channel {i}") for i in strongest(maps, 5)]
-        rows.append(Row(f"a written {digit}, predicted {name} ({probability:.1%})", tiles))
+        rows.append(SheetRow(f"a written {digit}, predicted {name} ({probability:.1%})", tiles))
     sheet(rows).save(path)
 
 
