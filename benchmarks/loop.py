@@ -22,7 +22,8 @@ from rich.console import Console
 from torch import nn
 
 from convnext.data.loader import Key, Sample, Samples
-from convnext.data.sources.open import TrainingSource, open_source
+from convnext.data.sources.base import ClassifySource
+from convnext.data.sources.open import open_source
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.distributed import pick_device
 from convnext.models.load import create_model
@@ -36,7 +37,7 @@ from convnext.training.progress import Display
 from convnext.training.state import new_state
 
 
-class ReadySamples(Samples[TrainingSource, int]):
+class ReadySamples(Samples[ClassifySource, int]):
     """Samples in memory."""
 
     def __init__(self, count: int, size: int) -> None:

@@ -35,6 +35,13 @@ def test_every_module_of_the_package_has_its_room():
     assert found - {"__init__", "__main__"} == set().union(*contract())
 
 
+@pytest.mark.parametrize("script", [*(ROOT / "examples").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")], ids=lambda path: path.name)
+def test_what_examples_and_benchmarks_import_from_the_package_exists(script):
+    for node in ast.walk(ast.parse(script.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").partition(".")[0] == "convnext":
+            exec(compile(ast.Module([node], []), str(script), "exec"), {})
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_a_page_names_exist(page):
     for path in re.findall(r"`((?:convnext|tests|benchmarks|examples)/[\w/.-]+)`", page.read_text()):
