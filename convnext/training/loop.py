@@ -76,7 +76,7 @@ class Trainer:
         self.unread: deque[StepRecord] = deque()  # steps whose numbers were not read from the device yet
         self.losses = {"loss": math.nan}  # of the last step that was read, and its named parts
         self.norm = math.nan  # of its gradient
-        self.skipped_in_a_row = 0
+        self.skipped_in_a_row, self.stop = 0, list[int]()
         self._locate(count)
 
     def _locate(self, count: int) -> None:
