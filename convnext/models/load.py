@@ -12,12 +12,14 @@ from torch import Tensor
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError, first_line, nearest
 from convnext.models.cost import Cost, ImageSize
+from convnext.models.entry import Entry
 from convnext.models.network import Network, Spec
 from convnext.models.registry import find, names
 from convnext.models.weights import download
 from convnext.models.weights.complete import with_channels, with_last_norm
-from convnext.models.weights.open import FUNCTION, ClassIds, Opened, open_weights
-from convnext.models.weights.open import identify as identify
+from convnext.models.weights.identify import FUNCTION
+from convnext.models.weights.identify import identify as identify
+from convnext.models.weights.open import ClassIds, Opened, open_weights
 from convnext.text import counted
 
 log = logging.getLogger("convnext")
@@ -133,11 +135,18 @@ def _check_function(model: Network, opened: Opened) -> None:
     for key, value in opened.function().items():
         if key == "head_norm_eps" and entry.backbone is not None:  # the norm is not there under a head
             continue
-        ours = model.spec.get(key) or (model.spec.get("norm_eps") if key == "head_norm_eps" else None) or FUNCTION["norm_eps"]
+        ours = _built_with(entry, model.spec, key)
         if ours != value:
             name = entry.name
-            how = f"create_model({name!r}, {key}={value})" if key in entry.arguments else "a ConvNeXt by its own name"
+            how = f"create_model({name!r}, {key}={value!r})" if key in entry.arguments else "a ConvNeXt by its own name"
             raise ConvnextError(f"{opened.file} is of a network with {key} {value}, this {name} has {ours}: another function; build {how}")
+
+
+def _built_with(entry: Entry, spec: Spec, key: str) -> object:
+    given = {**(entry.backbone or entry).fixed, **spec}
+    if given.get(key) is not None:
+        return given[key]
+    return _built_with(entry, spec, "norm_eps") if key == "head_norm_eps" else FUNCTION[key]
 
 
 @dataclass

@@ -70,6 +70,18 @@ def _convnext(size: str, depths: tuple[int, ...], widths: tuple[int, ...], *tags
     return Entry("convnext.models.backbones.convnext:ConvNeXt", {"depths": depths, "widths": widths}, weights, output_norm=True)
 
 
+def _member(name: str, depths: tuple[int, ...], widths: tuple[int, ...], *tags: str, **fixed: object) -> Entry:
+    """Return the entry of a network of timm's that is no size of the paper's, under timm's name."""
+    weights = {tag: f"hf://timm/{name}.{tag}" for tag in tags}
+    sizes = {"depths": depths, "widths": widths}
+    return Entry("convnext.models.backbones.convnext:ConvNeXt", {**sizes, **fixed}, weights, output_norm=True)
+
+
+def _v2(size: str, depths: tuple[int, ...], width: int, *tags: str) -> Entry:
+    widths = tuple(width * 2**i for i in range(4))
+    return _member(f"convnextv2_{size}", depths, widths, *tags, grn=True, layer_scale=0.0)
+
+
 def _isotropic(size: str, depth: int, width: int, layer_scale: float) -> Entry:
     # Layer scale is off in the published small and base (recipes.md), so it is off in their weights too.
     return Entry(
@@ -141,6 +153,31 @@ BACKBONES: dict[str, Entry] = _named(
         "large", (3, 3, 27, 3), (192, 384, 768, 1536), *_IN1K, *_IN22K, fb_in1k_384=f"{_OFFICIAL}/convnext_large_1k_384.pth"
     ),
     convnext_xlarge=_convnext("xlarge", (3, 3, 27, 3), (256, 512, 1024, 2048), *_IN22K),
+    # timm's other members of the family: CLIP's largest, another norm ("rms"), stem ("ols") or head ("hnf", "mlp").
+    convnext_xxlarge=_member("convnext_xxlarge", (3, 4, 30, 3), (384, 768, 1536, 3072), norm_eps=1e-5),
+    convnext_large_mlp=_member("convnext_large_mlp", (3, 3, 27, 3), (192, 384, 768, 1536), head_hidden_size=1536),
+    convnext_tiny_hnf=_member("convnext_tiny_hnf", (3, 3, 9, 3), (96, 192, 384, 768), head_norm_first=True),
+    convnext_nano_ols=_member("convnext_nano_ols", (2, 2, 8, 2), (80, 160, 320, 640), stem="overlap"),
+    convnext_pico_ols=_member("convnext_pico_ols", (2, 2, 6, 2), (64, 128, 256, 512), stem="overlap_tiered"),
+    convnext_femto_ols=_member("convnext_femto_ols", (2, 2, 6, 2), (48, 96, 192, 384), stem="overlap_tiered"),
+    convnext_atto_ols=_member("convnext_atto_ols", (2, 2, 6, 2), (40, 80, 160, 320), stem="overlap_tiered"),
+    convnext_atto_rms=_member("convnext_atto_rms", (2, 2, 6, 2), (40, 80, 160, 320), norm_layer="rmsnorm"),
+    convnext_zepto_rms=_member("convnext_zepto_rms", (2, 2, 4, 2), (32, 64, 128, 256), norm_layer="simplenorm"),
+    convnext_zepto_rms_ols=_member("convnext_zepto_rms_ols", (2, 2, 4, 2), (32, 64, 128, 256), norm_layer="simplenorm", stem="overlap_act"),
+    # ConvNeXt V2 (arXiv 2301.00808).
+    convnextv2_atto=_v2("atto", (2, 2, 6, 2), 40),
+    convnextv2_femto=_v2("femto", (2, 2, 6, 2), 48),
+    convnextv2_pico=_v2("pico", (2, 2, 6, 2), 64),
+    convnextv2_nano=_v2("nano", (2, 2, 8, 2), 80),
+    convnextv2_tiny=_v2("tiny", (3, 3, 9, 3), 96),
+    convnextv2_small=_v2("small", (3, 3, 27, 3), 96),
+    convnextv2_base=_v2("base", (3, 3, 27, 3), 128),
+    convnextv2_large=_v2("large", (3, 3, 27, 3), 192),
+    convnextv2_huge=_v2("huge", (3, 3, 27, 3), 352),
+    # Those with which timm tests itself; they have published weights, too.
+    test_convnext=_member("test_convnext", (1, 2, 4, 2), (24, 32, 48, 64), activation="gelu_tanh", norm_eps=1e-5),
+    test_convnext2=_member("test_convnext2", (1, 1, 1, 1), (32, 64, 96, 128), activation="gelu_tanh", norm_eps=1e-5),
+    test_convnext3=_member("test_convnext3", (1, 1, 1, 1), (32, 64, 96, 128), activation="silu", norm_eps=1e-5, kernel_size=(7, 5, 5, 3)),
     convnext_isotropic_small=_isotropic("small", 18, 384, 0.0),
     convnext_isotropic_base=_isotropic("base", 18, 768, 0.0),
     convnext_isotropic_large=_isotropic("large", 36, 1024, 1e-6),

@@ -1,35 +1,27 @@
-"""ConvNeXt, whole on one page. Source: Liu et al., *A ConvNet for the 2020s*, CVPR 2022 (arXiv 2201.03545), section 2.
+"""ConvNeXt and its family, whole on one page. Source: Liu et al., *A ConvNet for the 2020s*, CVPR 2022 (arXiv 2201.03545), section 2.
+
+What members of the family have in place of a part is beside it: `norms.py` (with GRN, of ConvNeXt V2), `activations.py`, `stems.py`.
+Pooling and heads are in `pooled.py`.
 
 Activations are (N, C, H, W) tensors that lie in memory as NHWC (channels-last) from the stem's norm on, so that a block's
 depthwise convolution, LayerNorm and linear layers all read them as they are. Parameters are named as in the published code.
 """
 
 from collections.abc import Sequence
+from functools import partial
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from convnext import ops
 from convnext.errors import UsageError
+from convnext.models.backbones.activations import activation_of
 from convnext.models.backbones.dropping import DropPath, drop_path_rates
+from convnext.models.backbones.norms import GlobalResponseNorm, LayerNorm, LayerNorm2d, norm_of
+from convnext.models.backbones.pooled import PooledClassifier
+from convnext.models.backbones.stems import stem_of
 from convnext.models.backbones.untouched import remember, untouched, watched
-from convnext.models.network import Backbone
-
-
-class LayerNorm(nn.LayerNorm):
-    """LayerNorm over the last dimension, by the fast operator where there is one. It sums in float32 whatever the dtype."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
-
-
-class LayerNorm2d(LayerNorm):
-    """LayerNorm over the channels of an (N, C, H, W) map; its output lies in memory as NHWC."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class DepthwiseConv(nn.Conv2d):
@@ -60,13 +52,30 @@ class Patchify(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """Depthwise convolution, LayerNorm, a linear layer to four times the width, GELU, a linear layer back, layer scale."""
+    """Depthwise convolution, LayerNorm, a linear layer to four times the width, GELU, a linear layer back, layer scale.
 
-    def __init__(self, width: int, kernel_size: int, drop_path: float, layer_scale: float, norm_eps: float = 1e-6) -> None:
+    Members of the family have another norm or activation, or GRN behind the activation (ConvNeXt V2); no fast operator computes these.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        kernel_size: int,
+        drop_path: float,
+        layer_scale: float,
+        norm_eps: float = 1e-6,
+        *,
+        norm_layer: str = "layernorm",
+        activation: str = "gelu",
+        grn: bool = False,
+    ) -> None:
         super().__init__()
         self.dwconv = DepthwiseConv(width, kernel_size)
-        self.norm = LayerNorm(width, eps=norm_eps)
+        # Another norm has no bias. Only a LayerNorm's is read, see `fusable`.
+        self.norm = cast(LayerNorm, norm_of(norm_layer, width, norm_eps, maps=False))
         self.pwconv1 = nn.Linear(width, 4 * width)
+        self.activation, self.activation_name = activation_of(activation), activation
+        self.grn = GlobalResponseNorm(4 * width) if grn else None
         self.pwconv2 = nn.Linear(4 * width, width)
         self.gamma = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale else None
         self.drop_path = DropPath(drop_path)
@@ -75,95 +84,30 @@ class Block(nn.Module):
         if not watched() and (parameters := self.fusable()) is not None and ops.takes_block(x, parameters) and ops.block_pays(x):
             return ops.block(x, parameters, self.norm.eps, self.drop_path.keep(x))
         y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))  # NHWC: a view, nothing moves
-        y = self.pwconv2(F.gelu(self.pwconv1(y)))
+        y = self.activation(self.pwconv1(y))
+        if self.grn is not None:
+            y = self.grn(y)
+        y = self.pwconv2(y)
         if self.gamma is not None:
             y = self.gamma * y
         return x + self.drop_path(y.permute(0, 3, 1, 2))
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it computes the function of the paper's block, which the fast operators have."""
+        return self.grn is None and self.activation_name == "gelu" and isinstance(self.norm, nn.LayerNorm)
 
     def fusable(self) -> ops.Parameters | None:
         """Return the parameters for the fused operator, or None if a submodule is hooked or replaced and must be called."""
         conv, norm, first, second = parts = self.dwconv, self.norm, self.pwconv1, self.pwconv2
         kinds = DepthwiseConv, LayerNorm, nn.Linear, nn.Linear, DropPath
-        if not all(map(untouched, (*parts, self.drop_path), kinds)) or any(part.bias is None for part in parts) or not conv.keeps_size():
+        if not self.is_published or not all(map(untouched, (*parts, self.drop_path), kinds)):
+            return None
+        if any(part.bias is None for part in parts) or not conv.keeps_size():
             return None
         assert conv.bias is not None
         mlp = first.weight, first.bias, second.weight, second.bias, self.gamma
         return ops.Parameters(conv.weight, conv.bias, norm.weight, norm.bias, *mlp)
-
-
-class PooledClassifier(Backbone):
-    """Base of this family's networks: initialisation, pooling, norm and head."""
-
-    norm: nn.LayerNorm | nn.Identity
-    head: nn.Linear | nn.Identity
-    grad_checkpointing: bool
-    min_size: int  # pixels: the smallest image side that leaves one position in the last map
-    head_name = "head"
-
-    def _build_head(self, width: int, num_classes: int, head_init_scale: float, norm_eps: float = 1e-6) -> None:
-        self.num_features, self.num_classes = width, num_classes
-        self.norm = nn.LayerNorm(width, eps=norm_eps)
-        self.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
-        self.apply(_init_weights)
-        if isinstance(self.head, nn.Linear):
-            with torch.no_grad():
-                self.head.weight.mul_(head_init_scale)
-
-    def _run(self, blocks: nn.Module, x: Tensor) -> Tensor:
-        recompute = self.grad_checkpointing and self.training
-        if isinstance(blocks, nn.Sequential) and not recompute:
-            return blocks(x)  # as a whole, so that hooks on a stage see it
-        for block in blocks.children():
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
-        return x
-
-    def _check_size(self, x: Tensor) -> None:
-        height, width = x.shape[-2:]
-        if height < self.min_size or width < self.min_size:
-            raise UsageError(
-                f"an image of {height} x {width} pixels is too small for this network: "
-                f"resize it to at least {self.min_size} x {self.min_size}, or build the network with a smaller patch_size"
-            )
-
-    def features(self, x: Tensor) -> list[Tensor]:
-        raise NotImplementedError
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last map of images (N, in_channels, H, W), before pooling and norm."""
-        return self.features(x)[-1]
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the logits (N, num_classes) of the last map (N, C, h, w), or, if `pre_logits`, the normalised mean (N, C)."""
-        x = self.norm(x.mean((-2, -1)))
-        return x if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits (N, num_classes) of images (N, in_channels, H, W). Raises UsageError if they are below `min_size`."""
-        return self.forward_head(self.forward_features(x))
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh head for `num_classes` classes on the network; 0 leaves the pooled features as output."""
-        self.set_num_classes(num_classes)
-        like = next(self.parameters())
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.head.to(device=like.device, dtype=like.dtype).apply(_init_weights)
-
-    def drop_head(self) -> None:
-        """Remove what only `forward` needs, so that every parameter has a gradient under a detector or segmenter."""
-        self.set_num_classes(0)
-        del self.norm, self.head
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass: less memory for about a third more time."""
-        self.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of all parameters of one dimension: biases, norms and layer scales."""
-        return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
-
-    def layer_group(self, name: str) -> int:
-        """Return the parameter's group for layer-wise learning rate decay, counted from 0 at the stem."""
-        raise NotImplementedError
 
 
 class ConvNeXt(PooledClassifier):
@@ -178,13 +122,21 @@ class ConvNeXt(PooledClassifier):
         in_channels: channels of the image.
         num_classes: outputs of the head; 0 for none.
         patch_size: kernel and stride of the stem; the maps have strides patch_size x (1, 2, 4, 8).
-        kernel_size: of the depthwise convolutions; odd.
+        kernel_size: of the depthwise convolutions; odd. One number, or one for each stage.
         drop_path: stochastic depth of the last block; the others rise to it linearly from 0.
         layer_scale: initial value of the residual branches' scale; 0 for none.
         head_init_scale: factor on the head's initial weights (the paper fine-tunes with 0.001).
         norm_eps: epsilon of the norms; weights of other libraries may need another than the published code's.
         head_norm_eps: epsilon of the norm before the head, if it is another.
         grad_checkpointing: recompute blocks in the backward pass to save memory.
+        grn: Global Response Normalization in the blocks, as ConvNeXt V2 has it, with layer_scale 0.
+        norm_layer: "layernorm", "rmsnorm" or "simplenorm", see `norms.py`.
+        activation: of the blocks, one of `activations.ACTIVATIONS`.
+        stem: "patch" as published, "overlap", "overlap_tiered" or "overlap_act", see `stems.py`.
+        head_norm_first: norm the last map, and then pool.
+        head_hidden_size: hidden values of a head of two layers with GELU between; 0 for the published head of one.
+
+    Raises UsageError for values that do not go together.
     """
 
     def __init__(
@@ -195,38 +147,51 @@ class ConvNeXt(PooledClassifier):
         in_channels: int = 3,
         num_classes: int = 1000,
         patch_size: int = 4,
-        kernel_size: int = 7,
+        kernel_size: int | Sequence[int] = 7,
         drop_path: float = 0.0,
         layer_scale: float = 1e-6,
         head_init_scale: float = 1.0,
         norm_eps: float = 1e-6,
         head_norm_eps: float | None = None,
         grad_checkpointing: bool = False,
+        grn: bool = False,
+        norm_layer: str = "layernorm",
+        activation: str = "gelu",
+        stem: str = "patch",
+        head_norm_first: bool = False,
+        head_hidden_size: int = 0,
     ) -> None:
         super().__init__()
-        if len(depths) != 4 or len(widths) != 4:
-            raise UsageError(f"depths and widths have one entry for each of the four stages, not {depths} and {widths}")
-        check_arguments(kernel_size, drop_path)
+        kernels = (kernel_size,) * 4 if isinstance(kernel_size, int) else tuple(kernel_size)
+        if not len(depths) == len(widths) == len(kernels) == 4:
+            raise UsageError(f"depths, widths and kernels have one entry for each of the four stages, not {depths}, {widths}, {kernels}")
+        for kernel in kernels:
+            check_arguments(kernel, drop_path)
         self.depths, self.channels = tuple(depths), tuple(widths)
         self.strides = tuple(patch_size * 2**i for i in range(4))
         self.min_size = patch_size * 8
         self.grad_checkpointing = grad_checkpointing
 
-        stem = nn.Sequential(nn.Conv2d(in_channels, widths[0], patch_size, patch_size), LayerNorm2d(widths[0], eps=norm_eps))
-        self.downsample_layers = nn.ModuleList([stem])
+        first = stem_of(stem, in_channels, widths[0], patch_size, norm_layer=norm_layer, eps=norm_eps, activation=activation)
+        self.downsample_layers = nn.ModuleList([first])
         for i in range(3):
-            norm, conv = LayerNorm2d(widths[i], eps=norm_eps), Patchify(widths[i], widths[i + 1], 2)
+            norm, conv = norm_of(norm_layer, widths[i], norm_eps, maps=True), Patchify(widths[i], widths[i + 1], 2)
             self.downsample_layers.append(nn.Sequential(norm, conv))
 
         rates = iter(drop_path_rates(drop_path, sum(depths)))
+        same = partial(Block, layer_scale=layer_scale, norm_eps=norm_eps, norm_layer=norm_layer, activation=activation, grn=grn)
         self.stages = nn.ModuleList(
-            nn.Sequential(*[Block(width, kernel_size, next(rates), layer_scale, norm_eps) for _ in range(depth)])
-            for depth, width in zip(depths, widths, strict=True)
+            nn.Sequential(*[same(width, kernel, next(rates)) for _ in range(depth)])
+            for depth, width, kernel in zip(depths, widths, kernels, strict=True)
         )
-        self._build_head(widths[-1], num_classes, head_init_scale, norm_eps if head_norm_eps is None else head_norm_eps)
+        last_eps = norm_eps if head_norm_eps is None else head_norm_eps
+        self._build_head(widths[-1], num_classes, head_init_scale, last_eps, norm_layer, head_norm_first, head_hidden_size)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Return the four stages' maps of images (N, in_channels, H, W): (N, channels[i], H // strides[i], W // strides[i])."""
+        """Return the four stages' maps of images (N, in_channels, H, W): (N, channels[i], H // strides[i], W // strides[i]).
+
+        An overlapped stem rounds a quarter of a side up.
+        """
         self._check_size(x)
         maps = []
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
@@ -253,14 +218,6 @@ class ConvNeXt(PooledClassifier):
 
 
 remember(DepthwiseConv, LayerNorm, LayerNorm2d, Patchify, nn.Conv2d, nn.Linear, DropPath, nn.Sequential, Block, ConvNeXt)
-
-
-def _init_weights(module: nn.Module) -> None:
-    # The published code's 0.02; the paper's text says 0.2, which no run of it used.
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def check_arguments(kernel_size: int, drop_path: float) -> None:

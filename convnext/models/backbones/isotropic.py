@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from convnext.models.backbones.convnext import Block, PooledClassifier, check_arguments
+from convnext.models.backbones.convnext import Block, check_arguments
 from convnext.models.backbones.dropping import drop_path_rates
+from convnext.models.backbones.pooled import PooledClassifier
 
 
 class ConvNeXtIsotropic(PooledClassifier):

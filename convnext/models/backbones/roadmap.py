@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from convnext.errors import UsageError
-from convnext.models.backbones.convnext import ConvNeXt, LayerNorm2d, PooledClassifier, check_arguments
+from convnext.models.backbones.convnext import ConvNeXt, check_arguments
 from convnext.models.backbones.dropping import DropPath, drop_path_rates
+from convnext.models.backbones.norms import LayerNorm2d
+from convnext.models.backbones.pooled import PooledClassifier
 from convnext.models.backbones.roadmap_steps import STEPS, Design, Regime, design
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from convnext.errors import UsageError
-from convnext.models.backbones.convnext import LayerNorm2d
+from convnext.models.backbones.norms import LayerNorm2d
 from convnext.models.detection.boxes import Size
 from convnext.models.detection.layers import FeaturePyramid
 from convnext.models.detection.postprocess import SCORE, Masks

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext.errors import UsageError, nearest
-from convnext.models.backbones.convnext import Block, ConvNeXt, LayerNorm, LayerNorm2d, Patchify
+from convnext.models.backbones.convnext import Block, ConvNeXt, Patchify
+from convnext.models.backbones.norms import LayerNorm, LayerNorm2d
 from convnext.models.backbones.untouched import untouched
 from convnext.models.optimize.quantize import Int8Block, Ranges, calibrate
 from convnext.ops import dispatch, inference, native
@@ -38,6 +39,9 @@ def why_not(model: nn.Module) -> str | None:
             return f"optimize takes a float32 network on the CPU; {found}: load it with device='cpu' (--device cpu), or do not optimize it"
     if not any(isinstance(module, Block) for module in model.modules()):
         return "this network has no block of ConvNeXt, and optimize makes only these faster; try torch.compile"
+    if not any(isinstance(module, Block) and module.is_published for module in model.modules()):
+        other = "GRN, or another norm or activation than ConvNeXt's"
+        return f"the blocks of this network have {other}, and optimize does not make such blocks faster; try torch.compile"
     return None
 
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext.errors import UsageError
-from convnext.models.backbones.convnext import LayerNorm2d
 from convnext.models.backbones.dropping import Dropper
+from convnext.models.backbones.norms import LayerNorm2d
 from convnext.models.network import Backbone, Network
 from convnext.models.segmentation.decay import is_output_norm, stage_group
 from convnext.text import counted

@@ -13,16 +13,20 @@ _RGB = 3
 
 
 def with_last_norm(native: State, own: Mapping[str, Tensor], file: str) -> State:
-    """Return a ConvNeXt's weights with a new last norm if they lack it, as those of a backbone for detection do.
+    """Return a ConvNeXt's weights with a new last norm if they lack it, as those of a backbone do for detection or from pretraining.
 
-    Its scale is 1 and its shift 0, as at the beginning of training. `own` is the state of the network.
+    Its scale is 1 and its shift 0, as at the beginning of training. The first layer of a head of two is new, too. `own` is the state of the
+    network.
     """
     lacking = own.keys() - native.keys()
-    if lacking != {"norm.weight", "norm.bias"}:
+    layer = {key for key in lacking if key.startswith("pre_logits.") and not own[key].is_meta}  # of a head of two layers, and random
+    norm = lacking - layer
+    if not lacking or not norm <= {"norm.weight", "norm.bias", "norm_pre.weight", "norm_pre.bias"}:
         return native
-    log.warning("%s has no last norm: the network's is new", file)
-    shape, kind = own["norm.weight"].shape, own["norm.weight"].dtype
-    return native | {"norm.weight": torch.ones(shape, dtype=kind), "norm.bias": torch.zeros(shape, dtype=kind)}
+    what = " and ".join(name for name, keys in (("last norm", norm), ("first layer of the head", layer)) if keys)
+    log.warning("%s has no %s: the network's %s new", file, what, "are" if norm and layer else "is")
+    fresh = {key: (torch.ones if key.endswith("weight") else torch.zeros)(own[key].shape, dtype=own[key].dtype) for key in norm}
+    return native | fresh | {key: own[key] for key in layer}
 
 
 def with_channels(native: State, own: Mapping[str, Tensor], file: str) -> State:

@@ -23,8 +23,13 @@ log = logging.getLogger("convnext")
 _MAX_LENGTH = 16 << 20  # bytes of a configuration
 # Arguments of timm's networks that the tensors show, or that only training needs.
 _VISIBLE = {"num_classes", "in_chans", "depths", "dims", "kernel_sizes", "ls_init_value", "patch_size", "conv_mlp", "conv_bias", "use_grn"}
-_VISIBLE |= {"stem_type", "norm_layer", "head_norm_first", "head_hidden_size", "head_init_scale", "drop_rate", "drop_path_rate", "img_size"}
-_SAME: dict[str, tuple[object, ...]] = {"output_stride": (32,), "global_pool": ("avg",), "act_layer": ("gelu",)}  # allowed values of others
+_VISIBLE |= {"stem_type", "head_norm_first", "head_hidden_size", "head_init_scale", "drop_rate", "drop_path_rate", "img_size"}
+_SAME: dict[str, tuple[object, ...]] = {"output_stride": (32,), "global_pool": ("avg",)}  # allowed values of others
+# What timm's layers and arguments, and transformers' hidden_act, are called here.
+_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "gelutanh": "gelu_tanh", "quick_gelu": "quick_gelu", "quickgelu": "quick_gelu"}
+_ACTIVATIONS |= {"silu": "silu", "swish": "silu", "relu": "relu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+_NORMS = {name + end: name for name in ("layernorm", "rmsnorm", "simplenorm") for end in ("", "2d")}
+_OF_TRANSFORMERS = {"convnext": 1e-12, "convnextv2": 1e-12, "dinov3_convnext": 1e-6}  # model_type → the default of layer_norm_eps
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Shape:
 class Configuration:
     """What a configuration adds to the tensors."""
 
-    function: dict[str, float]  # arguments of `create_model`: the epsilon of the norms
+    function: dict[str, object]  # arguments of `create_model` that no tensor shows: of the norms and the activation
     preprocessing: ClassifyPreprocessing | None
     classes: list[str] | None
 
@@ -100,7 +105,7 @@ def _timm(config: Mapping[str, object], where: str, shape: Shape) -> Configurati
     if shape.timm_name is not None:
         if not _same_network(architecture, shape, where):
             return None
-        function: dict[str, float] = {}
+        function: dict[str, object] = {}
         changed = {key: value for key, value in arguments.items() if key in ("act_layer", "norm_layer", "norm_eps", "output_stride")}
         _refuse(changed, architecture, where)
     else:
@@ -120,7 +125,8 @@ class _Known:
 
     depths: tuple[int, ...]
     widths: tuple[int, ...]
-    activations: frozenset[str]
+    activations: frozenset[str]  # in small letters
+    norms: frozenset[str]
     eps: frozenset[float]
 
 
@@ -128,20 +134,21 @@ class _Known:
 def _known_to_timm(architecture: str) -> _Known:
     import timm
     import torch
-    from torch import nn
 
     with torch.device("meta"):
         network = timm.create_model(architecture)
+    norms = [module for module in network.modules() if type(module).__name__.lower() in _NORMS]
     return _Known(
         tuple(len(stage.blocks) for stage in network.stages),
         tuple(stage["num_chs"] for stage in network.feature_info),
-        frozenset(type(module).__name__ for name, module in network.named_modules() if name.endswith("mlp.act")),
-        frozenset(module.eps for module in network.modules() if isinstance(module, nn.LayerNorm)) or frozenset({1e-6}),
+        frozenset(type(module).__name__.lower() for name, module in network.named_modules() if name.endswith("mlp.act")),
+        frozenset(type(module).__name__.lower() for module in norms),
+        frozenset(module.eps for module in norms) or frozenset({1e-6}),
     )
 
 
-def _convnext_of_timm(architecture: str, arguments: Mapping[str, object], where: str, shape: Shape) -> dict[str, float] | None:
-    """Return the epsilon of a ConvNeXt of timm; None if it has other sizes. Raises ConvnextError for another function."""
+def _convnext_of_timm(architecture: str, arguments: Mapping[str, object], where: str, shape: Shape) -> dict[str, object] | None:
+    """Return what no tensor shows of a ConvNeXt of timm; None if it has other sizes. Raises ConvnextError for another function."""
     import timm
 
     if shape.depths is None or shape.widths is None:
@@ -152,21 +159,35 @@ def _convnext_of_timm(architecture: str, arguments: Mapping[str, object], where:
         known = _known_to_timm(architecture)
     elif "convnext" in architecture:
         log.warning("%s names %s, which this version of timm does not know: its GELU and epsilon are assumed", where, architecture[:80])
-        known = _Known(shape.depths, shape.widths, frozenset({"GELU"}), frozenset({1e-6}))
+        known = _Known(shape.depths, shape.widths, frozenset({"gelu"}), frozenset({"layernorm"}), frozenset({1e-6}))
     else:
         return None
     sizes = (_numbers(arguments.get("depths"), known.depths), _numbers(arguments.get("dims"), known.widths))
     if sizes != (shape.depths, shape.widths):
         return None
-    _refuse({key: value for key, value in arguments.items() if key not in _VISIBLE | {"norm_eps"}}, architecture, where)
-    if "act_layer" not in arguments and (others := known.activations - {"GELU"}):
-        raise ConvnextError(f"{where}: {architecture} has the activation {min(others)}, the networks here GELU: another function")
+    shown = _VISIBLE | {"norm_eps", "act_layer", "norm_layer"}
+    _refuse({key: value for key, value in arguments.items() if key not in shown}, architecture, where)
+    function = _named("act_layer", _ACTIVATIONS, known.activations, arguments, f"{where}: {architecture}")
+    function |= _named("norm_layer", _NORMS, known.norms, arguments, f"{where}: {architecture}")
     eps, stated = known.eps, arguments.get("norm_eps")
     if stated is not None:
         eps = frozenset({_epsilon(stated, where, "norm_eps")})
     if len(eps) > 1:
         raise ConvnextError(f"{where}: {architecture} has norms of different epsilon, the networks here of one: another function")
-    return {"norm_eps": min(eps)}
+    return {"norm_eps": min(eps), **function}
+
+
+def _named(key: str, names: Mapping[str, str], built: frozenset[str], arguments: Mapping[str, object], whose: str) -> dict[str, object]:
+    """Return a layer of the networks here by its own name, unless it is the usual one and not asked for."""
+    stated = arguments.get(key)
+    found = {names.get(one.lower(), one) for one in ([str(stated)[:40]] if stated is not None else built)}
+    ours = {"act_layer": "activation", "norm_layer": "norm_layer"}[key]
+    if unknown := sorted(found - set(names.values())):
+        raise ConvnextError(f"{whose} has {key}={unknown[0]}, which no network here has: another function")
+    if len(found) > 1:
+        raise ConvnextError(f"{whose} has {' and '.join(sorted(found))} for {key}, the networks here one: another function")
+    usual = found <= {"gelu", "layernorm"}
+    return {} if usual and stated is None else {ours: found.pop()}
 
 
 def _epsilon(value: object, where: str, key: str) -> float:
@@ -200,18 +221,23 @@ def _transformers(config: Mapping[str, object], where: str, shape: Shape, downlo
     alone = not isinstance(under_head, dict)
     body = under_head if isinstance(under_head, dict) else config
     sizes = (_numbers(body.get("depths"), (3, 3, 9, 3)), _numbers(body.get("hidden_sizes"), (96, 192, 384, 768)))
-    if shape.timm_name is not None or body.get("model_type") != "convnext" or sizes != (shape.depths, shape.widths):
+    kind = str(body.get("model_type"))
+    if shape.timm_name is not None or kind not in _OF_TRANSFORMERS or sizes != (shape.depths, shape.widths):
         return None
-    activation, eps = body.get("hidden_act", "gelu"), body.get("layer_norm_eps", 1e-12)
-    if activation != "gelu":
-        raise ConvnextError(f"{where}: hidden_act is {str(activation)[:40]!r}, the networks here have 'gelu': another function")
+    activation, eps = body.get("hidden_act", "gelu"), body.get("layer_norm_eps", _OF_TRANSFORMERS[kind])
+    if activation not in _ACTIVATIONS:
+        raise ConvnextError(f"{where}: hidden_act is {str(activation)[:40]!r}, which no network here has: another function")
     eps = _epsilon(eps, where, "layer_norm_eps")
+    function: dict[str, object] = {} if activation == "gelu" else {"activation": _ACTIVATIONS[str(activation)]}
+    if kind == "dinov3_convnext":
+        function["norm_eps"] = eps
+    elif alone:  # blocks have 1e-6 whatever the configuration says. The epsilon is of the last norm, which is not there under a head.
+        function["head_norm_eps"] = eps
     labels = config.get("id2label")
     names = [labels.get(str(i)) for i in range(len(labels))] if isinstance(labels, dict) else None
     processor = downloaded.beside("preprocessor_config.json") if alone else None
     how = None if processor is None else published.from_transformers(_read(processor), processor)
-    # transformers' blocks have 1e-6 whatever the configuration says. The epsilon is of the last norm, which is not there under a head.
-    return Configuration({"head_norm_eps": eps} if alone else {}, how, _class_names(names, shape.num_classes))
+    return Configuration(function, how, _class_names(names, shape.num_classes))
 
 
 def _refuse(arguments: Mapping[str, object], architecture: str, where: str) -> None:

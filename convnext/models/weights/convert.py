@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -14,13 +15,18 @@ from convnext.models.load import identify, weights_of_run
 from convnext.models.network import Spec
 from convnext.models.registry import find
 from convnext.models.weights import files, formats
-from convnext.models.weights.open import XXLARGE, open_weights
+from convnext.models.weights.identify import FUNCTION
+from convnext.models.weights.open import open_weights
 from convnext.models.weights.published import to_transformers
 
 log = logging.getLogger("convnext")
 
-TARGETS = ("official", "timm", "torchvision", "transformers")
-_CONV_MLP = ("convnext_atto", "convnext_femto", "convnext_pico", "convnext_nano")  # timm's own sizes have 1 x 1 convolutions
+TARGETS = ("official", "timm", "torchvision", "transformers", "transformers-dinov3")
+# timm's own sizes, and its tiny with the norm first, have 1 x 1 convolutions.
+_CONV_MLP = re.compile(r"convnext(v2)?_(zepto|atto|femto|pico|nano)(_\w+)?|convnext_tiny_hnf")
+# What transformers calls the activations.
+_HIDDEN_ACT = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "silu": "silu", "relu": "relu"}
+_WORDS = {"norm_layer": "norms of the kind", "activation": "the activation", "norm_eps": "norms with epsilon"}
 
 
 def convert(source: str, output: Path, to: str) -> str:
@@ -42,11 +48,11 @@ def convert(source: str, output: Path, to: str) -> str:
         return _write_as_it_is(opened.state, entry.name, entry.format, output, to)
     known = formats.recognise(opened.state)
     native = formats.to_native(opened.state, known)
-    spec = {**identify(native), **opened.function()}
+    spec = {**identify(native, entry), **opened.function()}
     _refuse_other_function(spec, to)
-    foreign = formats.from_native(native, to, conv_mlp=to == "timm" and spec["name"] in _CONV_MLP)
-    if to == "transformers" and not output.suffix:
-        _write_json(output / "config.json", _config(spec, opened.classes))
+    foreign = formats.from_native(native, to, conv_mlp=to == "timm" and _CONV_MLP.fullmatch(cast("str", spec["name"])) is not None)
+    if to.startswith("transformers") and not output.suffix:
+        _write_json(output / "config.json", _config(spec, opened.classes, to))
         if isinstance(opened.preprocessing, ClassifyPreprocessing) and (how := to_transformers(opened.preprocessing)) is not None:
             _write_json(output / "preprocessor_config.json", how)
         else:
@@ -57,16 +63,24 @@ def convert(source: str, output: Path, to: str) -> str:
 
 
 def _refuse_other_function(spec: Spec, to: str) -> None:
-    # No tensor shows an epsilon. The other library would build a network of another function around the weights.
-    eps, of_head = cast("tuple[float, float | None]", (spec.get("norm_eps", 1e-6), spec.get("head_norm_eps")))
-    theirs = 1e-5 if (spec.get("depths"), spec.get("widths")) == XXLARGE and to == "timm" else 1e-6
-    if eps != theirs:
-        raise ConvnextError(f"this network has norms with epsilon {eps}, which {to} can't express: it has {theirs}")
-    if of_head in (None, theirs) or to == "transformers":
+    # No tensor shows these. The other library would build a network of another function around the weights.
+    ours = {**FUNCTION, **find(cast("str", spec["name"])).fixed, **spec}
+    # timm has a name for this very network. Else the other library's is the published code's.
+    theirs = {**FUNCTION, **(find(cast("str", spec["name"])).fixed if to == "timm" else {})}
+    transformers = to.startswith("transformers")
+    for key in ("norm_layer", "activation", "norm_eps"):
+        free = transformers and (key == "activation" or (key == "norm_eps" and to == "transformers-dinov3"))
+        if ours[key] != theirs[key] and not free:
+            raise ConvnextError(f"this network has {_WORDS[key]} {ours[key]}, which {to} can't express: it has {theirs[key]}")
+    if transformers and ours.get("kernel_size", 7) != 7:
+        raise ConvnextError(f"this network has kernels of {ours['kernel_size']}, which {to} can't express: it has 7")
+    of_head = cast("float | None", spec.get("head_norm_eps"))
+    last = cast("float", ours["norm_eps"] if to == "transformers-dinov3" else theirs["norm_eps"])
+    if of_head in (None, last) or to == "transformers":
         return
     if of_head > 1e-5:
-        raise ConvnextError(f"this network's last norm has epsilon {of_head}, which {to} can't express: it has {theirs}")
-    log.warning("the last norm's epsilon is %s here and will be %s in %s: outputs differ by parts in a million", of_head, theirs, to)
+        raise ConvnextError(f"this network's last norm has epsilon {of_head}, which {to} can't express: it has {last}")
+    log.warning("the last norm's epsilon is %s here and will be %s in %s: outputs differ by parts in a million", of_head, last, to)
 
 
 def _write_as_it_is(state: dict[str, Tensor], name: str, own: str, output: Path, to: str) -> str:
@@ -79,21 +93,27 @@ def _write_as_it_is(state: dict[str, Tensor], name: str, own: str, output: Path,
     return f"{name}: {len(state)} tensors in timm's names, written to {output}"
 
 
-def _config(spec: Spec, classes: list[str] | None) -> dict[str, object]:
-    sizes = {**find(cast("str", spec["name"])).fixed, **spec}
+def _config(spec: Spec, classes: list[str] | None, to: str) -> dict[str, object]:
+    sizes = {**FUNCTION, **find(cast("str", spec["name"])).fixed, **spec}
+    kind = ("ConvNextForImageClassification", "convnext")
+    if to == "transformers-dinov3":
+        kind = ("DINOv3ConvNextModel", "dinov3_convnext")
+    elif sizes.get("grn"):
+        kind = ("ConvNextV2ForImageClassification", "convnextv2")
     config: dict[str, object] = {
-        "architectures": ["ConvNextForImageClassification"],
-        "model_type": "convnext",
+        "architectures": [kind[0]],
+        "model_type": kind[1],
         "num_channels": sizes["in_channels"],
-        "patch_size": sizes["patch_size"],
-        "num_stages": 4,
         "depths": sizes["depths"],
         "hidden_sizes": sizes["widths"],
-        "layer_scale_init_value": sizes["layer_scale"],
-        "hidden_act": "gelu",
+        **({} if to == "transformers-dinov3" else {"patch_size": sizes["patch_size"], "num_stages": 4}),
+        **({} if sizes.get("grn") else {"layer_scale_init_value": sizes["layer_scale"]}),
+        "hidden_act": _HIDDEN_ACT[cast("str", sizes["activation"])],
         # Of the last norm. transformers' default, 1e-12, is not what most networks have.
         "layer_norm_eps": spec.get("head_norm_eps") or spec.get("norm_eps", 1e-6),
     }
+    if to == "transformers-dinov3":
+        return config
     if classes is None:
         config["num_labels"] = sizes["num_classes"]
     else:

@@ -57,6 +57,7 @@ def _short(value: object) -> str:
 
 
 Name = Annotated[str, PlainValidator(_short)]  # pydantic's own refuses names that are not UTF-8, which folders may have
+Kernel = Annotated[int, Field(ge=1, le=255)]
 Width = Annotated[int, Field(ge=1, le=65536)]
 Count = Annotated[int, Field(ge=0, le=10_000)]
 Pixels = Annotated[int, Field(ge=1, le=_MAX_SIDE)]
@@ -88,9 +89,15 @@ class DescribedModel(Strict):
     depth: Count | None = None
     width: Width | None = None
     patch_size: int | None = Field(None, ge=1, le=256)
-    kernel_size: int | None = Field(None, ge=1, le=255)
+    kernel_size: Kernel | Annotated[list[Kernel], Field(max_length=16)] | None = None
     norm_eps: float | None = Field(None, ge=1e-12, le=0.1)
     head_norm_eps: float | None = Field(None, ge=1e-12, le=0.1)
+    grn: bool | None = None
+    norm_layer: Literal["layernorm", "rmsnorm", "simplenorm"] | None = None
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"] | None = None
+    stem: Literal["patch", "overlap", "overlap_tiered", "overlap_act"] | None = None
+    head_norm_first: bool | None = None
+    head_hidden_size: int | None = Field(None, ge=0, le=65536)
     image_size: int | None = Field(None, ge=1, le=2048)  # of a ViT: memory is its square
     step: Count | None = None
     regime: Literal["t", "b"] | None = None

@@ -2,7 +2,8 @@
 
 `to_native` renames a state of any known format to our names, which are the published code's. `from_native` is its inverse, bit for bit.
 A new format is one more table and one more row in `FORMATS`.
-The formats and who writes them: official (the paper's code), timm, torchvision, transformers.
+The formats and who writes them: official (the paper's code, that of ConvNeXt V2, of DINOv3 and of EUPE), timm, torchvision, transformers,
+and open_clip, whose image tower is in timm's.
 """
 
 import re
@@ -19,11 +20,12 @@ Table = list[tuple[str, str]]  # (native name, foreign name) of a module or para
 
 _STAGES = range(4)
 _BETWEEN = range(1, 4)
-_BLOCK_PARTS = ("dwconv", "norm", "pwconv1", "pwconv2", "gamma")
+_BLOCK_PARTS = ("dwconv", "norm", "pwconv1", "pwconv2", "gamma", "grn.gamma", "grn.beta")  # the last two are of ConvNeXt V2
 
 
 def _blocks(native: str, foreign: str, *parts: str) -> Table:
-    return [(f"{native}.{ours}", f"{foreign}.{theirs}") for ours, theirs in zip(_BLOCK_PARTS, parts, strict=True)]
+    """Return the rows of a block; a format that has no GRN names fewer parts."""
+    return [(f"{native}.{ours}", f"{foreign}.{theirs}") for ours, theirs in zip(_BLOCK_PARTS, parts, strict=False)]
 
 
 def _official() -> Table:
@@ -33,21 +35,29 @@ def _official() -> Table:
 
 
 def _isotropic() -> Table:
-    names = ["stem", *[f"blocks.{{j}}.{part}" for part in _BLOCK_PARTS], "norm", "head"]
+    names = ["stem", *[f"blocks.{{j}}.{part}" for part in _BLOCK_PARTS[:5]], "norm", "head"]
     return [(name, name) for name in names]
 
 
+_TIMM_PARTS = ("conv_dw", "norm", "mlp.fc1", "mlp.fc2", "gamma", "mlp.grn.weight", "mlp.grn.bias")
+
+
 def _timm() -> Table:
-    table = [(f"downsample_layers.0.{k}", f"stem.{k}") for k in (0, 1)] + [("norm", "head.norm"), ("head", "head.fc")]
+    table = [(f"downsample_layers.0.{k}", f"stem.{k}") for k in range(4)]  # an overlapped stem has up to four layers
+    table += [("norm", "head.norm"), ("norm_pre", "norm_pre"), ("pre_logits", "head.pre_logits.fc"), ("head", "head.fc")]
     table += [(f"downsample_layers.{i}.{k}", f"stages.{i}.downsample.{k}") for i in _BETWEEN for k in (0, 1)]
     for i in _STAGES:
-        table += _blocks(f"stages.{i}.{{j}}", f"stages.{i}.blocks.{{j}}", "conv_dw", "norm", "mlp.fc1", "mlp.fc2", "gamma")
+        table += _blocks(f"stages.{i}.{{j}}", f"stages.{i}.blocks.{{j}}", *_TIMM_PARTS)
     return table
 
 
 def _timm_features() -> Table:
     # `features_only=True` makes its networks flat, without the last norm and the head.
-    return [(ours, re.sub(r"^(stem|stages)\.(\d)", r"\1_\2", theirs)) for ours, theirs in _timm() if not theirs.startswith("head.")]
+    return [
+        (ours, re.sub(r"^(stem|stages)\.(\d)", r"\1_\2", theirs))
+        for ours, theirs in _timm()
+        if not theirs.startswith(("head.", "norm_pre"))
+    ]
 
 
 def _torchvision() -> Table:
@@ -66,13 +76,24 @@ def _transformers_body() -> Table:
         stage = f"encoder.stages.{i}"
         if i in _BETWEEN:
             body += [(f"downsample_layers.{i}.{k}", f"{stage}.downsampling_layer.{k}") for k in (0, 1)]
-        parts = ("dwconv", "layernorm", "pwconv1", "pwconv2", "layer_scale_parameter")
+        parts = ("dwconv", "layernorm", "pwconv1", "pwconv2", "layer_scale_parameter", "grn.weight", "grn.bias")
         body += _blocks(f"stages.{i}.{{j}}", f"{stage}.layers.{{j}}", *parts)
     return body
 
 
-def _transformers() -> Table:
-    return [(ours, f"convnext.{theirs}") for ours, theirs in _transformers_body()] + [("head", "classifier")]
+def _transformers(prefix: str, *without: str) -> Table:
+    body = [(ours, theirs) for ours, theirs in _transformers_body() if not any(part in ours for part in without)]
+    return [(ours, f"{prefix}.{theirs}") for ours, theirs in body] + [("head", "classifier")]
+
+
+def _transformers_dinov3(prefix: str) -> Table:
+    table = [("norm", "layer_norm")]
+    for i in _STAGES:
+        stage = f"{prefix}stages.{i}"
+        table += [(f"downsample_layers.{i}.{k}", f"{stage}.downsample_layers.{k}") for k in (0, 1)]
+        parts = ("depthwise_conv", "layer_norm", "pointwise_conv1", "pointwise_conv2", "gamma")
+        table += _blocks(f"stages.{i}.{{j}}", f"{stage}.layers.{{j}}", *parts)
+    return table
 
 
 @dataclass(frozen=True)
@@ -88,14 +109,23 @@ def _torchvision_shape(name: str, tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, 1, 1) if name.endswith("layer_scale") else tensor
 
 
+def _v2_shape(name: str, tensor: Tensor) -> Tensor:
+    return tensor.reshape(1, 1, 1, -1) if ".grn." in name else tensor
+
+
 FORMATS: dict[str, Format] = {
-    "official": Format(_official(), mark="downsample_layers.0.0.weight"),
+    "official": Format(_official(), mark="downsample_layers.0.0.weight", shape=_v2_shape),
     "official-isotropic": Format(_isotropic(), mark="blocks.0.dwconv.weight"),
     "timm": Format(_timm(), mark="stages.0.blocks.0.conv_dw.weight"),
     "timm-features": Format(_timm_features(), mark="stages_0.blocks.0.conv_dw.weight"),
     "torchvision": Format(_torchvision(), mark="features.1.0.block.0.weight", shape=_torchvision_shape),
-    "transformers": Format(_transformers(), mark="convnext.encoder.stages.0.layers.0.dwconv.weight"),
-    "transformers-body": Format(_transformers_body(), mark="encoder.stages.0.layers.0.dwconv.weight"),  # ConvNextModel, ConvNextBackbone
+    "transformers": Format(_transformers("convnext", ".grn."), mark="convnext.encoder.stages.0.layers.0.dwconv.weight"),
+    "transformers-v2": Format(
+        _transformers("convnextv2", "}.gamma"), mark="convnextv2.encoder.stages.0.layers.0.dwconv.weight", shape=_v2_shape
+    ),
+    "transformers-body": Format(_transformers_body(), mark="encoder.stages.0.layers.0.dwconv.weight"),  # Model and Backbone, V2's too
+    "transformers-dinov3": Format(_transformers_dinov3("model."), mark="model.stages.0.layers.0.depthwise_conv.weight"),
+    "transformers-dinov3-4": Format(_transformers_dinov3(""), mark="stages.0.layers.0.depthwise_conv.weight"),  # of transformers 4
 }
 
 
@@ -109,10 +139,11 @@ def unwrap(state: Mapping[str, Tensor], alone: bool) -> tuple[State, list[str]]:
 
     Unless it is wanted `alone`, the ConvNeXt under the head of a detector or segmenter is not taken out.
     """
+    state = wrapped.with_clip_head(state)
     found, outside = wrapped.unwrapped(state, [known.mark for known in FORMATS.values()])
     if not alone and any(key.startswith(_OF_HEADS) for key in outside):
         return dict(state), []
-    norms = [key for key in found if _OUTPUT_NORMS.fullmatch(key)]
+    norms = [key for key in found if _OUTPUT_NORMS.fullmatch(key) or key.startswith("projectors.")]  # the latter EUPE's, of distillation
     return {key: tensor for key, tensor in found.items() if key not in norms}, outside + norms
 
 
@@ -134,7 +165,7 @@ def to_native(state: Mapping[str, Tensor], name: str) -> State:
     native = {}
     for key, tensor in state.items():
         ours = rename(key) or key
-        if ours.endswith(".gamma"):
+        if ours.endswith((".gamma", ".beta")):
             tensor = tensor.reshape(-1)
         elif ours.endswith(("pwconv1.weight", "pwconv2.weight")):  # 1 x 1 convolutions in timm's sizes below tiny
             tensor = tensor.flatten(1)
@@ -149,6 +180,8 @@ def from_native(state: Mapping[str, Tensor], name: str, *, conv_mlp: bool = Fals
     """
     if name == "official" and FORMATS["official-isotropic"].mark in state:
         name = "official-isotropic"
+    if name == "transformers" and "stages.0.0.grn.gamma" in state:
+        name = "transformers-v2"
     known = FORMATS[name]
     rename = renamer(known.table)
     foreign = {}
@@ -166,17 +199,20 @@ def renamer(table: Table) -> Callable[[str], str | None]:
     """Return the function from a key (`module.weight`, `module.bias` or a bare parameter) to its new name, or None."""
     names = dict(table)
 
-    def rename(key: str) -> str | None:
-        module, dot, leaf = key.rpartition(".")
-        tail = f".{leaf}" if dot and leaf in ("weight", "bias") else ""
-        name = module if tail else key
+    def find(name: str) -> str | None:
         if name in names:
-            return names[name] + tail
+            return names[name]
         # The table has {j} for the block's number. Try each number of the name as it.
         for number in re.finditer(r"(?<=\.)\d+(?=\.)", name):
             template = f"{name[: number.start()]}{{j}}{name[number.end() :]}"
             if template in names:
-                return names[template].replace("{j}", number.group()) + tail
+                return names[template].replace("{j}", number.group())
         return None
+
+    def rename(key: str) -> str | None:
+        module, dot, leaf = key.rpartition(".")
+        if dot and leaf in ("weight", "bias") and (found := find(module)) is not None:
+            return f"{found}.{leaf}"
+        return find(key)
 
     return rename

@@ -13,19 +13,21 @@ from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.models.entry import Entry
 from convnext.models.network import Spec
-from convnext.models.registry import BACKBONES, find
+from convnext.models.registry import find
 from convnext.models.weights import configuration, download, files, formats, published, wrapped
 from convnext.models.weights.configuration import Shape
+from convnext.models.weights.identify import FUNCTION, identify
 from convnext.models.weights.known import check_known, entry_of
 
 log = logging.getLogger("convnext")
 
 Sizes = tuple[tuple[int, ...] | None, tuple[int, ...] | None]  # depths and widths of a ConvNeXt
 ClassIds = Sequence[int | Sequence[int]]  # the data's own number of each class: COCO's category ids; values of masks, or R, G, B
-FUNCTION = {"norm_eps": 1e-6, "head_norm_eps": None}  # arguments that no tensor shows, with their defaults
-# Among all published weights, only networks of another function than the published code's have these sizes.
-XXLARGE = ((3, 4, 30, 3), (384, 768, 1536, 3072))
-_TANH: dict[Sizes, str] = {((1, 2, 4, 2), (24, 32, 48, 64)): "test_convnext", ((1, 1, 1, 1), (32, 64, 96, 128)): "test_convnext2"}
+# Among all published weights, only networks of another activation than the published code's have these sizes.
+_OTHER_ACTIVATION: dict[Sizes, tuple[str, ...]] = {
+    ((1, 2, 4, 2), (24, 32, 48, 64)): ("test_convnext",),
+    ((1, 1, 1, 1), (32, 64, 96, 128)): ("test_convnext2", "test_convnext3"),
+}
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,10 @@ def open_weights(weights: str | Path | Mapping[str, Tensor], name: str | None = 
     found = configuration.of(downloaded, _shape(spec, part)) if tag is None else None
     if found is not None:
         spec = {**spec, **found.function}
-    elif known.startswith("timm") and (network := _TANH.get(_sizes(spec, part))) is not None:
+    elif known.startswith("timm") and spec["name"] not in (networks := _OTHER_ACTIVATION.get(_sizes(spec, part), ())) and networks:
         raise ConvnextError(
-            f"{downloaded.path} has the sizes of timm's {network}, whose GELU is another function than that of the networks here: "
-            "put its config.json beside it if it is another network"
+            f"{downloaded.path} has the sizes of timm's {' and '.join(networks)}, whose activation is another function than GELU: "
+            "give the network's name too, or put its config.json beside the file"
         )
     how, assumed = _prepared(part, tag, found, downloaded, known)
     classes = None if found is None else found.classes
@@ -105,7 +107,7 @@ def _identified(state: Mapping[str, Tensor], entry: Entry | None, file: str) -> 
         known = formats.recognise(state)
         wrapped.warn_of_ignored(ignored, file)
         try:
-            spec: Spec = identify(formats.to_native(state, known))
+            spec: Spec = identify(formats.to_native(state, known), entry)
         except ConvnextError:
             if entry is None:
                 raise
@@ -160,38 +162,3 @@ def _is_published(file_name: str, entry: Entry) -> bool:
 def is_tag(weights: str) -> bool:
     """Return whether that can only be a tag: it is not an address, has no ending, and no such file exists."""
     return "/" not in weights and not Path(weights.partition("#")[0]).exists() and "." not in weights
-
-
-def identify(native: Mapping[str, Tensor]) -> Spec:
-    """Return the `create_model` arguments of the ConvNeXt that a state in our own names belongs to.
-
-    The name is the registry's if one has these sizes, else the family's with the sizes. Raises ConvnextError if it is not a ConvNeXt.
-    """
-    stem = native.get("downsample_layers.0.0.weight", native.get("stem.weight"))
-    if stem is None:
-        raise ConvnextError("no stem among these weights: neither 'downsample_layers.0.0.weight' nor 'stem.weight'")
-    block = "blocks.0" if "stem.weight" in native else "stages.0.0"
-    if stem.ndim != 4 or (first := native.get(f"{block}.dwconv.weight")) is None or first.ndim != 4:
-        raise ConvnextError(f"no ConvNeXt among these weights: a stem and '{block}.dwconv.weight' have four dimensions")
-    spec: dict[str, object] = {
-        "num_classes": native["head.weight"].shape[0] if "head.weight" in native else 0,
-        "in_channels": stem.shape[1],
-        "patch_size": stem.shape[-1],
-        "kernel_size": first.shape[-1],
-        "layer_scale": 1e-6 if f"{block}.gamma" in native else 0.0,
-    }
-    if "stem.weight" in native:
-        depth = len({key.split(".")[1] for key in native if key.startswith("blocks.")})
-        shape: dict[str, object] = {"depth": depth, "width": stem.shape[0]}
-        family = "convnext_isotropic_small"
-    else:
-        stages = [[key for key in native if key.startswith(f"stages.{i}.") and key.endswith(".norm.weight")] for i in range(4)]
-        sizes = tuple(map(len, stages)), tuple(native[keys[0]].shape[0] for keys in stages if keys)
-        shape = dict(zip(("depths", "widths"), sizes, strict=True))
-        family = "convnext_tiny"
-        if sizes == XXLARGE:  # all published weights of these sizes have it
-            spec["norm_eps"] = 1e-5
-    for name, entry in BACKBONES.items():
-        if all(entry.fixed.get(key) == value for key, value in shape.items()):
-            return {"name": name, **spec}
-    return {"name": family, **spec, **shape}

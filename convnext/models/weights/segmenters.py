@@ -79,7 +79,8 @@ def count_classes(native: Mapping[str, Tensor]) -> int:
 def to_native(state: Mapping[str, Tensor], name: str) -> State:
     """Return a state in the format `name`, renamed to our names. Keys that the format does not have stay as they are."""
     rename = renamer([(theirs, ours) for ours, theirs in FORMATS[name].table])
-    return {rename(key) or key: tensor for key, tensor in state.items()}
+    native = ((rename(key) or key, tensor) for key, tensor in state.items())
+    return {key: tensor.reshape(-1) if ".grn." in key else tensor for key, tensor in native}  # (1, 1, 1, C) in ConvNeXt V2's code
 
 
 def from_native(state: Mapping[str, Tensor], name: str) -> State:

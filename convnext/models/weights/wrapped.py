@@ -1,14 +1,17 @@
 """Take a network's weights out of what wraps them: containers of a training run, prefixes of wrapping modules, shards.
 
-Nothing here depends on the names that wrappers have: what is inside is found by the names of the network's own weights.
+What is inside is found by the names of the network's own weights, whatever the wrapper's. Only open_clip's have to be known: there a
+part of the network is outside.
 """
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from convnext.errors import ConvnextError, UsageError, first_line
@@ -34,6 +37,9 @@ _ENTRIES = (
 _MAX_INDEX = 16 << 20  # bytes
 _MAX_SHARDS = 1000
 _SHOWN = 3
+_CLIP_TRUNK = re.compile(r"((?:.+\.)?visual\.)trunk\.stages\.0\.blocks\.0\.conv_dw\.weight")
+# The projection is the trunk's head: of one layer, or of two with GELU between.
+_CLIP_HEADS = {"head.proj.": "head.fc.", "head.mlp.fc1.": "head.pre_logits.fc.", "head.mlp.fc2.": "head.fc."}
 
 State = dict[str, Tensor]
 
@@ -92,6 +98,28 @@ def without_shared_prefix(state: Mapping[str, Tensor]) -> State:
         if any(key in ("weight", "bias") for key in found):  # a single layer, no network
             return dict(state)
     return found
+
+
+def with_clip_head(state: Mapping[str, Tensor]) -> State:
+    """Return a state of open_clip with the projection behind the image tower as the head of timm's network, which the tower is.
+
+    The projection has no bias, and a head has one: it is 0. All else stays as it is, and so does a state that holds no such tower.
+    """
+    tower = next((match[1] for key in state if (match := _CLIP_TRUNK.fullmatch(key))), None)
+    if tower is None:
+        return dict(state)
+    found = {_of_clip(key, tower): tensor for key, tensor in state.items()}
+    weight = found.get(f"{tower}trunk.head.fc.weight")
+    if weight is not None:
+        found.setdefault(f"{tower}trunk.head.fc.bias", torch.zeros(weight.shape[0], dtype=weight.dtype))
+    return found
+
+
+def _of_clip(key: str, tower: str) -> str:
+    for theirs, timms in _CLIP_HEADS.items():
+        if key.startswith(tower + theirs):
+            return f"{tower}trunk.{timms}{key.removeprefix(tower + theirs)}"
+    return key
 
 
 def warn_of_ignored(names: list[str], file: str) -> None:

@@ -139,18 +139,50 @@ def test_the_largest_has_its_epsilon_without_a_configuration():
     assert {module.eps for module in ours.modules() if hasattr(module, "eps")} == {1e-5}
 
 
-@pytest.mark.parametrize("network", ["test_convnext", "test_convnext2"])
-@pytest.mark.parametrize("named", ["config", "table", "shapes"])
-def test_tanh_gelu_is_refused_by_name(tmp_path, network, named):
-    name = f"{network}.r160_in1k.safetensors" if named == "table" else "model.safetensors"
-    timm_file(tmp_path, network, name)
-    if named == "config":
+@pytest.mark.parametrize("network", ["test_convnext", "test_convnext2", "test_convnext3"])
+@pytest.mark.parametrize("told_by", ["config", "table", "name", "shapes"])
+def test_another_activation_is_taken_from_who_says_it_or_refused(tmp_path, network, told_by):
+    file = tmp_path / (f"{network}.r160_in1k.safetensors" if told_by == "table" else "model.safetensors")
+    theirs, x = timm_file(tmp_path, network, file.name), torch.randn(1, 3, 64, 64)
+    if told_by == "config":
         write_config(tmp_path, config_of(f"{network}.r160_in1k"))
-    with pytest.raises(ConvnextError, match=f"{network}.*(activation|GELU).*function"):
-        load.load(tmp_path / name)
+    if told_by == "shapes":
+        with pytest.raises(ConvnextError, match=f"{network}.*activation is another function than GELU"):
+            load.load(file)
+        return
+    found = load.load(network, file) if told_by == "name" else load.load(file)
+    assert relative_error(found.model(x), theirs(x)) < 1e-5
 
 
-@pytest.mark.parametrize("changed", [{"act_layer": "gelu_tanh"}, {"output_stride": 16}, {"global_pool": "max"}, {"anything": 1}])
+def test_another_network_of_these_sizes_is_not_taken_for_the_one_called_for(tmp_path):
+    timm_file(tmp_path, "test_convnext3")
+    with pytest.raises(ConvnextError, match="test_convnext2 and test_convnext3"):
+        load.load("test_convnext2", tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"act_layer": "gelu_tanh"}, {"act_layer": "silu"}, {"norm_layer": "rmsnorm2d"}, {"norm_layer": "simplenorm"}]
+)
+def test_the_layers_of_the_configuration_are_taken(tmp_path, arguments):
+    theirs, x = timm_file(tmp_path, "convnext_atto", **arguments), torch.randn(1, 3, 64, 64)
+    write_config(tmp_path, config_of("convnext_atto.d2_in1k", model_args=arguments))
+    assert relative_error(load.load(tmp_path / "model.safetensors").model(x), theirs(x)) < 1e-5
+    again = convnext.create_model(
+        "convnext_atto_rms" if "norm_layer" in arguments else "convnext_atto", weights=tmp_path / "model.safetensors"
+    )
+    assert relative_error(again.eval()(x), theirs(x)) < 1e-5
+
+
+def test_norms_without_bias_need_someone_who_says_which(tmp_path):
+    timm_file(tmp_path, "convnext_femto", norm_layer="rmsnorm2d")
+    with pytest.raises(ConvnextError, match="missing: .*bias"):
+        load.load(tmp_path / "model.safetensors")
+    convnext.create_model("convnext_femto", weights=tmp_path / "model.safetensors", norm_layer="rmsnorm")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"act_layer": "mish"}, {"norm_layer": "batchnorm2d"}, {"output_stride": 16}, {"global_pool": "max"}, {"anything": 1}]
+)
 def test_what_no_tensor_shows_is_refused(tmp_path, changed):
     timm_file(tmp_path, "convnext_atto")
     write_config(tmp_path, config_of("convnext_atto.d2_in1k", model_args=changed))
@@ -218,9 +250,14 @@ def test_transformers_epsilon_is_taken(tmp_path, eps):
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu"])
-def test_transformers_activations_are_refused(tmp_path, activation):
-    transformers_folder(tmp_path, hidden_act=activation)
-    with pytest.raises(ConvnextError, match=f"hidden_act is '{activation}'.*another function"):
+def test_transformers_activations_are_taken(tmp_path, activation):
+    theirs, x = transformers_folder(tmp_path, hidden_act=activation), torch.randn(1, 3, 64, 64)
+    assert relative_error(load.load(tmp_path / "model.safetensors").model(x), theirs(x).logits) < 1e-5
+
+
+def test_transformers_activations_that_no_network_here_has_are_refused(tmp_path):
+    transformers_folder(tmp_path, hidden_act="gelu_10")
+    with pytest.raises(ConvnextError, match=r"hidden_act is 'gelu_10'.*another function"):
         load.load(tmp_path / "model.safetensors")
 
 
