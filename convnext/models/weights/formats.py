@@ -124,8 +124,8 @@ FORMATS: dict[str, Format] = {
         _transformers("convnextv2", "}.gamma"), mark="convnextv2.encoder.stages.0.layers.0.dwconv.weight", shape=_v2_shape
     ),
     "transformers-body": Format(_transformers_body(), mark="encoder.stages.0.layers.0.dwconv.weight"),  # Model and Backbone, V2's too
-    "transformers-dinov3": Format(_transformers_dinov3("model."), mark="model.stages.0.layers.0.depthwise_conv.weight"),
-    "transformers-dinov3-4": Format(_transformers_dinov3(""), mark="stages.0.layers.0.depthwise_conv.weight"),  # of transformers 4
+    "transformers-dinov3": Format(_transformers_dinov3(""), mark="stages.0.layers.0.depthwise_conv.weight"),  # in files
+    "transformers-dinov3-module": Format(_transformers_dinov3("model."), mark="model.stages.0.layers.0.depthwise_conv.weight"),
 }
 
 

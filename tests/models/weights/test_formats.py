@@ -7,11 +7,14 @@ import timm
 import torch
 import torchvision
 import transformers
-from helpers import random_model, relative_error, shared
+from helpers import random_model, randomise, relative_error, shared
+from safetensors.torch import load_file
 
 import convnext
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import ConvnextError
 from convnext.models import load
+from convnext.models.weights.files import write_weights
 from convnext.models.weights.formats import from_native, recognise, to_native
 
 BELOW_TINY = ["atto", "femto", "pico", "nano"]
@@ -141,8 +144,127 @@ def test_transformers_itself_reads_and_means_the_same(tmp_path):
         assert relative_error(theirs(x).logits, ours(x)) < 1e-5
 
 
+TINY = {"depths": [1, 1, 2, 1], "hidden_sizes": [8, 16, 24, 32]}
+# Of each class of transformers: how to build it, and what our forward pass computes.
+OF_TRANSFORMERS = {
+    "ConvNextModel": (transformers.ConvNextConfig(**TINY), lambda out: out.pooler_output),
+    "ConvNextBackbone": (transformers.ConvNextConfig(**TINY), None),
+    "ConvNextV2ForImageClassification": (transformers.ConvNextV2Config(**TINY, num_labels=5), lambda out: out.logits),
+    "ConvNextV2Model": (transformers.ConvNextV2Config(**TINY, layer_norm_eps=1e-3), lambda out: out.pooler_output),
+    "ConvNextV2Backbone": (transformers.ConvNextV2Config(**TINY), None),
+    "DINOv3ConvNextModel": (transformers.DINOv3ConvNextConfig(**TINY, layer_norm_eps=1e-3), lambda out: out.pooler_output),
+    "DINOv3ConvNextBackbone": (transformers.DINOv3ConvNextConfig(**TINY), None),
+}
+
+
+@pytest.mark.parametrize("kind", OF_TRANSFORMERS)
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+@torch.no_grad()
+def test_same_function_as_every_class_of_transformers(tmp_path, kind, prefix):
+    """By the saved folder; and the state in memory, whose names may be others, in what wraps it."""
+    config, pooled = OF_TRANSFORMERS[kind]
+    theirs, x = randomise(getattr(transformers, kind)(config)).eval(), image()
+    out = theirs(x, output_hidden_states=True)
+    if prefix:
+        state = {prefix + key: value for key, value in theirs.state_dict().items()}
+        spec = {"layer_scale": 0.0} if "V2" in kind else {}
+        ours = convnext.create_model(
+            "convnextv2_tiny" if "V2" in kind else "convnext_tiny",
+            **spec,
+            depths=TINY["depths"],
+            widths=TINY["hidden_sizes"],
+            num_classes=5 if "Classification" in kind else 0,
+            norm_eps=config.layer_norm_eps if "DINOv3" in kind else 1e-6,
+            head_norm_eps=config.layer_norm_eps,
+            weights=state,
+        ).eval()
+    else:
+        theirs.save_pretrained(tmp_path)
+        ours = load.load(tmp_path).model
+    assert max(map(relative_error, ours.features(x), out.hidden_states[-4:])) < 1e-5
+    if pooled is not None:
+        assert relative_error(ours(x), pooled(out)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["ConvNextV2ForImageClassification", "DINOv3ConvNextModel"])
+def test_transformers_reads_back_what_is_converted(tmp_path, kind):
+    from convnext.models.weights.convert import convert
+
+    theirs = randomise(getattr(transformers, kind)(OF_TRANSFORMERS[kind][0])).eval()
+    theirs.save_pretrained(tmp_path / "there")
+    convert(str(tmp_path / "there"), tmp_path / "again", "transformers-dinov3" if "DINOv3" in kind else "transformers")
+    again, info = getattr(transformers, kind).from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not any(info.values())
+    assert again.config.layer_norm_eps == theirs.config.layer_norm_eps
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in theirs.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "message"),
+    [
+        ("convnextv2_atto", "torchvision", "no name for 'stages.0.0.grn"),
+        ("convnextv2_atto", "transformers-dinov3", "no name for"),
+        ("convnext_atto", "transformers-dinov3", "no name for 'head"),
+        ("convnext_atto_rms", "official", "norms of the kind rmsnorm"),
+        ("convnext_atto_rms", "transformers", "norms of the kind rmsnorm"),
+        ("test_convnext", "official", "the activation gelu_tanh"),
+        ("convnext_atto_ols", "official", "no name for 'downsample_layers.0.2"),
+        ("convnext_tiny_hnf", "torchvision", "no name for 'norm_pre"),
+    ],
+)
+def test_what_a_library_does_not_have_is_not_written(tmp_path, name, to, message):
+    from convnext.models.weights.convert import convert
+
+    model = random_model(name, num_classes=2, **({"layer_scale": 0.0} if "v2" in name else {}))
+    how = ClassifyPreprocessing()
+    about = {"task": "classify", "model": model.spec, "classes": ["a", "b"], "preprocessing": how.to_json()}
+    write_weights(tmp_path / "it.safetensors", model.state_dict(), about)
+    with pytest.raises(ConvnextError, match=message):
+        convert(str(tmp_path / "it.safetensors"), tmp_path / "out.safetensors", to)
+    convert(str(tmp_path / "it.safetensors"), tmp_path / "timm.safetensors", "timm")
+    theirs = like(lambda: timm.create_model(name, num_classes=2))
+    theirs.load_state_dict(load_file(tmp_path / "timm.safetensors"), assign=True)
+
+
+@pytest.mark.parametrize("kind", ["dinov3", "eupe"])
+def test_the_published_backbones_without_head(tmp_path, kind, caplog):
+    """DINOv3's code saves the last norm under two names; EUPE's file also holds what it was distilled with."""
+    ours = random_model("convnext_atto", num_classes=0)
+    state = ours.state_dict() | {f"norms.3.{part}": ours.state_dict()[f"norm.{part}"] for part in ("weight", "bias")}
+    if kind == "eupe":
+        state |= {"projectors.0.weight": torch.ones(4, 4), "projectors.0.norm.bias": torch.ones(4)}
+    torch.save(state, tmp_path / f"{kind}.pth")
+    found = load.load(tmp_path / f"{kind}.pth").model
+    assert all(torch.equal(value, found.state_dict()[key]) for key, value in ours.state_dict().items())
+    assert "ignored: norms.3.bias, norms.3.weight" in caplog.text or "projectors.0" in caplog.text
+    under = convnext.create_model("upernet_convnext_atto", num_classes=3, weights=tmp_path / f"{kind}.pth")
+    assert torch.equal(under.backbone.stages[0][0].gamma, ours.stages[0][0].gamma)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("head", ["proj", "mlp", "trunk"])
+@torch.no_grad()
+def test_the_image_tower_of_open_clip(tmp_path, head, prefix, caplog):
+    """As its TimmModel names it: a projection of one layer or two (the last without bias), or timm's own head."""
+    hidden = {"head_hidden_size": 12} if head == "mlp" else {}
+    theirs = randomise(timm.create_model("convnext_atto", num_classes=6, **hidden)).eval()
+    if head != "trunk":
+        theirs.head.fc.bias.zero_()
+    names = {"head.fc.": "head.proj."} if head == "proj" else {"head.fc.": "head.mlp.fc2.", "head.pre_logits.fc.": "head.mlp.fc1."}
+    state = {"logit_scale": torch.ones(()), "text.transformer.resblocks.0.ln_1.weight": torch.ones(3)}
+    for key, tensor in theirs.state_dict().items():
+        new = next((key.replace(a, b) for a, b in names.items() if key.startswith(a)), None) if head != "trunk" else None
+        if new is None or not new.endswith(("proj.bias", "fc2.bias")):
+            state[f"{prefix}visual.{new or 'trunk.' + key}"] = tensor
+    torch.save(state, tmp_path / "open_clip_pytorch_model.bin")
+    found, x = load.load(tmp_path / "open_clip_pytorch_model.bin"), image()
+    assert relative_error(found.model(x), theirs(x)) < 1e-5
+    assert "also holds 2 tensors that the network does not have, ignored: logit_scale, text." in caplog.text
+
+
 def test_foreign_keys_are_reported_with_the_known_formats():
     with pytest.raises(
-        ConvnextError, match=r"layer1\.0\.conv1\.weight.*official, official-isotropic, timm, timm-features, torchvision, transformers"
+        ConvnextError,
+        match=r"layer1\.0\.conv1\.weight.*official, official-isotropic, timm, timm-features, torchvision, transformers, transformers-v2",
     ):
         recognise({"layer1.0.conv1.weight": torch.zeros(1)})
