@@ -18,6 +18,7 @@ from convnext.data.download import without_secrets
 from convnext.errors import ConvnextError, UsageError, writing
 from convnext.models.load import weights_of_run
 from convnext.models.registry import BACKBONES, find
+from convnext.models.weights.convert import is_in_transformers
 from convnext.models.weights.download import OWN_FILE
 from convnext.models.weights.files import read_weights
 from convnext.recipe import Recipe, load_recipe
@@ -141,6 +142,8 @@ def _use(repository: str, name: str) -> str:
     targets: tuple[str, ...] = ()
     if (entry := BACKBONES.get(name)) is not None and entry.has_pyramid:  # no other library has these networks under our names
         targets = {None: ("timm", "transformers"), "timm": ("timm",)}.get(entry.format, ())
+        if not is_in_transformers(entry):
+            targets = targets[:1]
     if not targets:
         return ours
     outputs = {"timm": "model.safetensors", "transformers": "folder-for-from_pretrained"}

@@ -153,17 +153,17 @@ BACKBONES: dict[str, Entry] = _named(
         "large", (3, 3, 27, 3), (192, 384, 768, 1536), *_IN1K, *_IN22K, fb_in1k_384=f"{_OFFICIAL}/convnext_large_1k_384.pth"
     ),
     convnext_xlarge=_convnext("xlarge", (3, 3, 27, 3), (256, 512, 1024, 2048), *_IN22K),
-    # timm's other members of the family: CLIP's largest, another norm ("rms"), stem ("ols") or head ("hnf", "mlp").
-    convnext_xxlarge=_member("convnext_xxlarge", (3, 4, 30, 3), (384, 768, 1536, 3072), norm_eps=1e-5),
-    convnext_large_mlp=_member("convnext_large_mlp", (3, 3, 27, 3), (192, 384, 768, 1536), head_hidden_size=1536),
-    convnext_tiny_hnf=_member("convnext_tiny_hnf", (3, 3, 9, 3), (96, 192, 384, 768), head_norm_first=True),
-    convnext_nano_ols=_member("convnext_nano_ols", (2, 2, 8, 2), (80, 160, 320, 640), stem="overlap"),
-    convnext_pico_ols=_member("convnext_pico_ols", (2, 2, 6, 2), (64, 128, 256, 512), stem="overlap_tiered"),
-    convnext_femto_ols=_member("convnext_femto_ols", (2, 2, 6, 2), (48, 96, 192, 384), stem="overlap_tiered"),
-    convnext_atto_ols=_member("convnext_atto_ols", (2, 2, 6, 2), (40, 80, 160, 320), stem="overlap_tiered"),
-    convnext_atto_rms=_member("convnext_atto_rms", (2, 2, 6, 2), (40, 80, 160, 320), norm_layer="rmsnorm"),
+    # timm's other members of the family: another norm ("rms"), stem ("ols") or head ("hnf", "mlp"), and CLIP's largest.
     convnext_zepto_rms=_member("convnext_zepto_rms", (2, 2, 4, 2), (32, 64, 128, 256), norm_layer="simplenorm"),
     convnext_zepto_rms_ols=_member("convnext_zepto_rms_ols", (2, 2, 4, 2), (32, 64, 128, 256), norm_layer="simplenorm", stem="overlap_act"),
+    convnext_atto_rms=_member("convnext_atto_rms", (2, 2, 6, 2), (40, 80, 160, 320), norm_layer="rmsnorm"),
+    convnext_atto_ols=_member("convnext_atto_ols", (2, 2, 6, 2), (40, 80, 160, 320), stem="overlap_tiered"),
+    convnext_femto_ols=_member("convnext_femto_ols", (2, 2, 6, 2), (48, 96, 192, 384), stem="overlap_tiered"),
+    convnext_pico_ols=_member("convnext_pico_ols", (2, 2, 6, 2), (64, 128, 256, 512), stem="overlap_tiered"),
+    convnext_nano_ols=_member("convnext_nano_ols", (2, 2, 8, 2), (80, 160, 320, 640), stem="overlap"),
+    convnext_tiny_hnf=_member("convnext_tiny_hnf", (3, 3, 9, 3), (96, 192, 384, 768), head_norm_first=True),
+    convnext_large_mlp=_member("convnext_large_mlp", (3, 3, 27, 3), (192, 384, 768, 1536), head_hidden_size=1536),
+    convnext_xxlarge=_member("convnext_xxlarge", (3, 4, 30, 3), (384, 768, 1536, 3072), norm_eps=1e-5),
     # ConvNeXt V2 (arXiv 2301.00808).
     convnextv2_atto=_v2("atto", (2, 2, 6, 2), 40),
     convnextv2_femto=_v2("femto", (2, 2, 6, 2), 48),

@@ -14,6 +14,8 @@ from convnext.export.load import load
 from convnext.export.runtimes import ENDINGS
 from convnext.models.backbones.convnext import ConvNeXt
 from convnext.models.load import create_model
+from convnext.models.registry import find
+from convnext.models.weights.convert import is_in_transformers
 from convnext.models.weights.formats import from_native
 
 
@@ -138,16 +140,20 @@ def _torchvision(name: str, ours: ConvNeXt) -> nn.Module | None:
 
 
 def _transformers(name: str, ours: ConvNeXt) -> nn.Module | None:
-    from transformers import ConvNextConfig, ConvNextForImageClassification
+    import transformers
 
-    config = ConvNextConfig(
+    entry = find(name)
+    if not is_in_transformers(entry):
+        return None
+    version = "V2" if entry.fixed.get("grn") else ""
+    config = getattr(transformers, f"ConvNext{version}Config")(
         depths=list(ours.depths),
         hidden_sizes=list(ours.channels),
         patch_size=ours.strides[0],
         num_labels=ours.num_classes,
         layer_norm_eps=ours.norm.eps,
     )
-    return _Logits(ConvNextForImageClassification(config))
+    return _Logits(getattr(transformers, f"ConvNext{version}ForImageClassification")(config))
 
 
 LIBRARIES: dict[str, Callable[[str, ConvNeXt], nn.Module | None]] = {

@@ -10,13 +10,22 @@ from convnext.paper.contestants import build, build_peer, enter, relative_error
 
 @pytest.mark.parametrize(
     ("name", "library"),
-    [("convnext_atto", "timm"), ("convnext_tiny", "torchvision"), ("convnext_atto", "transformers"), ("convnext_tiny", "timm")],
+    [
+        ("convnext_atto", "timm"),
+        ("convnext_tiny", "torchvision"),
+        ("convnext_atto", "transformers"),
+        ("convnext_tiny", "timm"),
+        ("convnextv2_atto", "transformers"),
+        ("convnext_atto_ols", "timm"),
+    ],
 )
 def test_a_peer_is_the_same_function_and_one_changed_weight_is_seen(name, library):
     ours, peer = enter([name], library, 64)
     assert (ours.library, peer.library, ours.beside) == ("convnext", library, 1)
     assert ours.relative_error < 1e-5
-    key, weight = next((key, weight) for key, weight in peer.model.named_parameters() if "gamma" in key or "layer_scale" in key)
+    key, weight = next(
+        (key, weight) for key, weight in peer.model.named_parameters() if "gamma" in key or "layer_scale" in key or "grn.weight" in key
+    )
     with torch.no_grad():
         weight.view(-1)[0] += 0.5  # of the first block's layer scale: at its usual 1e-6 no output would change
     assert relative_error(ours.model, peer.model, 64) > 1e-4, key
@@ -53,6 +62,7 @@ def test_buffers_are_what_the_constructor_made_of_them(monkeypatch):
     [
         ("convnext_atto", "tim", "unknown library 'tim'; did you mean 'timm'"),
         ("convnext_atto", "torchvision", "torchvision has no convnext_atto"),
+        ("convnext_atto_ols", "transformers", "transformers has no convnext_atto_ols"),
         ("convnext_isotropic_small", "timm", "convnext_isotropic_small has no peer"),
         ("convnext_tny", "timm", "did you mean 'convnext_tiny'"),
     ],

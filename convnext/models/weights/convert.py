@@ -11,6 +11,7 @@ from torch import Tensor
 
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import ConvnextError, UsageError, nearest
+from convnext.models.entry import Entry
 from convnext.models.load import identify, weights_of_run
 from convnext.models.network import Spec
 from convnext.models.registry import find
@@ -60,6 +61,11 @@ def convert(source: str, output: Path, to: str) -> str:
         output = output / "model.safetensors"
     files.write_weights(output, foreign)
     return f"{spec['name']}: {len(foreign)} tensors from the {known} format to {to}, written to {output}"
+
+
+def is_in_transformers(entry: Entry) -> bool:
+    """Return whether transformers has the network of an entry: only as the papers on ConvNeXt and ConvNeXt V2 have it."""
+    return entry.format is None and entry.fixed.keys() <= {"depths", "widths", "grn", "layer_scale", "step", "regime"}
 
 
 def _refuse_other_function(spec: Spec, to: str) -> None:
