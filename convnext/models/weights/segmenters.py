@@ -45,12 +45,14 @@ def _table(backbone: Table, norm: str, words: Mapping[str, str]) -> Table:
 
 
 _OFFICIAL_BACKBONE = formats.FORMATS["official"].table
-_TRANSFORMERS_BACKBONE = [(ours, theirs.removeprefix("convnext.")) for ours, theirs in formats.FORMATS["transformers"].table]
+_TRANSFORMERS_BACKBONE = formats.FORMATS["transformers-body"].table
 
 FORMATS: dict[str, Format] = {
     "mmsegmentation": Format(_table(_OFFICIAL_BACKBONE, "norm{i}", _MMPRETRAIN), mark="backbone.stages.0.0.depthwise_conv.weight"),
     "transformers": Format(
-        _table(_TRANSFORMERS_BACKBONE, "hidden_states_norms.stage{n}", _TRANSFORMERS), mark="decode_head.classifier.weight"
+        _table(_TRANSFORMERS_BACKBONE, "hidden_states_norms.stage{n}", _TRANSFORMERS),
+        mark="decode_head.classifier.weight",
+        shape=formats.FORMATS["transformers-v2"].shape,
     ),
     # Last, because mmsegmentation's states have this key, too. Our own have it with every backbone.
     "official": Format(_table(_OFFICIAL_BACKBONE, "norm{i}", {}), mark="decode_head.conv_seg.weight"),
@@ -94,5 +96,5 @@ def from_native(state: Mapping[str, Tensor], name: str) -> State:
         theirs = rename(key)
         if theirs is None:
             raise ConvnextError(f"the {name} format has no name for {key!r}: this segmenter does not exist there")
-        foreign[theirs] = tensor
+        foreign[theirs] = FORMATS[name].shape(theirs, tensor)
     return foreign

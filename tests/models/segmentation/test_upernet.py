@@ -56,16 +56,19 @@ def segmenter(name):
     return telling(model.to_empty(device="cpu"))
 
 
-def small(num_classes=5, seed=0, **how):
+def small(num_classes=5, seed=0, grn=False, **how):
     torch.manual_seed(seed)
-    backbone = ConvNeXt((1, 1, 1, 1), (8, 12, 16, 24), layer_scale=1.0)
+    backbone = ConvNeXt((1, 1, 1, 1), (8, 12, 16, 24), layer_scale=0.0 if grn else 1.0, grn=grn)
     return UperNet(backbone, num_classes, **{"output_norm": True, "channels": 16, "auxiliary_channels": 8} | how)
 
 
 def in_transformers(ours):
     """The same segmenter as transformers builds it."""
     stages = {"depths": [len(stage) for stage in ours.backbone.stages], "hidden_sizes": list(ours.backbone.channels)}
-    backbone = transformers.ConvNextConfig(**stages, out_features=["stage1", "stage2", "stage3", "stage4"])
+    is_v2 = ours.backbone.stages[0][0].grn is not None
+    backbone = (transformers.ConvNextV2Config if is_v2 else transformers.ConvNextConfig)(
+        **stages, out_features=["stage1", "stage2", "stage3", "stage4"]
+    )
     with torch.device("meta"):
         config = transformers.UperNetConfig(
             backbone_config=backbone,
@@ -117,6 +120,15 @@ def test_same_function_as_transformers_at_any_size(height):
     theirs = in_transformers(ours)
     for width in (32, 63, 130):
         agree(ours, theirs, height, width)
+
+
+@torch.no_grad()
+def test_same_function_as_transformers_over_convnext_v2():
+    ours = telling(small(grn=True))
+    theirs = in_transformers(ours)
+    agree(ours, theirs, 64, 96)
+    again = segmenters.to_native(theirs.state_dict(), "transformers")
+    assert all(torch.equal(value, again[key]) for key, value in ours.state_dict().items())
 
 
 @torch.no_grad()

@@ -68,8 +68,8 @@ def test_own_names_are_recognised_and_stay(how):
 
 
 def test_an_unknown_key_stays_for_the_loading_to_refuse():
-    state = from_native(small().state_dict(), "transformers") | {"backbone.encoder.stages.0.layers.0.grn.weight": torch.zeros(4)}
-    with pytest.raises(RuntimeError, match=r"Unexpected.*layers\.0\.grn\.weight"):
+    state = from_native(small().state_dict(), "transformers") | {"backbone.encoder.stages.0.layers.0.gate.weight": torch.zeros(4)}
+    with pytest.raises(RuntimeError, match=r"Unexpected.*layers\.0\.gate\.weight"):
         small().load_state_dict(to_native(state, recognise(state)))
 
 
