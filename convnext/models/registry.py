@@ -12,6 +12,7 @@ from convnext.extend import Register, is_marker, load_entry_points
 from convnext.models.backbones.roadmap_steps import STEPS, step_names
 from convnext.models.entry import Entry
 from convnext.models.own_entry import given_entry
+from convnext.models.weights.tags import table
 
 
 def find(name: str) -> Entry:
@@ -54,7 +55,12 @@ def _over(head: str, backbone: Entry) -> Entry:
 
 
 def _named(**entries: Entry) -> dict[str, Entry]:
-    return {name: replace(entry, name=name) for name, entry in entries.items()}
+    # A ConvNeXt has all the tags that the table of published weights has for its name.
+    return {name: replace(entry, name=name, weights={**entry.weights, **_published(name)}) for name, entry in entries.items()}
+
+
+def _published(name: str) -> dict[str, str]:
+    return {tag: row.address for tag, row in table.of_network(name).items()}
 
 
 _OFFICIAL = "https://dl.fbaipublicfiles.com/convnext"

@@ -11,6 +11,7 @@ from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.data.transforms.segment import SegmentPreprocessing
 from convnext.errors import ConvnextError
 from convnext.models.entry import Entry
+from convnext.models.weights.tags import table
 
 # The short side of the resize before the central 224 pixels (torchvision's ConvNeXt_*_Weights.IMAGENET1K_V1.transforms()).
 _TORCHVISION = {"convnext_tiny": 236, "convnext_small": 230, "convnext_base": 232, "convnext_large": 232}
@@ -143,10 +144,9 @@ def from_official(file_name: str) -> tuple[ClassifyPreprocessing, int] | None:
 def of_convnext(entry: Entry, source: str) -> tuple[ClassifyPreprocessing, int]:
     """Return what was published for that name; for any other name the paper's 224 pixels, cropped, and ImageNet-1K's classes."""
     address = entry.weights.get(source, source)
-    name = address.rpartition("/")[2]
-    if address.startswith("hf://timm/") and (noted := timm_config(name)) is not None:
-        return from_timm(noted, f"timm's table of {name}"), cast("int", noted["num_classes"])
-    return from_official(name) or (ClassifyPreprocessing(), 1000)
+    if address != source and (known := table.find(address)) is not None:
+        return from_timm(known.as_timm(), f"the table's line of {known.name}"), known.classes
+    return from_official(address.rpartition("/")[2]) or (ClassifyPreprocessing(), 1000)
 
 
 def of_timm(entry: Entry, source: str) -> tuple[ClassifyPreprocessing, int]:
@@ -182,11 +182,13 @@ def of_ade20k(entry: Entry, source: str) -> tuple[SegmentPreprocessing, int]:
 
 
 def timm_config(network: str) -> dict[str, object] | None:
-    """Return what the installed timm notes about weights called NETWORK.TAG; None if it has none of that name."""
-    from timm.models import get_pretrained_cfg
-
+    """Return what timm notes about weights called NETWORK.TAG, by the table or the installed timm; None if it has none of that name."""
     if not re.fullmatch(r"\w+\.\w+", network):
         return None
+    if (known := table.find(f"hf://timm/{network}")) is not None:
+        return known.as_timm()
+    from timm.models import get_pretrained_cfg
+
     try:
         found = get_pretrained_cfg(network)
     except RuntimeError:  # it knows the network, but not the tag

@@ -1,0 +1,1 @@
+"""The published weights of ConvNeXts, as a table."""

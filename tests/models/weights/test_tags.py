@@ -1,0 +1,102 @@
+"""The table of published weights: equal to what the installed libraries say, and which of its networks can be built."""
+
+import re
+
+import pytest
+import timm
+import torch
+import torchvision
+import transformers
+
+from convnext.models import load
+from convnext.models.registry import BACKBONES, find
+from convnext.models.weights import formats, published
+from convnext.models.weights.tags import table
+
+TIMM = [*timm.list_models(pretrained=True, module="convnext"), *timm.list_models(pretrained=True, module="inception_next")]
+NETWORKS = sorted({row.network for row in table.rows() if row.source == "timm"})
+
+
+def test_every_tag_of_timm_is_in_the_table_and_no_other():
+    assert sorted(row.name for row in table.rows() if row.source == "timm") == sorted(TIMM)
+    assert len(TIMM) == 106  # of timm 1.0.31; a later one may have more: run benchmarks/published_weights.py
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_the_table_says_what_timm_says(name):
+    noted, row = timm.models.get_pretrained_cfg(name).to_dict(), table.find(f"hf://timm/{name}")
+    stated = row.as_timm()
+    assert {key: stated[key] for key in stated if stated[key] is not None} == {
+        key: noted[key] for key in stated if noted.get(key) is not None
+    }
+    assert (row.address, row.licence) == (f"hf://{noted['hf_hub_id']}", noted["license"])
+    assert row.training or row.network.startswith("test_")
+
+
+@pytest.mark.parametrize("size", ["Tiny", "Small", "Base", "Large"])
+def test_the_table_says_what_torchvision_says(size):
+    weights = getattr(torchvision.models, f"ConvNeXt_{size}_Weights").IMAGENET1K_V1
+    row = table.find(weights.url)
+    assert (row.source, row.classes, row.top1) == ("torchvision", 1000, {224: weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]})
+    assert find(row.network).published("tv_in1k") == (published.from_torchvision(row.network), 1000)
+
+
+def test_what_transformers_names_is_in_the_table():
+    for config in (transformers.ConvNextConfig, transformers.ConvNextV2Config, transformers.DINOv3ConvNextConfig):
+        named = set(re.findall(r"facebook/[\w-]*convnext[\w-]+", config.__doc__ or ""))
+        assert named
+        assert all(table.find(f"hf://{name}").source == "transformers" for name in named)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_networks_of_the_table_are_those_of_timm(network):
+    """Its tags are the registry's, its tensors fit, and its cost is the table's. Networks that are not known here are skipped by name."""
+    if network not in BACKBONES:
+        pytest.skip(f"the architecture {network} is not known here yet")
+    row = next(row for row in table.of_network(network).values() if row.source == "timm")
+    assert table.of_network(network).keys() <= find(network).weights.keys()
+    with torch.device("meta"):
+        theirs = timm.create_model(network, num_classes=row.classes).state_dict()
+        ours = find(network).make(num_classes=row.classes).state_dict()
+    native = formats.to_native(theirs, formats.recognise(theirs))
+    assert {key: tensor.shape for key, tensor in native.items()} == {key: tensor.shape for key, tensor in ours.items()}
+    cost = load.cost_of(network, row.size, num_classes=row.classes)
+    assert (cost.parameters / 1e6, cost.macs / 1e9) == pytest.approx((row.parameters, row.gmacs), abs=0.006)
+    assert row.gmacs_at(2 * row.size) == pytest.approx(load.cost_of(network, 2 * row.size, num_classes=row.classes).macs / 1e9, rel=0.02)
+
+
+def test_tags_of_a_name_are_prepared_as_the_table_says():
+    for name, entry in BACKBONES.items():
+        for tag, row in table.of_network(name).items():
+            how, classes = entry.published(tag)
+            assert (how, classes) == (published.from_timm(row.as_timm(), "the table"), row.classes)
+            assert entry.weights[tag] == row.address
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "hf://timm/convnextv2_tiny.fcmae",
+        "hf://timm/convnextv2_tiny.fcmae@1234abcd",
+        "hf://timm/convnextv2_tiny.fcmae/model.safetensors",
+        "https://huggingface.co/timm/convnextv2_tiny.fcmae/resolve/main/model.safetensors",
+        "https://dl.fbaipublicfiles.com/convnext/convnextv2/pt_only/convnextv2_tiny_1k_224_fcmae.pt",
+        "files/convnextv2_tiny_1k_224_fcmae.pt#model",
+        r"C:\files\convnextv2_tiny.fcmae.safetensors",
+    ],
+)
+def test_weights_are_found_however_they_are_named(source):
+    row = table.find(source)
+    assert (row.network, row.licence, row.is_free) == ("convnextv2_tiny", "cc-by-nc-4.0", False)
+    assert "no commercial use" in table.terms(row.licence)
+    assert table.find("hf://me/convnextv2_tiny.fcmae") is None
+    assert table.find("model.safetensors") is None
+
+
+def test_every_licence_is_free_or_explained():
+    assert all(row.is_free or table.terms(row.licence) != row.licence for row in table.rows())
+
+
+def test_how_many_tags_of_timm_have_an_architecture_here():
+    known = [row.name for row in table.rows() if row.source == "timm" and row.network in BACKBONES]
+    assert len(known) >= 51, f"{len(known)} of {len(TIMM)}"
