@@ -23,6 +23,7 @@ from convnext.cli import explain as _explain  # noqa: F401
 from convnext.cli import export as _export  # noqa: F401
 from convnext.cli import share as _share  # noqa: F401
 from convnext.cli import measure as _measure  # noqa: F401
+from convnext.cli import models as _models  # noqa: F401
 from convnext.cli import serve as _serve  # noqa: F401
 from convnext.cli import data as _data  # noqa: F401
 from convnext.cli import info as _info  # noqa: F401

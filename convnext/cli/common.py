@@ -91,6 +91,11 @@ def image_size(text: str | None) -> int | tuple[int, int] | None:
     return int(numbers[1]) if numbers[2] in (None, numbers[1]) else (int(numbers[1]), int(numbers[2]))
 
 
+def size_text(pixels: int | tuple[int, int]) -> str:
+    """Return a size as the paper's tables print it: pixels a side, or WIDTHxHEIGHT."""
+    return str(pixels) if isinstance(pixels, int) else f"{pixels[1]}x{pixels[0]}"
+
+
 def print_json(value: object) -> None:
     """Print a value as JSON. JSON has no NaN and no infinity, so null replaces them."""
     print(json.dumps(_finite(value), allow_nan=False))

@@ -1,4 +1,4 @@
-"""Commands that count and measure: eval, models, cost, bench, table."""
+"""Commands that count and measure: eval, cost, bench, table."""
 
 import sys
 from pathlib import Path
@@ -21,8 +21,9 @@ from convnext.cli.common import (
     image_size,
     optimized,
     print_json,
+    size_text,
 )
-from convnext.errors import UsageError, nearest
+from convnext.errors import UsageError
 from convnext.text import printable, printable_lines
 
 if TYPE_CHECKING:
@@ -112,38 +113,6 @@ def _report(found: "Evaluated", title: str, output: Path | None, report_page: Pa
 
 
 @app.command()
-def models(
-    pattern: Annotated[str | None, typer.Argument(help="A shell pattern, for instance 'upernet_*'; '*' for all.")] = None,
-    as_json: Json = False,
-) -> None:
-    """List models with their cost at the size of the paper's tables and their published weights."""
-    from dataclasses import asdict
-
-    from convnext.models.registry import HEADS, find, list_models
-
-    names = list_models(pattern or "*")
-    if not names:
-        raise UsageError(f"no model matches {pattern!r}{nearest(str(pattern), list_models())}")
-    from convnext.models.load import cost_of  # loads PyTorch
-
-    if pattern is None:
-        others = ["roadmap_", *(f"{head}_" for head in HEADS)]
-        names = [name for name in names if not name.startswith(tuple(others))]
-        print(f"classifiers; there are also {', '.join(f'{other}*' for other in others)}", file=sys.stderr)
-    if not as_json:
-        print(f"{'name':34} {'parameters':>10} {'multiply-adds':>14} {'at':>8}  weights")
-    rows: list[dict[str, object]] = []
-    for name in names:
-        cost, weights = cost_of(name), list(find(name).weights)
-        rows.append({"name": name} | asdict(cost) | {"weights": weights})
-        if not as_json:
-            numbers = f"{cost.parameters / 1e6:8.1f} M {cost.macs / 1e9:12.2f} G {_size(cost.image_size):>8}"
-            print(f"{name:34} {numbers}  {' '.join(weights)}", flush=True)
-    if as_json:
-        print_json(rows)
-
-
-@app.command()
 def cost(
     name: Annotated[str, typer.Argument(help="A model's name.")],
     size: Annotated[int | None, typer.Option(min=1, help="Pixels a side; by default as in the paper's tables.")] = None,
@@ -161,7 +130,7 @@ def cost(
     if as_json:
         print_json({"name": name} | asdict(found))
     else:
-        print(f"{name} at {_size(found.image_size)}: {found.parameters / 1e6:.2f} M parameters, {found.macs / 1e9:.2f} G multiply-adds")
+        print(f"{name} at {size_text(found.image_size)}: {found.parameters / 1e6:.2f} M parameters, {found.macs / 1e9:.2f} G multiply-adds")
 
 
 @app.command()
@@ -242,7 +211,3 @@ def _named(precision: str) -> str:
     from convnext.models.optimize.optimize import fastest
 
     return f"auto ({fastest() or 'the network as it is'})" if precision == "auto" else precision
-
-
-def _size(pixels: int | tuple[int, int]) -> str:
-    return str(pixels) if isinstance(pixels, int) else f"{pixels[1]}x{pixels[0]}"

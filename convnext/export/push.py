@@ -1,5 +1,6 @@
 """Upload a trained network to the Hugging Face hub, with a card that describes it, its results and how to load it."""
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -21,8 +22,12 @@ from convnext.models.registry import BACKBONES, find
 from convnext.models.weights.convert import is_in_transformers
 from convnext.models.weights.download import OWN_FILE
 from convnext.models.weights.files import read_weights
+from convnext.models.weights.published import licence_of
+from convnext.models.weights.tags.table import FREE, terms
 from convnext.recipe import Recipe, load_recipe
 from convnext.text import counted
+
+log = logging.getLogger("convnext")
 
 _COPIED = ("recipe.yaml", "evaluation.json")
 _MAX_CLASSES = 100  # that a card lists
@@ -90,6 +95,9 @@ def _fill(folder: Path, run: Path, repository: str, license_name: str) -> None:
         for name in _COPIED:
             (folder / name).write_text(without_secrets((run / name).read_text(encoding="utf-8")), encoding="utf-8")
         (folder / "README.md").write_text(card(cast(RunDescription, about), recipe, repository, license_name), encoding="utf-8")
+    given = _restricting(cast(RunDescription, about), recipe)
+    if given is not None and given != license_name:
+        log.warning("%s starts from weights with the licence %s, and --license says %s: see the card", run, terms(given), license_name)
 
 
 def card(about: RunDescription, recipe: Recipe, repository: str, license_name: str) -> str:
@@ -118,6 +126,7 @@ def card(about: RunDescription, recipe: Recipe, repository: str, license_name: s
     listed = ", ".join(map(str, classes[:_MAX_CLASSES])) + (
         f" and {len(classes) - _MAX_CLASSES} more" if len(classes) > _MAX_CLASSES else ""
     )
+    given = _restricting(about, recipe)
     parts = [
         f"---\n{header.to_yaml()}\n---",
         f"# {repository.split('/')[1]}",
@@ -126,10 +135,25 @@ def card(about: RunDescription, recipe: Recipe, repository: str, license_name: s
         + ".",
         f"## Results\n\n{task.summary_line(metrics)} on {data}, at step {about['step']}, with the weights in `{OWN_FILE}`, "
         f"the best of the run. `evaluation.json` has all of the run's last evaluation.\n\n| | |\n| --- | --- |\n{rows}",
+        *([f"## Licence\n\n{_warning(given)}"] if given is not None else []),
         f"## Data\n\nTrained on {recipe.data.train}, tested on {data}. {counted(len(classes), 'class')}: {listed}.",
         f"## Use\n\n{_use(repository, name)}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _restricting(about: RunDescription, recipe: Recipe) -> str | None:
+    """Return the licence of the weights that training started from, if it restricts their use."""
+    start = about.get("source") or _started_from(recipe)
+    licence = None if start is None else licence_of(start)
+    return None if licence in FREE else licence
+
+
+def _warning(licence: str) -> str:
+    return (
+        f"The weights that training started from have the licence {terms(licence)}. Its terms may bind the weights in this repository too: "
+        "read them before you use these."
+    )
 
 
 def _started_from(recipe: Recipe) -> str | None:

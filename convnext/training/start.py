@@ -9,7 +9,9 @@ from convnext import tasks
 from convnext.errors import ConvnextError, UsageError
 from convnext.models.network import Network
 from convnext.models.registry import find
+from convnext.models.weights import published
 from convnext.models.weights.open import Opened, open_weights
+from convnext.models.weights.tags.table import terms
 from convnext.recipe import Recipe
 
 log = logging.getLogger("convnext")
@@ -54,7 +56,8 @@ def start_from(recipe: Recipe) -> Start:
         wanted = {key: value for key, value in wanted.items() if key not in ("mean", "std")}  # numbers of other channels
     stated = {key: getattr(recipe.data, key) for key in wanted if key in recipe.data.model_fields_set}
     taken = {key: value for key, value in wanted.items() if key not in stated}
-    remarks = [f"weights: {weights.source or weights.file}"]
+    licence = published.licence_of(weights.source or weights.file)
+    remarks = [f"weights: {weights.source or weights.file}" + (f", licence: {terms(licence)}" if licence is not None else "")]
     whose = "assumed, because the weights do not say" if weights.assumed else "those of the weights"
     if taken:
         remarks.append(f"images are normalised by {_settings(taken)}, {whose}")

@@ -85,6 +85,33 @@ def test_cost_and_models_as_json():
     assert "fb_in22k_ft_in1k_384" in rows[0]["weights"]
 
 
+def test_models_says_the_licence_and_accuracy_of_each_tag():
+    shown = run("models", "convnext_nano").stdout
+    assert "in12k_ft_in1k " in shown
+    assert "82.31 at 224, 82.88 at 288" in shown
+    assert "apache-2.0" in shown
+    shown = run("models", "convnext_tiny").stdout
+    assert "eupe_lvd1689m (fair-noncommercial-research-license)" in shown
+    assert "research only, no commercial use" in shown
+    assert "dinov3_lvd1689m (dinov3-license)" in run("models", "upernet_convnext_tiny").stdout
+    (row,) = json.loads(run("models", "convnext_tiny", "--json").stdout)
+    assert (row["licences"]["tv_in1k"], row["published"]["tv_in1k"]["top1"]) == ("bsd-3-clause", {"224": 82.52})
+    assert row["published"]["eupe_lvd1689m"]["free"] is False
+
+
+def test_the_best_models_under_a_cost():
+    found = json.loads(run("models", "--best", "--under", "10G", "--licence", "free", "--json").stdout)
+    assert all(row["free"] and row["gmacs"] <= 10 for row in found)
+    assert [row["top1"] for row in found] == sorted((row["top1"] for row in found), reverse=True)
+    assert (found[0]["network"], found[0]["tag"], found[0]["top1"], found[0]["size"]) == ("convnext_small", "in12k_ft_in1k", 85.164, 224)
+    shown = run("models", "convnext_tiny", "--best", "--under", "8000M").stdout.splitlines()
+    assert "convnext_tiny --weights in12k_ft_in1k --size 288" in shown[1]
+    assert "convnext_tiny --weights in12k_ft_in1k " in shown[2]
+    assert "give multiply-adds" in run("models", "--best", "--under", "lots", code=2).stderr
+    assert "are for --best" in run("models", "--licence", "free", code=2).stderr
+    assert "raise --under" in run("models", "--best", "--under", "1M", code=1).stderr
+
+
 def test_recipes_are_listed_shown_and_explained():
     assert "digits" in run("recipes").stdout
     shown = run("recipes", "show", "digits", "train.epochs=7").stdout

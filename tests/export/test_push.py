@@ -56,6 +56,16 @@ def test_the_card_says_what_was_measured_with_the_weights_that_are_sent(run, tmp
     assert 'convnext.load("hf://someone/ants")' in card.text
 
 
+def test_the_card_warns_of_the_licence_of_the_first_weights(run, tmp_path, caplog):
+    push(run, "hf://someone/ants", "mit", dry_run=tmp_path / "free")
+    assert "## Licence" not in (tmp_path / "free" / "README.md").read_text()
+    recipe = load_recipe("finetune", ["data.train=photos", "model.name=convnext_tiny", "model.weights=eupe_lvd1689m"])
+    (run / "recipe.yaml").write_text(recipe.to_yaml())
+    push(run, "hf://someone/ants", "mit", dry_run=tmp_path / "bound")
+    assert "fair-noncommercial-research-license (research only, no commercial use)" in (tmp_path / "bound" / "README.md").read_text()
+    assert "--license says mit" in caplog.text
+
+
 @pytest.fixture
 def sent(run, tmp_path):
     """The hub's own cache, filled as a download fills it, and the environment that uses it, offline."""

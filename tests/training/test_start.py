@@ -60,6 +60,16 @@ def test_what_the_recipe_says_stays_and_the_difference_is_reported(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("file", "licence"), [("convnext_tiny.eupe_lvd1689m.pth", "no commercial use"), ("convnext_tiny_22k_224.pth", "mit")]
+)
+def test_the_licence_of_the_weights_is_said(tmp_path, file, licence):
+    torch.save(create("convnext_tiny").state_dict(), tmp_path / file)
+    assert licence in start_from(recipe(tmp_path / file)).remarks[0]
+    path, _ = own_weights(tmp_path / "own.safetensors", source="hf://timm/convnextv2_tiny.fcmae@" + "0" * 40)
+    assert "licence: cc-by-nc-4.0 (no commercial use)" in start_from(recipe(path)).remarks[0]
+
+
 def test_published_weights_change_nothing_of_published_recipes(tmp_path):
     state = create("convnext_tiny").state_dict()
     torch.save({"model": state}, tmp_path / "convnext_tiny_22k_1k_224.pth")

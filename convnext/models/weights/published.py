@@ -196,6 +196,19 @@ def timm_config(network: str) -> dict[str, object] | None:
     return None if found is None else dict(found.to_dict())
 
 
+def licence_of(source: str) -> str | None:
+    """Return the licence of published weights by the hub's name; None where it is unknown.
+
+    Args:
+        source: an address or file, as `tags.table.find` takes it. For weights of timm that the table lacks, timm is asked.
+    """
+    known = table.find(source)
+    if known is not None or not source.startswith("hf://timm/"):
+        return None if known is None else known.licence
+    noted = timm_config(re.split("[@/]", source.removeprefix("hf://timm/"))[0])
+    return None if noted is None else cast("str | None", noted.get("license"))
+
+
 def _checked(schema: type[StatedT], values: Mapping[str, object], where: object) -> StatedT:
     try:
         return schema.model_validate(values)

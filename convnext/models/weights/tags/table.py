@@ -57,11 +57,11 @@ class PublishedWeights:
         return self.gmacs * (size / self.size) ** 2
 
     def as_timm(self) -> dict[str, object]:
-        """Return the keys of timm's `pretrained_cfg` that say how an image is prepared, and the number of classes."""
+        """Return the keys of timm's `pretrained_cfg` that say how an image is prepared, the number of classes and the licence."""
         test = None if self.test_size is None else (3, self.test_size, self.test_size)
         sizes = {"input_size": (3, self.size, self.size), "test_input_size": test, "crop_pct": self.crop, "test_crop_pct": self.test_crop}
         how = {"crop_mode": self.crop_mode, "interpolation": self.interpolation, "mean": self.mean, "std": self.std}
-        return {"num_classes": self.classes} | sizes | how
+        return {"num_classes": self.classes, "license": self.licence} | sizes | how
 
 
 def terms(licence: str) -> str:

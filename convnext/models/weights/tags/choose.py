@@ -1,0 +1,43 @@
+"""Choose among published weights: the most accurate for a cost and a licence."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from convnext.models.weights.tags.table import PublishedWeights, of_network
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Weights at one of the sizes at which they were tested."""
+
+    weights: PublishedWeights
+    size: int  # pixels a side
+    top1: float  # percent on ImageNet-1K
+    gmacs: float  # billions of multiply-adds at that size
+
+
+def best(networks: Sequence[str], under: float | None = None, free: bool = False) -> list[Choice]:
+    """Return the choices that no other one beats in both accuracy and cost, the most accurate first.
+
+    Args:
+        networks: the names to choose among.
+        under: the largest cost, in billions of multiply-adds.
+        free: only weights whose licence permits any use.
+    """
+    found = [choice for network in networks for choice in _of(network) if not free or choice.weights.is_free]
+    found = [choice for choice in found if under is None or choice.gmacs <= under]
+    kept: list[Choice] = []
+    for choice in sorted(found, key=lambda choice: (choice.gmacs, -choice.top1)):
+        if not kept or choice.top1 > kept[-1].top1:
+            kept.append(choice)
+    return kept[::-1]
+
+
+def best_of(network: str) -> PublishedWeights | None:
+    """Return the freely licensed weights that are the most accurate at the size of the network's tables; None if none was measured."""
+    found = [choice for choice in _of(network) if choice.weights.is_free and choice.size == choice.weights.size == 224]
+    return max(found, key=lambda choice: choice.top1).weights if found else None
+
+
+def _of(network: str) -> list[Choice]:
+    return [Choice(row, size, top1, row.gmacs_at(size)) for row in of_network(network).values() for size, top1 in row.top1.items()]
