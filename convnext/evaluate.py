@@ -255,6 +255,8 @@ def evaluate_loaded(
     run that are known here; for the other arguments see `evaluate`.
     """
     task = tasks.get(loaded.task)
+    if loaded.model.num_classes == 0:
+        raise UsageError("these weights have no head, so they predict no classes to evaluate: fine-tune them first (recipe finetune)")
     own, unknown = (own, []) if own is not None else metrics_of_run(loaded.run)
     source = distributed.on_all(lambda: _open_source(loaded, task, data))
     if data is not None or max_pixels is not None:

@@ -36,6 +36,7 @@ MaxPixels = Annotated[
 ]
 Optimize = Annotated[str | None, typer.Option(help="On CPUs, through convnext.optimize: auto (the fastest here), bf16, float32, int8.")]
 Tta = Annotated[Literal["flip"] | None, typer.Option(help="Average probabilities over each image and its mirror image; not of detectors.")]
+Size = Annotated[str | None, typer.Option(help="Classifiers: pixels a side of their images, or HEIGHTxWIDTH; by default the weights' own.")]
 Calibration = Annotated[list[str] | None, typer.Option(help="For --optimize int8: images or folders of them, like those to be predicted.")]
 
 

@@ -13,6 +13,7 @@ from convnext.cli.common import (
     Json,
     MaxPixels,
     Optimize,
+    Size,
     Tta,
     Weights,
     app,
@@ -47,6 +48,7 @@ def evaluate(
     multi_scale: Annotated[bool, typer.Option("--multi-scale", help="Segmenters: at six scales, with mirror images.")] = False,
     tta: Tta = None,
     max_corrupt: Annotated[float, typer.Option(min=0, max=1, help="Largest fraction of unreadable images to tolerate.")] = 0.01,
+    size: Size = None,
     max_pixels: MaxPixels = None,
     output: Annotated[
         Path | None, typer.Option(help="Detectors: also write all detections as COCO results, with the data's ids, to a .json file.")
@@ -59,11 +61,13 @@ def evaluate(
 ) -> None:
     """Measure a network on labelled images."""
     check_model(model)
+    pixels = image_size(size)
     from convnext import tasks
     from convnext.distributed import is_main, on_all, process_group
     from convnext.evaluate import evaluate_loaded
     from convnext.export.load import load
     from convnext.inference.predictor import Predictor
+    from convnext.models.load import at_size
 
     _check_outputs(report_page, output)
     with process_group(device) as target:
@@ -71,6 +75,8 @@ def evaluate(
         task, progress = tasks.get(loaded.task), counter("evaluated")
         if output is not None and "coco" not in task.formats:
             raise UsageError(f"--output writes COCO results, which are of detectors, and the task of {model} is {task.name}")
+        if pixels is not None:
+            loaded.preprocessing = at_size(loaded.model.to(target), loaded.preprocessing, pixels, loaded.source or weights or model, target)
         if multi_scale:
             loaded.preprocessing = task.multi_scale(loaded.preprocessing)
         if tta is not None:

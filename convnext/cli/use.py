@@ -15,12 +15,14 @@ from convnext.cli.common import (
     Json,
     MaxPixels,
     Optimize,
+    Size,
     Tta,
     Weights,
     app,
     bar,
     check_images,
     check_model,
+    image_size,
     optimized,
     print_json,
 )
@@ -49,6 +51,7 @@ def predict(
     top: Annotated[int | None, typer.Option(min=1, help="How many classes or objects of an image to list.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time; by default the task's.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that decode images; by default one per core.")] = None,
+    size: Size = None,
     max_pixels: MaxPixels = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start outputs again that exist already.")] = False,
     engine: Annotated[Literal["ray"] | None, typer.Option(help="ray: on all of Ray's workers, here or on a cluster (RAY_ADDRESS).")] = None,
@@ -61,23 +64,32 @@ def predict(
     """Run inference on images."""
     check_images(images)
     check_model(model)
+    pixels = image_size(size)
     from convnext import tasks
     from convnext.inference.api import open_outputs
     from convnext.inference.bulk import predict_all
     from convnext.inference.inputs import find_items
     from convnext.inference.predictor import load
+    from convnext.models.load import at_size
 
     _refuse(output, kind, annotations, features, engine, optimize, as_json)
     if tta is not None and (other := "--engine" if engine is not None else "--features" if features is not None else None):
         raise UsageError(f"--tta can't be used with {other}: omit one of them")
+    if size is not None and engine is not None:
+        raise UsageError("--size can't be used with --engine: omit one of them")
     items = find_items(images)
     original = load(model, weights, device=device, max_pixels=max_pixels)
+    if features is None or output is not None or draw is not None or as_json:
+        original.require_head()
+    if pixels is not None:
+        how, source = original.preprocessing, original.source or weights or model
+        original.preprocessing = at_size(original.model, how, pixels, source, original.device)
     if tta is not None:
         original.preprocessing = tasks.get(original.task).mirrored(original.preprocessing)
     predictor = optimized(original, optimize, calibration)
     if predictor.source is not None and not Path(weights or model).exists():
         print(f"weights: {predictor.source}", file=sys.stderr)
-    options = {"optimize": optimize, "calibration": " ".join(calibration or []) or None, "tta": tta}
+    options = {"optimize": optimize, "calibration": " ".join(calibration or []) or None, "tta": tta, "size": size}
     files = {"output": output, "annotations": annotations, "features": features, "draw": draw}
     outputs = open_outputs(original, items, options, **files, kind=kind, top=top, overwrite=overwrite)
     _report_done(outputs, items)

@@ -13,6 +13,7 @@ from convnext import tasks
 from convnext.data.deep import DeepImage
 from convnext.data.images import ImageLike, Reading, read_image
 from convnext.distributed import pick_device
+from convnext.errors import UsageError
 from convnext.export.load import load as load_network
 from convnext.models.load import Loaded
 from convnext.tasks.base import ClassIds, OpenedImage, PredictionT
@@ -36,6 +37,7 @@ class Predictor(Generic[PredictionT]):
         self.task, self.preprocessing, self.device, self.source = loaded.task, loaded.preprocessing, device, loaded.source
         self.model: nn.Module = loaded.model.to(device)
         task, count = tasks.get(loaded.task), loaded.model.num_classes
+        self._outputs = count
         self.classes: list[str] = loaded.classes or task.class_names(count)
         self.class_ids: ClassIds | None = loaded.class_ids or task.class_ids(loaded.classes, count)
 
@@ -61,10 +63,22 @@ class Predictor(Generic[PredictionT]):
         return read_image(image, how=self.reading)
 
     def infer(self, images: Sequence[OpenedImage], **options: object) -> list[PredictionT]:
-        """Return the `Prediction` for each opened or prepared image; `options` are the task's own, see `Task.options`."""
+        """Return the `Prediction` for each opened or prepared image; `options` are the task's own, see `Task.options`.
+
+        Raises UsageError if the network has no head.
+        """
+        self.require_head()
         infer = tasks.get(self.task).infer
         found = infer(self.model, images, self.preprocessing, self.classes, self.device, class_ids=self.class_ids, **options)
         return cast(list[PredictionT], found)
+
+    def require_head(self) -> None:
+        """Raise UsageError if the network has no head, and so nothing to predict."""
+        if self._outputs == 0:
+            raise UsageError(
+                "these weights have no head, so they predict no classes: write their embeddings, on the command line with --features FILE, "
+                "in Python with predictor.features(images), or fine-tune them with `convnext train finetune model.weights=…`"
+            )
 
     def embed(self, images: Sequence[OpenedImage]) -> Tensor:
         """Return embeddings (N, C) float32, on the CPU, of opened or prepared images. Raises UsageError if the network has none."""

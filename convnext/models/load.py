@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.data.transforms.preprocessing import Preprocessing, sides
 from convnext.errors import ConvnextError, UsageError, first_line, nearest
 from convnext.models.cost import Cost, ImageSize
 from convnext.models.entry import Entry
 from convnext.models.network import Network, Spec
 from convnext.models.registry import find, names
-from convnext.models.weights import download
+from convnext.models.weights import download, published
 from convnext.models.weights.complete import with_channels, with_last_norm
 from convnext.models.weights.identify import FUNCTION
 from convnext.models.weights.identify import identify as identify
@@ -192,6 +192,27 @@ def _load_file(source: str | Path, name: str | None = None) -> Loaded:
     if opened.assumed:
         log.warning("%s does not say how its images are prepared; assumed: %s", opened.file, opened.preprocessing)
     return Loaded(model.eval(), opened.preprocessing, opened.task, opened.classes, run, opened.source, opened.class_ids)
+
+
+def at_size(model: nn.Module, how: Preprocessing, size: ImageSize, source: str | None, device: torch.device) -> Preprocessing:
+    """Return the preprocessing of a network for images of another size.
+
+    Args:
+        model: in evaluation mode on `device`.
+        how: the network's preprocessing.
+        size: pixels a side, or (height, width).
+        source: of its weights. At a size at which they were published as tested, the crop is the published one.
+        device: of the model.
+
+    Raises UsageError if the network can't take images of that size, and for a detector or segmenter.
+    """
+    found = published.at_size(how, size, source)
+    try:
+        with torch.inference_mode():
+            model(torch.zeros(1, how.channels, *sides(size), device=device))
+    except Exception as error:  # networks, and runtimes of exported ones, raise whatever they like
+        raise UsageError(f"--size {size}: this network can't take images of that size ({first_line(error)})") from error
+    return found
 
 
 def _filled(opened: Opened) -> Network:

@@ -65,6 +65,8 @@ def serve(
     if not host.strip():  # the system would listen on all addresses
         raise UsageError("--host is empty: use 127.0.0.1 for this machine alone, 0.0.0.0 for all of its addresses")
     predictors = {name: load(source, device=device) for name, source in named(sources).items()}
+    for predictor in predictors.values():
+        predictor.require_head()
     fast = {} if optimize is None else {name: optimize(predictor) for name, predictor in predictors.items()}
     app = create_app(predictors, limits, fast=fast, token=token, batch_size=batch_size, max_wait=max_wait)
     listening = _listen(host, port)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from convnext.data.deep import DeepImage, Range
 from convnext.data.images import to_pixels, with_channels
+from convnext.errors import UsageError
 
 if TYPE_CHECKING:
     from torchvision.transforms.v2 import InterpolationMode
@@ -35,6 +36,10 @@ class Preprocessing(ABC):
 
         The function raises CorruptImageError for an image of other channels.
         """
+
+    def at_size(self, size: ImageSize) -> "Preprocessing":
+        """Return the same preprocessing for images of another size. Raises UsageError where a size does not say it."""
+        raise UsageError("--size is for networks that take images of one size, classifiers: omit it for detectors and segmenters")
 
     def to_json(self) -> dict[str, object]:
         """Return plain values, to travel in a weight file's metadata."""
@@ -81,6 +86,10 @@ class ClassifyPreprocessing(Preprocessing):
 
         steps = v2.Compose([*self.geometry(), to_normalised(self.mean, self.std, channels=self.channels)])
         return partial(_transformed, steps=steps, scale=self.range, channels=self.channels)
+
+    def at_size(self, size: ImageSize) -> "ClassifyPreprocessing":
+        """Return the same preprocessing for images of another size: the same part of the image is seen."""
+        return replace(self, image_size=size)
 
     def geometry(self) -> list[Callable[..., object]]:
         """Return the steps from an opened image, or its (C, H, W) tensor from 0 to 255, to one of `size`."""

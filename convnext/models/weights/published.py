@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from convnext.data.transforms.detect import DetectPreprocessing
-from convnext.data.transforms.preprocessing import ClassifyPreprocessing
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing, ImageSize, Preprocessing
 from convnext.data.transforms.segment import SegmentPreprocessing
 from convnext.errors import ConvnextError
 from convnext.models.entry import Entry
@@ -194,6 +195,18 @@ def timm_config(network: str) -> dict[str, object] | None:
     except RuntimeError:  # it knows the network, but not the tag
         return None
     return None if found is None else dict(found.to_dict())
+
+
+def at_size(how: Preprocessing, size: ImageSize, source: str | None) -> Preprocessing:
+    """Return a preprocessing for images of another size, with the crop that was published for weights from `source` at that size.
+
+    Raises UsageError for the preprocessing of a detector or segmenter.
+    """
+    known, found = None if source is None else table.find(source), how.at_size(size)
+    if known is None or known.test_crop is None or known.test_size != size or not isinstance(found, ClassifyPreprocessing):
+        return found
+    # Weights that were trained on from these may be prepared in another way, which is kept.
+    return replace(found, crop_ratio=known.test_crop) if how == from_timm(known.as_timm(), known.name) else found
 
 
 def licence_of(source: str) -> str | None:
