@@ -14,6 +14,7 @@ from convnext.errors import UsageError, nearest
 from convnext.extend import LOSSES, METRICS, TASKS, TRANSFORMS, Register, is_marker, load, module_of
 from convnext.models.arguments import Argument
 from convnext.models.registry import find, names
+from convnext.models.weights.tags.choose import best_tag
 from convnext.recipe.checks import check, settled
 from convnext.recipe.schema import Model, Recipe, keys
 from convnext.recipe.text import Values, override_value, read_values, split_override, take_as_written, text_arguments, text_keys
@@ -157,6 +158,8 @@ def _complete(values: Values, given: Mapping[str, object]) -> None:
     if isinstance(model, dict):
         if str(model.get("weights")).lower() == "none":
             model["weights"] = None
+        if model.get("weights") == "best":
+            model["weights"] = best_tag(find(str(model.get("name", Model().name))))
         if "model.weights" in given and model["weights"] is None and "model.keep_head" not in given:
             model.pop("keep_head", None)
         for key in [key for key, value in model.items() if value is None and key not in Model.model_fields]:

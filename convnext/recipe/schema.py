@@ -38,7 +38,7 @@ class Model(RecipeSection):
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     name: str = Field("convnext_tiny", description="a name that `convnext models` lists")
-    weights: str | None = Field(None, description="published weights to start from: a tag, a file, hf://… or https://…")
+    weights: str | None = Field(None, description="weights to start from: a tag, best (of a free licence), a file, hf://… or https://…")
     keep_head: bool = Field(False, description="keep the weights' head, if the classes are the same")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the last block, rising linearly to it")
     layer_scale: float | None = Field(None, ge=0, description="initial scale of residual branches, 0 for none; default as published")

@@ -8,10 +8,12 @@ import torch
 import torchvision
 import transformers
 
+from convnext.errors import UsageError
 from convnext.models import load
 from convnext.models.registry import BACKBONES, find
 from convnext.models.weights import formats, published
-from convnext.models.weights.tags import table
+from convnext.models.weights.tags import choose, table
+from convnext.recipe import load_recipe
 
 TIMM = [*timm.list_models(pretrained=True, module="convnext"), *timm.list_models(pretrained=True, module="inception_next")]
 NETWORKS = sorted({row.network for row in table.rows() if row.source == "timm"})
@@ -100,3 +102,26 @@ def test_every_licence_is_free_or_explained():
 def test_how_many_tags_of_timm_have_an_architecture_here():
     known = [row.name for row in table.rows() if row.source == "timm" and row.network in BACKBONES]
     assert len(known) >= 51, f"{len(known)} of {len(TIMM)}"
+
+
+@pytest.mark.parametrize("recipe", ["finetune", "detect_finetune", "segment_finetune"])
+def test_fine_tuning_starts_from_the_best_free_weights_of_its_size(recipe):
+    found = load_recipe(recipe, ["data.train=photos", "data.val=photos"])
+    assert (found.model.name.rpartition("convnext_")[2], found.model.weights) == ("tiny", "in12k_ft_in1k")
+    weights = find(found.model.name)
+    assert table.find(weights.weights[found.model.weights]).licence == "apache-2.0"
+    larger = load_recipe(recipe, ["data.train=photos", "data.val=photos", f"model.name={found.model.name.replace('tiny', 'large')}"])
+    assert larger.model.weights == "fb_in22k_ft_in1k"
+    assert load_recipe(recipe, ["data.train=photos", "data.val=photos", "model.weights=fb_in1k"]).model.weights == "fb_in1k"
+
+
+def test_the_best_is_the_most_accurate_of_a_free_licence_at_a_usual_size():
+    for network in {row.network for row in table.rows()}:
+        fitting = [
+            row for row in table.of_network(network).values() if row.licence in ("apache-2.0", "mit", "bsd-3-clause") and row.size <= 256
+        ]
+        accuracies = {row.tag: row.top1[row.size] for row in fitting if row.top1}
+        best = choose.best_of(network)
+        assert (best.tag if best else None) == (max(accuracies, key=accuracies.get) if accuracies else None), network
+    with pytest.raises(UsageError, match="resnet50.*name them .tv_in1k"):
+        load_recipe("finetune", ["data.train=photos", "model.name=resnet50"])

@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from convnext.errors import UsageError
+from convnext.models.entry import Entry
 from convnext.models.weights.tags.table import PublishedWeights, of_network
+
+_USUAL = 256  # pixels a side, at most, of the training and tests that the tables compare
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,24 @@ def best(networks: Sequence[str], under: float | None = None, free: bool = False
 
 
 def best_of(network: str) -> PublishedWeights | None:
-    """Return the freely licensed weights that are the most accurate at the size of the network's tables; None if none was measured."""
-    found = [choice for choice in _of(network) if choice.weights.is_free and choice.size == choice.weights.size == 224]
+    """Return the freely licensed weights of a network that are the most accurate at a size near the tables'; None if none was measured.
+
+    Weights of larger images would be trained on at a size that they don't know.
+    """
+    found = [choice for choice in _of(network) if choice.weights.is_free and choice.size == choice.weights.size <= _USUAL]
     return max(found, key=lambda choice: choice.top1).weights if found else None
+
+
+def best_tag(entry: Entry) -> str:
+    """Return the tag of `best_of` for a network, or for the backbone under a head.
+
+    Raises UsageError for one whose weights the table does not have.
+    """
+    found = best_of((entry.backbone or entry).name)
+    if found is None:
+        tags = ", ".join(entry.weights) or "a file"
+        raise UsageError(f"model.weights=best: no accuracy of freely licensed weights of {entry.name} is known here: name them ({tags})")
+    return found.tag
 
 
 def _of(network: str) -> list[Choice]:
