@@ -19,7 +19,7 @@ from convnext.models.weights import download, published
 from convnext.models.weights.complete import with_channels, with_last_norm
 from convnext.models.weights.identify import FUNCTION
 from convnext.models.weights.identify import identify as identify
-from convnext.models.weights.open import ClassIds, Opened, open_weights
+from convnext.models.weights.open import ClassIds, Opened, open_weights, unknown_architecture
 from convnext.text import counted
 
 log = logging.getLogger("convnext")
@@ -126,7 +126,8 @@ def _fill(model: Network, opened: Opened, new_head: bool = False, whole: bool = 
     }
     if any(problems.values()):
         listed = "; ".join(f"{what}: {_some(keys)}" for what, keys in problems.items() if keys)
-        raise ConvnextError(f"these weights (taken for the {known} format) do not fit {entry.name}: {listed}")
+        why = unknown_architecture(opened.source or opened.file)
+        raise ConvnextError(f"these weights (taken for the {known} format) do not fit {entry.name}: {listed}{why}")
     model.load_state_dict(native, assign=next(model.parameters()).is_meta)
 
 

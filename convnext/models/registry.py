@@ -22,6 +22,8 @@ def find(name: str) -> Entry:
     if (found := _known(name)) is None:
         load_entry_points()
         found = _known(name)
+    if found is None and table.of_network(name):
+        raise UsageError(f"{name} has published weights, but its architecture is not known here yet{nearest(name, names())}")
     if found is None:
         raise UsageError(f"unknown model {name!r}{nearest(name, names())}")
     return found

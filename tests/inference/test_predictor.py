@@ -223,5 +223,9 @@ def test_a_classifiers_embedding_is_what_its_head_sees(tmp_path):
 
 def test_classes_that_weights_do_not_name_are_named_where_they_are_known():
     assert tasks.get("classify").class_names(1000)[0].startswith("tench")
+    for count in (11821, 21841):  # the heads of ImageNet-12K and -22K
+        names = tasks.get("classify").class_names(count)
+        assert len(names) == count
+        assert "benthos" in names
     assert tasks.get("detect").class_names(80)[79] == "toothbrush"
     assert tasks.get("segment").class_names(2) == ["class 0", "class 1"]

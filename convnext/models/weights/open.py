@@ -18,6 +18,7 @@ from convnext.models.weights import configuration, download, files, formats, pub
 from convnext.models.weights.configuration import Shape
 from convnext.models.weights.identify import FUNCTION, identify
 from convnext.models.weights.known import check_known, entry_of
+from convnext.models.weights.tags import table
 
 log = logging.getLogger("convnext")
 
@@ -79,7 +80,10 @@ def open_weights(weights: str | Path | Mapping[str, Tensor], name: str | None = 
         how = entry_of(about, downloaded.path).preprocessing().from_json(about["preprocessing"])
         named = about.get("classes"), about.get("class_ids")
         return Opened(state, about["model"], about["task"], how, False, *named, source, str(downloaded.path), True)
-    spec, part, known, state = _identified(state, entry, str(downloaded.path))
+    try:
+        spec, part, known, state = _identified(state, entry, str(downloaded.path))
+    except ConvnextError as error:
+        raise ConvnextError(f"{error}{unknown_architecture(downloaded.address or str(downloaded.path))}") from error
     found = configuration.of(downloaded, _shape(spec, part)) if tag is None else None
     if found is not None:
         spec = {**spec, **found.function}
@@ -91,6 +95,14 @@ def open_weights(weights: str | Path | Mapping[str, Tensor], name: str | None = 
     how, assumed = _prepared(part, tag, found, downloaded, known)
     classes = None if found is None else found.classes
     return Opened(state, spec, part.task, how, assumed, classes, None, downloaded.address, str(downloaded.path))
+
+
+def unknown_architecture(source: str) -> str:
+    """Return the end of a message about weights that can't be used, if they are published ones of a network that is not known here."""
+    row = table.find(source)
+    if row is None or row.network in BACKBONES:
+        return ""
+    return f". They are published weights of {row.network}, an architecture that is not known here yet"
 
 
 def _identified(state: Mapping[str, Tensor], entry: Entry | None, file: str) -> tuple[Spec, Entry, str, dict[str, Tensor]]:

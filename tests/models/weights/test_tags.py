@@ -1,5 +1,6 @@
 """The table of published weights: equal to what the installed libraries say, and which of its networks can be built."""
 
+import json
 import re
 
 import pytest
@@ -7,14 +8,20 @@ import timm
 import torch
 import torchvision
 import transformers
+from safetensors.torch import save_file
 
-from convnext.errors import UsageError
+from convnext.data.hub import HubFile
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
+from convnext.errors import ConvnextError, UsageError
 from convnext.models import load
 from convnext.models.registry import BACKBONES, find
-from convnext.models.weights import formats, published
+from convnext.models.weights import configuration, formats, published
+from convnext.models.weights.configuration import Shape
+from convnext.models.weights.download import Downloaded
 from convnext.models.weights.tags import choose, table
 from convnext.recipe import load_recipe
 
+COMMIT = "1" * 40
 TIMM = [*timm.list_models(pretrained=True, module="convnext"), *timm.list_models(pretrained=True, module="inception_next")]
 NETWORKS = sorted({row.network for row in table.rows() if row.source == "timm"})
 
@@ -33,6 +40,40 @@ def test_the_table_says_what_timm_says(name):
     }
     assert (row.address, row.licence) == (f"hf://{noted['hf_hub_id']}", noted["license"])
     assert row.training or row.network.startswith("test_")
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_every_tag_is_prepared_as_timm_resolves_it(tmp_path, monkeypatch, name):
+    """By the table, and by config.json in the hub's cache where its network is known here."""
+    noted, row = timm.models.get_pretrained_cfg(name), table.find(f"hf://timm/{name}")
+    wanted = timm.data.resolve_data_config(pretrained_cfg=noted.to_dict())
+    size, warp = wanted["input_size"][1], wanted["crop_mode"] == "squash"
+    how = ClassifyPreprocessing(size, wanted["crop_pct"], warp, wanted["interpolation"], tuple(wanted["mean"]), tuple(wanted["std"]))
+    assert published.from_timm(row.as_timm(), name) == how
+    if row.network not in BACKBONES:
+        return
+    snapshot = tmp_path / f"models--timm--{name}" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    stated = noted.to_dict(remove_source=True)
+    config = {"architecture": stated.pop("architecture"), "num_classes": noted.num_classes, "pretrained_cfg": stated}
+    (snapshot / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    where = HubFile("model", f"timm/{name}", COMMIT, "model.safetensors")
+    fixed = find(row.network).fixed
+    shape = Shape(noted.num_classes, depths=fixed.get("depths"), widths=fixed.get("widths"))
+    found = configuration.of(Downloaded(snapshot / "model.safetensors", on_hub=where, address=str(where)), shape)
+    assert found.preprocessing == how
+
+
+@pytest.mark.parametrize("row", [row for row in table.rows() if row.source == "transformers" and row.crop], ids=lambda row: row.name)
+def test_transformers_processor_prepares_as_the_table_says(row):
+    """Its processor, as the conversion scripts make it for these weights."""
+    image_net = {"image_mean": list(row.mean), "image_std": list(row.std), "resample": 3}
+    processor = transformers.ConvNextImageProcessor(
+        size={"shortest_edge": row.size}, crop_pct=None if row.crop == 1 else row.crop, **image_net
+    )
+    assert published.from_transformers(processor.to_dict(), row.name) == published.from_timm(row.as_timm(), row.name)
+    assert table.find(f"{row.address}@main") is row
 
 
 @pytest.mark.parametrize("size", ["Tiny", "Small", "Base", "Large"])
@@ -93,6 +134,19 @@ def test_weights_are_found_however_they_are_named(source):
     assert "no commercial use" in table.terms(row.licence)
     assert table.find("hf://me/convnextv2_tiny.fcmae") is None
     assert table.find("model.safetensors") is None
+
+
+@pytest.mark.parametrize("network", ["inception_next_atto", "convnextv2_atto", "convnext_atto_ols"])
+def test_an_architecture_that_is_not_known_here_is_named(tmp_path, network):
+    if network in BACKBONES:
+        pytest.skip(f"the architecture {network} is known here")
+    (name,) = (row.name for row in list(table.of_network(network).values())[:1])
+    path = tmp_path / f"{name}.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in timm.create_model(network).state_dict().items()}, path)
+    with pytest.raises(ConvnextError, match=f"published weights of {network}, an architecture that is not known here yet"):
+        load.load(path)
+    with pytest.raises(UsageError, match=f"{network} has published weights, but its architecture is not known here yet"):
+        find(network)
 
 
 def test_every_licence_is_free_or_explained():
