@@ -9,6 +9,7 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
 
+from convnext.errors import ConvnextError
 from convnext.models.arguments import Argument, arguments_of
 
 if TYPE_CHECKING:
@@ -127,12 +128,14 @@ class Entry:
         return self._weight_names.is_of_classes(key)
 
     def count_classes(self, model: "Network", native: "State") -> int:
-        """Return the number of classes of a state in the model's own names; 0 for one without a head."""
+        """Return the number of classes of a state in the model's own names; 0 for one without a head. Raises ConvnextError if it is damaged."""
         if self.is_own:
             return cast("OwnNetwork", model).count_classes(native)
         if self.backbone is not None:
             return self._weight_names.count_classes(native)
         key = f"{cast('Backbone', model).head_name}.weight"
+        if key in native and not native[key].ndim:
+            raise ConvnextError(f"{key} of these weights is a single number, not a layer: the file is damaged, get it again")
         return native[key].shape[0] if key in native else 0
 
     def _completed(self, model: "Network", state: "State") -> "tuple[dict[str, Tensor], str]":

@@ -31,7 +31,7 @@ def identify(native: State, named: Entry | None = None) -> Spec:
     if stem.ndim != 4 or (first := native.get(f"{block}.dwconv.weight")) is None or first.ndim != 4:
         raise ConvnextError(f"no ConvNeXt among these weights: a stem and '{block}.dwconv.weight' have four dimensions")
     spec: dict[str, object] = {
-        "num_classes": native["head.weight"].shape[0] if "head.weight" in native else 0,
+        "num_classes": _outputs(native, "head.weight"),
         "in_channels": stem.shape[1],
         "patch_size": stem.shape[-1],
         "kernel_size": first.shape[-1],
@@ -59,14 +59,19 @@ def identify(native: State, named: Entry | None = None) -> Spec:
     return {"name": chosen.name, **spec, **function, **others}
 
 
+def _outputs(native: State, key: str) -> int:
+    """Return the first side of a tensor; 0 where there is none."""
+    return native[key].shape[0] if key in native and native[key].ndim else 0
+
+
 def _sizes(native: State) -> dict[str, object]:
     norms = [[key for key in native if key.startswith(f"stages.{i}.") and key.endswith(".norm.weight")] for i in range(4)]
-    return {"depths": tuple(map(len, norms)), "widths": tuple(native[keys[0]].shape[0] for keys in norms if keys)}
+    return {"depths": tuple(map(len, norms)), "widths": tuple(_outputs(native, keys[0]) for keys in norms if keys)}
 
 
 def _kernels(native: State) -> tuple[int, ...]:
     firsts = (native.get(f"stages.{i}.0.dwconv.weight") for i in range(4))
-    return tuple(first.shape[-1] for first in firsts if first is not None)
+    return tuple(first.shape[-1] for first in firsts if first is not None and first.ndim)
 
 
 def _members(native: State, widths: tuple[int, ...]) -> dict[str, object]:
@@ -75,8 +80,8 @@ def _members(native: State, widths: tuple[int, ...]) -> dict[str, object]:
     if "downsample_layers.0.3.weight" in native:
         stem = "overlap_act"
     elif "downsample_layers.0.2.weight" in native:
-        stem = "overlap" if native["downsample_layers.0.0.weight"].shape[0] == widths[0] else "overlap_tiered"
-    hidden = native["pre_logits.weight"].shape[0] if "pre_logits.weight" in native else 0
+        stem = "overlap" if widths[:1] == (_outputs(native, "downsample_layers.0.0.weight"),) else "overlap_tiered"
+    hidden = _outputs(native, "pre_logits.weight")
     return dict(zip(_OF_FAMILY, ("stages.0.0.grn.gamma" in native, stem, "norm_pre.weight" in native, hidden), strict=True))
 
 

@@ -110,7 +110,7 @@ def with_clip_head(state: Mapping[str, Tensor]) -> State:
         return dict(state)
     found = {_of_clip(key, tower): tensor for key, tensor in state.items()}
     weight = found.get(f"{tower}trunk.head.fc.weight")
-    if weight is not None:
+    if weight is not None and weight.ndim:
         found.setdefault(f"{tower}trunk.head.fc.bias", torch.zeros(weight.shape[0], dtype=weight.dtype))
     return found
 

@@ -1,5 +1,7 @@
 """Every ConvNeXt of timm against timm itself; its names, formats and tensors; and what stands on it."""
 
+import json
+
 import pytest
 import timm
 import torch
@@ -18,10 +20,13 @@ from convnext.models import load
 from convnext.models.backbones.convnext import Block
 from convnext.models.backbones.norms import GlobalResponseNorm
 from convnext.models.load import Loaded
+from convnext.models.weights import configuration
 from convnext.models.weights.complete import with_last_norm
+from convnext.models.weights.configuration import Shape
+from convnext.models.weights.download import Downloaded
 from convnext.models.weights.files import write_weights
 from convnext.models.weights.formats import from_native, recognise, to_native
-from convnext.models.weights.identify import identify
+from convnext.models.weights.identify import FUNCTION, identify
 
 TIMMS = [name for name in timm.list_models("*convnext*") if not name.startswith("inception")]
 TESTED_BY_TIMM = ["test_convnext", "test_convnext2", "test_convnext3"]  # their activations are another: no tensor shows it
@@ -110,6 +115,25 @@ def test_names_and_shapes_are_timms(name):
     assert {module.eps for module in ours.modules() if hasattr(module, "eps") and not isinstance(module, GlobalResponseNorm)} == {
         1e-5 if "xxlarge" in name or name in TESTED_BY_TIMM else 1e-6
     }
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "convnext_xxlarge", "test_convnext"])
+def test_what_no_tensor_shows_is_what_timm_builds(tmp_path, name):
+    """As the configuration beside a file gives it."""
+    entry = load.find(name)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": name, "pretrained_cfg": {}}))
+    found = configuration.of(
+        Downloaded(tmp_path / "model.safetensors"), Shape(1000, depths=entry.fixed["depths"], widths=entry.fixed["widths"])
+    )
+    assert found.function == {"norm_eps": 1e-6} | {key: value for key, value in entry.fixed.items() if key in FUNCTION}
+
+
+@pytest.mark.parametrize("damaged", ["head.weight", "pre_logits.weight", "stages.0.0.norm.weight", "stages.1.0.dwconv.weight"])
+def test_damaged_weights_are_reported(damaged):
+    state = small("convnext_large_mlp").state_dict()
+    state[damaged] = torch.tensor(1.0)
+    with pytest.raises(ConvnextError):
+        convnext.create_model("convnext_large_mlp", **SIZES, num_classes=5, weights=state)
 
 
 @pytest.mark.slow
