@@ -128,7 +128,10 @@ class Entry:
         return self._weight_names.is_of_classes(key)
 
     def count_classes(self, model: "Network", native: "State") -> int:
-        """Return the number of classes of a state in the model's own names; 0 for one without a head. Raises ConvnextError if it is damaged."""
+        """Return the number of classes of a state in the model's own names; 0 for one without a head.
+
+        Raises ConvnextError if it is damaged.
+        """
         if self.is_own:
             return cast("OwnNetwork", model).count_classes(native)
         if self.backbone is not None:
