@@ -63,7 +63,7 @@ def _timm_row(name: str, top1: str) -> dict[str, object]:
 def _cost(network: str, classes: int, size: int) -> dict[str, object]:
     with torch.device("meta"):
         found = count_cost(timm.create_model(network, num_classes=classes), size)
-    return {"parameters": f"{found.parameters / 1e6:.2f}", "gmacs": f"{found.macs / 1e9:.2f}"}
+    return {"parameters": f"{found.parameters / 1e6:.3f}", "gmacs": f"{found.macs / 1e9:.3f}"}
 
 
 def _of_torchvision() -> list[dict[str, object]]:
@@ -109,7 +109,7 @@ def _of_others(by_timm: list[dict[str, object]]) -> list[dict[str, object]]:
             "test_crop": "",
         }
         row |= {"address": f"{OFFICIAL}/convnext_iso_{size}_1k_224_ema.pth", "top1": ""}
-        rows.append(row | {"parameters": f"{found.parameters / 1e6:.2f}", "gmacs": f"{found.macs / 1e9:.2f}"})
+        rows.append(row | {"parameters": f"{found.parameters / 1e6:.3f}", "gmacs": f"{found.macs / 1e9:.3f}"})
     return rows
 
 

@@ -13,7 +13,7 @@ from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.models.entry import Entry
 from convnext.models.network import Spec
-from convnext.models.registry import find
+from convnext.models.registry import BACKBONES, find
 from convnext.models.weights import configuration, download, files, formats, published, wrapped
 from convnext.models.weights.configuration import Shape
 from convnext.models.weights.identify import FUNCTION, identify

@@ -72,8 +72,8 @@ def terms(licence: str) -> str:
 @functools.cache
 def rows() -> tuple[PublishedWeights, ...]:
     """Return all lines of the table."""
-    with files("convnext.models.weights.tags").joinpath("published.csv").open(encoding="utf-8", newline="") as file:
-        return tuple(_row(line) for line in csv.DictReader(file))
+    text = files("convnext.models.weights.tags").joinpath("published.csv").read_text("utf-8")
+    return tuple(map(_row, csv.DictReader(text.splitlines())))
 
 
 @functools.cache
@@ -108,9 +108,26 @@ def _by_name() -> dict[str, PublishedWeights]:
 
 
 def _row(line: Mapping[str, str]) -> PublishedWeights:
-    words = [line[key] for key in ("network", "tag", "source", "address", "licence", "training")]
-    mean, std = (tuple(map(float, line[key].split())) for key in ("mean", "std"))
-    sizes = int(line["size"]), int(line["test_size"] or 0) or None, float(line["crop"] or 0) or None, float(line["test_crop"] or 0) or None
-    top1 = {int(size): float(value) for size, _, value in (pair.partition(":") for pair in line["top1"].split())}
-    how = sizes[0], sizes[1], sizes[2], sizes[3], line["crop_mode"], line["interpolation"]
-    return PublishedWeights(*words, int(line["classes"]), mean, std, *how, top1, float(line["parameters"]), float(line["gmacs"]))
+    def number(key: str) -> float | None:
+        return float(line[key]) if line[key] else None
+
+    return PublishedWeights(
+        network=line["network"],
+        tag=line["tag"],
+        source=line["source"],
+        address=line["address"],
+        licence=line["licence"],
+        training=line["training"],
+        classes=int(line["classes"]),
+        mean=tuple(map(float, line["mean"].split())),
+        std=tuple(map(float, line["std"].split())),
+        size=int(line["size"]),
+        test_size=int(line["test_size"]) if line["test_size"] else None,
+        crop=number("crop"),
+        test_crop=number("test_crop"),
+        crop_mode=line["crop_mode"],
+        interpolation=line["interpolation"],
+        top1={int(size): float(value) for size, _, value in (pair.partition(":") for pair in line["top1"].split())},
+        parameters=float(line["parameters"]),
+        gmacs=float(line["gmacs"]),
+    )
