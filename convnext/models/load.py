@@ -51,9 +51,10 @@ def create_model(
         drop_path: stochastic depth of the last block.
         layer_scale: initial scale of the residual branches, 0 for none. By default as published: 1e-6, and none in
             convnext_isotropic_small and _base.
-        weights: a tag such as "fb_in1k" (`convnext models NAME` lists them), a file, `hf://owner/name`, an `https://`
-            address, a folder of transformers, or a state dict; in any format of `convnext.models.weights`. A detector or segmenter
-            also takes those of its backbone alone. For other `in_channels` the first convolution is adapted, with a warning.
+        weights: a tag such as "fb_in1k" (`convnext models NAME` lists them), "best" for the most accurate of a free licence, a file,
+            `hf://owner/name`, an `https://` address, a folder of transformers, or a state dict; in any format of
+            `convnext.models.weights`. A detector or segmenter also takes those of its backbone alone. For other `in_channels` the first
+            convolution is adapted, with a warning.
         new_head: keep the fresh head even if the weights have one for as many classes.
         architecture: other arguments of the constructors of backbone and head, for instance depths, widths, patch_size, kernel_size.
 

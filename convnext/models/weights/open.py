@@ -19,6 +19,7 @@ from convnext.models.weights.configuration import Shape
 from convnext.models.weights.identify import FUNCTION, identify
 from convnext.models.weights.known import check_known, entry_of
 from convnext.models.weights.tags import table
+from convnext.models.weights.tags.choose import best_tag
 
 log = logging.getLogger("convnext")
 
@@ -60,7 +61,7 @@ def open_weights(weights: str | Path | Mapping[str, Tensor], name: str | None = 
     """Read weights and what describes them: the file itself, a configuration beside it, or a table.
 
     Args:
-        weights: a tag of the network `name`, a file, an address, or a state dict.
+        weights: a tag of the network `name` or "best", a file, an address, or a state dict.
         name: of the network, if it is known. Without it, weights in a foreign format are taken for a ConvNeXt's.
 
     Raises UsageError or ConvnextError as `create_model` does.
@@ -69,6 +70,8 @@ def open_weights(weights: str | Path | Mapping[str, Tensor], name: str | None = 
     if isinstance(weights, Mapping):
         spec, part, _, state = _identified(files.strip_prefixes(weights), entry, "the state dict")
         return Opened(state, spec, part.task, part.published("")[0], True, file="the state dict")
+    if entry is not None and weights == "best":
+        weights = best_tag(entry)
     tag = str(weights) if entry is not None and str(weights) in entry.weights else None
     if entry is not None and tag is None and is_tag(str(weights)):
         raise UsageError(f"{name} has no weights called {str(weights)!r}, nor is there such a file{nearest(str(weights), entry.weights)}")

@@ -19,6 +19,7 @@ from convnext.models.registry import BACKBONES, find
 from convnext.models.weights import configuration, formats, published
 from convnext.models.weights.configuration import Shape
 from convnext.models.weights.download import Downloaded
+from convnext.models.weights.open import open_weights
 from convnext.models.weights.tags import choose, table
 from convnext.recipe import load_recipe
 
@@ -178,6 +179,8 @@ def test_the_best_is_the_most_accurate_of_a_free_licence_at_a_usual_size():
         accuracies = {row.tag: row.top1[row.size] for row in fitting if row.top1}
         best = choose.best_of(network)
         assert (best.tag if best else None) == (max(accuracies, key=accuracies.get) if accuracies else None), network
+    with pytest.raises(UsageError, match="resnet50.*name them .tv_in1k"):
+        open_weights("best", "resnet50")
     with pytest.raises(UsageError, match="resnet50.*name them .tv_in1k"):
         load_recipe("finetune", ["data.train=photos", "model.name=resnet50"])
 

@@ -54,7 +54,7 @@ def best_tag(entry: Entry) -> str:
     found = best_of((entry.backbone or entry).name)
     if found is None:
         tags = ", ".join(entry.weights) or "a file"
-        raise UsageError(f"model.weights=best: no accuracy of freely licensed weights of {entry.name} is known here: name them ({tags})")
+        raise UsageError(f"weights 'best': no accuracy of freely licensed weights of {entry.name} is known here: name them ({tags})")
     return found.tag
 
 
