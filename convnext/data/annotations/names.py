@@ -72,8 +72,9 @@ def _is_table(lines: Sequence[str]) -> bool:
             numbers = [int(match[1]) for line in rows if (match := re.match(pattern, line))]
             if len(rows) > 1 and len(numbers) == len(rows) and all(a < b for a, b in pairwise(numbers)):
                 return True
-    # "1 euro" and "2 euro" may be names; lines counted from 0 are numbered.
-    return len(lines) > 2 and all(line.split()[0] == str(number) for number, line in enumerate(lines))
+    # "1 euro" and "2 euro" may be names, and so may the digits alone; names behind numbers that count from 0 are numbered.
+    words = [line.split() for line in lines]
+    return len(lines) > 2 and all(len(line) > 1 and line[0] == str(number) for number, line in enumerate(words))
 
 
 def _from_lines(text: str, path: Path) -> list[str]:
