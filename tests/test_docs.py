@@ -18,6 +18,7 @@ from convnext.cli.common import app
 from convnext.export import export, runtimes
 from convnext.models.registry import BACKBONES, find, list_models, names
 from convnext.models.weights import convert
+from convnext.ops.dispatch import has_amx
 from convnext.paper import bench, contestants, published
 from convnext.paper.roadmap import parse_steps
 from convnext.recipe import load_recipe
@@ -155,8 +156,10 @@ NOT_RUN = {
     r"--engine ray": "needs Ray: tests/inference/test_ray_bulk.py",
     r"convnext push (?!.*--dry-run)": "needs the hub: tests/export/test_push.py",
     r"python examples/": "takes minutes: tests/examples",
+    r"python benchmarks/": "needs minutes and data that are not here",
     r"\.pt2": "needs a compiler and a minute: tests/export/test_export.py",
     r"/data/|hf://|imagenet1k/|--weights|torchrun": "needs data, weights or machines that are not here",
+    **({} if has_amx() else {r"--optimize int8": "needs a CPU with AMX"}),
 }
 
 

@@ -88,7 +88,15 @@ def test_lists_of_names_that_are_something_else(tmp_path, kind, text):
 
 @pytest.mark.parametrize(
     "names",
-    [["1 euro", "2 euro"], ["tench, Tinca tinca", "goldfish"], ["tree: oak", "birch"], ["(void)", "[a]"], ["a b", "c-d"], ["3", "7"], ["0", "1", "2", "3"]],
+    [
+        ["1 euro", "2 euro"],
+        ["tench, Tinca tinca", "goldfish"],
+        ["tree: oak", "birch"],
+        ["(void)", "[a]"],
+        ["a b", "c-d"],
+        ["3", "7"],
+        ["0", "1", "2", "3"],
+    ],
 )
 def test_names_that_only_look_like_something_else(tmp_path, names):
     assert read_names(written(tmp_path, "names.txt", "\n".join(names))) == names
