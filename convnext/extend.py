@@ -268,6 +268,7 @@ TASKS: Register[object] = Register(
         "regress": "convnext.tasks.regress.task:RegressTask",
         "detect": "convnext.tasks.detect.task:DetectTask",
         "segment": "convnext.tasks.segment.task:SegmentTask",
+        "pretrain": "convnext.tasks.pretrain.task:PretrainTask",
     },
 )
 SOURCES: Register[Callable[..., object]] = Register("source")  # by the prefix of their names

@@ -59,6 +59,7 @@ class Entry:
     has_pyramid: bool = True  # of a backbone: whether it has maps of strides 4, 8, 16, 32
     timm_name: str | None = None  # of a backbone that timm builds
     backbone: "Entry | None" = None  # of a head: the entry of what is under it
+    over: str = "*"  # of a head: a pattern of the names of backbones that it goes over
     is_own: bool = False  # whether it comes from outside the package; then the network is an `OwnNetwork`
 
     @property

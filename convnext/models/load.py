@@ -24,8 +24,6 @@ from convnext.text import counted
 
 log = logging.getLogger("convnext")
 
-OF_RUN = ("best.safetensors", "last.safetensors")  # in a run folder, the one to use first
-
 Weights = str | Path | Mapping[str, Tensor] | Opened
 
 
@@ -186,7 +184,7 @@ def _load_file(source: str | Path, name: str | None = None) -> Loaded:
     # Without a name, weights in a foreign format are taken for a ConvNeXt's. With one, weights of another network are refused.
     folder = download.expanded(source)
     path = weights_of_run(folder) if folder.is_dir() else None
-    run = folder if path is not None and path.name in OF_RUN else None
+    run = folder if path is not None and path.name in download.OF_RUN else None
     opened = open_weights(path or source, name)
     if name not in (None, opened.spec["name"]):
         raise UsageError(f"{source} holds a {opened.spec['name']}, not a {name}")
@@ -254,10 +252,7 @@ def weights_of_run(run: Path) -> Path:
 
     Raises ConvnextError if it has none.
     """
-    for name in OF_RUN:
-        if (run / name).is_file():
-            return run / name
-    if (found := download.in_folder(run)) is not None:
+    if (found := download.of_run(run) or download.in_folder(run)) is not None:
         return found
     raise ConvnextError(
         f"{run} is not a run folder: it holds neither best.safetensors nor last.safetensors, nor model.safetensors or pytorch_model.bin"

@@ -34,7 +34,7 @@ def _known(name: str) -> Entry | None:
         return BACKBONES[name]
     for head in HEADS:
         under = name.removeprefix(f"{head}_")
-        if under != name and under in BACKBONES:
+        if under != name and under in BACKBONES and fnmatch.fnmatchcase(under, HEADS[head].over):
             return _over(head, BACKBONES[under])
     return None
 
@@ -46,7 +46,7 @@ def names() -> list[str]:
     """
     load_entry_points()
     under = [name for name, entry in BACKBONES.items() if entry.has_pyramid and not name.startswith("roadmap_")]
-    return [*BACKBONES, *(f"{head}_{name}" for head in HEADS for name in under)]
+    return [*BACKBONES, *(f"{head}_{name}" for head, entry in HEADS.items() for name in fnmatch.filter(under, entry.over))]
 
 
 def _over(head: str, backbone: Entry) -> Entry:
@@ -246,6 +246,13 @@ HEADS: dict[str, Entry] = _named(
         weight_names="convnext.models.weights.segmenters",
         preprocessing_class="convnext.data.transforms.segment:SegmentPreprocessing",
         published_by="convnext.models.weights.published:of_ade20k",
+    ),
+    fcmae=Entry(
+        "convnext.models.pretraining.fcmae:MaskedAutoencoder",
+        task="pretrain",
+        num_classes=0,
+        weight_names="convnext.models.weights.autoencoders",
+        over="convnextv2_*",
     ),
 )
 

@@ -15,25 +15,29 @@ BEST_METRICS = {
     "regress": ("r2", "mae", "rmse"),
     "detect": ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"),
     "segment": ("miou", "mean_accuracy", "overall_accuracy"),
+    "pretrain": ("loss",),
 }
 
 _CLASSIFIERS = ("classify", "multilabel", "regress")
-_OF_CLASSIFIERS = """
+_WITH_LABELS = "eval.metrics augment.mixup augment.cutmix train.loss"
+_ON_WHOLE_IMAGES = (*_CLASSIFIERS, "pretrain")  # tasks of one sample for each image
+_OF_WHOLE_IMAGES = """
     eval. data.image_column data.label_column data.root data.group_column data.group data.fold
     augment.crop augment.crop_scale augment.crop_aspect augment.rand_augment augment.trivial_augment augment.color_jitter
-    augment.random_erasing augment.mixup augment.cutmix augment.extra train.loss
+    augment.random_erasing augment.extra
 """
 
 # The tasks of the package that use a key, or all keys of a section, where not every task does. Tasks from outside may use any.
 _USED_BY: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(_OF_CLASSIFIERS.split(), _CLASSIFIERS),
+    **dict.fromkeys(_WITH_LABELS.split(), _CLASSIFIERS),
+    **dict.fromkeys(_OF_WHOLE_IMAGES.split(), _ON_WHOLE_IMAGES),
     "detect.": ("detect",),
     "segment.": ("segment",),
     "eval.best_by": tuple(BEST_METRICS),
-    "data.image_size": (*_CLASSIFIERS, "segment"),
-    "data.val_fraction": (*_CLASSIFIERS, "segment"),
+    "data.image_size": (*_ON_WHOLE_IMAGES, "segment"),
+    "data.val_fraction": (*_ON_WHOLE_IMAGES, "segment"),
     "data.sampler": ("classify",),
-    "augment.rotate": (*_CLASSIFIERS, "segment"),
+    "augment.rotate": (*_ON_WHOLE_IMAGES, "segment"),
     "train.label_smoothing": ("classify", "multilabel"),
     "train.class_weights": ("classify",),
     "train.focal_gamma": ("classify",),

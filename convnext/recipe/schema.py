@@ -305,7 +305,7 @@ class Recipe(RecipeSection):
     """Everything that decides a run."""
 
     imports: tuple[str, ...] = Field((), description="modules of your own to import first, for the names that they register")
-    task: str = Field("classify", description="classify, multilabel, regress, detect, segment, or a registered name")
+    task: str = Field("classify", description="classify, multilabel, regress, detect, segment, pretrain, or a registered name")
     model: Model = Model()
     data: Data
     augment: Augment = Augment()

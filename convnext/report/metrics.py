@@ -25,7 +25,7 @@ _LABELS = {
     "count": "images",
 }
 _RAW = "raw_"  # prefix of a metric of the weights without EMA
-_ERRORS = {"loss", "mae", "rmse"}  # the lowest is best, and they are no percentages
+ERRORS = {"loss", "mae", "rmse"}  # the lowest is best, and they are no percentages
 _BOUNDS = ("_low", "_high")  # endings of the bounds of a metric's interval
 _PROPORTIONS = {"top1", "top5"}  # of images that are independent of each other, so that an interval can be given
 _Z = 1.959963984540054  # of the normal distribution: 95 % lie within so many standard deviations
@@ -58,7 +58,7 @@ def value(name: str, number: float) -> str:
     plain = name.removeprefix(_RAW)
     if plain == "count":
         return f"{number:.0f}"
-    return f"{number:.4g}" if plain in _ERRORS or plain.startswith("loss_") else percent(number)
+    return f"{number:.4g}" if plain in ERRORS or plain.startswith("loss_") else percent(number)
 
 
 def percent(number: float) -> str:
@@ -112,4 +112,4 @@ def is_better(name: str, number: float, best: float) -> bool:
     """Return whether a value of a metric is better than the best one so far, which is infinite if there is none. NaN never is."""
     if not math.isfinite(number) or not math.isfinite(best):
         return math.isfinite(number)
-    return number < best if name in _ERRORS else number > best
+    return number < best if name in ERRORS else number > best

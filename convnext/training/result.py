@@ -43,7 +43,9 @@ def finish(trainer: Trainer, evaluation: Evaluation) -> TrainResult:
         written = write_page(folder.report, lambda: _page(trainer, evaluation, result), report)
         where = f"; report: {folder.report}" if written else ""
         chosen = trainer.recipe.eval.best_by
-        best = f"{result.best:.2f} %" if chosen is None else f"{metrics.label(chosen)} {metrics.value(chosen, result.best)}"
+        name = chosen or task.headline
+        number = f"{result.best:.2f} %" if name not in metrics.ERRORS and chosen is None else metrics.value(name, result.best)
+        best = number if chosen is None else f"{metrics.label(chosen)} {number}"
         if stop is not None:
             report(f"stopped at step {trainer.state.step} of {trainer.end}: {stop.reason}; {stop.remedy}")
         report(f"{'done' if stop is None else 'so far'}: {task.summary_line(evaluation.metrics)}, best {best}{where}")

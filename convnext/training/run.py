@@ -187,7 +187,7 @@ def _opening(recipe: Recipe, model: Network, device: torch.device, data: TaskDat
     parameters, trained = sum(parameter.numel() for parameter in model.parameters()), count_trained(model)
     frozen = "" if trained == parameters else f" ({trained:,} of them trained, the others frozen)"
     where = f"{distributed.world()} x {device.type}" if distributed.world() > 1 else str(device)
-    of_classes = "" if data.classes == [VALUE] else f" of {counted(len(data.classes), 'class')}"
+    of_classes = "" if data.classes in ([], [VALUE]) else f" of {counted(len(data.classes), 'class')}"
     return f"{recipe.model.name}, {parameters / 1e6:.2f} M parameters{frozen}, on {where}: {counted(len(data.train), 'image')}{of_classes}"
 
 

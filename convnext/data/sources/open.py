@@ -31,6 +31,7 @@ from convnext.data.sources.packed.embedded import is_embedded, open_embedded
 from convnext.data.sources.packed.shards import is_shards, open_shards
 from convnext.data.sources.scenes import open_scenes
 from convnext.data.sources.table import is_table, open_table
+from convnext.data.sources.unlabelled import Unlabelled, UnlabelledFolder
 from convnext.data.split import folds, group_folds, split, split_groups
 from convnext.errors import UsageError, nearest
 from convnext.extend import SOURCES
@@ -152,6 +153,17 @@ def open_values(where: str) -> ValueSource | ClassifySource:
         if entry.values is not None and entry.takes(where):
             return entry.values(where, None)
     return open_source(where)
+
+
+def open_unlabelled(where: str) -> Unlabelled | UnlabelledFolder:
+    """Return the images that `where` names: all those below a folder, or those of what `open_values` takes, without their labels.
+
+    Raises UsageError if nothing has this name, and ConvnextError if the data can't be used.
+    """
+    first = next((entry for entry in _FORMATS if entry.takes(where) and (entry.classify or entry.values)), None)
+    if first is not None and first.classify is _open_image_folder:
+        return UnlabelledFolder(Path(where).expanduser())
+    return Unlabelled(open_values(where))
 
 
 def open_detection(where: str, classes: Classes = None, keep_empty: bool = True) -> DetectSource:

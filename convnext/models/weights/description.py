@@ -109,6 +109,7 @@ class DescribedModel(Strict):
     proposals: int | None = Field(None, ge=1, le=10_000)
     regions: int | None = Field(None, ge=1, le=10_000)
     dropout: float | None = Field(None, ge=0, lt=1)
+    mask_ratio: float | None = Field(None, gt=0, lt=1)
 
 
 Plain = bool | int | float | Name | None

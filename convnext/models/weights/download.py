@@ -15,6 +15,7 @@ from convnext.models.weights.wrapped import INDEX
 # first would not understand its content.
 OWN_FILE = "best.safetensors"
 FILES = ("model.safetensors", "pytorch_model.bin", OWN_FILE)
+OF_RUN = (OWN_FILE, "last.safetensors")  # in a run folder, the one to use first
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def download(source: str) -> Downloaded:
     Raises UsageError for an invalid address, and ConvnextError if the download fails; the message says which file to put where.
     """
     if not source.startswith(files.REMOTE) and (path := expanded(source)).exists():
-        return Downloaded(in_folder(path) or path)
+        return Downloaded(in_folder(path) or of_run(path) or path)
     address, _, entry = source.partition("#")
     if address.startswith("hf://"):
         path, on_hub = _from_hub(hub.parse(address))
@@ -76,6 +77,11 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise UsageError(f"{path}: there is no such home directory") from error
+
+
+def of_run(path: Path) -> Path | None:
+    """Return the weight file of a run folder: the best, or else the last; None if there is none."""
+    return next((path / name for name in OF_RUN if (path / name).is_file()), None) if path.is_dir() else None
 
 
 def _from_hub(where: HubFile) -> tuple[Path, HubFile]:

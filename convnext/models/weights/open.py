@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +17,7 @@ from convnext.models.registry import BACKBONES, find
 from convnext.models.weights import configuration, download, files, formats, published, wrapped
 from convnext.models.weights.configuration import Shape
 from convnext.models.weights.identify import FUNCTION, identify
-from convnext.models.weights.known import check_known, entry_of
+from convnext.models.weights.known import check_known, entry_of, is_ours
 from convnext.models.weights.tags import table
 from convnext.models.weights.tags.choose import best_tag
 
@@ -82,7 +82,8 @@ def open_weights(weights: str | Path | Mapping[str, Tensor], name: str | None = 
         source = downloaded.address or about.get("source")
         how = entry_of(about, downloaded.path).preprocessing().from_json(about["preprocessing"])
         named = about.get("classes"), about.get("class_ids")
-        return Opened(state, about["model"], about["task"], how, False, *named, source, str(downloaded.path), True)
+        opened = Opened(state, about["model"], about["task"], how, False, *named, source, str(downloaded.path), True)
+        return opened if entry is None else _for_network(opened, entry)
     try:
         spec, part, known, state = _identified(state, entry, str(downloaded.path))
     except ConvnextError as error:
@@ -106,6 +107,18 @@ def unknown_architecture(source: str) -> str:
     if row is None or row.network in BACKBONES:
         return ""
     return f". They are published weights of {row.network}, an architecture that is not known here yet"
+
+
+def _for_network(opened: Opened, entry: Entry) -> Opened:
+    """Return described weights for the network of an entry: those of the backbone alone where they are under the head of another task."""
+    theirs = find(opened.name) if is_ours(opened.name) else None
+    if theirs is None or theirs.backbone is None or theirs.task == entry.task:
+        return opened
+    state, ignored = formats.unwrap(opened.state, alone=True)
+    wrapped.warn_of_ignored(ignored, opened.file)
+    spec = {key: value for key, value in opened.spec.items() if key in theirs.backbone.arguments}
+    spec |= {"name": theirs.backbone.name, "num_classes": 0}
+    return replace(opened, state=state, spec=spec, task=theirs.backbone.task, classes=None, class_ids=None)
 
 
 def _identified(state: Mapping[str, Tensor], entry: Entry | None, file: str) -> tuple[Spec, Entry, str, dict[str, Tensor]]:

@@ -1,0 +1,1 @@
+"""Networks that learn from images without labels, as autoencoders over a backbone."""

@@ -1,0 +1,1 @@
+"""Pre-training without labels: a network predicts what is hidden of images."""

@@ -1,0 +1,84 @@
+"""What a masked autoencoder makes of an image: the pixels that it predicts for hidden patches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from convnext.data.transforms.preprocessing import Preprocessing
+from convnext.models.pretraining.fcmae import MaskedAutoencoder, hidden_patches, images_of, patches
+from convnext.tasks.base import Json, OpenedImage
+from convnext.tasks.classify.prediction import ClassifyPrediction, prepared_batch
+from convnext.tasks.pretrain.loss import normalised
+from convnext.tasks.shared import require_finite
+
+_GAP = 4  # pixels between drawn images
+_GREY = 0.5  # of a hidden patch, from black to white
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction(ClassifyPrediction):
+    """The loss of an image, `probabilities[0]`, and what was seen and predicted of it."""
+
+    seen: Tensor  # float32 (C, H, W) from 0 to 1: the prepared image, grey where it was hidden
+    predicted: Tensor  # likewise, with the predicted pixels there
+
+    def to_json(self, top: int | None = None) -> Json:
+        """Return `{"loss": …}`."""
+        return {"loss": float(self.probabilities[0])}
+
+    def to_text(self, top: int | None = None) -> str:
+        """Return the loss with four digits."""
+        return f"loss {float(self.probabilities[0]):.4g}"
+
+    def rows(self, top: int | None = None) -> list[Json]:
+        """Return the one row of a table."""
+        return [self.to_json()]
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """Return what was seen and, beside it, what was predicted; small images are enlarged to at least the image's smaller side."""
+        height, width = self.seen.shape[-2:]
+        factor = max(1, -(-min(image.size) // min(height, width)))
+        sheet = Image.new("RGB", (2 * factor * width + _GAP, factor * height), "white")
+        for number, values in enumerate((self.seen, self.predicted)):
+            tile = to_image(values).resize((factor * width, factor * height), Image.Resampling.NEAREST)
+            sheet.paste(tile, (number * (factor * width + _GAP), 0))
+        return sheet
+
+
+def to_image(values: Tensor) -> Image.Image:
+    """Return pixels (C, H, W) from 0 to 1 as an RGB image: the first three channels, or the first if there are fewer."""
+    shown = values[:3] if len(values) >= 3 else values[:1].expand(3, -1, -1)
+    return Image.fromarray((shown.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+@torch.inference_mode()
+def infer(model: nn.Module, images: Sequence[OpenedImage], preprocessing: Preprocessing, device: torch.device) -> list[ClassifyPrediction]:
+    """Return the reconstruction of each image, of the same patches of each; `model` is in evaluation mode. Raises NotFiniteError."""
+    network, x = cast(MaskedAutoencoder, model), prepared_batch(images, preprocessing, device)
+    size = network.patch_size
+    hidden = hidden_patches(torch.zeros(len(x), dtype=torch.long, device=device), *network.grid(x), network.mask_ratio)
+    predicted = network.reconstruct(x, hidden).float()
+    target, mean, std = normalised(x, size)
+    losses = (((predicted - target) ** 2).mean(1) * hidden).sum((1, 2)) / hidden.sum((1, 2))
+    gone = hidden.unsqueeze(1)
+    whole = images_of(patches(x.float(), size) * (1 - gone) + (predicted * std + mean) * gone, size)
+    scale, shift = (_of_channels(getattr(preprocessing, key), x) for key in ("std", "mean"))
+    whole = whole * scale + shift
+    seen = images_of(patches(whole, size) * (1 - gone) + _GREY * gone, size)
+    parts = zip(require_finite(losses.cpu())[:, None], seen.cpu(), whole.cpu(), strict=True)
+    return [Reconstruction(loss, [], before, after) for loss, before, after in parts]
+
+
+@torch.no_grad()  # not in inference mode: embeddings may be trained on
+def embed(model: nn.Module, images: Sequence[OpenedImage], preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    """Return the encoder's pooled last map of whole images, (N, C) float32 on the CPU."""
+    features = cast(MaskedAutoencoder, model).forward_features(prepared_batch(images, preprocessing, device))
+    return require_finite(features.float().mean((2, 3)).cpu())
+
+
+def _of_channels(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, device=like.device).view(-1, 1, 1)
