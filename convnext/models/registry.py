@@ -251,7 +251,7 @@ HEADS: dict[str, Entry] = _named(
         "convnext.models.pretraining.fcmae:MaskedAutoencoder",
         task="pretrain",
         num_classes=0,
-        weight_names="convnext.models.weights.autoencoders",
+        weight_names="convnext.models.pretraining.weight_names",
         over="convnextv2_*",
     ),
 )

@@ -8,7 +8,7 @@ from convnext.recipe import Recipe, keys, list_recipes, load_recipe
 from convnext.recipe.checks import _USED_BY, check_warmup
 from convnext.recipe.schema import RecipeSection
 
-TASKS = {"classify": "digits", "detect": "detect_digits", "segment": "segment_digits"}
+TASKS = {"classify": "digits", "detect": "detect_digits", "segment": "segment_digits", "pretrain": "pretrain_digits"}
 BY_THE_LOOP = {"data.workers", "data.max_corrupt", "eval.best_by", "eval.metrics", "data.fold", "data.std"}  # or by a method of the section
 
 

@@ -27,6 +27,7 @@ NETWORKS = {
     "regress": ("convnext_atto", SMALL),
     "detect": ("mask_rcnn_convnext_atto", SMALL | {"channels": 8, "fc_channels": 16}),
     "segment": ("upernet_convnext_atto", SMALL | {"channels": 8, "auxiliary_channels": 8}),
+    "pretrain": ("fcmae_convnextv2_atto", SMALL | {"patch_size": 1}),
 }
 OVERRIDES = {
     "classify": {"augment.mixup": 0.5},
@@ -34,6 +35,7 @@ OVERRIDES = {
     "regress": {"augment.mixup": 0.5},
     "detect": {"detect.short": [64], "detect.crop_short": [72], "detect.crop": [48, 64], "detect.test_short": 96, "model.name": "mask_rcnn_convnext_atto", "model.width": None},
     "segment": {"data.image_size": 64, "model.name": "upernet_convnext_atto", "model.width": None},
+    "pretrain": {},
 }  # fmt: skip
 
 
@@ -157,7 +159,8 @@ def test_processes_together_measure_what_one_does_and_it_is_reported(one):
     assert json.loads(json.dumps(details)) == json.loads(json.dumps(first.details()))
     text = task.summary(found, details, classes)
     assert text.splitlines()[0] == task.summary_line(found)
-    assert f"{found[task.headline]:.2f} %" in task.summary_line(found)
+    shown = f"{found[task.headline]:.4f}" if task.headline == "loss" else f"{found[task.headline]:.2f} %"
+    assert shown in task.summary_line(found)
     sections = task.report(details, classes, source)
     assert all(section.title and section.body for section in sections)
     assert "data:image/" in "".join(section.body for section in sections)
