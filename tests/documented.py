@@ -116,6 +116,7 @@ def build_world(root):
     """Make the files that the pages name; those of examples/ are the repository's."""
     for name in ("photos", "more-photos"):
         image_folder(root / name, classes=("ant", "bee"), each=12)
+    image_folder(root, classes=("unlabelled",), each=12)
     named = [path.relative_to(root) for path in sorted((root / "photos").rglob("*.jpg"))]
     (root / "labels.csv").write_text("\n".join(["image,label", *(f"{path},{path.parent.name}" for path in named)]) + "\n")
     shutil.make_archive(str(root / "photos"), "zip", root / "photos")

@@ -17,7 +17,7 @@ from convnext.training.callbacks import Callback
 
 SIZES = {"model.depths": [1, 1, 1, 1], "model.widths": [8, 8, 16, 16], "model.patch_size": 1}
 TINY = SIZES | {
-    "data.image_size": 32, "data.val": None, "data.workers": 0, "train.epochs": 2, "train.warmup_epochs": 0, "train.batch_size": 4,
+    "data.image_size": 32, "data.val_fraction": 0.2, "data.workers": 0, "train.epochs": 2, "train.warmup_epochs": 0, "train.batch_size": 4,
     "train.eval_every": 1, "train.checkpoint_every": 2,
 }  # fmt: skip
 BACKBONE = {"depths": (1, 1, 1, 1), "widths": (8, 8, 16, 16), "patch_size": 1}
