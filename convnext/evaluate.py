@@ -255,7 +255,7 @@ def evaluate_loaded(
     run that are known here; for the other arguments see `evaluate`.
     """
     task = tasks.get(loaded.task)
-    if loaded.model.num_classes == 0:
+    if loaded.model.num_classes == 0 and task.needs_head:
         raise UsageError("these weights have no head, so they predict no classes to evaluate: fine-tune them first (recipe finetune)")
     own, unknown = (own, []) if own is not None else metrics_of_run(loaded.run)
     source = distributed.on_all(lambda: _open_source(loaded, task, data))

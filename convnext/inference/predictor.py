@@ -74,7 +74,7 @@ class Predictor(Generic[PredictionT]):
 
     def require_head(self) -> None:
         """Raise UsageError if the network has no head, and so nothing to predict."""
-        if self._outputs == 0:
+        if self._outputs == 0 and tasks.get(self.task).needs_head:
             raise UsageError(
                 "these weights have no head, so they predict no classes: write their embeddings, on the command line with --features FILE, "
                 "in Python with predictor.features(images), or fine-tune them with `convnext train finetune model.weights=…`"

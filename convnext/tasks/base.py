@@ -149,6 +149,7 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     columns: ClassVar[tuple[str, ...]]  # of a table of predictions
     formats: ClassVar[tuple[str, ...]] = ()  # in which predictions can be written beside JSON lines and tables: "coco", "masks"
     options: ClassVar[tuple[str, ...]] = ()  # keyword arguments of `infer` that other tasks do not have
+    needs_head: ClassVar[bool] = True  # whether a network without a head has nothing to answer
     own: ClassVar[tuple[str, ...]] = ()  # keys of a recipe that name a user's code, which the task honours
     reorders_head: ClassVar[bool] = True  # whether a head that is kept can be put in another order of classes
     hub_pipeline: ClassVar[str]  # the hub's name of the task

@@ -36,6 +36,7 @@ class PretrainTask(ClassifyTask):
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["pretrain"]
     columns: ClassVar[tuple[str, ...]] = ("loss",)
     own: ClassVar[tuple[str, ...]] = ("augment.extra",)
+    needs_head: ClassVar[bool] = False
     hub_pipeline: ClassVar[str] = "image-feature-extraction"
     demo_recipe: ClassVar[str] = "pretrain_digits"
 
