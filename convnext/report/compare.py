@@ -27,7 +27,7 @@ def compare(runs: Sequence[RunData], headline: str) -> str:
 
     Args:
         runs: at least one, all of one task, with different names.
-        headline: the metric of the evaluations to judge by, in percent, higher is better.
+        headline: the metric of the evaluations to judge by.
 
     Raises ValueError if two runs have the same name.
     """
@@ -84,9 +84,9 @@ def _row(run: RunData, headline: str) -> dict[str, str]:
     count, end, epochs = run.validation_count(headline), run.end("epoch"), run.section("train").get("epochs")
     return {
         "run": run.name,
-        f"best {name}": metrics.percent(best[1]) if best else NONE,
+        f"best {name}": metrics.value(headline, best[1]) if best else NONE,
         "at epoch": f"{best[0]:g}" if best else NONE,
-        f"last {name}": metrics.percent(evals[-1][1]) if evals else NONE,
+        f"last {name}": metrics.value(headline, evals[-1][1]) if evals else NONE,
         "95 % interval": (metrics.interval(headline, evals[-1][1], count) if evals else None) or NONE,
         "validation images": f"{count:g}" if count is not None else NONE,
         "epochs": f"{end:.3g} of {epochs}" if isinstance(epochs, int | float) and end < epochs else f"{end:g}",
@@ -114,26 +114,28 @@ def _cards(runs: Sequence[RunData], headline: str) -> dict[str, str]:
     cards = {}
     if (values := _fold_values(runs, headline)) is not None:
         count = (runs[0].fold() or ("", ""))[1]
-        spread = f"{metrics.percent(statistics.mean(values))} ± {metrics.percent(statistics.stdev(values))}"
+        spread = " ± ".join(metrics.value(headline, of(values)) for of in (statistics.mean, statistics.stdev))
         cards[f"mean {metrics.label(headline)} of {len(values)} of {count} folds"] = spread
     elif bests and not comparable(runs, headline):
         cards[f"best {metrics.label(headline)}"] = "not comparable"
     elif bests:
-        cards[f"best {metrics.label(headline)}: {_names_of_highest(bests)}"] = metrics.percent(max(bests.values()))
+        best_of_all = metrics.best(headline, bests.values())
+        cards[f"best {metrics.label(headline)}: {_names_of(best_of_all, bests)}"] = metrics.value(headline, best_of_all)
     if speeds:
-        cards[f"most images/s: {_names_of_highest(speeds)}"] = f"{max(speeds.values()):.4g}"
+        highest = max(speeds.values())
+        cards[f"most images/s: {_names_of(highest, speeds)}"] = f"{highest:.4g}"
     return cards
 
 
-def _names_of_highest(values: dict[str, float]) -> str:
-    return ", ".join(name for name, value in values.items() if value == max(values.values()))
+def _names_of(wanted: float, values: dict[str, float]) -> str:
+    return ", ".join(name for name, value in values.items() if value == wanted)
 
 
 def _curves(runs: Sequence[RunData], headline: str) -> str:
     losses, values = [run.points("train", "loss") for run in runs], [run.points("eval", headline) for run in runs]
     drawn = [
         (losses, "Training loss", "No training step is logged yet."),
-        (values, f"Validation {metrics.label(headline)} (%)", "No evaluation yet."),
+        (values, f"Validation {metrics.axis(headline)}", "No evaluation yet."),
     ]
     svgs = [plots.overlay(series, title) for series, title, _ in drawn if any(series)]
     missing = [page.paragraph(remark) for series, _, remark in drawn if not any(series)]

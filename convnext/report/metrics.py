@@ -1,7 +1,7 @@
 """Metrics as people read them: their names, their values with units, and how certain a proportion is."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypedDict
 
 _LABELS = {
@@ -59,6 +59,16 @@ def value(name: str, number: float) -> str:
     if plain == "count":
         return f"{number:.0f}"
     return f"{number:.4g}" if plain in ERRORS or plain.startswith("loss_") else percent(number)
+
+
+def axis(name: str) -> str:
+    """Return what to write over a curve of a metric: its label with the unit."""
+    return label(name) if name in ERRORS else f"{label(name)} (%)"
+
+
+def best(name: str, numbers: Iterable[float]) -> float:
+    """Return the best of several values of a metric: the lowest loss or error, of others the highest. Raises ValueError for none."""
+    return min(numbers) if name in ERRORS else max(numbers)
 
 
 def percent(number: float) -> str:

@@ -49,14 +49,14 @@ def curves(lines: Sequence[LogLine], headline: str) -> list[str]:
 
     Args:
         lines: of metrics.jsonl.
-        headline: the name of the metric to draw, in percent.
+        headline: the name of the metric to draw.
     """
     loss, axes = panel("Loss")
     _curve(axes, points(lines, "train", "loss"), palette.BLUE, "training")
     if validation := points(lines, "eval", "loss"):
         _curve(axes, validation, palette.ORANGE, "validation")
         axes.legend(frameon=False)
-    accuracy, axes = panel(f"Validation {metrics.label(headline)} (%)")
+    accuracy, axes = panel(f"Validation {metrics.axis(headline)}")
     raw = points(lines, "eval", f"raw_{headline}")
     _curve(axes, points(lines, "eval", headline), palette.ORANGE, "EMA weights")
     if raw:

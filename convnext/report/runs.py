@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from convnext.errors import ConvnextError, UsageError
+from convnext.report import metrics
 from convnext.report.lines import LogLine, number, points, read_file, read_lines
 
 NONE = "–"  # where a run has no such value
@@ -37,7 +38,9 @@ class RunData:
 
     def best(self, headline: str) -> tuple[float, float] | None:
         """Return (epoch, value) of the best evaluation, the first of several; None without evaluations."""
-        return max(self.points("eval", headline), key=lambda point: point[1], default=None)
+        found = self.points("eval", headline)
+        wanted = metrics.best(headline, [value for _, value in found]) if found else None
+        return next((point for point in found if point[1] == wanted), None)
 
     def end(self, key: str) -> float:
         """Return the largest "epoch" or "step" that was logged."""

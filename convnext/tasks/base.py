@@ -143,7 +143,7 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     """A task: its data, its loss, its metric, and what it says of an image. One instance each, without state."""
 
     name: ClassVar[str]
-    headline: ClassVar[str]  # the metric by which the best weights are chosen unless `eval.best_by` names another; higher is better
+    headline: ClassVar[str]  # the metric by which the best weights are chosen unless `eval.best_by` names another
     best_metrics: ClassVar[tuple[str, ...]]  # those that `eval.best_by` may name
     batch_size: ClassVar[int]  # images at a time in evaluation and prediction, where nobody says
     columns: ClassVar[tuple[str, ...]]  # of a table of predictions

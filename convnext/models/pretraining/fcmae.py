@@ -38,7 +38,7 @@ class MaskedAutoencoder(Network):
     def __init__(self, backbone: ConvNeXt, num_classes: int, *, output_norm: bool, mask_ratio: float = 0.6) -> None:
         super().__init__()
         if num_classes:
-            raise UsageError(f"a masked autoencoder learns without labels, and has no output for {num_classes} classes: give num_classes=0")
+            raise UsageError(f"a masked autoencoder has no output for {num_classes} classes: it is for task=pretrain, with num_classes=0")
         if not 0 < mask_ratio < 1:
             raise UsageError(f"mask_ratio must be a fraction between 0 and 1, not {mask_ratio}")
         backbone.drop_head()

@@ -71,8 +71,8 @@ class PretrainTask(ClassifyTask):
         return f"{counted(len(source), 'image')}, labels not used"
 
     def mirrored(self, how: Preprocessing) -> Preprocessing:
-        """Raise UsageError: a loss has no mean over mirror images."""
-        return Task.mirrored(self, how)
+        """Raise UsageError: there are no predictions of which mirror images could have a mean."""
+        raise UsageError(f"--tta flip: a network of task {self.name} has no probabilities to average")
 
     # Training and evaluation
 

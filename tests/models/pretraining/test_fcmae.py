@@ -143,7 +143,7 @@ def test_patches_are_put_together_again():
     ("arguments", "message"),
     [
         ({"mask_ratio": 1.0}, "mask_ratio must be a fraction between 0 and 1, not 1.0"),
-        ({"num_classes": 3}, "has no output for 3 classes: give num_classes=0"),
+        ({"num_classes": 3}, "has no output for 3 classes: it is for task=pretrain"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):

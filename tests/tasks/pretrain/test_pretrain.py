@@ -119,6 +119,11 @@ def test_a_run_is_reported_evaluated_and_shown(unlabelled, finished, capsys):
     run("eval", finished.folder, "--data", unlabelled, "--workers", "0")
     (answer,) = json.loads(run("predict", finished.folder, unlabelled / "0.png", "--json").stdout)
     assert 0 < answer["loss"] < 10
+    assert "no probabilities to average" in run("eval", finished.folder, "--tta", "flip", code=2).stderr
+    run("report", finished.folder, finished.folder, "--output", finished.folder / "both.html")
+    both = (finished.folder / "both.html").read_text("utf-8")
+    assert f"{finished.best:.4g}" in both
+    assert "Validation loss (%)" not in both
     with pytest.raises(UsageError, match="is not exported, because it answers nothing yet: train a recipe such as finetune"):
         convnext.export(finished.folder, "onnx", finished.folder / "out.onnx")
 
