@@ -157,6 +157,19 @@ def test_runs_on_different_validation_images_have_no_winner(a, b, are_the_same):
     assert ("Runs whose intervals overlap" in text) == are_the_same
 
 
+def test_of_losses_the_lowest_is_best_and_has_no_percent():
+    runs = []
+    for name, values in (("a", (0.5, 0.25, 0.375)), ("b", (0.5, 0.3, 0.3))):
+        found = [{"kind": "eval", "epoch": epoch, "step": epoch, "loss": value, "count": 36} for epoch, value in enumerate(values, 1)]
+        runs.append(RunData(name, RECIPE, ENVIRONMENT, found))
+    assert runs[0].best("loss") == (2, 0.25)
+    text = compare(runs, "loss")
+    cards = dict(re.findall(r'<div class="card"><b>([^<]*)</b><span>([^<]*)</span>', text))
+    assert cards["0.25"] == "best loss: a"
+    row = Page(text).table("run")[0]
+    assert (row["best loss"], row["at epoch"], row["last loss"]) == ("0.25", "2", "0.375")
+
+
 def test_a_run_without_an_evaluation_does_not_make_others_incomparable():
     runs = [with_data("a", val="v"), with_data("b", val="v")]
     young = RunData("young", runs[0].recipe, ENVIRONMENT, lines(epochs=1, top1=()))

@@ -16,13 +16,14 @@ from convnext.tasks.pretrain.data import open_images
 from convnext.tasks.pretrain.metric import HardImage
 from convnext.tasks.pretrain.prediction import infer
 from convnext.tasks.shared import save_sheets
+from convnext.text import counted
 
 _DEMO_IMAGES = 8
 
 
 def summary_line(metrics: Metrics) -> str:
     """Return an evaluation in a few words."""
-    return f"loss {metrics['loss']:.4f} on hidden patches ({metrics['count']} images)"
+    return f"loss {metrics['loss']:.4f} on hidden patches ({counted(round(metrics['count']), 'image')})"
 
 
 def summary(metrics: Metrics, details: Json, classes: Sequence[str]) -> str:
