@@ -80,7 +80,7 @@ class Early(convnext.Callback):
             raise convnext.Stop("early")
 
 with process_group("cpu"):
-    settings = [*sys.argv[2:], "train.log_every=1", "train.epochs=3", "train.warmup_epochs=1"]
+    settings = ["train.log_every=1", "train.epochs=3", "train.warmup_epochs=1", *sys.argv[2:]]
     result = convnext.train("digits", settings, output=sys.argv[1], callbacks=[Early()])
     found = [None, None]
     dist.all_gather_object(found, result.step)
