@@ -227,8 +227,10 @@ class Loader(Generic[BatchT, OrderT]):
         except ConvnextError as error:
             name = f"{type(error).__module__}.{type(error).__qualname__}: "
             raise type(error)(str(error).rpartition(name)[2].strip()) from error
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # A worker that dies while it hands over a batch leaves a broken connection. What a worker raised begins with "Caught".
+            is_lost = "DataLoader worker" in str(error) if isinstance(error, RuntimeError) else self._loader.num_workers > 0
+            if not is_lost or str(error).startswith("Caught "):
                 raise
             raise LostWorkerError(
                 f"a process that decodes images died, probably because memory ran out ({first_line(error)}): lower data.workers or "

@@ -134,7 +134,7 @@ class TaskData:
     groups: Sequence[int] | None = None  # of the training samples, where a batch shall hold one group only
     class_ids: ClassIds | None = None  # the data's own number of each class, to travel with the weights
     class_counts: Sequence[int] | None = None  # training images of each class, where each image has one class
-    how: Preprocessing | None = None  # how the trained network will take its images, where that depends on the data
+    how: Preprocessing | None = None  # of the trained network's images, where that depends on the data
     balance: Sequence[int] | None = None  # the class of each training sample, where an epoch shall draw every class equally often
     recipe: Recipe | None = None  # with the numbers that were measured on the images; None if none were
 
@@ -295,7 +295,5 @@ def total(losses: Losses) -> Tensor:
 def check_class_count(recipe: Recipe, classes: Sequence[str]) -> None:
     """Raise ConvnextError if the training data have other than the number of classes that the recipe is made for."""
     if recipe.data.num_classes not in (None, len(classes)):
-        raise ConvnextError(
-            f"{recipe.data.train} has {len(classes)} classes, the recipe is for {recipe.data.num_classes}: "
-            "check data.train, or set data.num_classes=null"
-        )
+        wanted = f"the recipe is for {recipe.data.num_classes}: check data.train, or set data.num_classes=null"
+        raise ConvnextError(f"{recipe.data.train} has {len(classes)} classes, {wanted}")

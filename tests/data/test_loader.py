@@ -229,6 +229,29 @@ def test_a_worker_that_dies_is_met_where_a_batch_is_asked_for_and_nowhere_else()
         list(batches)
 
 
+class Broken:
+    """What PyTorch's loader is when its worker died while it handed over a batch."""
+
+    def __init__(self, workers, error):
+        self.num_workers, self.error = workers, error
+
+    def __iter__(self):
+        raise self.error
+
+
+def test_a_broken_connection_is_that_of_a_lost_worker_and_what_a_worker_raised_is_not():
+    loader = make_loader(Counting(8), InOrder(8, 4), ClassifyBatch.collate, 1, pin=False)
+    for workers, error, found in (
+        (1, ConnectionResetError(104, "Connection reset by peer"), LostWorkerError),
+        (1, EOFError(), LostWorkerError),
+        (0, EOFError("of a source"), EOFError),
+        (1, RuntimeError("Caught RuntimeError in DataLoader worker process 0."), RuntimeError),
+    ):
+        loader._loader = Broken(workers, error)
+        with pytest.raises(found):
+            list(loader)
+
+
 def test_pytorch_pins_a_batch_by_its_own_method():
     """What a loader with `pin=True` calls for each batch, also on a machine without a GPU."""
     from torch.utils.data._utils.pin_memory import pin_memory

@@ -173,7 +173,7 @@ def test_what_an_entry_names_exists(name):
     source = next(iter(entry.weights), "")
     preprocessing, num_classes = entry.published(source)
     assert isinstance(preprocessing, entry.preprocessing())
-    assert num_classes > 0
+    assert num_classes > 0 or source in ("fcmae",)  # pre-trained without labels
 
 
 @pytest.mark.parametrize(
