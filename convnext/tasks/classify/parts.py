@@ -15,6 +15,7 @@ from convnext.data.sources.table import TableName, TableSource
 from convnext.errors import ConvnextError, UsageError
 from convnext.recipe.schema import Data, Recipe
 from convnext.tasks.base import check_class_count
+from convnext.tasks.classify.imbalance import labels_of
 from convnext.tasks.shared import reading_of, skipped_remarks
 from convnext.text import counted, printable
 
@@ -41,8 +42,7 @@ def open_classes(where: str, classes: Sequence[str] | None = None) -> ClassifySo
 
 def counts(source: ClassifySource) -> str:
     """Return in one line how many images of which classes a source holds."""
-    found = np.array([source.label(index) for index in range(len(source))], dtype=int)
-    return described(len(source), source.classes, np.bincount(found, minlength=len(source.classes)).tolist())
+    return described(len(source), source.classes, np.bincount(labels_of(source), minlength=len(source.classes)).tolist())
 
 
 def open_parts(recipe: Recipe, open_one: Open = open_classes, described_as: Callable[[ClassifySource], str] = counts) -> Parts:
