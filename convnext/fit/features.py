@@ -21,6 +21,8 @@ from convnext.data.sources.base import ClassifySource
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError
 from convnext.evaluate import EvaluationLoader
+from convnext.models.network import Network
+from convnext.models.registry import find
 from convnext.models.weights.files import unwritable
 from convnext.tasks.classify.prediction import EmbeddingNetwork
 from convnext.tasks.classify.task import ClassifyTask
@@ -97,17 +99,19 @@ def _padded(digest: bytes) -> bytes:
     return digest.ljust(_DIGEST, b"\0")  # NumPy strips zeros at the end
 
 
-def digest_of(model: nn.Module) -> str:
-    """Return a digest of the weights of a network, its head too."""
-    found = hashlib.blake2b(digest_size=_DIGEST)
+def digest_of(model: Network) -> str:
+    """Return a digest of the weights that the embeddings of a network depend on, all but its head's."""
+    found, entry = hashlib.blake2b(digest_size=_DIGEST), find(str(model.spec["name"]))
     for name, tensor in model.state_dict().items():
+        if entry.is_of_classes(model, name):
+            continue
         found.update(name.encode())
         found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
 def compute(
-    model: nn.Module,
+    model: Network,
     task: ClassifyTask,
     source: ClassifySource,
     how: Preprocessing,
