@@ -21,6 +21,7 @@ def fit(
     task: Annotated[
         Literal["classify", "multilabel", "regress"] | None, typer.Option(help="What to learn; by default as the labels are.")
     ] = None,
+    minutes: Annotated[float, typer.Option(min=0, help="For all; what the head leaves of it is for fine-tuning, if that helps.")] = 5.0,
     group: Annotated[
         str | None, typer.Option(help="Images alike in what this regular expression finds in their paths stay together.")
     ] = None,
@@ -45,6 +46,7 @@ def fit(
             model=model,
             weights=weights,
             task=task,
+            minutes=minutes,
             group=group,
             max_corrupt=max_corrupt,
             max_pixels=max_pixels,

@@ -7,6 +7,7 @@ record that a killed process left incomplete is dropped.
 
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,3 +174,12 @@ def _embed(model: nn.Module, images: Tensor) -> Tensor:
 def _width(model: nn.Module, how: Preprocessing, device: torch.device) -> int:
     image = torch.zeros(1, how.channels, *getattr(how, "size", (224, 224)), device=device)
     return _embed(model, image).shape[1]
+
+
+def seconds_of_image(model: nn.Module, how: Preprocessing, device: torch.device) -> float:
+    """Return how long the forward pass of an image takes in a batch of 16."""
+    images = torch.zeros(16, how.channels, *getattr(how, "size", (224, 224)), device=device)
+    _embed(model, images[:2])
+    began = time.monotonic()
+    _embed(model, images)
+    return (time.monotonic() - began) / len(images)

@@ -20,11 +20,12 @@ from convnext.evaluate import disjoint, without_nan
 from convnext.extend import giving
 from convnext.fit import features as embeddings
 from convnext.fit.data import FitData, check_folder, open_data, recipe_of
-from convnext.fit.features import Features, Progress
+from convnext.fit.features import Features, Progress, seconds_of_image
 from convnext.fit.fitted import Fitted, calibration_of, measured
-from convnext.fit.heads import Space, choose_folds
+from convnext.fit.heads import better_of, choose_folds
 from convnext.fit.kinds import KINDS, Kind, unit_of
 from convnext.fit.network import Start, build, open_start, put_head
+from convnext.fit.tune import Budget, improved
 from convnext.models.weights.files import write_atomically, write_weights
 from convnext.tasks.base import Metrics
 from convnext.tasks.classify.task import ClassifyTask
@@ -64,6 +65,7 @@ def fit(
     model: str | None = None,
     weights: str | None = None,
     task: str | None = None,
+    minutes: float = 5.0,
     group: str | None = None,
     max_corrupt: float = 0.01,
     max_pixels: int | None = None,
@@ -83,6 +85,7 @@ def fit(
         model: a name, a run folder, a weight file or an address; by default convnext_tiny.
         weights: of a name: a tag, a file or an address; by default the most accurate of a free licence.
         task: classify, multilabel or regress; by default as the labels are.
+        minutes: for the whole call. What is left behind the head is for fine-tuning the whole network, if a trial shows that it helps.
         group: a regular expression: images alike in what it finds in their paths are never on both sides of the cross-validation.
         max_corrupt: the fraction of the images that may be unreadable.
         max_pixels: of an image; larger ones are not opened. By default some 89 million.
@@ -107,6 +110,9 @@ def fit(
             say(line)
         with locked(folder.path, say):
             fitted = _fitted(data, start, folder, chosen_device, progress, say)
+            budget = Budget(started + 60 * minutes, seconds_of_image(fitted.network, start.how, chosen_device))
+            if minutes > 0:
+                fitted = improved(fitted, budget, folder.features, objects, say)
             _write(folder, fitted, start, chosen_device)
             return _finish(folder, replace(fitted, seconds=time.monotonic() - started), say)
 
@@ -128,7 +134,7 @@ def _fitted(data: FitData, start: Start, folder: RunPaths, device: torch.device,
     found = embed(data.train)
     targets, fold = _targets_and_folds(kind, data, found)
     with threadpool_limits(1 if found.plain.size < _FEW_NUMBERS else None):
-        chosen = kind.choose(Space(found), targets, fold, outputs)
+        chosen = better_of(found, lambda space: kind.choose(space, targets, fold, outputs))
     how = start.how
     if name == "regress":
         unit = unit_of(targets)
@@ -182,7 +188,7 @@ def _finish(folder: RunPaths, fitted: Fitted, say: Say) -> FitResult:
     held_out = None if fitted.held_out is None else fitted.held_out.metrics
     values = without_nan(disjoint({"metrics": evaluation.metrics}, evaluation.details, {"corrupt": evaluation.corrupt}))
     _write_text(folder.evaluation, json.dumps(values, allow_nan=False) + "\n")
-    result = FitResult(folder.path, chosen.name, evaluation.metrics, held_out, fitted.seconds, fitted.features.computed)
+    result = FitResult(folder.path, (fitted.tuned or chosen).name, evaluation.metrics, held_out, fitted.seconds, fitted.features.computed)
     facts = result.to_json() | {
         "images": len(fitted.features),
         "folds": int(fitted.fold.max()) + 1,
