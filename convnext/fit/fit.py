@@ -24,8 +24,9 @@ from convnext.fit.features import Features, Progress, seconds_of_image
 from convnext.fit.fitted import Fitted, calibration_of, measured
 from convnext.fit.heads import better_of, choose_folds
 from convnext.fit.kinds import KINDS, Kind, unit_of
-from convnext.fit.network import Start, build, open_start, put_head
+from convnext.fit.network import Start, build, default_model, open_start, put_head
 from convnext.fit.tune import Budget, improved
+from convnext.models.registry import names
 from convnext.models.weights.files import write_atomically, write_weights
 from convnext.tasks.base import Metrics
 from convnext.tasks.classify.task import ClassifyTask
@@ -34,7 +35,7 @@ from convnext.training.folder.environment import environment
 from convnext.training.folder.lock import locked
 from convnext.training.folder.run_paths import RunPaths, refuse_within_data
 
-DEFAULT_MODEL = "convnext_tiny"
+_MINUTES = 5.0
 _FEW_NUMBERS = 5e7  # of all features, below which several threads only wait for each other
 
 Say = Callable[[str], None]  # takes a line for the user
@@ -65,7 +66,7 @@ def fit(
     model: str | None = None,
     weights: str | None = None,
     task: str | None = None,
-    minutes: float = 5.0,
+    minutes: float | None = None,
     group: str | None = None,
     max_corrupt: float = 0.01,
     max_pixels: int | None = None,
@@ -82,10 +83,11 @@ def fit(
             or a map-style dataset as for `convnext.train`.
         output: the run folder to make. One of an earlier fit is replaced, and the features in it are used again.
         val: images to evaluate on, in the notation of `source`; by default the val part of `source`, if it has one.
-        model: a name, a run folder, a weight file or an address; by default convnext_tiny.
+        model: a name, a run folder, a weight file or an address; by default convnext_tiny, and for digits a small embedded network.
         weights: of a name: a tag, a file or an address; by default the most accurate of a free licence.
         task: classify, multilabel or regress; by default as the labels are.
-        minutes: for the whole call. What is left behind the head is for fine-tuning the whole network, if a trial shows that it helps.
+        minutes: for the whole call, by default 5. What is left behind the head is for fine-tuning the whole network, if a trial shows that
+            it helps. By default the embedded network is not fine-tuned.
         group: a regular expression: images alike in what it finds in their paths are never on both sides of the cross-validation.
         max_corrupt: the fraction of the images that may be unreadable.
         max_pixels: of an image; larger ones are not opened. By default some 89 million.
@@ -101,7 +103,7 @@ def fit(
     objects = {name: thing for name, thing in (("train_data", source), ("val_data", val)) if not isinstance(thing, str | PathLike | None)}
     check_folder(folder)
     with giving(**objects):
-        start = open_start(model or DEFAULT_MODEL, weights)
+        start = open_start(model or default_model(source), weights)
         more = {"group": group, "max_corrupt": max_corrupt, "max_pixels": max_pixels}
         recipe = recipe_of(source, val, start, task, objects, **more)
         refuse_within_data(folder.path, recipe)
@@ -110,11 +112,15 @@ def fit(
             say(line)
         with locked(folder.path, say):
             fitted = _fitted(data, start, folder, chosen_device, progress, say)
-            budget = Budget(started + 60 * minutes, seconds_of_image(fitted.network, start.how, chosen_device))
-            if minutes > 0:
+            if allowed := _minutes(minutes, model, source):
+                budget = Budget(started + 60 * allowed, seconds_of_image(fitted.network, start.how, chosen_device))
                 fitted = improved(fitted, budget, folder.features, objects, say)
             _write(folder, fitted, start, chosen_device)
             return _finish(folder, replace(fitted, seconds=time.monotonic() - started), say)
+
+
+def _minutes(minutes: float | None, model: str | None, source: object) -> float:
+    return minutes if minutes is not None else _MINUTES if model is not None or default_model(source) in names() else 0.0
 
 
 def _fitted(data: FitData, start: Start, folder: RunPaths, device: torch.device, progress: Progress | None, say: Say) -> Fitted:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from typing import cast
 
 import numpy as np
@@ -21,6 +22,11 @@ from convnext.models.weights.tags.table import terms
 _TAKES = 224  # pixels a side of images for a backbone whose weights do not say
 
 
+_DEFAULT = "convnext_tiny"
+# Of the digits, from `benchmarks/digit_features.py`: it was trained without their labels.
+_EMBEDDED = dict.fromkeys(("digits", "digit-facts", "digit-values"), "digits.safetensors")
+
+
 @dataclass(frozen=True)
 class Start:
     """Opened weights, how a recipe names them, and how their network takes images."""
@@ -34,6 +40,12 @@ class Start:
     def architecture(self) -> dict[str, object]:
         """Return the arguments of their network, but for its name, classes and channels."""
         return {key: value for key, value in self.opened.spec.items() if key not in ("name", "num_classes", "in_channels")}
+
+
+def default_model(source: object) -> str:
+    """Return the model whose features are fitted on where none is named: a file of the package for embedded data, or else a name."""
+    embedded = _EMBEDDED.get(str(source).partition(":")[0])
+    return _DEFAULT if embedded is None else str(files("convnext.models.weights").joinpath(embedded))
 
 
 def open_start(model: str, weights: str | None) -> Start:
