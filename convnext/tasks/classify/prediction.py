@@ -58,7 +58,8 @@ class ClassifyPrediction:
         """Return the `top` most probable classes, three by default, or of the set ten, on one line."""
         if self.members is None:
             return words(self.top(top or _IN_TEXT)) + self.novelty_text()
-        return f"{self._set_title()}: {self._set_words(top or _IN_TEXT_OF_SET, '  ')}{self.novelty_text()}"
+        count = top or _IN_TEXT_OF_SET
+        return f"{self._set_title()}: {'  '.join([words(self.prediction_set()[:count]), *self._rest(count)])}{self.novelty_text()}"
 
     def rows(self, top: int | None = None) -> list[Json]:
         """Return a row of a table for each of the `top` most probable classes, by default for five, or for each of the set."""
@@ -69,9 +70,10 @@ class ClassifyPrediction:
 
     def lines(self) -> list[str]:
         """Return what is written under a drawn image."""
-        listed = [f"{probability:6.1%}  {name}" for name, probability in self.top(_IN_TEXT)]
+        shown = self.top(_IN_TEXT) if self.members is None else self.prediction_set()[:_IN_TEXT]
+        listed = [f"{probability:6.1%}  {name}" for name, probability in shown]
         if self.members is not None:
-            listed = [f"{self._set_title()}:", *self._set_words(_IN_TEXT, "\n").split("\n")]
+            listed = [f"{self._set_title()}:", *listed, *self._rest(_IN_TEXT)]
         return listed + ([self.novelty_text().strip()] if self.novelty is not None else [])
 
     def novelty_json(self) -> Json:
@@ -87,10 +89,9 @@ class ClassifyPrediction:
     def _set_title(self) -> str:
         return f"{100 * (self.coverage or 0):.4g}% set"
 
-    def _set_words(self, count: int, between: str) -> str:
-        found = self.prediction_set()
-        more = [f"and {len(found) - count} more"] if len(found) > count else []
-        return between.join([*(words([one]) for one in found[:count]), *more])
+    def _rest(self, shown: int) -> list[str]:
+        more = len(self.members or ()) - shown
+        return [f"and {more} more"] if more > 0 else []
 
     def draw(self, image: Image.Image) -> Image.Image:
         """Return the RGB image with its most probable classes written under it; a small image is enlarged by a whole factor."""
