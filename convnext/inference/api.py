@@ -45,6 +45,8 @@ def predict(
     features: Source | None = None,
     draw: Source | None = None,
     top: int | None = None,
+    coverage: float | None = None,
+    unknown: bool = False,
     batch_size: int | None = None,
     threads: int | None = None,
     max_pixels: int | None = None,
@@ -66,6 +68,8 @@ def predict(
         features: a .npy or .parquet file for embeddings.
         draw: a folder for the images with their predictions drawn on them.
         top: how many classes or objects of an image to write.
+        coverage: of a classifier made by `convnext fit`, the fraction of images whose class shall be in its set of classes.
+        unknown: whether to compare each image with those that such a network was trained on.
         batch_size: images at a time; by default the task's.
         threads: threads that decode images; by default one per core.
         max_pixels: of an image; as for `convnext.load`, ignored for a predictor, which has its own.
@@ -81,6 +85,7 @@ def predict(
     predictor: Predictor[Prediction] = (
         model if isinstance(model, Predictor) else (load(str(model), weights, device=device, max_pixels=max_pixels))
     )
+    predictor = predictor.with_options(**asked(coverage, unknown))
     outputs = open_outputs(
         predictor,
         items,
@@ -98,6 +103,12 @@ def predict(
         outputs.append(collected)
     errors = predict_all(predictor, items, outputs, batch_size=batch_size, threads=threads, progress=progress)
     return Predicted(collected.predictions, errors)
+
+
+def asked(coverage: float | None, unknown: bool) -> dict[str, object]:
+    """Return the options of a task that were given; see `predict`."""
+    given: dict[str, object] = {"coverage": coverage, "unknown": unknown or None}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def open_outputs(

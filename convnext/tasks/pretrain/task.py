@@ -38,6 +38,7 @@ class PretrainTask(ClassifyTask):
     own: ClassVar[tuple[str, ...]] = ("augment.extra",)
     needs_head: ClassVar[bool] = False
     hub_pipeline: ClassVar[str] = "image-feature-extraction"
+    options: ClassVar[tuple[str, ...]] = ()
     demo_recipe: ClassVar[str] = "pretrain_digits"
 
     # Data
