@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext.fit.features import Features
-from convnext.fit.neighbours import directions, nearest
-from convnext.fit.placement import TILE, place
+from convnext.fit.quality.neighbours import directions, nearest
+from convnext.fit.quality.placement import TILE, place
 
 _COARSE, _LIKELY = 0.65, 0.8  # correlations of tiles of half and of whole resolution below which a pair is dropped
 _MARGIN = 0.85  # of an image's shorter side: a tile takes no more pixels

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from convnext.data.deep import shown
 from convnext.data.sources.base import ImageSource
-from convnext.fit.candidates import Candidate, by_embedding, likely_pairs
 from convnext.fit.features import Features
-from convnext.fit.matching import LEAST_SIDE, compare
-from convnext.fit.placement import TILE, tile
+from convnext.fit.quality.candidates import Candidate, by_embedding, likely_pairs
+from convnext.fit.quality.matching import LEAST_SIDE, compare
+from convnext.fit.quality.placement import TILE, tile
 
 _CROPPED = 0.97  # area of a part of an image
 _SCALED = 0.03  # relative difference of the sides
@@ -42,7 +42,7 @@ class DataPart:
 
 
 @dataclass(frozen=True, order=True)
-class Member:
+class Place:
     """An image by its part and its position in the part's source."""
 
     part: int  # position among the parts
@@ -53,8 +53,8 @@ class Member:
 class DuplicatePair:
     """Two images that resemble each other; of a cropped or scaled one, the larger is the first."""
 
-    first: Member
-    second: Member
+    first: Place
+    second: Place
     relation: str  # "identical", "re-encoded", "similar", or what was done to the second, such as "mirrored, cropped, scaled, brightness"
     similarity: float  # correlation of their fine structure, at most 1
     group: int  # from 0; images that are linked by pairs share one
@@ -83,7 +83,7 @@ def find_duplicates(parts: Sequence[DataPart], progress: Progress | None = None)
 
     Reads each image once, and those of likely pairs again. Beside the embeddings it holds 1 KB for each image, and blocks of similarities.
     """
-    members = [Member(number, int(index)) for number, part in enumerate(parts) for index in part.features.indices]
+    members = [Place(number, int(index)) for number, part in enumerate(parts) for index in part.features.indices]
 
     @lru_cache(_KEPT_OPEN)
     def read(row: int) -> Image.Image:
@@ -170,7 +170,7 @@ def _kinship(outer: Image.Image, inner: Image.Image, candidate: Candidate) -> _K
     return _Kinship(", ".join(name for name, is_so in changes.items() if is_so) or "re-encoded", match.fine)
 
 
-def _grouped(found: Found, members: Sequence[Member]) -> list[DuplicatePair]:
+def _grouped(found: Found, members: Sequence[Place]) -> list[DuplicatePair]:
     """Return the pairs in the order of their groups, of which the one with the first image comes first."""
     heads: dict[int, int] = {}  # the first row of each row's group, or a row on the way to it
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from convnext.fit.features import Features
-from convnext.fit.neighbours import both_sides, directions, nearest
+from convnext.fit.quality.neighbours import both_sides, directions, nearest
 
 _NEIGHBOURS = 20
 _TEMPERATURE = 0.1  # of the cosines: a neighbour that is farther than the nearest by this counts 1/e

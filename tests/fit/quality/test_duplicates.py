@@ -4,12 +4,12 @@ import io
 
 import numpy as np
 import pytest
-from fit.embedded import Images, embedded
+from fit.quality.embedded import Images, embedded
 from helpers import sample_image, shared
 from PIL import Image, ImageEnhance, ImageOps
 
 from convnext.data.images import read_image
-from convnext.fit.duplicates import DataPart, Member, find_duplicates
+from convnext.fit.quality.duplicates import DataPart, Place, find_duplicates
 
 
 def jpeg(image, quality):
@@ -85,13 +85,13 @@ def test_copies_of_one_image_are_a_group_and_the_larger_comes_first(photos):
 def test_a_leak_names_both_parts(photos):
     found = found_in(photos[:20], [*photos[20:30], jpeg(photos[3], 50)])
     (pair,) = found.pairs
-    assert {pair.first, pair.second} == {Member(0, 3), Member(1, 10)}
+    assert {pair.first, pair.second} == {Place(0, 3), Place(1, 10)}
 
 
 def test_a_leak_is_found_among_many_copies_in_its_own_part(photos):
     copies = [jpeg(photos[3], quality) for quality in (40, 50, 60, 70, 80)]
     found = found_in(photos[:20], [*photos[20:30], *copies])
-    assert {index for pair in found.pairs for index in (pair.first, pair.second)} >= {Member(0, 3), *(Member(1, 10 + i) for i in range(5))}
+    assert {index for pair in found.pairs for index in (pair.first, pair.second)} >= {Place(0, 3), *(Place(1, 10 + i) for i in range(5))}
     assert {pair.group for pair in found.pairs} == {0}
 
 
