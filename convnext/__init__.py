@@ -17,6 +17,7 @@ __all__ = [
     "create_model",
     "evaluate",
     "export",
+    "fit",
     "list_models",
     "load",
     "optimize",
@@ -34,6 +35,7 @@ __all__ = [
 if TYPE_CHECKING:
     from convnext.errors import ConvnextError
     from convnext.export.export import export
+    from convnext.fit.fit import fit
     from convnext.inference.api import evaluate, predict
     from convnext.inference.predictor import load
     from convnext.models.load import create_model
@@ -53,6 +55,7 @@ _HOME = {
     "create_model": "convnext.models.load",
     "evaluate": "convnext.inference.api",
     "export": "convnext.export.export",
+    "fit": "convnext.fit.fit",
     "list_models": "convnext.models.registry",
     "load": "convnext.inference.predictor",
     "optimize": "convnext.models.optimize.optimize",

@@ -17,6 +17,7 @@ from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError
 from convnext.extend import is_marker
 from convnext.models.load import Loaded
+from convnext.models.weights.download import FITTED
 from convnext.ops.memory import is_out_of_memory
 from convnext.recipe import load_recipe
 from convnext.report import metrics, page
@@ -282,6 +283,11 @@ def _open_source(loaded: Loaded, task: AnyTask, data: str | None) -> Source:
     settings = load_recipe(str(recipe), written=True)
     if any(is_marker(where) for where in (settings.data.train, settings.data.val)):
         raise UsageError(f"the images of {loaded.run} were given from Python: say with --data (data=) what to evaluate on")
+    if settings.data.val is None and recipe.with_name(FITTED).is_file():
+        raise UsageError(
+            f"all images of {settings.data.train} were fitted on, so {loaded.run} has none to be evaluated on: say with --data (data=) what "
+            "to take; report.html has its cross-validated accuracy"
+        )
     source: Source = task.open(without_own_code(settings)).val.source
     if loaded.classes and list(source.classes) != list(loaded.classes):
         raise ConvnextError(

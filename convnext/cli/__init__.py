@@ -18,6 +18,7 @@ from convnext.text import printable
 # Each adds its commands to the application, and help lists them in this order.
 # isort: off
 from convnext.cli import train as _train  # noqa: F401
+from convnext.cli import fit as _fit  # noqa: F401
 from convnext.cli import use as _use  # noqa: F401
 from convnext.cli import explain as _explain  # noqa: F401
 from convnext.cli import export as _export  # noqa: F401

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from convnext.data.transforms.preprocessing import Preprocessing, sides
 from convnext.errors import ConvnextError, UsageError, first_line, nearest
+from convnext.models.calibration import Calibration, check_width
 from convnext.models.cost import Cost, ImageSize
 from convnext.models.entry import Entry
 from convnext.models.network import Network, Spec
@@ -160,6 +161,7 @@ class Loaded:
     run: Path | None = None  # the run folder that it came from
     source: str | None = None  # the address of its weights, by the hub's commit; None where it is unknown
     class_ids: ClassIds | None = None  # the data's own number of each class; None where the weights do not say them
+    calibration: Calibration | None = None  # None where the weights have none
 
 
 def load(source: str | Path, weights: str | None = None) -> Loaded:
@@ -189,9 +191,11 @@ def _load_file(source: str | Path, name: str | None = None) -> Loaded:
     if name not in (None, opened.spec["name"]):
         raise UsageError(f"{source} holds a {opened.spec['name']}, not a {name}")
     model = _filled(opened)
+    if opened.calibration is not None:
+        check_width(opened.calibration, model, opened.file)
     if opened.assumed:
         log.warning("%s does not say how its images are prepared; assumed: %s", opened.file, opened.preprocessing)
-    return Loaded(model.eval(), opened.preprocessing, opened.task, opened.classes, run, opened.source, opened.class_ids)
+    return Loaded(model.eval(), opened.preprocessing, opened.task, opened.classes, run, opened.source, opened.class_ids, opened.calibration)
 
 
 def at_size(model: nn.Module, how: Preprocessing, size: ImageSize, source: str | None, device: torch.device) -> Preprocessing:

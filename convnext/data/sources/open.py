@@ -33,6 +33,7 @@ from convnext.data.sources.scenes import open_scenes
 from convnext.data.sources.table import is_table, open_table
 from convnext.data.sources.unlabelled import Unlabelled, UnlabelledFolder
 from convnext.data.split import folds, group_folds, split, split_groups
+from convnext.data.tables.columns import TargetKind
 from convnext.errors import UsageError, nearest
 from convnext.extend import SOURCES
 
@@ -153,6 +154,14 @@ def open_values(where: str) -> ValueSource | ClassifySource:
         if entry.values is not None and entry.takes(where):
             return entry.values(where, None)
     return open_source(where)
+
+
+def label_kind(where: str) -> TargetKind:
+    """Return what the labels of the data that `where` names are: "class", "classes" or "value". Raises as `open_source` does."""
+    first = next((entry for entry in _FORMATS if entry.takes(where) and (entry.classify or entry.multilabel or entry.values)), None)
+    if first is not None and first.classify is None:
+        return "classes" if first.multilabel is not None else "value"
+    return target_kind_of(open_source(where))
 
 
 def open_unlabelled(where: str) -> Unlabelled | UnlabelledFolder:

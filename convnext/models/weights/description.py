@@ -15,6 +15,7 @@ from convnext.data.transforms.detect import DetectPreprocessing
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
 from convnext.data.transforms.segment import SegmentPreprocessing
 from convnext.errors import ConvnextError, first_line
+from convnext.models.calibration import DescribedCalibration
 from convnext.models.weights.known import entry_for, is_ours
 
 _MAX_LENGTH = 16 << 20  # characters of a description; 21,841 class names are half a million
@@ -45,6 +46,7 @@ class Description(TypedDict, total=False):
     step: int | None
     source: str | None
     imports: list[str]  # the modules that register the network or the task
+    calibration: dict[str, object] | None
     graph: GraphDescription  # of an exported file, as the next two
     labels: list[str] | None
     convnext: str | None
@@ -206,6 +208,7 @@ class Described(Strict):
     step: int | None = Field(None, ge=0)
     source: Name | None = None  # the weights that training began from, or that were exported
     imports: Annotated[list[Name], Field(max_length=16)] = []
+    calibration: DescribedCalibration | None = None
 
     @model_validator(mode="after")
     def _classes_of_the_head(self) -> "Described":
@@ -269,9 +272,8 @@ def _check_preprocessing(found: Described) -> None:
         return
     if found.task not in entry.tasks and not found.imports:  # a task from outside may be for any network
         raise ValueError(f"task: {entry.name} is for {entry.task!r}, not {_ascii(found.task[:50])!r}")
-    schema = _PREPROCESSINGS.get(entry.preprocessing(), Normalised)
     try:
-        schema.model_validate(found.preprocessing)
+        _PREPROCESSINGS.get(entry.preprocessing(), Normalised).model_validate(found.preprocessing)
     except ValidationError as error:
         raise ValueError(f"preprocessing.{_first(error)}") from error
 
@@ -281,10 +283,9 @@ def check_size(model: Mapping[str, object], state: Mapping[str, Tensor], path: P
     if not is_ours(str(model["name"])):  # whose arguments mean what its constructor says
         return
     known = DescribedModel.model_validate(model)
-    blocks = sum(known.depths or ()) + (known.depth or 0)
     largest = max((max(tensor.shape, default=0) for tensor in state.values()), default=0)
     widths = [*(known.widths or ()), known.channels or 0, known.fc_channels or 0, known.auxiliary_channels or 0]
-    if blocks > len(state) or max(widths) > largest:
+    if sum(known.depths or ()) + (known.depth or 0) > len(state) or max(widths) > largest:
         raise ConvnextError(f"{path} was not loaded: it describes a network of other sizes than its {len(state)} tensors have")
 
 

@@ -16,6 +16,7 @@ from convnext.models.weights.wrapped import INDEX
 OWN_FILE = "best.safetensors"
 FILES = ("model.safetensors", "pytorch_model.bin", OWN_FILE)
 OF_RUN = (OWN_FILE, "last.safetensors")  # in a run folder, the one to use first
+FITTED = "fit.json"  # of a run folder that `convnext.fit` made
 
 
 @dataclass(frozen=True)

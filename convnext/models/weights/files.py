@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from convnext.errors import ConvnextError, UsageError, disk_full, first_line, is_disk_full
+from convnext.models.calibration import REFERENCE, Calibration
 from convnext.models.register import imports_of
 from convnext.models.weights import wrapped
 from convnext.models.weights.description import Description, check_size, parse
@@ -96,11 +97,22 @@ def _others(path: Path, error: Exception) -> str:
     return f" ({printable(', '.join(shown[:5]))})"
 
 
-def write_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, object] | Description | None = None) -> None:
+def write_weights(
+    path: Path,
+    state: Mapping[str, Tensor],
+    about: Mapping[str, object] | Description | None = None,
+    calibration: Calibration | None = None,
+) -> None:
     """Write tensors to `path` atomically: safetensors with our description, or `{"model": state}` as `.pth`.
 
-    The description names the modules that register a network or a task from outside the package.
+    The description names the modules that register a network or a task from outside the package, and holds the calibration, whose
+    reference is one more tensor. Raises UsageError for a calibration without a description, or for a file that holds none.
     """
+    if calibration is not None:
+        if not about or path.suffix != ".safetensors":
+            raise UsageError(f"{path}: a calibration needs a .safetensors file with a description")
+        about = {**about, "calibration": calibration.to_json()}
+        state = {**state, **({} if calibration.reference is None else {REFERENCE: calibration.reference})}
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
     if path.suffix == ".safetensors":
         metadata = {"format": "pt"} | ({OWN_METADATA: json.dumps(with_imports(about))} if about else {})

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError, nearest
+from convnext.models import calibration
+from convnext.models.calibration import Calibration
 from convnext.models.entry import Entry
 from convnext.models.network import Spec
 from convnext.models.registry import BACKBONES, find
@@ -46,6 +48,7 @@ class Opened:
     source: str | None = None  # where they were downloaded from, by the hub's commit, or what they were trained from; without secrets
     file: str = "these weights"  # for messages
     described: bool = False  # whether the file is one of ours, which describes itself
+    calibration: Calibration | None = None
 
     @property
     def name(self) -> str:
@@ -79,10 +82,11 @@ def open_weights(weights: str | Path | Mapping[str, Tensor], name: str | None = 
     state, about = files.read_weights(downloaded.path, downloaded.entry)
     if about:
         check_known(about, downloaded.path)
+        state, calibrated = calibration.take(state, about, str(downloaded.path))
         source = downloaded.address or about.get("source")
         how = entry_of(about, downloaded.path).preprocessing().from_json(about["preprocessing"])
         named = about.get("classes"), about.get("class_ids")
-        opened = Opened(state, about["model"], about["task"], how, False, *named, source, str(downloaded.path), True)
+        opened = Opened(state, about["model"], about["task"], how, False, *named, source, str(downloaded.path), True, calibrated)
         return opened if entry is None else _for_network(opened, entry)
     try:
         spec, part, known, state = _identified(state, entry, str(downloaded.path))
@@ -118,7 +122,7 @@ def _for_network(opened: Opened, entry: Entry) -> Opened:
     wrapped.warn_of_ignored(ignored, opened.file)
     spec = {key: value for key, value in opened.spec.items() if key in theirs.backbone.arguments}
     spec |= {"name": theirs.backbone.name, "num_classes": 0}
-    return replace(opened, state=state, spec=spec, task=theirs.backbone.task, classes=None, class_ids=None)
+    return replace(opened, state=state, spec=spec, task=theirs.backbone.task, classes=None, class_ids=None, calibration=None)
 
 
 def _identified(state: Mapping[str, Tensor], entry: Entry | None, file: str) -> tuple[Spec, Entry, str, dict[str, Tensor]]:

@@ -56,14 +56,7 @@ def open_parts(recipe: Recipe, open_one: Open = open_classes, described_as: Call
     Raises ConvnextError for no images, fewer than two classes, a number of classes other than the recipe's, or too many missing files.
     """
     data = recipe.data
-    where = _named(data.train, data)
-    source = open_one(where, None)
-    read_by(source, reading_of(recipe))
-    check_class_count(recipe, source.classes)
-    if target_kind_of(source) == "class" and len(source.classes) < 2:
-        raise ConvnextError(f"data.train={one_class(data.train, source.classes)}")
-    _refuse_missing(source, data.max_corrupt)
-    remarks = [f"train: {remark}" for remark in (described_as(source), *remarks_on(source))]
+    source, remarks = open_whole(recipe, open_one, described_as)
     if data.val is not None:
         train, val = source, open_one(_named(data.val, data), source.classes)
         read_by(val, reading_of(recipe))
@@ -78,13 +71,27 @@ def open_parts(recipe: Recipe, open_one: Open = open_classes, described_as: Call
     return train, val, remarks
 
 
+def open_whole(
+    recipe: Recipe, open_one: Open = open_classes, described_as: Callable[[ClassifySource], str] = counts
+) -> tuple[ClassifySource, list[str]]:
+    """Return all images of `data.train`, before any are held out, and what to report of them. Arguments and errors as `open_parts`."""
+    data = recipe.data
+    source = open_one(_named(data.train, data), None)
+    read_by(source, reading_of(recipe))
+    check_class_count(recipe, source.classes)
+    if target_kind_of(source) == "class" and len(source.classes) < 2:
+        raise ConvnextError(f"data.train={one_class(data.train, source.classes)}")
+    _refuse_missing(source, data.max_corrupt)
+    return source, [f"train: {remark}" for remark in (described_as(source), *remarks_on(source))]
+
+
 def _held_out(source: ClassifySource, recipe: Recipe) -> tuple[ClassifySource, ClassifySource, list[str]]:
     """Return the images of `data.train` in two parts, and what to report of them."""
     data, fold = recipe.data, recipe.data.fold_of()
-    groups, remarks = _groups(source, data)
-    parts = source.parts if isinstance(source, TableSource) and "split" not in _options(data.train) else None
+    groups, remarks = groups_of(source, data)
+    parts = parts_of(source, data)
     if parts is not None and fold is None and len(set(parts)) > 1:
-        return _as_the_table_says(source, parts, groups)
+        return as_the_table_says(source, parts, groups)
     if parts is not None and "test" in parts and fold is not None:
         kept = [index for index, part in enumerate(parts) if part != "test"]
         remarks.append(f"by the column split, {len(source) - len(kept)} images of test are in no fold")
@@ -106,7 +113,7 @@ def _held_out(source: ClassifySource, recipe: Recipe) -> tuple[ClassifySource, C
     return train, val, remarks
 
 
-def _groups(source: ClassifySource, data: Data) -> tuple[list[str] | None, list[str]]:
+def groups_of(source: ClassifySource, data: Data) -> tuple[list[str] | None, list[str]]:
     """Return the group of each image by `data.group_column` or `data.group`, and what to report; None without these."""
     if isinstance(source, TableSource) and source.groups is not None:
         return source.groups, []
@@ -126,6 +133,11 @@ def _groups(source: ClassifySource, data: Data) -> tuple[list[str] | None, list[
     return found, [f"{remark}: each of the others is a group of its own"] if alone else []
 
 
+def parts_of(source: ClassifySource, data: Data) -> Sequence[str] | None:
+    """Return the part of each image by the column `split` of a table; None without such a column, or if `data.train` chose a part."""
+    return source.parts if isinstance(source, TableSource) and "split" not in _options(data.train) else None
+
+
 def _groups_in(part: ClassifySource, source: ClassifySource, groups: Sequence[str]) -> int:
     by_key = dict(zip(map(source.key, range(len(source))), groups, strict=True))
     return len({by_key[part.key(index)] for index in range(len(part))})
@@ -142,7 +154,7 @@ def _classes_without_images(train: ClassifySource, val: ClassifySource) -> list[
     return found
 
 
-def _as_the_table_says(
+def as_the_table_says(
     source: ClassifySource, parts: Sequence[str], groups: Sequence[str] | None
 ) -> tuple[ClassifySource, ClassifySource, list[str]]:
     """Return the two parts of a table whose column `split` names them; without a val, test is the second.

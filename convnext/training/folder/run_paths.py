@@ -8,6 +8,7 @@ from pathlib import Path
 from convnext.data.archives.names import archive_in, is_archive_name
 from convnext.errors import ConvnextError, UsageError
 from convnext.extend import SOURCES, is_marker, module_of
+from convnext.models.weights.download import FITTED
 from convnext.recipe import Recipe, load_recipe
 from convnext.training.given import refuse_markers
 
@@ -27,6 +28,7 @@ class RunPaths:
         self.recipe, self.environment, self.metrics = path / "recipe.yaml", path / "environment.json", path / "metrics.jsonl"
         self.evaluation, self.report = path / "evaluation.json", path / "report.html"
         self.best, self.last, self.checkpoints = path / "best.safetensors", path / "last.safetensors", path / "checkpoints"
+        self.fitted, self.features = path / FITTED, path / "features"
         self._replaced, self._discarded = path / ".replaced", path / ".discarded"
 
     def prepare(self, resume: bool, overwrite: bool) -> bool:
@@ -78,7 +80,7 @@ class RunPaths:
 
     def _own(self) -> list[Path]:
         """Return every path that a run may leave here, its recipe last."""
-        more = [self.path / ID_FILE, self.path / "tensorboard", self.environment]
+        more = [self.path / ID_FILE, self.path / "tensorboard", self.fitted, self.features, self.environment]
         return [self.metrics, self.evaluation, self.report, self.best, self.last, self.checkpoints, *more, self.recipe]
 
     def _recipe_was_written_by_a_start(self) -> bool:
