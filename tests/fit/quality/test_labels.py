@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from convnext.fit.features import Features
+from convnext.fit.quality import neighbours
 from convnext.fit.quality.labels import suspects
 from convnext.fit.quality.neighbours import directions, nearest
 
@@ -69,7 +70,7 @@ def test_one_or_two_images_have_few_neighbours(count):
 def test_neighbours_are_the_same_in_small_blocks(monkeypatch):
     rows = directions(np.random.default_rng(0).normal(size=(57, 8)))
     whole = nearest(rows, rows, 5, leave_out_own=True)
-    monkeypatch.setattr("convnext.fit.quality.neighbours._MAX_BYTES", 4 * 57 * 10)
+    monkeypatch.setattr(neighbours, "_MAX_BYTES", 4 * 57 * 10)
     blocks = nearest(rows, rows, 5, leave_out_own=True)
     assert np.array_equal(whole[1], blocks[1])
     assert (whole[1] != np.arange(57)[:, None]).all()
