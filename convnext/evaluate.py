@@ -285,8 +285,8 @@ def _open_source(loaded: Loaded, task: AnyTask, data: str | None) -> Source:
         raise UsageError(f"the images of {loaded.run} were given from Python: say with --data (data=) what to evaluate on")
     if settings.data.val is None and recipe.with_name(FITTED).is_file():
         raise UsageError(
-            f"all images of {settings.data.train} were fitted on, so {loaded.run} has none to be evaluated on: say with --data (data=) what "
-            "to take; report.html has its cross-validated accuracy"
+            f"all images of {settings.data.train} were fitted on, so {loaded.run} has none to be evaluated on: say with --data (data=) "
+            "what to take; report.html has its cross-validated accuracy"
         )
     source: Source = task.open(without_own_code(settings)).val.source
     if loaded.classes and list(source.classes) != list(loaded.classes):

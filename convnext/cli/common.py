@@ -26,6 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+WITH_PARTS = ("digits", "cifar10", "cifar100")  # names of data that have a training and a validation part
 MODEL = "A run folder, a weight file, an exported file, hf://owner/name, or a model's name with --weights."
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the fastest there is.")]
@@ -67,7 +68,7 @@ def check_data(where: str) -> None:
     """Raise UsageError for data that is plainly a folder or table, and missing. Loads no PyTorch."""
     from convnext.training.folder.run_paths import is_missing, missing_data
 
-    if is_missing(where):
+    if where not in WITH_PARTS and is_missing(where):
         raise UsageError(missing_data(where, where))
 
 

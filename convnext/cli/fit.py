@@ -11,7 +11,9 @@ from convnext.cli.common import Device, Json, MaxPixels, app, bar, check_data, c
 
 @app.command()
 def fit(
-    source: Annotated[str, typer.Argument(help="A folder of images by class, labels.csv, digits:train, or other names of labelled images.")],
+    source: Annotated[
+        str, typer.Argument(help="A folder of images by class, labels.csv, digits:train, or other names of labelled images.")
+    ],
     output: Annotated[Path, typer.Option(help="The run folder to make; one of an earlier fit is replaced, its features are used again.")],
     val: Annotated[str | None, typer.Option(help="Images to evaluate on; by default the val part of SOURCE, if it has one.")] = None,
     model: Annotated[str | None, typer.Option(help="A name, run folder, weight file or address; by default convnext_tiny.")] = None,

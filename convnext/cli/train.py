@@ -80,7 +80,7 @@ def roadmap(
     as_json: Json = False,
 ) -> None:
     """Train every step from ResNet to ConvNeXt, and compare their accuracies."""
-    if data is not None and data not in ("digits", "cifar10", "cifar100"):
+    if data is not None:
         check_data(data)
     from dataclasses import asdict
 

@@ -1,6 +1,5 @@
 """Heads for images of one class each: multinomial logistic regression and class means with shrinkage; the temperature of both."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +9,7 @@ from scipy.special import log_softmax
 
 from convnext.fit.heads import Chosen, Fit, Linear, Space, Tried, out_of_fold, parts, quietly
 
-_STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression, from strong to weak regularisation
+_STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # C of the logistic regression, from strong to weak regularisation
 _NEVER = 30.0  # below all others: the logit of a class without training images
 _SEARCH = 4e8  # numbers x classes of a fit, above which C is chosen on one fold
 _SHRINKAGE = 5e7  # numbers of a fit, above which class means are not tried: their covariance takes too long
@@ -28,7 +27,7 @@ def choose(space: Space, labels: np.ndarray, fold: np.ndarray, count: int) -> Ch
         count: classes.
     """
     known = _known(labels, fold)
-    candidates = {name: fit for name, fit in _candidates(space, labels, fold, known, count)}
+    candidates = dict(_candidates(space, labels, fold, known, count))
     outputs = {name: out_of_fold(space, fold, fit) for name, fit in candidates.items()}
     temperatures = {name: temperature_of(found[known], labels[known]) for name, found in outputs.items()}
     tried = [_tried(name, outputs[name] / temperatures[name], labels, known) for name in candidates]
@@ -162,6 +161,3 @@ def _nearest(space: Space, labels: np.ndarray, fold: np.ndarray, known: np.ndarr
             near = np.argpartition(-similar, min(_NEIGHBOURS, len(train)) - 1, axis=1)[:, :_NEIGHBOURS]
             np.add.at(votes, (some[:, None], labels[train][near]), 1.0)
     return _tried(f"{_NEIGHBOURS} nearest neighbours", np.log(votes + 0.5), labels, known)
-
-
-Choose = Callable[[Space, np.ndarray, np.ndarray, int], Chosen]

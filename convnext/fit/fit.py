@@ -132,9 +132,7 @@ def fit(
     started, say, folder = time.monotonic(), report or (lambda line: None), RunPaths(Path(output))
     if task is not None and task not in KINDS:
         raise UsageError(f"fit has no task {task!r}: take one of {', '.join(KINDS)}")
-    objects = {
-        name: thing for name, thing in (("train_data", source), ("val_data", val)) if not isinstance(thing, str | PathLike | None)
-    }
+    objects = {name: thing for name, thing in (("train_data", source), ("val_data", val)) if not isinstance(thing, str | PathLike | None)}
     _check_folder(folder)
     with giving(**objects):
         start = open_start(model or DEFAULT_MODEL, weights)
@@ -193,10 +191,8 @@ def _recipe(
         "data.mean": list(how.mean),
         "data.std": list(how.std),
         "data.range": how.range,
-        "eval.crop_ratio": how.crop_ratio,
-        "eval.warp": how.warp,
-        "eval.letterbox": how.letterbox,
         "eval.interpolation": how.interpolation,
+        **({"eval.warp": True} if how.warp else {"eval.letterbox": True} if how.letterbox else {"eval.crop_ratio": how.crop_ratio}),
     }
     where = None if "train_data" in objects else str(source)
     if where is not None and val is None:
@@ -231,8 +227,8 @@ def _fitted(
     network = build(start, outputs).to(device)
 
     def embed(source: ClassifySource) -> Features:
-        began, given = time.monotonic(), {"max_corrupt": recipe.data.max_corrupt, "progress": progress}
-        found = embeddings.compute(network, task, source, start.how, folder.features, device, **given)
+        began, limit = time.monotonic(), recipe.data.max_corrupt
+        found = embeddings.compute(network, task, source, start.how, folder.features, device, max_corrupt=limit, progress=progress)
         kept = len(found) - found.computed
         say(f"features: {found.computed} computed, {kept} from {folder.features}, in {time.monotonic() - began:.0f} s")
         for reason in found.unreadable:
@@ -260,11 +256,11 @@ def _fitted(
 
 def _targets_and_folds(kind: Kind, data: FitData, found: Features) -> tuple[np.ndarray, np.ndarray]:
     """Return the targets of the images with features, and their folds."""
-    indices = found.indices.tolist()
-    targets = kind.targets(data.train, indices)
-    strata = targets.tolist() if targets.dtype == np.int64 else [0] * len(found)
-    groups = None if data.groups is None else [data.groups[index] for index in indices]
-    return targets, choose_folds([data.train.key(index) for index in indices], strata, groups)
+    every = range(len(data.train))  # also those that can't be read, so that `data.fold` of a recipe means the same folds
+    targets = kind.targets(data.train, every)
+    strata = targets.tolist() if targets.dtype == np.int64 else [0] * len(every)
+    fold = choose_folds([data.train.key(index) for index in every], strata, data.groups)
+    return targets[found.indices], fold[found.indices]
 
 
 def _measured(
@@ -332,7 +328,9 @@ def _finish(folder: RunPaths, fitted: Fitted, say: Say) -> FitResult:
         "tried": [asdict(one) for one in chosen.tried],
     }
     _write_text(folder.fitted, json.dumps(without_nan(facts), indent=2, allow_nan=False) + "\n")
-    say(f"head: {chosen.name}, of {counted(len(chosen.tried), 'kind')} compared by cross-validation over {int(fitted.fold.max()) + 1} folds")
+    say(
+        f"head: {chosen.name}, of {counted(len(chosen.tried), 'kind')} compared by cross-validation over {int(fitted.fold.max()) + 1} folds"
+    )
     if held_out is not None:
         say(f"on the validation images: {task.summary_line(held_out)}")
     written = write_report(folder, fitted, say)

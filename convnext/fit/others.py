@@ -9,8 +9,8 @@ from scipy.optimize import minimize_scalar
 
 from convnext.fit.heads import Chosen, Linear, Space, Tried, out_of_fold, quietly
 
-_STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regressions, from strong to weak regularisation
-_PENALTIES = (1e5, 1e4, 1e3, 1e2, 1e1, 1.0)  # of the ridge regression, from strong to weak
+_STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # C of the logistic regressions, from strong to weak regularisation
+_PENALTIES = (1e5, 1e4, 1e3, 1e2, 1e1, 1.0, 0.1, 0.01)  # of the ridge regression, from strong to weak
 _CERTAIN = 30.0  # the logit of a class that all training images have, and of one that none has, negated
 
 

@@ -32,13 +32,18 @@ def _page(folder: RunPaths, fitted: Fitted) -> str:
         name = f"{metrics.described(task.headline, found[task.headline], found.get('count'))}, on the validation images"
         cards = {name: metrics.value(task.headline, found[task.headline]), **cards}
     tried = [
-        {"head": one.name, metrics.label(task.headline): f"{one.score:.1f} %", "loss": f"{one.loss:.4f}", "": "chosen" if one.chosen else ""}
+        {
+            "head": one.name,
+            metrics.label(task.headline): f"{one.score:.1f} %",
+            "loss": f"{one.loss:.4f}",
+            "": "chosen" if one.chosen else "",
+        }
         for one in chosen.tried
     ]
     folds = int(fitted.fold.max()) + 1
     text = (
-        f"Each head was fitted {folds} times, each time without one of {folds} parts of the images, which it then classified. The head with the "
-        "lowest loss was fitted on all images, and is in the weights. Nearest neighbours are no linear head, and are here for comparison."
+        f"Each head was fitted {folds} times, each time without one of {folds} parts of the images, which it then predicted. The head with "
+        "the lowest loss was fitted on all images, and is in the weights. Nearest neighbours are no linear head, and are here for comparison."
     )
     sections = [
         page.PageSection("Heads compared", page.spaced([page.table(tried), page.paragraph(text)])),
