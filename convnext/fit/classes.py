@@ -71,7 +71,12 @@ def temperature_of(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean cross-entropy of logits (N, C) and labels (N,), in nats."""
-    return float(-log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean())
+    return float(cross_entropies(logits, labels).mean())
+
+
+def cross_entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the cross-entropy of each row of logits (N, C) and its label, (N,), in nats."""
+    return -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
 
 
 def _of_all_classes(weight: np.ndarray, bias: np.ndarray, present: np.ndarray, count: int) -> Linear:

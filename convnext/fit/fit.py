@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -10,70 +10,33 @@ from typing import cast
 
 import numpy as np
 import torch
-from scipy.special import softmax
 from threadpoolctl import threadpool_limits
-from torch import Tensor
 
 from convnext import tasks
-from convnext.data.images import Reading
-from convnext.data.sources.base import ClassifySource, ClassifySubset, read_by, target_kind_of
-from convnext.data.sources.open import train_and_val
-from convnext.data.transforms.preprocessing import ClassifyPreprocessing
+from convnext.data.sources.base import ClassifySource
 from convnext.distributed import pick_device
-from convnext.errors import ConvnextError, UsageError
-from convnext.evaluate import Evaluation, disjoint, without_nan
+from convnext.errors import UsageError
+from convnext.evaluate import disjoint, without_nan
 from convnext.extend import giving
 from convnext.fit import features as embeddings
+from convnext.fit.data import FitData, check_folder, open_data, recipe_of
 from convnext.fit.features import Features, Progress
-from convnext.fit.heads import Chosen, Space, choose_folds
-from convnext.fit.kinds import KINDS, TASKS, Kind, task_of, unit_of
+from convnext.fit.fitted import Fitted, calibration_of, measured
+from convnext.fit.heads import Space, choose_folds
+from convnext.fit.kinds import KINDS, Kind, unit_of
 from convnext.fit.network import Start, build, open_start, put_head
-from convnext.models.calibration import Calibration, calibrate
-from convnext.models.network import Network
 from convnext.models.weights.files import write_atomically, write_weights
-from convnext.recipe import Recipe
 from convnext.tasks.base import Metrics
-from convnext.tasks.classify.batch import ClassifyBatch
-from convnext.tasks.classify.parts import as_the_table_says, groups_of, open_whole, parts_of
 from convnext.tasks.classify.task import ClassifyTask
-from convnext.tasks.shared import skipped_remarks
 from convnext.text import counted
 from convnext.training.folder.environment import environment
 from convnext.training.folder.lock import locked
 from convnext.training.folder.run_paths import RunPaths, refuse_within_data
-from convnext.training.given import recipe_with
 
 DEFAULT_MODEL = "convnext_tiny"
 _FEW_NUMBERS = 5e7  # of all features, below which several threads only wait for each other
 
 Say = Callable[[str], None]  # takes a line for the user
-
-
-@dataclass(frozen=True, eq=False)
-class FitData:
-    """The images of a fit."""
-
-    train: ClassifySource
-    val: ClassifySource | None
-    groups: list[str] | None  # of the training images
-    remarks: list[str]
-
-
-@dataclass(frozen=True, eq=False)
-class Fitted:
-    """All that a fit found, as its report shows it."""
-
-    data: FitData
-    recipe: Recipe
-    features: Features
-    targets: np.ndarray  # of the rows of `features`
-    fold: np.ndarray
-    chosen: Chosen
-    evaluation: Evaluation  # by cross-validation
-    calibration: Calibration | None
-    val_features: Features | None
-    held_out: Evaluation | None  # on the validation images, where there are any
-    seconds: float
 
 
 @dataclass
@@ -133,101 +96,28 @@ def fit(
     if task is not None and task not in KINDS:
         raise UsageError(f"fit has no task {task!r}: take one of {', '.join(KINDS)}")
     objects = {name: thing for name, thing in (("train_data", source), ("val_data", val)) if not isinstance(thing, str | PathLike | None)}
-    _check_folder(folder)
+    check_folder(folder)
     with giving(**objects):
         start = open_start(model or DEFAULT_MODEL, weights)
-        recipe = _recipe(source, val, start, task, group, max_corrupt, max_pixels, objects)
+        more = {"group": group, "max_corrupt": max_corrupt, "max_pixels": max_pixels}
+        recipe = recipe_of(source, val, start, task, objects, **more)
         refuse_within_data(folder.path, recipe)
-        data = open_data(recipe)
+        data, chosen_device = open_data(recipe), pick_device(device)
         for line in [*data.remarks, *start.remarks]:
             say(line)
         with locked(folder.path, say):
-            fitted, network, how = _fitted(recipe, data, start, folder, pick_device(device), progress, say)
-            _write(folder, fitted, network, how, start, pick_device(device))
+            fitted = _fitted(data, start, folder, chosen_device, progress, say)
+            _write(folder, fitted, start, chosen_device)
             return _finish(folder, replace(fitted, seconds=time.monotonic() - started), say)
 
 
-def open_data(recipe: Recipe) -> FitData:
-    """Open the images that a recipe names, none held out. Raises ConvnextError for images that can't be learned from."""
-    kind, task = KINDS[recipe.task], cast(ClassifyTask, tasks.get(recipe.task))
-    source, remarks = open_whole(recipe, kind.open, task.counts)
-    groups, more = groups_of(source, recipe.data)
-    remarks += more
-    val: ClassifySource | None = None
-    if recipe.data.val is not None:
-        val = kind.open(task.named(recipe.data.val, recipe), source.classes)
-        read_by(val, Reading(recipe.data.channels, recipe.data.max_pixels))
-        remarks += [f"val: {remark}" for remark in (task.counts(val), *val.remarks, *skipped_remarks(val.skipped))]
-    elif (parts := parts_of(source, recipe.data)) is not None and len(set(parts)) > 1:
-        source, val, more = as_the_table_says(source, parts, groups)
-        groups = None if groups is None else [groups[index] for index in cast(ClassifySubset, source).indices]
-        remarks += more
-    if len(source) < kind.minimum:
-        raise ConvnextError(f"{counted(len(source), 'image')} to fit are too few: give at least {kind.minimum}")
-    return FitData(source, val, groups, remarks)
-
-
-def _recipe(
-    source: object,
-    val: object,
-    start: Start,
-    task: str | None,
-    group: str | None,
-    max_corrupt: float,
-    max_pixels: int | None,
-    objects: dict[str, object],
-) -> Recipe:
-    """Return the recipe by which a training would continue: the same images, prepared alike, and the same weights."""
-    how = start.how
-    given: dict[str, object] = {
-        "model.name": start.opened.name,
-        "model.weights": start.weights,
-        **{f"model.{key}": value for key, value in start.architecture.items()},
-        "data.group": group,
-        "data.max_corrupt": max_corrupt,
-        "data.max_pixels": max_pixels,
-        "data.channels": how.channels,
-        "data.image_size": how.image_size,
-        "data.mean": list(how.mean),
-        "data.std": list(how.std),
-        "data.range": how.range,
-        "eval.interpolation": how.interpolation,
-        **({"eval.warp": True} if how.warp else {"eval.letterbox": True} if how.letterbox else {"eval.crop_ratio": how.crop_ratio}),
-    }
-    where = None if "train_data" in objects else str(source)
-    if where is not None and val is None:
-        where, val = _parts(where)
-    given |= {} if where is None else {"data.train": where}
-    given |= {"data.val": str(val)} if isinstance(val, str | PathLike) else {}
-    given["task"] = task or (task_of(where) if where is not None else TASKS[target_kind_of(cast(ClassifySource, source))])
-    return recipe_with("finetune", {key: value for key, value in given.items() if value is not None}, objects)
-
-
-def _parts(where: str) -> tuple[str, str | None]:
-    """Return the training part of a dataset and its validation part; the name itself if it has no parts."""
-    try:
-        return train_and_val(where)
-    except UsageError:
-        return where, None
-
-
-def _check_folder(folder: RunPaths) -> None:
-    """Raise UsageError unless the folder is empty or an earlier fit's."""
-    if folder.is_blank() or folder.fitted.exists() or (folder.features.is_dir() and not folder.recipe.exists()):
-        return
-    what = "holds a run of a training" if folder.recipe.exists() else "is not empty and holds no run"
-    raise UsageError(f"{folder.path} {what}: choose another folder for --output")
-
-
-def _fitted(
-    recipe: Recipe, data: FitData, start: Start, folder: RunPaths, device: torch.device, progress: Progress | None, say: Say
-) -> tuple[Fitted, Network, ClassifyPreprocessing]:
+def _fitted(data: FitData, start: Start, folder: RunPaths, device: torch.device, progress: Progress | None, say: Say) -> Fitted:
     """Compute features, choose a head, and put it on the network."""
-    task, kind, outputs = cast(ClassifyTask, tasks.get(recipe.task)), KINDS[recipe.task], max(1, len(data.train.classes))
-    network = build(start, outputs).to(device)
+    name, outputs = data.recipe.task, max(1, len(data.train.classes))
+    task, kind, network = cast(ClassifyTask, tasks.get(name)), KINDS[name], build(start, outputs).to(device)
 
     def embed(source: ClassifySource) -> Features:
-        began, limit = time.monotonic(), recipe.data.max_corrupt
+        began, limit = time.monotonic(), data.recipe.data.max_corrupt
         found = embeddings.compute(network, task, source, start.how, folder.features, device, max_corrupt=limit, progress=progress)
         kept = len(found) - found.computed
         say(f"features: {found.computed} computed, {kept} from {folder.features}, in {time.monotonic() - began:.0f} s")
@@ -240,18 +130,18 @@ def _fitted(
     with threadpool_limits(1 if found.plain.size < _FEW_NUMBERS else None):
         chosen = kind.choose(Space(found), targets, fold, outputs)
     how = start.how
-    if recipe.task == "regress":
+    if name == "regress":
         unit = unit_of(targets)
         how = replace(how, unit=(unit.mean, unit.std))
     put_head(network, chosen.head)
     rows = np.flatnonzero(chosen.measured)
-    evaluation = _measured(task, data.train, found, rows, chosen.outputs[rows], kind.to_labels(targets[rows]), how)
+    evaluation = measured(task, data.train, found, rows, chosen.outputs[rows], kind.to_labels(targets[rows]), how)
     val, held_out = None if data.val is None else embed(data.val), None
     if data.val is not None and val is not None:
         labels = kind.to_labels(kind.targets(data.val, val.indices.tolist()))
-        held_out = _measured(task, data.val, val, np.arange(len(val)), chosen.head(val.plain), labels, how)
-    calibration = _calibration(found, targets, chosen)
-    return Fitted(data, recipe, found, targets, fold, chosen, evaluation, calibration, val, held_out, 0.0), network, how
+        held_out = measured(task, data.val, val, np.arange(len(val)), chosen.head(val.plain), labels, how)
+    calibration = calibration_of(found, targets, chosen)
+    return Fitted(data, network, how, found, targets, fold, chosen, evaluation, calibration, val, held_out)
 
 
 def _targets_and_folds(kind: Kind, data: FitData, found: Features) -> tuple[np.ndarray, np.ndarray]:
@@ -263,48 +153,20 @@ def _targets_and_folds(kind: Kind, data: FitData, found: Features) -> tuple[np.n
     return targets[found.indices], fold[found.indices]
 
 
-def _measured(
-    task: ClassifyTask,
-    source: ClassifySource,
-    found: Features,
-    rows: np.ndarray,
-    outputs: np.ndarray,
-    labels: Tensor,
-    how: ClassifyPreprocessing,
-) -> Evaluation:
-    """Return what the task's metric measures of the outputs for some rows of the features."""
-    mean, std = how.unit or (0.0, 1.0)
-    values = torch.from_numpy(mean + std * outputs).float()
-    metric = task.metric(values.shape[1], source)
-    metric.update(list(values.unbind()), ClassifyBatch(torch.empty(0), labels, found.indices[rows].tolist(), []))
-    return Evaluation(metric.compute(), metric.details(), list(found.unreadable))
-
-
-def _calibration(found: Features, targets: np.ndarray, chosen: Chosen) -> Calibration:
-    """Return the conformal scores of images of one class each, and the distances of all images."""
-    scores: Sequence[float] = []
-    rows = np.arange(len(found))
-    if targets.dtype == np.int64:
-        measured = np.flatnonzero(chosen.measured)
-        scores = (1 - softmax(chosen.outputs[measured], axis=1)[np.arange(len(measured)), targets[measured]]).tolist()
-        rows = np.argsort(targets, kind="stable")
-    return calibrate(scores, torch.from_numpy(found.plain[rows]))
-
-
-def _write(folder: RunPaths, fitted: Fitted, network: Network, how: ClassifyPreprocessing, start: Start, device: torch.device) -> None:
+def _write(folder: RunPaths, fitted: Fitted, start: Start, device: torch.device) -> None:
     """Write the weights, the recipe, and what they ran on."""
     description: dict[str, object] = {
         "task": fitted.recipe.task,
-        "model": network.spec,
+        "model": fitted.network.spec,
         "classes": fitted.data.train.classes,
-        "preprocessing": how.to_json(),
+        "preprocessing": fitted.how.to_json(),
         "metrics": fitted.evaluation.metrics,
         "step": 0,
     }
     if start.opened.source:
         description["source"] = start.opened.source
     for path in (folder.last, folder.best):
-        write_weights(path, network.state_dict(), description, fitted.calibration)
+        write_weights(path, fitted.network.state_dict(), description, fitted.calibration)
     ran_on = {**environment(device), "weights": start.opened.source}
     _write_text(folder.environment, json.dumps(ran_on, indent=2) + "\n")
     _write_text(folder.recipe, fitted.recipe.to_yaml())

@@ -17,6 +17,7 @@ from convnext.tasks.classify.parts import Open, open_classes
 from convnext.tasks.multilabel.data import label_set, open_labels
 from convnext.tasks.regress.data import open_numbers
 
+MINIMUM = 4  # images
 TASKS: dict[TargetKind, str] = {"class": "classify", "classes": "multilabel", "value": "regress"}
 
 
@@ -27,8 +28,9 @@ class Kind:
     open: Open  # from a name to a source
     targets: Callable[[ClassifySource, Sequence[int]], np.ndarray]  # of the images at these positions, one row each
     choose: Callable[[Space, np.ndarray, np.ndarray, int], Chosen]  # from features, targets and folds; the last is the number of classes
+    losses: Callable[[np.ndarray, np.ndarray], np.ndarray]  # of outputs and targets, one for each image
+    temperature: Callable[[np.ndarray, np.ndarray], float]  # of outputs and targets
     to_labels: Callable[[np.ndarray], Tensor]  # from targets to what the task's metric takes
-    minimum: int  # images
 
 
 def task_of(where: str) -> str:
@@ -66,8 +68,20 @@ def _choose_values(space: Space, values: np.ndarray, fold: np.ndarray, count: in
     return others.choose_values(space, values, fold, unit_of(values))
 
 
+def _floats(targets: np.ndarray) -> Tensor:
+    return torch.from_numpy(targets).float()
+
+
+def _column(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values).float()[:, None]
+
+
+def _no_temperature(outputs: np.ndarray, targets: np.ndarray) -> float:
+    return 1.0
+
+
 KINDS = {
-    "classify": Kind(open_classes, _class_targets, classes.choose, torch.from_numpy, 4),
-    "multilabel": Kind(open_labels, _set_targets, _choose_labels, lambda targets: torch.from_numpy(targets).float(), 4),
-    "regress": Kind(open_numbers, _value_targets, _choose_values, lambda values: torch.from_numpy(values).float()[:, None], 4),
+    "classify": Kind(open_classes, _class_targets, classes.choose, classes.cross_entropies, classes.temperature_of, torch.from_numpy),
+    "multilabel": Kind(open_labels, _set_targets, _choose_labels, others.binary_entropies, others.temperature_of, _floats),
+    "regress": Kind(open_numbers, _value_targets, _choose_values, others.squared_errors, _no_temperature, _column),
 }

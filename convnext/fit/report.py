@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from convnext import tasks
 from convnext.data.download import without_secrets
-from convnext.fit.fit import Fitted
+from convnext.fit.fitted import Fitted
 from convnext.report import metrics, page
 from convnext.report.page import write_page
 from convnext.training.folder.run_paths import RunPaths
@@ -43,7 +43,7 @@ def _page(folder: RunPaths, fitted: Fitted) -> str:
     folds = int(fitted.fold.max()) + 1
     text = (
         f"Each head was fitted {folds} times, each time without one of {folds} parts of the images, which it then predicted. The head with "
-        "the lowest loss was fitted on all images, and is in the weights. Nearest neighbours are no linear head, and are here for comparison."
+        "the lowest loss was fitted on all images, and is in the weights. Nearest neighbours are no linear head: they are for comparison."
     )
     sections = [
         page.PageSection("Heads compared", page.spaced([page.table(tried), page.paragraph(text)])),

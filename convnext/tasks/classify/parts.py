@@ -91,7 +91,7 @@ def _held_out(source: ClassifySource, recipe: Recipe) -> tuple[ClassifySource, C
     groups, remarks = groups_of(source, data)
     parts = parts_of(source, data)
     if parts is not None and fold is None and len(set(parts)) > 1:
-        return as_the_table_says(source, parts, groups)
+        return _as_the_table_says(source, parts, groups)
     if parts is not None and "test" in parts and fold is not None:
         kept = [index for index, part in enumerate(parts) if part != "test"]
         remarks.append(f"by the column split, {len(source) - len(kept)} images of test are in no fold")
@@ -154,7 +154,7 @@ def _classes_without_images(train: ClassifySource, val: ClassifySource) -> list[
     return found
 
 
-def as_the_table_says(
+def _as_the_table_says(
     source: ClassifySource, parts: Sequence[str], groups: Sequence[str] | None
 ) -> tuple[ClassifySource, ClassifySource, list[str]]:
     """Return the two parts of a table whose column `split` names them; without a val, test is the second.
@@ -206,6 +206,11 @@ def _with_options(where: str, given: Mapping[str, str]) -> str | None:
         return where + "".join(f":{option}={value}" for option, value in given.items() if f":{option}=" not in where)
     table = TableName.parse(where)
     return None if table is None else str(TableName(table.path, {**given, **table.options}))
+
+
+def part_of_table(where: str, part: str) -> str:
+    """Return the name of one part of a table that has a column `split`."""
+    return _with_options(where, {"split": part}) or where
 
 
 def _options(where: str) -> Sequence[str]:
