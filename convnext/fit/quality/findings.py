@@ -6,21 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import softmax
 
+from convnext.data.sources.base import ImageSource
+from convnext.fit.features import Features
+from convnext.fit.heads import Chosen
 from convnext.fit.quality.duplicates import DataPart, Duplicates, find_duplicates
-from convnext.fit.quality.growth import Growth, Outputs, growth
+from convnext.fit.quality.growth import Growth, growth
 from convnext.fit.quality.labels import Suspect, suspects
 from convnext.fit.quality.outliers import Outlier, TornImage, outliers, torn
-
-
-@dataclass(frozen=True, eq=False)
-class OutOfFold:
-    """What heads that were not fitted on an image say of it; of images with one class each."""
-
-    labels: np.ndarray  # int64 (N,), of the first part's features
-    logits: np.ndarray  # float64 (N, classes)
-    measured: np.ndarray  # bool (N,): images whose class such a head could know
-    fold: np.ndarray  # int64 (N,)
-    refit: Outputs  # for `growth`
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,19 +27,30 @@ class Findings:
     growth: Growth | None
 
 
-def examine(parts: Sequence[DataPart], known: OutOfFold | None, progress: Callable[[int, int], object] | None = None) -> Findings:
+def examine(
+    parts: Sequence[DataPart], targets: np.ndarray, fold: np.ndarray, chosen: Chosen, progress: Callable[[int, int], object] | None = None
+) -> Findings:
     """Return what features tell of the data.
 
     Args:
         parts: the training images, and those of the validation part if there is one.
-        known: of the training images; None where they have not one class each.
+        targets: of the N training images with features: int64 (N,) if they have one class each.
+        fold: int64 (N,), of the cross-validation.
+        chosen: the head that it chose.
         progress: called with the numbers of images read and in all.
     """
     features = parts[0].features
     duplicates = find_duplicates(parts, progress)
-    if known is None:
+    if targets.dtype != np.int64 or chosen.refit is None:
         return Findings(parts, duplicates, outliers(features), None, None, None)
-    probabilities = softmax(known.logits, axis=1)
-    wrong = [one for one in suspects(features, known.labels, probabilities) if known.measured[one.row]]
-    doubtful = [one for one in torn(known.labels, probabilities) if known.measured[one.row]]
-    return Findings(parts, duplicates, outliers(features), wrong, doubtful, growth(known.refit, known.labels, known.fold))
+    probabilities = softmax(chosen.outputs, axis=1)
+    probabilities[~chosen.measured] = 1 / probabilities.shape[1]  # heads that never saw the class know nothing of the image
+    wrong = [one for one in suspects(features, targets, probabilities) if chosen.measured[one.row]]
+    doubtful = [one for one in torn(targets, probabilities) if chosen.measured[one.row]]
+    return Findings(parts, duplicates, outliers(features), wrong, doubtful, growth(chosen.refit, targets, fold))
+
+
+def parts_of_fit(train: ImageSource, found: Features, val: ImageSource | None, val_found: Features | None) -> list[DataPart]:
+    """Return the parts of the data of a fit, as `examine` takes them."""
+    parts = [DataPart("train", train, found)]
+    return parts if val is None or val_found is None else [*parts, DataPart("val", val, val_found)]

@@ -1,10 +1,11 @@
 """Accuracy over the number of images, from the same features, and what twice the images would bring."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from convnext.fit.heads import Outputs
 from convnext.text import counted
 
 _SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the images
@@ -14,8 +15,6 @@ _LEAST = 2  # images of the smallest class in a share
 _EXPONENTS = np.linspace(0.1, 1.5, 15)  # of the power law
 _RESAMPLES = 200
 _WIDEST = 0.15  # of the interval, beyond which the curve says nothing
-
-Outputs = Callable[[np.ndarray, np.ndarray], np.ndarray]  # from rows to fit a head on, and rows to predict, to logits (rows, classes)
 
 
 @dataclass(frozen=True)

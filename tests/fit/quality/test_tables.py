@@ -1,6 +1,7 @@
 """What features tell of a dataset as lines, CSV files and sections of a report."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ from fit.quality.embedded import Images, embedded
 from helpers import sample_image
 from PIL import ImageOps
 
+from convnext.fit.heads import Chosen, Linear
 from convnext.fit.quality.duplicates import DataPart
-from convnext.fit.quality.findings import OutOfFold, examine
+from convnext.fit.quality.findings import examine
 from convnext.fit.quality.sections import sections
 from convnext.fit.quality.tables import lines, write_tables
 
@@ -30,12 +32,14 @@ def parts():
 def out_of_fold(labels, wrong=(2,)):
     logits = np.where(np.arange(2) == labels[:, None], 2.0, 0.0)
     logits[list(wrong)] = -5 * logits[list(wrong)]
-    return OutOfFold(labels, logits, np.ones(len(labels), bool), np.arange(len(labels)) // 2 % 5, lambda train, held: logits[held])
+    head, measured = Linear(np.zeros((2, 3)), np.zeros(2)), np.ones(len(labels), bool)
+    chosen = Chosen(head, "a head", (), logits, measured, refit=lambda train, held: logits[held])
+    return labels, np.arange(len(labels)) // 2 % 5, chosen
 
 
 @pytest.fixture(scope="module")
 def findings(parts):
-    return examine(parts, out_of_fold(np.arange(50) % 2))
+    return examine(parts, *out_of_fold(np.arange(50) % 2))
 
 
 def rows(path):
@@ -55,10 +59,8 @@ def test_both_tables_name_images_as_the_source_does(findings, tmp_path):
 
 
 def test_a_class_that_no_other_fold_has_is_no_suspect(parts):
-    known = out_of_fold(np.arange(50) % 2)
-    measured = known.measured.copy()
-    measured[2] = False
-    found = examine(parts[:1], OutOfFold(known.labels, known.logits, measured, known.fold, known.refit))
+    labels, fold, chosen = out_of_fold(np.arange(50) % 2)
+    found = examine(parts[:1], labels, fold, replace(chosen, measured=np.arange(50) != 2))
     assert 2 not in {one.row for one in found.suspects}
 
 
@@ -70,7 +72,7 @@ def test_lines_count_and_name_the_first(findings):
 
 
 def test_images_of_other_labels_have_duplicates_and_outliers_only(parts, tmp_path):
-    found = examine(parts, None)
+    found = examine(parts, np.zeros(50), *out_of_fold(np.arange(50) % 2)[1:])
     assert (found.suspects, found.torn, found.growth) == (None, None, None)
     assert [path.name for path in write_tables(tmp_path, found)] == ["duplicates.csv"]
     assert [section.title for section in sections(found)] == ["Near duplicates", "Images unlike all others"]
@@ -89,7 +91,7 @@ def test_sections_show_the_images(findings):
 
 def test_a_small_set_says_what_can_not_be_told():
     source = Images([sample_image(seed, (64, 48)) for seed in range(6)], [0, 1] * 3)
-    found = examine([DataPart("train", source, embedded(source))], out_of_fold(np.arange(6) % 2, ()))
+    found = examine([DataPart("train", source, embedded(source))], *out_of_fold(np.arange(6) % 2, ()))
     assert lines(found) == [
         "labels: none seems wrong",
         "near duplicates: none",
