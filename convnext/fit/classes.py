@@ -40,7 +40,12 @@ def choose(space: Space, labels: np.ndarray, fold: np.ndarray, count: int) -> Ch
     tried.append(_nearest(space, labels, fold, known, count))
     head = space.on_features(candidates[best.name](np.arange(len(labels)))).divided_by(temperatures[best.name])
     ranked = sorted((replace(one, chosen=one.name == best.name) for one in tried), key=lambda one: one.loss)
-    return Chosen(head, best.name, tuple(ranked), outputs[best.name] / temperatures[best.name], known, temperatures[best.name])
+    found = outputs[best.name] / temperatures[best.name]
+
+    def refit(train: np.ndarray, held: np.ndarray) -> np.ndarray:
+        return candidates[best.name](train)(space.plain[held])
+
+    return Chosen(head, best.name, tuple(ranked), found, known, temperatures[best.name], refit)
 
 
 def logistic(space: Space, labels: np.ndarray, count: int, strength: float, balanced: bool, rows: np.ndarray) -> Linear:

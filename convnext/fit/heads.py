@@ -39,6 +39,9 @@ class Tried:
     linear: bool = True  # whether it could be chosen
 
 
+Outputs = Callable[[np.ndarray, np.ndarray], np.ndarray]  # from rows to fit a head on, and rows to predict, to outputs of the latter
+
+
 @dataclass(frozen=True, eq=False)
 class Chosen:
     """The head that cross-validation chose, fitted on all images."""
@@ -49,6 +52,7 @@ class Chosen:
     outputs: np.ndarray  # float64 (N, outputs): those of each image by the heads that were fitted without it
     measured: np.ndarray  # bool (N,): images that such a head could know
     temperature: float = 1.0  # that the outputs and the head are divided by already
+    refit: Outputs | None = None  # fits this kind of head on some rows of the same features
 
 
 class Space:

@@ -84,6 +84,11 @@ def spaced(parts: Sequence[str]) -> str:
     return _part("block", kind="spaced", parts=parts)
 
 
+def beside(parts: Sequence[str]) -> str:
+    """Return tiles in a row of their own."""
+    return _part("block", kind="beside", parts=parts)
+
+
 def preformatted(text: str) -> str:
     """Return text with its own line breaks, in a font of one width."""
     return _part("preformatted", text=text)

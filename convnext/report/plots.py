@@ -135,6 +135,36 @@ def reliability(bins: Sequence[CalibrationBin]) -> list[str]:
     return [svg(calibration), svg(share)]
 
 
+@drawing()
+def growth(
+    measured: Sequence[tuple[float, float, float]], law: Sequence[tuple[float, float]], ahead: tuple[float, float, float, float]
+) -> str:
+    """Return accuracy over the number of images as SVG, numbers on a logarithmic axis.
+
+    Args:
+        measured: images, accuracy in percent, and its standard error.
+        law: the points of the fitted curve; none if there is no curve.
+        ahead: images, accuracy, and the ends of its interval, by the curve; only drawn with a curve.
+    """
+    figure = Figure(figsize=(5.2, 3.3), layout="constrained")
+    axes = figure.subplots()
+    plain(axes)
+    images, values, errors = zip(*measured, strict=True)
+    axes.errorbar(images, values, errors, fmt="o", color=palette.BLUE, markersize=5, capsize=3, label="cross-validation")
+    ticks = list(images)
+    if law:
+        axes.plot(*zip(*law, strict=True), color=palette.GREY, linestyle="--", linewidth=1)
+        at, value, low, high = ahead
+        label = "expected of twice the images"
+        axes.errorbar([at], [value], [[value - low], [high - value]], fmt="D", color=palette.ORANGE, markersize=5, capsize=3, label=label)
+        ticks.append(at)
+    axes.set(xscale="log", xlabel="images", title="Accuracy (%)")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    figure.legend(frameon=False, loc="outside lower left", fontsize=9)
+    return svg(figure)
+
+
 def predictions(images: Sequence[Image.Image], titles: Sequence[str], right: Sequence[bool | None], path: Path) -> None:
     """Write a sheet of images with a title over each, green where right, red where wrong, as PNG."""
     columns = min(6, len(images))
