@@ -255,7 +255,7 @@ def weights_of_run(run: Path) -> Path:
     if (found := download.of_run(run) or download.in_folder(run)) is not None:
         return found
     raise ConvnextError(
-        f"{run} is not a run folder: it holds neither best.safetensors nor last.safetensors, nor model.safetensors or pytorch_model.bin"
+        f"{run} is not a run folder: it holds neither best.safetensors nor last.safetensors, nor {' or '.join(download.OF_OTHERS)}"
     )
 
 
