@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 class WeightNames(Protocol):
     """What a module with the weight formats of a head offers."""
 
+    def is_whole(self, state: "State") -> bool:
+        """Return whether a state holds the head, in any format, not the backbone alone."""
+
     def recognise(self, state: "State") -> str:
         """Return the format that a state is in. Raises ConvnextError if it is in none."""
 
@@ -37,6 +40,9 @@ class WeightNames(Protocol):
 
     def count_classes(self, native: "State") -> int:
         """Return the number of classes of a state in our names."""
+
+    def head_of(self, native: "State") -> "tuple[str, dict[str, object]]":
+        """Return the name of the head that a state in our names is of, and the head's arguments as its tensors show them."""
 
 
 @dataclass(frozen=True)

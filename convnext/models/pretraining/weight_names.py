@@ -11,6 +11,11 @@ State = dict[str, Tensor]
 _MARK = "mask_token"
 
 
+def is_whole(state: Mapping[str, Tensor]) -> bool:
+    """Return whether these are a masked autoencoder's weights, not those of its encoder alone."""
+    return _MARK in state
+
+
 def recognise(state: Mapping[str, Tensor]) -> str:
     """Return "convnext", the name of the one format. Raises ConvnextError for other weights."""
     if _MARK not in state:
@@ -32,3 +37,8 @@ def is_of_classes(key: str) -> bool:
 def count_classes(native: Mapping[str, Tensor]) -> int:
     """Return 0: there are no classes."""
     return 0
+
+
+def head_of(native: Mapping[str, Tensor]) -> tuple[str, dict[str, object]]:
+    """Return "fcmae"; the tensors show none of its arguments."""
+    return "fcmae", {}
