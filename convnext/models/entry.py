@@ -118,13 +118,17 @@ class Entry:
 
         if self.backbone is None and self.format is not None:
             return cast("Backbone", model).to_native(state), self.format
-        if self.backbone is not None and not any(key.startswith("backbone.") for key in state):
+        if self.backbone is not None and not self.is_whole(state):
             return self._completed(model, state)
         if self.is_own:
             return dict(state), "own"
         names = formats if self.backbone is None else self._weight_names
         known = names.recognise(state)
         return names.to_native(state, known), known
+
+    def is_whole(self, state: "State") -> bool:
+        """Return whether a state of any format holds the head, too, of a network with one, and not its backbone alone."""
+        return any(key.startswith("backbone.") for key in state) or (bool(self.weight_names) and self._weight_names.is_whole(state))
 
     def is_of_classes(self, model: "Network", key: str) -> bool:
         """Return whether the shape of that parameter depends on the number of classes."""

@@ -18,6 +18,7 @@ from convnext.models.weights import configuration, download, files, formats, pub
 from convnext.models.weights.configuration import Shape
 from convnext.models.weights.identify import FUNCTION, identify, identify_head
 from convnext.models.weights.known import check_known, entry_of, is_ours
+from convnext.models.weights.sparse import dense
 from convnext.models.weights.tags import table
 from convnext.models.weights.tags.choose import best_tag
 
@@ -126,9 +127,10 @@ def _identified(state: Mapping[str, Tensor], entry: Entry | None, file: str) -> 
 
     `entry` is the network's, if it is known. Weights given for a head over a backbone may be of the backbone alone.
     """
+    state = dense(state)
     if entry is not None and entry.backbone is not None:
         state = wrapped.without_shared_prefix(state)
-    if entry is not None and entry.backbone is not None and not any(key.startswith("backbone.") for key in state):
+    if entry is not None and entry.backbone is not None and not entry.is_whole(state):
         entry = entry.backbone
     if entry is None and (whole := identify_head(alone := wrapped.without_shared_prefix(state))) is not None:
         return whole[0], find(cast("str", whole[0]["name"])), whole[1], alone
