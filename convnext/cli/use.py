@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from convnext.inference.answers import Answer, Output
     from convnext.inference.bulk import Engine
     from convnext.inference.inputs import Item
+    from convnext.models.cost import ImageSize
 
 _SOURCES = "Images, folders of them, patterns as 'photos/**/*.jpg', shards, photos.zip, labels.csv; - for a list on standard input."
 _OUTPUT = "Write to a .jsonl, .csv or .json (COCO results) file, or to a folder (masks); a call that was stopped is resumed."
@@ -70,20 +71,14 @@ def predict(
     from convnext.inference.bulk import predict_all
     from convnext.inference.inputs import find_items
     from convnext.inference.predictor import load
-    from convnext.models.load import at_size
 
     _refuse(output, kind, annotations, features, engine, optimize, as_json)
     if tta is not None and (other := "--engine" if engine is not None else "--features" if features is not None else None):
         raise UsageError(f"--tta can't be used with {other}: omit one of them")
-    if size is not None and engine is not None:
-        raise UsageError("--size can't be used with --engine: omit one of them")
     items = find_items(images)
-    original = load(model, weights, device=device, max_pixels=max_pixels)
+    original = load(model, weights, device=device, max_pixels=max_pixels, size=pixels)
     if features is None or output is not None or draw is not None or as_json:
         original.require_head()
-    if pixels is not None:
-        how, source = original.preprocessing, original.source or weights or model
-        original.preprocessing = at_size(original.model, how, pixels, source, original.device)
     if tta is not None:
         original.preprocessing = tasks.get(original.task).mirrored(original.preprocessing)
     predictor = optimized(original, optimize, calibration)
@@ -96,7 +91,7 @@ def predict(
     prints = as_json or (output is None and features is None)
     if prints:
         outputs.append(_JsonValue(top) if as_json else _Text(top))
-    runs = _on_ray(model, weights, device, threads, max_pixels) if engine is not None else None
+    runs = _on_ray(model, weights, device, threads, max_pixels, pixels) if engine is not None else None
     # Ray reports lost workers on standard output.
     with (
         redirect_stdout(sys.stderr) if engine is not None else nullcontext(),
@@ -140,10 +135,12 @@ def _report_done(outputs: "Sequence[Output]", items: "Sequence[Item]") -> None:
         print(f"{count} of {counted(len(items), 'image')} {verb} done already; --overwrite starts again", file=sys.stderr)
 
 
-def _on_ray(model: str, weights: str | None, device: str | None, threads: int | None, max_pixels: int | None) -> "Engine":
+def _on_ray(
+    model: str, weights: str | None, device: str | None, threads: int | None, max_pixels: int | None, size: "ImageSize | None"
+) -> "Engine":
     from convnext.inference.ray_bulk import on_ray
 
-    return on_ray(model, weights, device, threads, max_pixels)
+    return on_ray(model, weights, device, threads, max_pixels, size)
 
 
 class _Text:

@@ -45,7 +45,7 @@ def _kernel(key: str, tensor: Tensor) -> Tensor:
         raise ConvnextError(
             f"{key} of these weights has the shape {tuple(tensor.shape)}, which is no square kernel of a sparse convolution"
         )
-    channels_last = tensor.unflatten(0, (side, side))  # column, row, …
+    channels_last = tensor.reshape(side, side, *tensor.shape[1:])  # column, row, …
     order = (3, 2, 1, 0) if tensor.ndim == 3 else (2, 1, 0)
     kernel = channels_last.permute(*order)
     return (kernel if tensor.ndim == 3 else kernel.unsqueeze(1)).contiguous()
