@@ -41,7 +41,7 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
     columns: ClassVar[tuple[str, ...]] = ("class", "probability")
     own: ClassVar[tuple[str, ...]] = ("augment.extra", "train.loss", "eval.metrics")
     hub_pipeline: ClassVar[str] = "image-classification"
-    demo_recipe: ClassVar[str] = "digits"
+    demo_recipe: ClassVar[str | None] = "digits"
 
     # Data
 

@@ -30,7 +30,7 @@ class MultilabelTask(ClassifyTask):
     name: ClassVar[str] = "multilabel"
     headline: ClassVar[str] = "map"
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["multilabel"]
-    demo_recipe: ClassVar[str] = "multilabel_digits"
+    demo_recipe: ClassVar[str | None] = "multilabel_digits"
 
     # Data
 

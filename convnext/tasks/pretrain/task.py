@@ -38,7 +38,12 @@ class PretrainTask(ClassifyTask):
     own: ClassVar[tuple[str, ...]] = ("augment.extra",)
     needs_head: ClassVar[bool] = False
     hub_pipeline: ClassVar[str] = "image-feature-extraction"
-    demo_recipe: ClassVar[str] = "pretrain_digits"
+    demo_recipe: ClassVar[str | None] = "pretrain_digits"
+    demo_next: ClassVar[tuple[str, ...]] = (
+        "convnext predict {run} photo.jpg --draw drawn",
+        "convnext train digits --output {run}-tuned model.weights={run} model.name=convnextv2_atto 'model.depths=[1,1,1,1]' "
+        "'model.widths=[16,32,64,128]' model.patch_size=1",
+    )
 
     # Data
 

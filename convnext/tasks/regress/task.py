@@ -32,7 +32,7 @@ class RegressTask(ClassifyTask):
     headline: ClassVar[str] = "r2"
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["regress"]
     columns: ClassVar[tuple[str, ...]] = ("value",)
-    demo_recipe: ClassVar[str] = "regress_digits"
+    demo_recipe: ClassVar[str | None] = "regress_digits"
 
     # Data
 
