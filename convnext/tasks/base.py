@@ -139,10 +139,6 @@ class TaskData:
     recipe: Recipe | None = None  # with the numbers that were measured on the images; None if none were
 
 
-# Commands to type after the demo, {run} for its folder.
-_DEMO_NEXT = ("convnext eval {run}", "convnext predict {run} photo.jpg --draw drawn", "convnext serve {run}")
-
-
 class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     """A task: its data, its loss, its metric, and what it says of an image. One instance each, without state."""
 
@@ -157,8 +153,8 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     own: ClassVar[tuple[str, ...]] = ()  # keys of a recipe that name a user's code, which the task honours
     reorders_head: ClassVar[bool] = True  # whether a head that is kept can be put in another order of classes
     hub_pipeline: ClassVar[str]  # the hub's name of the task
-    demo_recipe: ClassVar[str | None] = None  # of `convnext demo --task NAME`, on embedded data
-    demo_next: ClassVar[tuple[str, ...]] = _DEMO_NEXT
+    demo_recipe: ClassVar[str | None] = None  # of `convnext demo --task NAME`, and what to type after it in the folder {run}
+    demo_next: ClassVar[tuple[str, ...]] = ("convnext eval {run}", "convnext predict {run} photo.jpg --draw drawn", "convnext serve {run}")
 
     # Data
 

@@ -1,7 +1,7 @@
 """The formats of masked autoencoders' weight files: our own, in which the encoder is under `backbone.` as under every head, and FCMAE's.
 
 The published FCMAE (`models/fcmae.py` of github.com/facebookresearch/ConvNeXt-V2, "official") has the encoder under `encoder.`, and its
-decoder is a list of blocks. The encoder's layers are sparse there; `convnext.models.weights.sparse` has made them dense before.
+decoder is a list of blocks. The encoder's layers are sparse there; `convnext.models.pretraining.sparse` has made them dense before.
 """
 
 import re

@@ -13,12 +13,12 @@ from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.models.entry import Entry
 from convnext.models.network import Spec
+from convnext.models.pretraining.sparse import dense
 from convnext.models.registry import BACKBONES, find
 from convnext.models.weights import configuration, download, files, formats, published, wrapped
 from convnext.models.weights.configuration import Shape
 from convnext.models.weights.identify import FUNCTION, identify, identify_head
 from convnext.models.weights.known import check_known, entry_of, is_ours
-from convnext.models.weights.sparse import dense
 from convnext.models.weights.tags import table
 from convnext.models.weights.tags.choose import best_tag
 

@@ -12,7 +12,7 @@ from torch import nn
 import convnext
 from convnext.errors import ConvnextError
 from convnext.models import load
-from convnext.models.weights.sparse import dense
+from convnext.models.pretraining.sparse import dense
 from convnext.tasks.pretrain.loss import losses_of
 
 SIZES = {"depths": (1, 2, 1, 1), "widths": (8, 12, 16, 24)}
