@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from convnext.inference.answers import Answer, Output
     from convnext.inference.bulk import Engine
     from convnext.inference.inputs import Item
+    from convnext.models.cost import ImageSize
 
 _SOURCES = "Images, folders of them, patterns as 'photos/**/*.jpg', shards, photos.zip, labels.csv; - for a list on standard input."
 _OUTPUT = "Write to a .jsonl, .csv or .json (COCO results) file, or to a folder (masks); a call that was stopped is resumed."
@@ -75,22 +76,16 @@ def predict(
     from convnext.inference.bulk import predict_all
     from convnext.inference.inputs import find_items
     from convnext.inference.predictor import load
-    from convnext.models.load import at_size
 
     _refuse(output, kind, annotations, features, engine, optimize, as_json)
     if tta is not None and (other := "--engine" if engine is not None else "--features" if features is not None else None):
         raise UsageError(f"--tta can't be used with {other}: omit one of them")
-    if size is not None and engine is not None:
-        raise UsageError("--size can't be used with --engine: omit one of them")
     task_options = asked(coverage, unknown)
     _refuse_options(task_options, tta, size, features is not None and output is None and draw is None and not as_json)
     items = find_items(images)
-    original = load(model, weights, device=device, max_pixels=max_pixels).with_options(**task_options)
+    original = load(model, weights, device=device, max_pixels=max_pixels, size=pixels).with_options(**task_options)
     if features is None or output is not None or draw is not None or as_json:
         original.require_head()
-    if pixels is not None:
-        how, source = original.preprocessing, original.source or weights or model
-        original.preprocessing = at_size(original.model, how, pixels, source, original.device)
     if tta is not None:
         original.preprocessing = tasks.get(original.task).mirrored(original.preprocessing)
     predictor = optimized(original, optimize, calibration)
@@ -103,7 +98,7 @@ def predict(
     prints = as_json or (output is None and features is None)
     if prints:
         outputs.append(_JsonValue(top) if as_json else _Text(top))
-    runs = _on_ray(model, weights, device, threads, max_pixels, task_options) if engine is not None else None
+    runs = _on_ray(model, weights, device, threads, max_pixels, pixels, task_options) if engine is not None else None
     # Ray reports lost workers on standard output.
     with (
         redirect_stdout(sys.stderr) if engine is not None else nullcontext(),
@@ -159,11 +154,17 @@ def _report_done(outputs: "Sequence[Output]", items: "Sequence[Item]") -> None:
 
 
 def _on_ray(
-    model: str, weights: str | None, device: str | None, threads: int | None, max_pixels: int | None, options: Mapping[str, object]
+    model: str,
+    weights: str | None,
+    device: str | None,
+    threads: int | None,
+    max_pixels: int | None,
+    size: "ImageSize | None",
+    options: Mapping[str, object],
 ) -> "Engine":
     from convnext.inference.ray_bulk import on_ray
 
-    return on_ray(model, weights, device, threads, max_pixels, options)
+    return on_ray(model, weights, device, threads, max_pixels, size, options)
 
 
 class _Text:

@@ -25,7 +25,7 @@ from convnext.evaluate import EvaluationLoader
 from convnext.models.network import Network
 from convnext.models.registry import find
 from convnext.models.weights.files import unwritable
-from convnext.tasks.classify.prediction import EmbeddingNetwork
+from convnext.tasks.classify.known import EmbeddingNetwork
 from convnext.tasks.classify.task import ClassifyTask
 from convnext.tasks.shared import require_embeddings, require_finite
 from convnext.text import counted

@@ -15,7 +15,8 @@ from convnext.data.images import ImageLike, Reading, read_image
 from convnext.distributed import pick_device
 from convnext.errors import UsageError
 from convnext.export.load import load as load_network
-from convnext.models.load import Loaded
+from convnext.models.cost import ImageSize
+from convnext.models.load import Loaded, at_size
 from convnext.tasks.base import ClassIds, OpenedImage, PredictionT
 
 
@@ -138,13 +139,15 @@ def load(
     *,
     device: str | None = None,
     max_pixels: int | None = None,
+    size: ImageSize | None = None,
     network: nn.Module | None = None,
 ) -> Predictor[Any]:
     """Return a predictor from a run folder, a weight file of any known format, `hf://owner/name`, or a model's name with `weights`.
 
     >>> convnext.load("runs/ants-and-bees")("photo.jpg").top(5)
 
-    Images of more than `max_pixels` are refused; by default Pillow's limit, some 89 million.
+    Images of more than `max_pixels` are refused; by default Pillow's limit, some 89 million. With `size`, pixels a side or (height, width),
+    a classifier takes images of another size than its weights' own.
 
     (The file decides what the predictions are, so their type is Any.)
 
@@ -152,4 +155,7 @@ def load(
 
     Raises UsageError or ConvnextError as `convnext.create_model` does.
     """
-    return Predictor(load_network(source, weights, network), pick_device(device), max_pixels)
+    loaded, where = load_network(source, weights, network), pick_device(device)
+    if size is not None:
+        loaded = at_size(loaded, size, str(weights or source), where)
+    return Predictor(loaded, where, max_pixels)

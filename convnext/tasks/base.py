@@ -154,7 +154,8 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     own: ClassVar[tuple[str, ...]] = ()  # keys of a recipe that name a user's code, which the task honours
     reorders_head: ClassVar[bool] = True  # whether a head that is kept can be put in another order of classes
     hub_pipeline: ClassVar[str]  # the hub's name of the task
-    demo_recipe: ClassVar[str]
+    demo_recipe: ClassVar[str | None] = None  # of `convnext demo --task NAME`, and what to type after it in the folder {run}
+    demo_next: ClassVar[tuple[str, ...]] = ("convnext eval {run}", "convnext predict {run} photo.jpg --draw drawn", "convnext serve {run}")
 
     # Data
 

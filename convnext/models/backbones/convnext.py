@@ -210,6 +210,18 @@ class ConvNeXt(PooledClassifier):
             return (1, 2, 3 + block // 3, last)[stage]
         return last + 1
 
+    def block_group(self, name: str) -> int:
+        """Return the groups of one block each, as ConvNeXt V2's code has them under the name "single".
+
+        They count from 1, for the stem and the first block, to the number of blocks. The last norm and the head are one higher. A
+        downsampling layer is in the group of the block behind it.
+        """
+        part, *numbers = name.split(".")
+        if part not in ("downsample_layers", "stages"):
+            return sum(self.depths) + 1
+        before = sum(self.depths[: int(numbers[0])])
+        return before + 1 + (int(numbers[1]) if part == "stages" else 0)
+
     def stages_of_parameters(self) -> dict[str, int]:
         """Return the stage of each parameter, counted from 1, with the downsampling before it; 0 for the stem."""
         parts = [(name, name.split(".")) for name, _ in self.named_parameters()]

@@ -44,7 +44,7 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
     options: ClassVar[tuple[str, ...]] = (known.COVERAGE, known.UNKNOWN, "calibration")
     own: ClassVar[tuple[str, ...]] = ("augment.extra", "train.loss", "eval.metrics")
     hub_pipeline: ClassVar[str] = "image-classification"
-    demo_recipe: ClassVar[str] = "digits"
+    demo_recipe: ClassVar[str | None] = "digits"
 
     # Data
 

@@ -44,7 +44,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
     options: ClassVar[tuple[str, ...]] = ("threshold", "masks", "max_pixels", "check")
     reorders_head: ClassVar[bool] = False
     hub_pipeline: ClassVar[str] = "object-detection"
-    demo_recipe: ClassVar[str] = "detect_digits"
+    demo_recipe: ClassVar[str | None] = "detect_digits"
 
     # Data
 

@@ -32,7 +32,7 @@ class MultilabelTask(ClassifyTask):
     headline: ClassVar[str] = "map"
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["multilabel"]
     options: ClassVar[tuple[str, ...]] = (UNKNOWN, "calibration")
-    demo_recipe: ClassVar[str] = "multilabel_digits"
+    demo_recipe: ClassVar[str | None] = "multilabel_digits"
 
     # Data
 

@@ -34,7 +34,7 @@ class RegressTask(ClassifyTask):
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["regress"]
     columns: ClassVar[tuple[str, ...]] = ("value",)
     options: ClassVar[tuple[str, ...]] = (UNKNOWN, "calibration")
-    demo_recipe: ClassVar[str] = "regress_digits"
+    demo_recipe: ClassVar[str | None] = "regress_digits"
 
     # Data
 

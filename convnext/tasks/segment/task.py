@@ -46,7 +46,7 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
     columns: ClassVar[tuple[str, ...]] = ("class", "share")
     formats: ClassVar[tuple[str, ...]] = ("masks",)
     hub_pipeline: ClassVar[str] = "image-segmentation"
-    demo_recipe: ClassVar[str] = "segment_digits"
+    demo_recipe: ClassVar[str | None] = "segment_digits"
 
     # Data
 
