@@ -78,10 +78,15 @@ def _pays_without_tiles(x: Tensor, *parameters: Tensor) -> bool:
     ConvNeXt-T at 224 pixels in float32, as multiples of timm's speed: inference 1.16 and 1.21 with 8 and 16 images, but 0.92 with
     one, for which weights are packed at every call; a training step 0.90 and 0.96 with 8 and 16.
     """
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *parameters)):
+    if needs_gradients(x, *parameters):
         return False
     channels = parameters[0].shape[0]  # the first side of every operator's weight; patchify's has as many as its result
     return x.shape[0] > 1 or x.numel() > _ONE_IMAGE * channels
+
+
+def needs_gradients(*tensors: Tensor | None) -> bool:
+    """Return whether autograd records what is computed with these tensors."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def autocast(x: Tensor) -> bool:
