@@ -152,8 +152,8 @@ def stage_forward(x: Tensor, patchify: PackedPatchify, blocks: PackedBlocks) -> 
         "stage_forward",
         x=x, normed=patchify.normed, patch_eps=patchify.eps, packed=patchify.weight, bias=patchify.bias,
         norm_weight=patchify.norm_weight, norm_bias=patchify.norm_bias, block_tensors=addresses, gelu_parameters=blocks.gelu_parameters,
-        eps=blocks.eps, grn_eps=blocks.grn_eps, out=out, dtype=x.dtype, n=n, height=height, width=width, channels=channels, patch=patchify.patch,
-        out_channels=patchify.outputs, blocks=count, hidden=blocks.hidden, kernel=blocks.tensors[0].shape[0],
+        eps=blocks.eps, grn_eps=blocks.grn_eps, out=out, dtype=x.dtype, n=n, height=height, width=width, channels=channels,
+        patch=patchify.patch, out_channels=patchify.outputs, blocks=count, hidden=blocks.hidden, kernel=blocks.tensors[0].shape[0],
         products=PRODUCTS[patchify.weight.dtype],
     )  # fmt: skip
     return out.permute(0, 3, 1, 2)

@@ -188,9 +188,9 @@ def block_forward(
     call(
         "block_forward",
         x=x, taps=taps, bias=bias, eps=eps, first=weights.first, first_bias=weights.first_bias, second=weights.second,
-        second_bias=weights.second_bias, grn=weights.grn, grn_eps=weights.grn_eps, keep=_contiguous_float32(keep), convolved=convolved, means=means, scales=scales, out=out,
-        dtype=x.dtype, n=n, height=height, width=width, channels=channels, hidden=weights.hidden, kernel=taps.shape[0],
-        products=PRODUCTS[weights.first.dtype],
+        second_bias=weights.second_bias, grn=weights.grn, grn_eps=weights.grn_eps, keep=_contiguous_float32(keep),
+        convolved=convolved, means=means, scales=scales, out=out, dtype=x.dtype, n=n, height=height, width=width, channels=channels,
+        hidden=weights.hidden, kernel=taps.shape[0], products=PRODUCTS[weights.first.dtype],
     )  # fmt: skip
     return out.permute(0, 3, 1, 2), convolved, means, scales
 

@@ -221,7 +221,8 @@ class ConvNeXt(PooledClassifier):
         return stages | {name: 0 for name in stages if name.startswith("downsample_layers.0.")}
 
 
-remember(DepthwiseConv, LayerNorm, LayerNorm2d, GlobalResponseNorm, Patchify, nn.Conv2d, nn.Linear, DropPath, nn.Sequential, Block, ConvNeXt)
+remember(DepthwiseConv, LayerNorm, LayerNorm2d, GlobalResponseNorm, Patchify, nn.Conv2d, nn.Linear)
+remember(DropPath, nn.Sequential, Block, ConvNeXt)
 
 
 def check_arguments(kernel_size: int, drop_path: float) -> None:

@@ -167,8 +167,9 @@ def _join_stages(network: ConvNeXt) -> None:
             network.downsample_layers[i], network.stages[i] = nn.Identity(), nn.Sequential(FoldedStage(before, blocks))
 
 
-def _common(block: FoldedBlock | Int8Block) -> tuple[object, ...]:
+def _common(block: nn.Module) -> tuple[object, ...]:
     """Return what the blocks of a stage have in common if one operator computes them."""
+    assert isinstance(block, FoldedBlock | Int8Block)
     return type(block), block.eps, block.hidden, block.taps.shape, block.grn_eps if isinstance(block, FoldedBlock) else None
 
 
