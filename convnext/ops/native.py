@@ -111,7 +111,7 @@ class PackedMlp(NamedTuple):
     first_bias: Tensor
     second: Tensor
     second_bias: Tensor
-    grn: Tensor  # GRN's gamma; no values without GRN
+    grn: Tensor  # GRN's gamma and beta; no values without GRN
     grn_eps: float
     hidden: int
 
@@ -126,14 +126,14 @@ def pack_mlp(
     products: torch.dtype,
     grn: Grn | None = None,
 ) -> PackedMlp:
-    """Return the weights for the forward pass, with the norm's weight and bias, GRN's beta and the layer scale folded in, exactly."""
+    """Return the weights for the forward pass, with the norm's weight and bias and the layer scale folded in, exactly."""
     weight, bias = norm
     first_bias = torch.addmv(b1.float(), w1.float(), bias.float())
-    second_bias = b2 if grn is None else torch.addmv(b2.float(), w2.float(), grn.beta.float())
-    if gamma is not None:
-        second_bias = second_bias.float() * gamma
+    second_bias = b2 if gamma is None else b2.float() * gamma
     packed = pack(w1, None, weight, products), pad(first_bias), pack(w2, gamma, None, products), pad(second_bias)
-    return PackedMlp(*packed, w1.new_empty(0) if grn is None else pad(grn.gamma), 0.0 if grn is None else grn.eps, len(w1))
+    if grn is None:
+        return PackedMlp(*packed, w1.new_empty(0), 0.0, len(w1))
+    return PackedMlp(*packed, torch.cat([pad(grn.gamma), pad(grn.beta)]), grn.eps, len(w1))
 
 
 def norm_mlp_backward(convolved: Tensor, dout: Tensor, of: NormMlp, keep: Tensor | None) -> Gradients:

@@ -66,7 +66,7 @@ extern "C" int pack_weight(const float *weight, int64_t row_step, int64_t column
 }
 
 // The block of the map x, which is float32, or with products of bf16 of either dtype; so is the result. keep (a factor for each image) may
-// be null, and so may grn, GRN's padded scale. convolved, means and scales are written for the backward pass, or all null, as with GRN;
+// be null, and so may grn, GRN's gamma and beta, both padded. convolved, means and scales are written for the backward pass, or all null, as with GRN;
 // convolved has the products' dtype. Returns OK, OUT_OF_MEMORY, UNSUPPORTED_KERNEL, UNSUPPORTED_DTYPES or NEEDS_TILES.
 extern "C" int block_forward(const void *x, const float *taps, const float *bias, float eps, const void *first, const float *first_bias,
                              const void *second, const float *second_bias, const float *grn, float grn_eps, const float *keep,
@@ -80,5 +80,5 @@ extern "C" int block_forward(const void *x, const float *taps, const float *bias
                : products == PRODUCTS_SPLIT ? block<SplitTiles, FLOAT32>
                : dtype == FLOAT32           ? block<Tiles, FLOAT32>
                                             : block<Tiles, BFLOAT16>;
-    return run(x, taps, bias, eps, w, {grn, grn_eps}, keep, {convolved, means, scales}, out, n, height, width, kernel);
+    return run(x, taps, bias, eps, w, grn_of(grn, w, grn_eps), keep, {convolved, means, scales}, out, n, height, width, kernel);
 }

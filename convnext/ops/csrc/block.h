@@ -71,9 +71,14 @@ struct Saved {  // for the backward pass, or null: the convolution's result, and
 };
 
 struct Grn {
-    const float *gamma;  // padded as hidden values are, or null: the block has no GRN (see grn.h)
+    const float *gamma, *beta;  // padded as hidden values are, or null: the block has no GRN (see grn.h)
     float eps;
 };
+
+// Of gamma and beta one behind the other, or null.
+INLINE Grn grn_of(const float *both, const Weights &w, float eps) {
+    return {both, both ? both + w.padded_hidden() : nullptr, eps};
+}
 
 template <class P>
 static void normalise(const float *from, const Slab<P> &slab, int64_t slab_row, int64_t channels, float eps, const Saved &saved,

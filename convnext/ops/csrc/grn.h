@@ -1,6 +1,6 @@
 // Global Response Normalization (ConvNeXt V2) in a block. Of a channel's hidden values h in an image:
 //   out = h s + beta    s = 1 + gamma g / (mean of g over the channels + eps)    g = sqrt(Σ h²) over the positions of the image
-// beta is in the bias of the second product already. s needs the whole image, so a block takes two passes over it. The first computes h,
+// s needs the whole image, so a block takes two passes over it. The first computes h,
 // keeps it, and sums its squares; the second scales it and multiplies. The squares of each row of the map have a sum of their own, and
 // these are added in order, so that results do not depend on how the rows are divided.
 #pragma once
@@ -75,6 +75,7 @@ template <class P, int DTYPE> struct GrnBlock {
         const int64_t first = kept.begin(number), count = (kept.begin(number + 1) - first) * width, stride = w.padded_hidden();
         const int64_t positions = height * width, begin = first * width * w.width;
         const Value *hidden = kept.hidden + number * kept.slab_values;
+        const float *beta = block.grn.beta;
         Slab<P> slab;
         if (!slab.allocate(w, count)) return false;
         for (int64_t row = 0; row < count; row++) {
@@ -82,7 +83,8 @@ template <class P, int DTYPE> struct GrnBlock {
             for (int64_t c = 0; c < stride; c += 32) {
                 f32x16 left, right;
                 P::load32(P::address(hidden, row, c, stride), left, right);
-                left *= load(factors + c, FLOAT32, LANES), right *= load(factors + c + LANES, FLOAT32, LANES);
+                left = left * load(factors + c, FLOAT32, LANES) + load(beta + c, FLOAT32, LANES);
+                right = right * load(factors + c + LANES, FLOAT32, LANES) + load(beta + c + LANES, FLOAT32, LANES);
                 P::store32(P::address(slab.hidden, row, c, stride), left, right);
             }
         }

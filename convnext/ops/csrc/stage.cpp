@@ -81,7 +81,7 @@ static int stage(const void *x, const Patches &p, const Block *blocks, int64_t c
     });
 }
 
-// tensors: taps, bias, first, first_bias, second and second_bias of each block, and GRN's gamma or null; for 8 bits, instead of that,
+// tensors: taps, bias, first, first_bias, second and second_bias of each block, and GRN's gamma and beta or null; for 8 bits, instead of that,
 // first_scale, second_scale and GELU's table. gelu_parameters: multiplier, step and fraction of each block for 8 bits, else null.
 template <class P, int DTYPE>
 static int stage_of(const void *x, const Patches &p, const void *const *tensors, const int64_t *gelu_parameters, int64_t count, float eps,
@@ -103,7 +103,7 @@ static int stage_of(const void *x, const Patches &p, const void *const *tensors,
     std::vector<Block<P, FLOAT32>> blocks;
     for (int64_t b = 0; b < count; b++) {
         const Weights weights = {floats(b, 2), floats(b, 4), floats(b, 3), floats(b, 5), channels, hidden};
-        blocks.push_back({floats(b, 0), floats(b, 1), eps, weights, kernel, nullptr, {}, {floats(b, 6), grn_eps}});
+        blocks.push_back({floats(b, 0), floats(b, 1), eps, weights, kernel, nullptr, {}, grn_of(floats(b, 6), weights, grn_eps)});
     }
     return stage<Block<P, FLOAT32>, DTYPE>(x, p, blocks.data(), count, kernel, out, n);
 }
