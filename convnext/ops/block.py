@@ -33,7 +33,7 @@ def takes(x: Tensor, parameters: Parameters, grn: Grn | None = None) -> bool:
     With GRN it takes them on a CPU, and only where no gradients are needed.
     """
     tensors = (*parameters, *(() if grn is None else (grn.gamma, grn.beta)))
-    if parameters.dwconv_weight.shape[-1] not in KERNELS or not fast(x, *tensors):
+    if parameters.dwconv_weight.shape[-1] not in KERNELS or not fast(x, *tensors, grn=grn is not None):
         return False
     if grn is not None and (x.is_cuda or needs_gradients(x, *tensors)):
         return False

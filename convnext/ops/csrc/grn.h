@@ -30,7 +30,7 @@ template <class P, int DTYPE> struct GrnBlock {
         return {(Value *)memory, squares, squares + rows * stride, rows, slabs, slab_values};
     }
 
-    // The first pass over a slab of the images x. Returns false if memory ran out, as the following functions do.
+    // The first pass over a slab of the images x. Returns false if memory ran out.
     bool first_pass(const void *x, const Kept &kept, int64_t number, typename P::Scratch &scratch) const {
         const Weights &w = block.weights;
         const int64_t first = kept.begin(number), last = kept.begin(number + 1), stride = w.padded_hidden(), across = width;
@@ -70,39 +70,37 @@ template <class P, int DTYPE> struct GrnBlock {
     }
 
     // The second pass over a slab.
-    bool second_pass(const void *x, void *out, const float *keep, const Kept &kept, int64_t number, typename P::Scratch &scratch) const {
+    void second_pass(const void *x, void *out, const float *keep, const Kept &kept, int64_t number, typename P::Scratch &scratch) const {
         const Weights &w = block.weights;
         const int64_t first = kept.begin(number), count = (kept.begin(number + 1) - first) * width, stride = w.padded_hidden();
         const int64_t positions = height * width, begin = first * width * w.width;
-        const Value *hidden = kept.hidden + number * kept.slab_values;
         const float *beta = block.grn.beta;
-        Slab<P> slab;
-        if (!slab.allocate(w, count)) return false;
+        Value *hidden = kept.hidden + number * kept.slab_values;
         for (int64_t row = 0; row < count; row++) {
             const float *factors = kept.factors + (first * width + row) / positions * stride;
             for (int64_t c = 0; c < stride; c += 32) {
+                const auto values = P::address(hidden, row, c, stride);
                 f32x16 left, right;
-                P::load32(P::address(hidden, row, c, stride), left, right);
+                P::load32(values, left, right);
                 left = left * load(factors + c, FLOAT32, LANES) + load(beta + c, FLOAT32, LANES);
                 right = right * load(factors + c + LANES, FLOAT32, LANES) + load(beta + c + LANES, FLOAT32, LANES);
-                P::store32(P::address(slab.hidden, row, c, stride), left, right);
+                P::store32(values, left, right);
             }
         }
-        project<P, DTYPE>(slab.hidden, w, scratch, count, at(x, begin, DTYPE), at(out, begin, DTYPE), keep, positions, first * width);
-        return true;
+        project<P, DTYPE>(hidden, w, scratch, count, at(x, begin, DTYPE), at(out, begin, DTYPE), keep, positions, first * width);
     }
 
     // The number of images whose positions are about a slab, at least one.
     int64_t images_at_once() const { return max(1, (block.rows_at_once(width) + height / 2) / height); }
 
-    // Computes the block of images x in one thread.
+    // Computes the block of images x in one thread. Returns false if memory ran out.
     bool images(const void *x, void *out, const float *keep, int64_t count, typename P::Scratch &scratch) const {
         const int64_t each = block.rows_at_once(width);
         const Kept kept = this->keep(count, max(1, (count * height + each / 2) / each));
         bool ok = kept.hidden != nullptr;
         for (int64_t s = 0; ok && s < kept.slabs; s++) ok = first_pass(x, kept, s, scratch);
         if (ok) reduce(kept);
-        for (int64_t s = 0; ok && s < kept.slabs; s++) ok = second_pass(x, out, keep, kept, s, scratch);
+        for (int64_t s = 0; ok && s < kept.slabs; s++) second_pass(x, out, keep, kept, s, scratch);
         return ok;
     }
 
@@ -117,7 +115,8 @@ template <class P, int DTYPE> struct GrnBlock {
         if (failed) return failed;
         reduce(kept);
         return for_each_slab<P>(kept.slabs, 1, [&](int64_t number, int64_t, Scratch &scratch) {
-            return second_pass(x, out, keep, kept, number, scratch);
+            second_pass(x, out, keep, kept, number, scratch);
+            return true;
         });
     }
 };

@@ -108,7 +108,7 @@ struct Split {
         Amx::put(to + 512, values - high);
     }
 
-    static bf16 *address(const Value *a, int64_t row, int64_t column, int64_t stride) {
+    static bf16 *address(Value *a, int64_t row, int64_t column, int64_t stride) {
         return (bf16 *)a + ((row >> 4) * (stride >> 5) + (column >> 5)) * 1024 + (row & 15) * 32 + (column & 31);
     }
 
