@@ -14,8 +14,9 @@ import convnext
 from convnext import ops
 from convnext.errors import UsageError
 from convnext.models.backbones.convnext import Block
-from convnext.models.optimize.optimize import FoldedBlock, FoldedPatchify, FoldedStage, SlicedBlock, fastest
+from convnext.models.optimize.optimize import FoldedBlock, FoldedPatchify, FoldedStage, fastest
 from convnext.models.optimize.quantize import Int8Block, calibrate
+from convnext.models.optimize.sliced import SlicedBlock
 from convnext.ops import build, dispatch
 
 
