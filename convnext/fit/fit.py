@@ -106,12 +106,12 @@ def fit(
         for line in [*data.remarks, *start.remarks]:
             say(line)
         with locked(folder.path, say):
-            fitted = _fitted(data, start, folder, chosen_device, progress, say)
+            fitted = fit_head(data, start, folder, chosen_device, progress, say)
             _write(folder, fitted, start, chosen_device)
             return _finish(folder, replace(fitted, seconds=time.monotonic() - started), say)
 
 
-def _fitted(data: FitData, start: Start, folder: RunPaths, device: torch.device, progress: Progress | None, say: Say) -> Fitted:
+def fit_head(data: FitData, start: Start, folder: RunPaths, device: torch.device, progress: Progress | None, say: Say) -> Fitted:
     """Compute features, choose a head, and put it on the network."""
     name, outputs = data.recipe.task, max(1, len(data.train.classes))
     task, kind, network = cast(ClassifyTask, tasks.get(name)), KINDS[name], build(start, outputs).to(device)
