@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from deep_files import tiff
+from fitted import images, write_fitted
 from helpers import image_folder, sample_image
 from PIL import Image
 
@@ -131,6 +132,7 @@ def build_world(root):
     for i, name in enumerate(("photo.jpg", "holiday.jpg", "cat.jpg")):
         sample_image(i).save(root / name)
     shutil.copytree(ROOT / "examples", root / "examples")
+    _fitted(root)
     scenes = open_detection("scenes:val")
     _objects(root, scenes)
     for part in ("train", "val"):
@@ -142,6 +144,16 @@ def build_world(root):
             mask.resize((64, 64), Image.Resampling.NEAREST).save(root / "roads" / "masks" / part / f"{i}.png")
     (root / "roads" / "classes.txt").write_text("ground\nroad\n")
     return root
+
+
+def _fitted(root):
+    """Write a calibrated network of the digits, and images for it: three digits, the 8 a hard one, and something else."""
+    for folder in ("runs/digits", "digits"):
+        (root / folder).mkdir(parents=True)
+    write_fitted(root / "runs" / "digits" / "best.safetensors")
+    for name, index in {"2": 0, "8": 1, "9": 7}.items():
+        images("val")[index].save(root / "digits" / f"{name}.png")
+    sample_image(3).save(root / "digits" / "texture.png")
 
 
 def _objects(root, scenes):

@@ -21,6 +21,9 @@ def fit(
     task: Annotated[
         Literal["classify", "multilabel", "regress"] | None, typer.Option(help="What to learn; by default as the labels are.")
     ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="For all, by default 5; what the head leaves of it is for fine-tuning, if that helps.")
+    ] = None,
     group: Annotated[
         str | None, typer.Option(help="Images alike in what this regular expression finds in their paths stay together.")
     ] = None,
@@ -45,6 +48,7 @@ def fit(
             model=model,
             weights=weights,
             task=task,
+            minutes=minutes,
             group=group,
             max_corrupt=max_corrupt,
             max_pixels=max_pixels,

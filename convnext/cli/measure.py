@@ -76,7 +76,7 @@ def evaluate(
         if output is not None and "coco" not in task.formats:
             raise UsageError(f"--output writes COCO results, which are of detectors, and the task of {model} is {task.name}")
         if pixels is not None:
-            loaded.preprocessing = at_size(loaded.model.to(target), loaded.preprocessing, pixels, loaded.source or weights or model, target)
+            loaded = at_size(loaded, pixels, weights or model, target)
         if multi_scale:
             loaded.preprocessing = task.multi_scale(loaded.preprocessing)
         if tta is not None:

@@ -22,7 +22,7 @@ def _recipe_names(incomplete: str) -> list[str]:
 
 @app.command()
 def demo(
-    task: Annotated[Literal["classify", "detect", "segment"], typer.Option(help="What to show.")] = "classify",
+    task: Annotated[str, typer.Option(help=f"What to show: {', '.join(tasks.names())}.", autocompletion=tasks.names)] = "classify",
     output: Annotated[Path | None, typer.Option(help="The run folder; by default a fresh one under runs/.")] = None,
     device: Device = None,
 ) -> None:
@@ -32,6 +32,9 @@ def demo(
     result = run_demo(task, output, device)
     print(f"{tasks.get(task).summary_line(result.metrics)} on the held-out images, in {result.seconds:.0f} s")
     print(f"report: {result.folder / 'report.html'}    image: {result.folder / 'predictions.png'}")
+    print("next:")
+    for command in tasks.get(task).demo_next:
+        print(f"  {command.format(run=result.folder)}")
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """The command that uses a trained network: predict."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -33,9 +33,13 @@ if TYPE_CHECKING:
     from convnext.inference.answers import Answer, Output
     from convnext.inference.bulk import Engine
     from convnext.inference.inputs import Item
+    from convnext.models.cost import ImageSize
 
 _SOURCES = "Images, folders of them, patterns as 'photos/**/*.jpg', shards, photos.zip, labels.csv; - for a list on standard input."
 _OUTPUT = "Write to a .jsonl, .csv or .json (COCO results) file, or to a folder (masks); a call that was stopped is resumed."
+
+_COVERAGE = "The fraction of images whose class shall be in the set that is printed, as 0.95; of a network that `convnext fit` made."
+_UNKNOWN = "Print how unlike the training images an image is, 0 to 1, and whether it is unknown; of a network that `convnext fit` made."
 
 
 @app.command()
@@ -49,6 +53,8 @@ def predict(
     draw: Annotated[Path | None, typer.Option(help="A folder for the images with their predictions drawn on them.")] = None,
     features: Annotated[Path | None, typer.Option(help="Write embeddings to a .npy or .parquet file.")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="How many classes or objects of an image to list.")] = None,
+    coverage: Annotated[float | None, typer.Option(min=0, max=1, help=_COVERAGE)] = None,
+    unknown: Annotated[bool, typer.Option("--unknown", help=_UNKNOWN)] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time; by default the task's.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that decode images; by default one per core.")] = None,
     size: Size = None,
@@ -66,24 +72,20 @@ def predict(
     check_model(model)
     pixels = image_size(size)
     from convnext import tasks
-    from convnext.inference.api import open_outputs
+    from convnext.inference.api import asked, open_outputs
     from convnext.inference.bulk import predict_all
     from convnext.inference.inputs import find_items
     from convnext.inference.predictor import load
-    from convnext.models.load import at_size
 
     _refuse(output, kind, annotations, features, engine, optimize, as_json)
     if tta is not None and (other := "--engine" if engine is not None else "--features" if features is not None else None):
         raise UsageError(f"--tta can't be used with {other}: omit one of them")
-    if size is not None and engine is not None:
-        raise UsageError("--size can't be used with --engine: omit one of them")
+    task_options = asked(coverage, unknown)
+    _refuse_options(task_options, tta, size, features is not None and output is None and draw is None and not as_json)
     items = find_items(images)
-    original = load(model, weights, device=device, max_pixels=max_pixels)
+    original = load(model, weights, device=device, max_pixels=max_pixels, size=pixels).with_options(**task_options)
     if features is None or output is not None or draw is not None or as_json:
         original.require_head()
-    if pixels is not None:
-        how, source = original.preprocessing, original.source or weights or model
-        original.preprocessing = at_size(original.model, how, pixels, source, original.device)
     if tta is not None:
         original.preprocessing = tasks.get(original.task).mirrored(original.preprocessing)
     predictor = optimized(original, optimize, calibration)
@@ -96,7 +98,7 @@ def predict(
     prints = as_json or (output is None and features is None)
     if prints:
         outputs.append(_JsonValue(top) if as_json else _Text(top))
-    runs = _on_ray(model, weights, device, threads, max_pixels) if engine is not None else None
+    runs = _on_ray(model, weights, device, threads, max_pixels, pixels, task_options) if engine is not None else None
     # Ray reports lost workers on standard output.
     with (
         redirect_stdout(sys.stderr) if engine is not None else nullcontext(),
@@ -133,6 +135,17 @@ def _refuse(
         raise UsageError(f"--optimize can't be used with --engine {engine}: omit one of them")
 
 
+def _refuse_options(given: Mapping[str, object], tta: str | None, size: str | None, only_features: bool) -> None:
+    """Raise UsageError for options of the task that make no sense with others."""
+    for name in given:
+        if only_features:
+            raise UsageError(f"--{name} is of predictions, and --features alone writes embeddings: add --output, --draw or --json")
+        if size is not None:
+            raise UsageError(f"--{name} can't be used with --size: the calibration is of images of the network's own size")
+    if tta is not None and "coverage" in given:
+        raise UsageError(f"--coverage can't be used with --tta {tta}: the calibration is of probabilities of the images alone")
+
+
 def _report_done(outputs: "Sequence[Output]", items: "Sequence[Item]") -> None:
     accounts = [output.done for output in outputs if output.done is not None]
     if accounts and (count := sum(all(item.name in done for done in accounts) for item in items)):
@@ -140,10 +153,18 @@ def _report_done(outputs: "Sequence[Output]", items: "Sequence[Item]") -> None:
         print(f"{count} of {counted(len(items), 'image')} {verb} done already; --overwrite starts again", file=sys.stderr)
 
 
-def _on_ray(model: str, weights: str | None, device: str | None, threads: int | None, max_pixels: int | None) -> "Engine":
+def _on_ray(
+    model: str,
+    weights: str | None,
+    device: str | None,
+    threads: int | None,
+    max_pixels: int | None,
+    size: "ImageSize | None",
+    options: Mapping[str, object],
+) -> "Engine":
     from convnext.inference.ray_bulk import on_ray
 
-    return on_ray(model, weights, device, threads, max_pixels)
+    return on_ray(model, weights, device, threads, max_pixels, size, options)
 
 
 class _Text:

@@ -79,7 +79,10 @@ def export(
         raise UsageError(f"{source} is an exported file: export the checkpoint that it was made from")
     rules = tasks.get(loaded.task).export()
     if size is not None:
-        loaded.preprocessing = rules.resized(loaded.preprocessing, size)
+        how, loaded.preprocessing = loaded.preprocessing, rules.resized(loaded.preprocessing, size)
+        if loaded.calibration is not None and loaded.preprocessing != how:
+            loaded.calibration = None
+            log.warning("%s: its calibration is of images of another size, so the exported file has none", source)
     if to == "safetensors":
         return _write_safetensors(loaded, output, network)
     form = Form(precision, with_preprocessing, rules.size(loaded.preprocessing, size))
@@ -133,7 +136,10 @@ def _describe_graph(loaded: Loaded, form: Form) -> ExportedDescription:
     }
     # `classes` stays as in the weights, so that evaluation treats the file like them; `labels` is for programs that show predictions.
     labels = loaded.classes if loaded.classes is not None else rules.known_names(count)
-    return cast(ExportedDescription, with_imports(describe(loaded)) | {"labels": labels, "graph": graph, "convnext": __version__})
+    about = with_imports(describe(loaded)) | {"labels": labels, "graph": graph, "convnext": __version__}
+    if loaded.calibration is not None:  # without its reference: a graph gives no embeddings to compare
+        about["calibration"] = loaded.calibration.to_json()
+    return cast(ExportedDescription, about)
 
 
 def _write(loaded: Loaded, form: Form, to: str, file: Path, report: Report) -> tuple[Form, float, list[str]]:
@@ -183,7 +189,7 @@ def _refuse_overflow(loaded: Loaded, form: Form) -> None:
 
 
 def _write_safetensors(loaded: Loaded, output: Path, network: nn.Module | None) -> ExportResult:
-    write_weights(output, loaded.model.state_dict(), describe(loaded))
+    write_weights(output, loaded.model.state_dict(), describe(loaded), loaded.calibration)
     again = load(output, network=copy.deepcopy(network)).model.state_dict()
     if not all(torch.equal(tensor, again[name]) for name, tensor in loaded.model.state_dict().items()):
         raise ConvnextError(f"{output} does not hold the weights that were written: check the disk")

@@ -8,6 +8,7 @@ from convnext.errors import UsageError
 from convnext.export import runtimes
 from convnext.extend import giving
 from convnext.models import load as models
+from convnext.models.calibration import from_json
 from convnext.models.load import Loaded
 from convnext.models.weights import download
 from convnext.models.weights.known import entry_of
@@ -34,5 +35,6 @@ def _load_exported(source: str, name: str | None) -> Loaded:
     if name not in (None, network.spec["name"]):
         raise UsageError(f"{source} holds a {network.spec['name']}, not a {name}")
     how = entry_of(about, found.path).preprocessing().from_json(about["preprocessing"])
-    came = found.address or about.get("source")
-    return Loaded(network, how, about["task"], about.get("classes"), source=came, class_ids=about.get("class_ids"))
+    came, described = found.address or about.get("source"), about.get("calibration")
+    calibration = None if described is None else from_json(described)
+    return Loaded(network, how, about["task"], about.get("classes"), source=came, class_ids=about.get("class_ids"), calibration=calibration)

@@ -41,6 +41,7 @@ class RunDescription(TypedDict):
     metrics: dict[str, float]
     step: int
     source: NotRequired[str]
+    calibration: NotRequired[dict[str, object] | None]
 
 
 def push(run: Path, repository: str, license_name: str, private: bool = False, dry_run: Path | None = None) -> str:
@@ -126,7 +127,7 @@ def card(about: RunDescription, recipe: Recipe, repository: str, license_name: s
     listed = ", ".join(map(str, classes[:_MAX_CLASSES])) + (
         f" and {len(classes) - _MAX_CLASSES} more" if len(classes) > _MAX_CLASSES else ""
     )
-    given = _restricting(about, recipe)
+    given, calibration = _restricting(about, recipe), about.get("calibration")
     parts = [
         f"---\n{header.to_yaml()}\n---",
         f"# {repository.split('/')[1]}",
@@ -138,6 +139,7 @@ def card(about: RunDescription, recipe: Recipe, repository: str, license_name: s
         *([f"## Licence\n\n{_warning(given)}"] if given is not None else []),
         f"## Data\n\nTrained on {recipe.data.train}, tested on {data}. {counted(len(classes), 'class')}: {listed}.",
         f"## Use\n\n{_use(repository, name)}",
+        *([f"## What it knows of its predictions\n\n{_known(repository, calibration)}"] if calibration else []),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -159,6 +161,17 @@ def _warning(licence: str) -> str:
 def _started_from(recipe: Recipe) -> str | None:
     weights = recipe.model.weights
     return without_secrets(find(recipe.model.name).weights.get(weights, weights)) if weights is not None else None
+
+
+def _known(repository: str, calibration: Mapping[str, object]) -> str:
+    """Return what the options for a calibrated network give; `calibration` has its lists."""
+    options = {
+        "--coverage 0.95": "a set of classes, which holds the true one for at least 95 % of images like those of the training data",
+        "--unknown": "whether an image is unlike the training images",
+    }
+    has = [option for option, key in zip(options, ("scores", "distances"), strict=True) if calibration[key]]
+    listed = "\n".join(f"- `{option}` prints {options[option]}." for option in has)
+    return f"The weights are calibrated:\n\n{listed}\n\n```\nconvnext predict hf://{repository} photo.jpg {' '.join(has)}\n```"
 
 
 def _use(repository: str, name: str) -> str:

@@ -53,7 +53,7 @@ def logistic(space: Space, labels: np.ndarray, count: int, strength: float, bala
     from sklearn.linear_model import LogisticRegression
 
     found = LogisticRegression(C=strength, max_iter=300, class_weight="balanced" if balanced else None)
-    quietly(lambda: found.fit(space.both(rows), np.tile(labels[rows], 2), np.full(2 * len(rows), 0.5)))
+    quietly(lambda: found.fit(*space.samples(rows, labels)))
     return _of_all_classes(found.coef_, found.intercept_, found.classes_, count)
 
 
@@ -62,7 +62,7 @@ def class_means(space: Space, labels: np.ndarray, count: int, rows: np.ndarray) 
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     found = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-    quietly(lambda: found.fit(space.both(rows), np.tile(labels[rows], 2)))
+    quietly(lambda: found.fit(*space.samples(rows, labels)[:2]))
     return _of_all_classes(found.coef_, found.intercept_, found.classes_, count)
 
 
@@ -170,4 +170,4 @@ def _nearest(space: Space, labels: np.ndarray, fold: np.ndarray, known: np.ndarr
             similar = unit[some] @ unit[train].T
             near = np.argpartition(-similar, min(_NEIGHBOURS, len(train)) - 1, axis=1)[:, :_NEIGHBOURS]
             np.add.at(votes, (some[:, None], labels[train][near]), 1.0)
-    return _tried(f"{_NEIGHBOURS} nearest neighbours", np.log(votes + 0.5), labels, known)
+    return replace(_tried(f"{_NEIGHBOURS} nearest neighbours", np.log(votes + 0.5), labels, known), linear=False)

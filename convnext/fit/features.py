@@ -7,6 +7,7 @@ record that a killed process left incomplete is dropped.
 
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from convnext.evaluate import EvaluationLoader
 from convnext.models.network import Network
 from convnext.models.registry import find
 from convnext.models.weights.files import unwritable
-from convnext.tasks.classify.prediction import EmbeddingNetwork
+from convnext.tasks.classify.known import EmbeddingNetwork
 from convnext.tasks.classify.task import ClassifyTask
 from convnext.tasks.shared import require_embeddings, require_finite
 from convnext.text import counted
@@ -173,3 +174,12 @@ def _embed(model: nn.Module, images: Tensor) -> Tensor:
 def _width(model: nn.Module, how: Preprocessing, device: torch.device) -> int:
     image = torch.zeros(1, how.channels, *getattr(how, "size", (224, 224)), device=device)
     return _embed(model, image).shape[1]
+
+
+def seconds_of_image(model: nn.Module, how: Preprocessing, device: torch.device) -> float:
+    """Return how long the forward pass of an image takes in a batch of 16."""
+    images = torch.zeros(16, how.channels, *getattr(how, "size", (224, 224)), device=device)
+    _embed(model, images[:2])
+    began = time.monotonic()
+    _embed(model, images)
+    return (time.monotonic() - began) / len(images)

@@ -20,11 +20,13 @@ from convnext.evaluate import disjoint, without_nan
 from convnext.extend import giving
 from convnext.fit import features as embeddings
 from convnext.fit.data import FitData, check_folder, open_data, recipe_of
-from convnext.fit.features import Features, Progress
+from convnext.fit.features import Features, Progress, seconds_of_image
 from convnext.fit.fitted import Fitted, calibration_of, measured
-from convnext.fit.heads import Space, choose_folds
+from convnext.fit.heads import better_of, choose_folds
 from convnext.fit.kinds import KINDS, Kind, unit_of
-from convnext.fit.network import Start, build, open_start, put_head
+from convnext.fit.network import Start, build, default_model, open_start, put_head
+from convnext.fit.tune import Budget, improved
+from convnext.models.registry import names
 from convnext.models.weights.files import write_atomically, write_weights
 from convnext.tasks.base import Metrics
 from convnext.tasks.classify.task import ClassifyTask
@@ -33,7 +35,7 @@ from convnext.training.folder.environment import environment
 from convnext.training.folder.lock import locked
 from convnext.training.folder.run_paths import RunPaths, refuse_within_data
 
-DEFAULT_MODEL = "convnext_tiny"
+_MINUTES = 5.0
 _FEW_NUMBERS = 5e7  # of all features, below which several threads only wait for each other
 
 Say = Callable[[str], None]  # takes a line for the user
@@ -64,6 +66,7 @@ def fit(
     model: str | None = None,
     weights: str | None = None,
     task: str | None = None,
+    minutes: float | None = None,
     group: str | None = None,
     max_corrupt: float = 0.01,
     max_pixels: int | None = None,
@@ -80,9 +83,11 @@ def fit(
             or a map-style dataset as for `convnext.train`.
         output: the run folder to make. One of an earlier fit is replaced, and the features in it are used again.
         val: images to evaluate on, in the notation of `source`; by default the val part of `source`, if it has one.
-        model: a name, a run folder, a weight file or an address; by default convnext_tiny.
+        model: a name, a run folder, a weight file or an address; by default convnext_tiny, and for digits a small embedded network.
         weights: of a name: a tag, a file or an address; by default the most accurate of a free licence.
         task: classify, multilabel or regress; by default as the labels are.
+        minutes: for the whole call, by default 5. What is left behind the head is for fine-tuning the whole network, if a trial shows that
+            it helps. By default the embedded network is not fine-tuned.
         group: a regular expression: images alike in what it finds in their paths are never on both sides of the cross-validation.
         max_corrupt: the fraction of the images that may be unreadable.
         max_pixels: of an image; larger ones are not opened. By default some 89 million.
@@ -98,7 +103,7 @@ def fit(
     objects = {name: thing for name, thing in (("train_data", source), ("val_data", val)) if not isinstance(thing, str | PathLike | None)}
     check_folder(folder)
     with giving(**objects):
-        start = open_start(model or DEFAULT_MODEL, weights)
+        start = open_start(model or default_model(source), weights)
         more = {"group": group, "max_corrupt": max_corrupt, "max_pixels": max_pixels}
         recipe = recipe_of(source, val, start, task, objects, **more)
         refuse_within_data(folder.path, recipe)
@@ -107,8 +112,15 @@ def fit(
             say(line)
         with locked(folder.path, say):
             fitted = fit_head(data, start, folder, chosen_device, progress, say)
+            if allowed := _minutes(minutes, model, source):
+                budget = Budget(started + 60 * allowed, seconds_of_image(fitted.network, start.how, chosen_device))
+                fitted = improved(fitted, budget, folder.features, objects, say)
             _write(folder, fitted, start, chosen_device)
             return _finish(folder, replace(fitted, seconds=time.monotonic() - started), say)
+
+
+def _minutes(minutes: float | None, model: str | None, source: object) -> float:
+    return minutes if minutes is not None else _MINUTES if model is not None or default_model(source) in names() else 0.0
 
 
 def fit_head(data: FitData, start: Start, folder: RunPaths, device: torch.device, progress: Progress | None, say: Say) -> Fitted:
@@ -128,7 +140,7 @@ def fit_head(data: FitData, start: Start, folder: RunPaths, device: torch.device
     found = embed(data.train)
     targets, fold = _targets_and_folds(kind, data, found)
     with threadpool_limits(1 if found.plain.size < _FEW_NUMBERS else None):
-        chosen = kind.choose(Space(found), targets, fold, outputs)
+        chosen = better_of(found, lambda space: kind.choose(space, targets, fold, outputs))
     how = start.how
     if name == "regress":
         unit = unit_of(targets)
@@ -182,7 +194,7 @@ def _finish(folder: RunPaths, fitted: Fitted, say: Say) -> FitResult:
     held_out = None if fitted.held_out is None else fitted.held_out.metrics
     values = without_nan(disjoint({"metrics": evaluation.metrics}, evaluation.details, {"corrupt": evaluation.corrupt}))
     _write_text(folder.evaluation, json.dumps(values, allow_nan=False) + "\n")
-    result = FitResult(folder.path, chosen.name, evaluation.metrics, held_out, fitted.seconds, fitted.features.computed)
+    result = FitResult(folder.path, (fitted.tuned or chosen).name, evaluation.metrics, held_out, fitted.seconds, fitted.features.computed)
     facts = result.to_json() | {
         "images": len(fitted.features),
         "folds": int(fitted.fold.max()) + 1,

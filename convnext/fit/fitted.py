@@ -37,6 +37,7 @@ class Fitted:
     val_features: Features | None  # of the validation images, where there are any
     held_out: Evaluation | None  # on these
     seconds: float = 0.0
+    tuned: Chosen | None = None  # the trained network in place of the head alone; the trial's images are measured
 
     @property
     def recipe(self) -> Recipe:

@@ -1,11 +1,8 @@
-"""Linear heads on frozen features, and cross-validation: every image is predicted by a head that was fitted without it.
-
-The features of each image and of its mirror image are both fitted on, with half the weight each.
-"""
+"""Linear heads on frozen features, and cross-validation: every image is predicted by a head that was fitted without it."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,6 +36,7 @@ class Tried:
     loss: float  # the mean loss of an image
     score: float  # the headline metric of the task, in percent
     chosen: bool = False
+    linear: bool = True  # whether it could be chosen
 
 
 Outputs = Callable[[np.ndarray, np.ndarray], np.ndarray]  # from rows to fit a head on, and rows to predict, to outputs of the latter
@@ -61,12 +59,17 @@ class Space:
     """Features centred, scaled, and rotated to no more numbers than they can differ in.
 
     A rotation changes no head with an L2 penalty, so a few hundred images of a thousand features are fitted in a few hundred numbers.
+
+    Args:
+        features: of the images.
+        mirrors: whether heads are fitted on the mirror images too.
     """
 
-    def __init__(self, features: Features) -> None:
+    def __init__(self, features: Features, mirrors: bool = True) -> None:
         count, width = features.plain.shape
+        self.mirrors = mirrors
         kind = np.float64 if count * width < 10_000_000 else np.float32  # of a large set: half the memory
-        stacked = np.concatenate([features.plain, features.mirrored]).astype(kind)
+        stacked = (np.concatenate([features.plain, features.mirrored]) if mirrors else features.plain).astype(kind)
         self.mean = stacked.mean(0, dtype=np.float64)
         std = stacked.std(0, dtype=np.float64)
         self.std = np.where(std > 1e-8 * max(std.max(), 1e-30), std, 1.0)
@@ -77,9 +80,15 @@ class Space:
             stacked = np.ascontiguousarray(upper.T)
         self.plain, self.mirrored = stacked[:count], stacked[count:]
 
-    def both(self, rows: np.ndarray) -> np.ndarray:
-        """Return the images of these rows and then their mirror images, (2 N, rank)."""
-        return np.concatenate([self.plain[rows], self.mirrored[rows]])
+    def samples(self, rows: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what a head is fitted on: the images of some rows, with their mirror images if these count, targets, and weights.
+
+        The weights of an image and its mirror image add up to 1.
+        """
+        if not self.mirrors:
+            return self.plain[rows], targets[rows], np.ones(len(rows))
+        both = np.concatenate([self.plain[rows], self.mirrored[rows]])
+        return both, np.concatenate([targets[rows], targets[rows]]), np.full(len(both), 0.5)
 
     def on_features(self, head: Linear) -> Linear:
         """Return a head of this space as one on features."""
@@ -128,3 +137,17 @@ def quietly(fit: Callable[[], object]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit()
+
+
+def better_of(features: Features, choose: Callable[[Space], Chosen]) -> Chosen:
+    """Return the better of two choices, with the mirror images and without: a mirrored 2 is not a 2, and a mirrored bee is a bee."""
+    found = [(choose(Space(features, mirrors)), mirrors) for mirrors in (True, False)]
+    best = min((one for one, _ in found), key=lambda one: next(tried.loss for tried in one.tried if tried.chosen))
+    tried = [
+        replace(each, name=each.name if mirrors else f"{each.name}, no mirror images", chosen=each.chosen and one is best)
+        for one, mirrors in found
+        for each in one.tried
+        if mirrors or each.linear
+    ]
+    name = next(each.name for each in tried if each.chosen)
+    return replace(best, name=name, tried=tuple(sorted(tried, key=lambda each: each.loss)))

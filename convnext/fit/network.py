@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from typing import cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import UsageError
@@ -18,6 +20,11 @@ from convnext.models.weights.open import Opened, open_weights
 from convnext.models.weights.tags.table import terms
 
 _TAKES = 224  # pixels a side of images for a backbone whose weights do not say
+
+
+_DEFAULT = "convnext_tiny"
+# Of the digits, from `benchmarks/digit_features.py`: it was trained without their labels.
+_EMBEDDED = dict.fromkeys(("digits", "digit-facts", "digit-values"), "digits.safetensors")
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,12 @@ class Start:
     def architecture(self) -> dict[str, object]:
         """Return the arguments of their network, but for its name, classes and channels."""
         return {key: value for key, value in self.opened.spec.items() if key not in ("name", "num_classes", "in_channels")}
+
+
+def default_model(source: object) -> str:
+    """Return the model whose features are fitted on where none is named: a file of the package for embedded data, or else a name."""
+    embedded = _EMBEDDED.get(str(source).partition(":")[0])
+    return _DEFAULT if embedded is None else str(files("convnext.models.weights").joinpath(embedded))
 
 
 def open_start(model: str, weights: str | None) -> Start:
@@ -74,13 +87,20 @@ def build(start: Start, outputs: int) -> Network:
     return create(start.opened.name, num_classes=outputs, weights=start.opened, new_head=True, **given).eval()
 
 
-def put_head(model: Network, head: Linear) -> None:
-    """Write a linear head into a network. Raises UsageError if the network's last layer is not linear in its embedding."""
+def head_of(model: Network) -> tuple[Tensor, Tensor]:
+    """Return the weight and the bias of a network's last layer. Raises UsageError if that layer is not linear in the embedding."""
     entry = find(str(model.spec["name"]))
-    of_classes = {key: parameter for key, parameter in model.named_parameters() if entry.is_of_classes(model, key)}
-    weights, biases = ([one for one in of_classes.values() if (one.ndim > 1) == wanted] for wanted in (True, False))
-    if len(weights) != 1 or len(biases) != 1 or weights[0].numel() != head.weight.size:
+    of_classes = [parameter for key, parameter in model.named_parameters() if entry.is_of_classes(model, key)]
+    weights, biases = ([one for one in of_classes if (one.ndim > 1) == wanted] for wanted in (True, False))
+    if len(weights) != 1 or len(biases) != 1:
         raise UsageError(f"fit puts a linear head on embeddings, and {entry.name} has another: take another network")
-    with torch.no_grad():
-        for parameter, values in ((weights[0], head.weight), (biases[0], head.bias)):
+    return weights[0], biases[0]
+
+
+def put_head(model: Network, head: Linear) -> None:
+    """Write a linear head into a network. Raises UsageError if the network's last layer is of another size or kind."""
+    for parameter, values in zip(head_of(model), (head.weight, head.bias), strict=True):
+        if parameter.numel() != values.size:
+            raise UsageError(f"fit puts a linear head on embeddings, and {model.spec['name']} has another: take another network")
+        with torch.no_grad():
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(values)).view(parameter.shape))

@@ -69,10 +69,10 @@ def logistics(space: Space, targets: np.ndarray, strength: float, rows: np.ndarr
     """Return a binary logistic regression for each class, fitted on some rows."""
     from sklearn.linear_model import LogisticRegression
 
-    x, weights = space.both(rows), np.full(2 * len(rows), 0.5)
+    x, labels, weights = space.samples(rows, targets)
     found = Linear(np.zeros((targets.shape[1], x.shape[1])), np.zeros(targets.shape[1]))
     for number in range(targets.shape[1]):
-        y = np.tile(targets[rows, number], 2)
+        y = labels[:, number]
         if y.min() == y.max():
             found.bias[number] = _CERTAIN if y[0] else -_CERTAIN
             continue
@@ -87,7 +87,7 @@ def ridge(space: Space, targets: np.ndarray, penalty: float, rows: np.ndarray) -
     from sklearn.linear_model import Ridge
 
     one = Ridge(alpha=penalty)
-    quietly(lambda: one.fit(space.both(rows), np.tile(targets[rows], (2, 1)), np.full(2 * len(rows), 0.5)))
+    quietly(lambda: one.fit(*space.samples(rows, targets)))
     return Linear(np.atleast_2d(np.asarray(one.coef_, np.float64)), np.atleast_1d(np.asarray(one.intercept_, np.float64)))
 
 

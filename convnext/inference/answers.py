@@ -47,6 +47,7 @@ class PredictsFor(Protocol):
     task: str
     classes: list[str]
     class_ids: ClassIds | None
+    options: dict[str, object]  # of its task
 
 
 @runtime_checkable

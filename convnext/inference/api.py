@@ -10,6 +10,7 @@ from torch import nn
 
 from convnext import tasks
 from convnext.distributed import process_group
+from convnext.errors import UsageError
 from convnext.evaluate import Evaluated, evaluate_loaded
 from convnext.export.load import load as load_network
 from convnext.extend import giving, marker, qualified
@@ -19,6 +20,8 @@ from convnext.inference.fingerprint import Options, fingerprint_of
 from convnext.inference.inputs import Item, find_items
 from convnext.inference.outputs import Drawings, open_output
 from convnext.inference.predictor import Predictor, load
+from convnext.models.cost import ImageSize
+from convnext.models.load import at_size
 from convnext.tasks.base import Prediction
 from convnext.tasks.own import column
 
@@ -45,9 +48,12 @@ def predict(
     features: Source | None = None,
     draw: Source | None = None,
     top: int | None = None,
+    coverage: float | None = None,
+    unknown: bool = False,
     batch_size: int | None = None,
     threads: int | None = None,
     max_pixels: int | None = None,
+    size: ImageSize | None = None,
     overwrite: bool = False,
     device: str | None = None,
     progress: Progress | None = None,
@@ -66,21 +72,27 @@ def predict(
         features: a .npy or .parquet file for embeddings.
         draw: a folder for the images with their predictions drawn on them.
         top: how many classes or objects of an image to write.
+        coverage: of a classifier made by `convnext fit`, the fraction of images whose class shall be in its set of classes.
+        unknown: whether to compare each image with those that such a network was trained on.
         batch_size: images at a time; by default the task's.
         threads: threads that decode images; by default one per core.
         max_pixels: of an image; as for `convnext.load`, ignored for a predictor, which has its own.
+        size: of prepared images; as for `convnext.load`.
         overwrite: start outputs again that exist already.
         device: as for `convnext.load`.
         progress: called with the numbers of images done and in all.
 
-    Raises UsageError or ConvnextError as `convnext.load` does, for sources without images, and for an output that can't be written or
-    that holds answers of another network.
+    Raises UsageError or ConvnextError as `convnext.load` does, for sources without images, for an output that can't be written or that
+    holds answers of another network, and for a size beside a predictor.
     """
+    if isinstance(model, Predictor) and size is not None:
+        raise UsageError("a predictor takes images of its own size: give size to convnext.load, which makes it")
     names = [sources] if isinstance(sources, str | PathLike) else sources
     items = find_items([str(source) for source in names])
     predictor: Predictor[Prediction] = (
-        model if isinstance(model, Predictor) else (load(str(model), weights, device=device, max_pixels=max_pixels))
+        model if isinstance(model, Predictor) else load(str(model), weights, device=device, max_pixels=max_pixels, size=size)
     )
+    predictor = predictor.with_options(**asked(coverage, unknown))
     outputs = open_outputs(
         predictor,
         items,
@@ -98,6 +110,12 @@ def predict(
         outputs.append(collected)
     errors = predict_all(predictor, items, outputs, batch_size=batch_size, threads=threads, progress=progress)
     return Predicted(collected.predictions, errors)
+
+
+def asked(coverage: float | None, unknown: bool) -> dict[str, object]:
+    """Return the options of a task that were given; see `predict`."""
+    given: dict[str, object] = {"coverage": coverage, "unknown": unknown or None}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def open_outputs(
@@ -164,6 +182,7 @@ def evaluate(
     tta: Literal["flip"] | None = None,
     max_corrupt: float = 0.01,
     max_pixels: int | None = None,
+    size: ImageSize | None = None,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluated:
@@ -181,6 +200,7 @@ def evaluate(
         tta: "flip": average the outputs for each image and its mirror image; not of a detector.
         max_corrupt: the fraction of the images that may be unreadable.
         max_pixels: of an image; larger ones are not opened. By default some 89 million.
+        size: of prepared images; as for `convnext.load`.
         device: as for `convnext.load`.
         progress: called with the numbers of images done and in all.
 
@@ -190,6 +210,8 @@ def evaluate(
     own = [metrics] if callable(metrics) else metrics
     with process_group(device) as target, giving(data=data):
         loaded = load_network(str(model), weights, network)
+        if size is not None:
+            loaded = at_size(loaded, size, weights or str(model), target)
         if multi_scale:
             loaded.preprocessing = tasks.get(loaded.task).multi_scale(loaded.preprocessing)
         if tta is not None:

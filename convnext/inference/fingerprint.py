@@ -12,6 +12,7 @@ from torch import nn
 
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import UsageError
+from convnext.models.calibration import REFERENCE, Calibration
 from convnext.models.weights.files import write_atomically
 from convnext.tasks.base import ClassIds, Json
 from convnext.tasks.exported import ExportedNetwork
@@ -19,7 +20,7 @@ from convnext.tasks.exported import ExportedNetwork
 _FORMAT = 1  # version of the outputs' content: raised when the same network's answers are written differently
 _AGAIN = "choose another one, or add --overwrite to start again"
 
-Options = Mapping[str, str | int | None]  # by their names on the command line, without dashes
+Options = Mapping[str, object]  # by their names on the command line, without dashes; None is not given
 
 
 class Fingerprinted(Protocol):
@@ -30,6 +31,8 @@ class Fingerprinted(Protocol):
     classes: list[str]
     class_ids: ClassIds | None
     preprocessing: Preprocessing
+    calibration: Calibration | None
+    options: dict[str, object]  # of its task
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,9 @@ class Fingerprint:
     network: str  # digest of architecture, task, class names and preprocessing
     options: dict[str, str]
     format: int = _FORMAT
+    calibration: str | None = None  # digest, where the options ask for what it says
 
-    def under(self, **options: str | int | None) -> "Fingerprint":
+    def under(self, **options: object) -> "Fingerprint":
         """Return the same fingerprint with more options."""
         return replace(self, options=self.options | _given(options))
 
@@ -50,12 +54,14 @@ class Fingerprint:
         found = ["other weights"] if other.weights != self.weights else []
         if other.network != self.network and not found:
             found.append("another network, or other class names or preprocessing")
+        if None not in (calibrations := (self.calibration, other.calibration)) and len(set(calibrations)) > 1:
+            found.append("another calibration")
         if other.format != self.format:
             found.append("another version of convnext")
         for name in sorted(self.options.keys() | other.options.keys()):
             then, now = other.options.get(name), self.options.get(name)
             if then != now:
-                found.append(f"--{name} {then} (now {now})" if then and now else f"--{name} {then}" if then else f"no --{name} (now {now})")
+                found.append(_changed(name, then, now))
         return found
 
 
@@ -74,8 +80,8 @@ def fingerprint_of(predictor: Fingerprinted, options: Options) -> Fingerprint:
         "class_ids": predictor.class_ids,
     }
     network["preprocessing"] = predictor.preprocessing.to_json()
-    described = hashlib.sha256(json.dumps(network, sort_keys=True, default=str).encode(errors="surrogateescape")).hexdigest()
-    return Fingerprint(digest, described, _given(options))
+    calibration = _of_calibration(predictor.calibration) if predictor.options and predictor.calibration is not None else None
+    return Fingerprint(digest, _of_values(network), _given({**options, **predictor.options}), calibration=calibration)
 
 
 def check(output: Path, ours: Fingerprint | None, holds_answers: bool) -> None:
@@ -119,6 +125,22 @@ def path_beside(output: Path) -> Path:
 
 def _given(options: Options) -> dict[str, str]:
     return {name: str(value) for name, value in options.items() if value is not None}
+
+
+def _changed(name: str, then: str | None, now: str | None) -> str:
+    given = f"--{name}" if then == str(True) else f"--{name} {then}"
+    if then is None:
+        return f"no --{name}" if now == str(True) else f"no --{name} (now {now})"
+    return given if now is None else f"{given} (now {now})"
+
+
+def _of_values(values: Json) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode(errors="surrogateescape")).hexdigest()
+
+
+def _of_calibration(calibration: Calibration) -> str:
+    reference = {} if calibration.reference is None else {REFERENCE: calibration.reference}
+    return _of_values(calibration.to_json() | {REFERENCE: _of_tensors(reference)})
 
 
 def _of_tensors(state: Mapping[str, torch.Tensor]) -> str:

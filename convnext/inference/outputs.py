@@ -68,9 +68,10 @@ class TableOutput:
     ) -> None:
         self.columns = ["image", "row", "rows", *columns, "error"]
         self.top, self.journal, self.done = top, Journal(path, overwrite), Done()
-        header, complete = self._text([dict(zip(self.columns, self.columns, strict=True))]), 0
+        header, complete, others = self._text([dict(zip(self.columns, self.columns, strict=True))]), 0, False
         for line, end in self.journal.records(lambda record: record.count(b'"') % 2 == 0):  # a name may hold a newline
-            if not complete and line != header:
+            if not complete and line != header:  # of other options, if it is ours
+                others = fingerprint.path_beside(path).exists()
                 break
             fields = next(csv.reader(io.StringIO(line.decode(errors="surrogateescape"), newline="")))
             if len(fields) != len(self.columns):
@@ -79,7 +80,7 @@ class TableOutput:
                 complete = end
             elif fields[1] == fields[2]:  # all rows of the image are there
                 complete, self.done[fields[0]] = end, fields[-1] or None
-        fingerprint.check(path, of, bool(self.done))
+        fingerprint.check(path, of, bool(self.done) or others)
         self.journal.keep(complete, b"" if complete else header)
         if not complete:
             self.journal.append(header)
@@ -240,7 +241,7 @@ def open_output(
     if annotations is not None and kind != "coco":
         raise UsageError(f"--annotations is for COCO's results, and {path} is {kind}: name a .json file")
     if kind == "csv":
-        return TableOutput(path, task.columns, top, overwrite, of)
+        return TableOutput(path, task.columns_with(predictor.options), top, overwrite, of)
     if kind == "coco":
         return CocoOutput(path, predictor, items, top, overwrite, of, annotations)
     return MasksOutput(path, items, top, overwrite, of) if kind == "masks" else Lines(path, top, overwrite, of)

@@ -15,7 +15,8 @@ from convnext.data.images import ImageLike, Reading, read_image
 from convnext.distributed import pick_device
 from convnext.errors import UsageError
 from convnext.export.load import load as load_network
-from convnext.models.load import Loaded
+from convnext.models.cost import ImageSize
+from convnext.models.load import Loaded, at_size
 from convnext.tasks.base import ClassIds, OpenedImage, PredictionT
 
 
@@ -30,33 +31,52 @@ class Predictor(Generic[PredictionT]):
         preprocessing: how it takes its images.
         reading: how its images are opened: their channels, and the largest.
         source: the address that its weights came from, by the hub's commit; None where unknown.
+        calibration: what its training images say of its predictions; None where the weights have none.
+        options: of its task, for all its predictions; see `with_options`.
     """
 
     def __init__(self, loaded: Loaded, device: torch.device, max_pixels: int | None = None) -> None:
         self.reading = Reading(loaded.preprocessing.channels, max_pixels)
         self.task, self.preprocessing, self.device, self.source = loaded.task, loaded.preprocessing, device, loaded.source
         self.model: nn.Module = loaded.model.to(device)
+        self.calibration, self.options = loaded.calibration, dict[str, object]()
         task, count = tasks.get(loaded.task), loaded.model.num_classes
         self._outputs = count
         self.classes: list[str] = loaded.classes or task.class_names(count)
         self.class_ids: ClassIds | None = loaded.class_ids or task.class_ids(loaded.classes, count)
 
     @overload
-    def __call__(self, images: ImageLike) -> PredictionT: ...  # type: ignore[overload-overlap]  # a str is also a sequence of str
+    def __call__(self, images: ImageLike, **options: object) -> PredictionT: ...  # type: ignore[overload-overlap]  # a str is also a sequence of str
     @overload
-    def __call__(self, images: Sequence[ImageLike]) -> list[PredictionT]: ...
-    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> PredictionT | list[PredictionT]:
+    def __call__(self, images: Sequence[ImageLike], **options: object) -> list[PredictionT]: ...
+    def __call__(self, images: ImageLike | Sequence[ImageLike], **options: object) -> PredictionT | list[PredictionT]:
         """Return the `Prediction` for an image, or a list of them for a list of images.
 
         An image is whatever `read_image` opens, always to the same pixels: a file, its content, a PIL image, or a NumPy array
-        (H, W, 3) in RGB, or with the channels that the network takes.
+        (H, W, 3) in RGB, or with the channels that the network takes. `options` are as for `with_options`.
 
         Raises CorruptImageError for an image that can't be read, UsageError for an object that is no image.
         """
+        asked = self.with_options(**options)
         if isinstance(images, ImageLike | Tensor):
-            return self.infer([self.open(images)])[0]
+            return asked.infer([self.open(images)])[0]
         opened = [self.open(image) for image in images]
-        return self.infer(opened) if opened else []
+        return asked.infer(opened) if opened else []
+
+    def with_options(self, **options: object) -> "Predictor[PredictionT]":
+        """Return the same predictor with options of its task for all its predictions, see `Task.options`.
+
+        >>> predictor.with_options(coverage=0.95, unknown=True)("photo.jpg").prediction_set()
+
+        Raises UsageError for an option that the network has no answer to, for instance a coverage of one that is not calibrated.
+        """
+        task = tasks.get(self.task)
+        for name, value in options.items():
+            if (reason := task.why_not(name, value, self.model, self.calibration)) is not None:
+                raise UsageError(reason)
+        asked = copy.copy(self)
+        asked.options = self.options | options
+        return asked
 
     def open(self, image: ImageLike) -> Image | DeepImage:
         """Return the image opened with the channels that the network takes. Raises as `read_image` does."""
@@ -68,8 +88,9 @@ class Predictor(Generic[PredictionT]):
         Raises UsageError if the network has no head.
         """
         self.require_head()
-        infer = tasks.get(self.task).infer
-        found = infer(self.model, images, self.preprocessing, self.classes, self.device, class_ids=self.class_ids, **options)
+        task = tasks.get(self.task)
+        given = self.options | ({"calibration": self.calibration} if "calibration" in task.options else {}) | options
+        found = task.infer(self.model, images, self.preprocessing, self.classes, self.device, class_ids=self.class_ids, **given)
         return cast(list[PredictionT], found)
 
     def require_head(self) -> None:
@@ -118,13 +139,15 @@ def load(
     *,
     device: str | None = None,
     max_pixels: int | None = None,
+    size: ImageSize | None = None,
     network: nn.Module | None = None,
 ) -> Predictor[Any]:
     """Return a predictor from a run folder, a weight file of any known format, `hf://owner/name`, or a model's name with `weights`.
 
     >>> convnext.load("runs/ants-and-bees")("photo.jpg").top(5)
 
-    Images of more than `max_pixels` are refused; by default Pillow's limit, some 89 million.
+    Images of more than `max_pixels` are refused; by default Pillow's limit, some 89 million. With `size`, pixels a side or (height, width),
+    a classifier takes images of another size than its weights' own.
 
     (The file decides what the predictions are, so their type is Any.)
 
@@ -132,4 +155,7 @@ def load(
 
     Raises UsageError or ConvnextError as `convnext.create_model` does.
     """
-    return Predictor(load_network(source, weights, network), pick_device(device), max_pixels)
+    loaded, where = load_network(source, weights, network), pick_device(device)
+    if size is not None:
+        loaded = at_size(loaded, size, str(weights or source), where)
+    return Predictor(loaded, where, max_pixels)

@@ -8,7 +8,7 @@ import io
 import logging
 import os
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from convnext.inference.answers import Answer
 from convnext.inference.bulk import Engine, run_here
 from convnext.inference.inputs import Item
 from convnext.inference.predictor import load
+from convnext.models.cost import ImageSize
 
 Reduced = tuple[Callable[[np.ndarray], Tensor], tuple[np.ndarray]]
 
@@ -37,11 +38,13 @@ class _Worker:
         needs: frozenset[str],
         threads: int | None,
         max_pixels: int | None,
+        size: ImageSize | None,
+        options: Mapping[str, object],
     ) -> None:
         os.chdir(folder)  # so that relative paths keep their meaning
         for module in modules:
             extend.load(module)
-        self.predictor = load(model, weights, device=device, max_pixels=max_pixels)
+        self.predictor = load(model, weights, device=device, max_pixels=max_pixels, size=size).with_options(**options)
         self.needs, self.threads = needs, threads
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
@@ -59,23 +62,33 @@ class _Pickler(pickle.Pickler):
         return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
 
 
-def on_ray(model: str, weights: str | None, device: str | None, threads: int | None = None, max_pixels: int | None = None) -> Engine:
+def on_ray(
+    model: str,
+    weights: str | None,
+    device: str | None,
+    threads: int | None = None,
+    max_pixels: int | None = None,
+    size: ImageSize | None = None,
+    options: Mapping[str, object] | None = None,
+) -> Engine:
     """Return an engine for `predict_all` that runs batches on Ray: one worker per GPU if there are any, else one per core.
 
     The batches are those of one process, and so are the answers, to the last bit if the machines are alike.
 
     Args:
-        model, weights, device, max_pixels: as for `convnext.load`.
+        model, weights, device, max_pixels, size: as for `convnext.load`.
         threads: threads that open images in each worker; by default one per core of its machine.
+        options: as for `Predictor.with_options`.
 
     Raises UsageError if Ray is not installed. The engine raises ConvnextError if Ray fails.
     """
     ray = need("ray.data", "ray") and need("ray", "ray")
 
-    def run(items: Sequence[Item], needs: frozenset[str], size: int) -> Iterator[list[Answer]]:
+    def run(items: Sequence[Item], needs: frozenset[str], batch_size: int) -> Iterator[list[Answer]]:
         if not items:
             return
-        batches = [{"items": pickle.dumps(items[start : start + size])} for start in range(0, len(items), size)]
+        starts = range(0, len(items), batch_size)
+        batches = [{"items": pickle.dumps(items[start : start + batch_size])} for start in starts]
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         is_ours = not ray.is_initialized()
         if is_ours:
@@ -87,7 +100,7 @@ def on_ray(model: str, weights: str | None, device: str | None, threads: int | N
             resources = ray.cluster_resources()
             kind = "GPU" if device != "cpu" and resources.get("GPU") else "CPU"
             pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, int(resources[kind])))
-            given = (os.getcwd(), extend.loaded(), model, weights, device, needs, threads, max_pixels)
+            given = (os.getcwd(), extend.loaded(), model, weights, device, needs, threads, max_pixels, size, options or {})
             # One block per batch: Ray hands a block to a worker, and to another if that one is lost.
             data = ray.data.from_items(batches, override_num_blocks=len(batches))
             for row in data.map(_Worker, fn_constructor_args=given, compute=pool, **{f"num_{kind.lower()}s": 1}).iter_rows():

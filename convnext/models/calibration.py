@@ -102,10 +102,17 @@ def threshold(scores: Sequence[float], coverage: float) -> float:
 
     Raises UsageError unless the coverage lies between 0 and 1.
     """
-    if not 0 < coverage < 1:
-        raise UsageError(f"coverage {coverage:g}: give the fraction of images whose class shall be in its set, between 0 and 1, as 0.95")
+    if (reason := why_no_coverage(coverage)) is not None:
+        raise UsageError(reason)
     needed = math.ceil((len(scores) + 1) * coverage - 1e-9)  # 0.07 * 100 is 7.000000000000001
     return scores[needed - 1] if needed <= len(scores) else 1.0
+
+
+def why_no_coverage(value: object) -> str | None:
+    """Return why a value is no coverage of sets; None if it is one."""
+    if isinstance(value, int | float) and 0 < value < 1:
+        return None
+    return f"coverage: {value!r} is not the fraction of images whose class shall be in its set, between 0 and 1, for instance 0.95"
 
 
 def prediction_set(probabilities: Tensor, largest: float) -> list[int]:
@@ -144,8 +151,7 @@ def novelty(calibration: Calibration, embeddings: Tensor) -> list[float]:
         raise ConvnextError(f"the calibration is of embeddings of {width} numbers, and this network's have {embeddings.shape[1]}")
     ours = torch.tensor(calibration.distances, dtype=torch.float64)
     below = torch.searchsorted(ours, mean_distances(embeddings, calibration.reference, calibration.neighbours))
-    found: list[float] = (below / len(ours)).tolist()
-    return found
+    return [count / len(ours) for count in below.tolist()]
 
 
 def take(state: Mapping[str, Tensor], about: Mapping[str, object], file: str) -> tuple[dict[str, Tensor], Calibration | None]:

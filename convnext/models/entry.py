@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 class WeightNames(Protocol):
     """What a module with the weight formats of a head offers."""
 
+    def is_whole(self, state: "State") -> bool:
+        """Return whether a state holds the head, in any format, not the backbone alone."""
+
     def recognise(self, state: "State") -> str:
         """Return the format that a state is in. Raises ConvnextError if it is in none."""
 
@@ -37,6 +40,9 @@ class WeightNames(Protocol):
 
     def count_classes(self, native: "State") -> int:
         """Return the number of classes of a state in our names."""
+
+    def head_of(self, native: "State") -> "tuple[str, dict[str, object]]":
+        """Return the name of the head that a state in our names is of, and the head's arguments as its tensors show them."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +118,17 @@ class Entry:
 
         if self.backbone is None and self.format is not None:
             return cast("Backbone", model).to_native(state), self.format
-        if self.backbone is not None and not any(key.startswith("backbone.") for key in state):
+        if self.backbone is not None and not self.is_whole(state):
             return self._completed(model, state)
         if self.is_own:
             return dict(state), "own"
         names = formats if self.backbone is None else self._weight_names
         known = names.recognise(state)
         return names.to_native(state, known), known
+
+    def is_whole(self, state: "State") -> bool:
+        """Return whether a state of any format holds the head, too, of a network with one, and not its backbone alone."""
+        return any(key.startswith("backbone.") for key in state) or (bool(self.weight_names) and self._weight_names.is_whole(state))
 
     def is_of_classes(self, model: "Network", key: str) -> bool:
         """Return whether the shape of that parameter depends on the number of classes."""

@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from convnext.data.transforms.preprocessing import Preprocessing, sides
+from convnext.data.transforms.preprocessing import Preprocessing, sides, size_text
 from convnext.errors import ConvnextError, UsageError, first_line, nearest
 from convnext.models.calibration import Calibration, check_width
 from convnext.models.cost import Cost, ImageSize
@@ -198,25 +198,28 @@ def _load_file(source: str | Path, name: str | None = None) -> Loaded:
     return Loaded(model.eval(), opened.preprocessing, opened.task, opened.classes, run, opened.source, opened.class_ids, opened.calibration)
 
 
-def at_size(model: nn.Module, how: Preprocessing, size: ImageSize, source: str | None, device: torch.device) -> Preprocessing:
-    """Return the preprocessing of a network for images of another size.
+def at_size(loaded: Loaded, size: ImageSize, named: str, device: torch.device) -> Loaded:
+    """Return a network that takes images of another size, on `device`.
 
     Args:
-        model: in evaluation mode on `device`.
-        how: the network's preprocessing.
+        loaded: as `load` returns it.
         size: pixels a side, or (height, width).
-        source: of its weights. At a size at which they were published as tested, the crop is the published one.
-        device: of the model.
+        named: by which the user named its weights. At a size at which published weights were tested, the crop is the published one.
+        device: to try the network on.
 
     Raises UsageError if the network can't take images of that size, and for a detector or segmenter.
     """
-    found = published.at_size(how, size, source)
+    height_width = sides(size)
+    if len(height_width) != 2 or not all(type(side) is int and side > 0 for side in height_width):
+        raise UsageError(f"size must be pixels a side, for instance 224, or (height, width), not {size!r}")
+    how = published.at_size(loaded.preprocessing, size, loaded.source or named)
+    model = loaded.model.to(device)
     try:
         with torch.inference_mode():
-            model(torch.zeros(1, how.channels, *sides(size), device=device))
+            model(torch.zeros(1, how.channels, *height_width, device=device))
     except Exception as error:  # networks, and runtimes of exported ones, raise whatever they like
-        raise UsageError(f"--size {size}: this network can't take images of that size ({first_line(error)})") from error
-    return found
+        raise UsageError(f"size {size_text(size)}: this network can't take images of that size ({first_line(error)})") from error
+    return replace(loaded, model=model, preprocessing=how)
 
 
 def _filled(opened: Opened) -> Network:
@@ -259,7 +262,7 @@ def weights_of_run(run: Path) -> Path:
     if (found := download.of_run(run) or download.in_folder(run)) is not None:
         return found
     raise ConvnextError(
-        f"{run} is not a run folder: it holds neither best.safetensors nor last.safetensors, nor model.safetensors or pytorch_model.bin"
+        f"{run} is not a run folder: it holds neither best.safetensors nor last.safetensors, nor {' or '.join(download.OF_OTHERS)}"
     )
 
 

@@ -7,11 +7,12 @@ from convnext.ops.block import takes as takes_block
 from convnext.ops.depthwise import depthwise_conv
 from convnext.ops.dispatch import slow_on_cpu, status, using
 from convnext.ops.memory import keep_memory
-from convnext.ops.norm import layer_norm
-from convnext.ops.operands import Parameters
+from convnext.ops.norm import layer_norm, response_norm
+from convnext.ops.operands import Grn, Parameters
 from convnext.ops.patchify import patchify
 
 __all__ = [
+    "Grn",
     "Parameters",
     "block",
     "block_pays",
@@ -19,6 +20,7 @@ __all__ = [
     "keep_memory",
     "layer_norm",
     "patchify",
+    "response_norm",
     "slow_on_cpu",
     "status",
     "takes_block",

@@ -5,20 +5,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext.ops import depthwise, native, norm
-from convnext.ops.dispatch import autocast, fast, lowered, tiles
+from convnext.ops.dispatch import autocast, fast, lowered, needs_gradients, tiles
 from convnext.ops.interface import KERNELS
-from convnext.ops.operands import Context, NormMlp, Parameters
+from convnext.ops.operands import Context, Grn, NormMlp, Parameters
 
 
-def reference(x: Tensor, parameters: Parameters, eps: float, keep: Tensor | None) -> Tensor:
-    """Return x (N, C, H, W) plus the block's branch times keep (N,), in plain PyTorch.
+def reference(x: Tensor, parameters: Parameters, eps: float, keep: Tensor | None, grn: Grn | None = None) -> Tensor:
+    """Return x (N, C, H, W) plus the block's branch times keep (N,), in plain PyTorch; with `grn`, of ConvNeXt V2's block.
 
     keep is the factor of stochastic depth for each image.
     """
     conv_weight, conv_bias, norm_weight, norm_bias, w1, b1, w2, b2, gamma = parameters
     y = depthwise.reference(x, conv_weight, conv_bias).permute(0, 2, 3, 1)
     y = norm.reference(y, norm_weight, norm_bias, eps)
-    y = F.linear(F.gelu(F.linear(y, w1, b1)), w2, b2)
+    y = F.gelu(F.linear(y, w1, b1))
+    y = F.linear(y if grn is None else norm.response_norm(y, grn), w2, b2)
     if gamma is not None:
         y = gamma * y
     if keep is not None:
@@ -26,9 +27,15 @@ def reference(x: Tensor, parameters: Parameters, eps: float, keep: Tensor | None
     return (x.permute(0, 2, 3, 1) + y).permute(0, 3, 1, 2)
 
 
-def takes(x: Tensor, parameters: Parameters) -> bool:
-    """Return whether the compiled operator takes these: kernels 3 to 11 in float32, in bf16 where the CPU has tiles, or on a GPU."""
-    if parameters.dwconv_weight.shape[-1] not in KERNELS or not fast(x, *parameters):
+def takes(x: Tensor, parameters: Parameters, grn: Grn | None = None) -> bool:
+    """Return whether the compiled operator takes these: kernels 3 to 11 in float32, in bf16 where the CPU has tiles, or on a GPU.
+
+    With GRN it takes them on a CPU, and only where no gradients are needed.
+    """
+    tensors = (*parameters, *(() if grn is None else (grn.gamma, grn.beta)))
+    if parameters.dwconv_weight.shape[-1] not in KERNELS or not fast(x, *tensors, grn=grn is not None):
+        return False
+    if grn is not None and (x.is_cuda or needs_gradients(x, *tensors)):
         return False
     return x.is_cuda or lowered(x) == torch.float32 or tiles()
 
@@ -41,13 +48,15 @@ def pays(x: Tensor) -> bool:
     return x.numel() // max(x.shape[1], 1) >= (256 if lowered(x) == torch.bfloat16 else 64)
 
 
-def block(x: Tensor, parameters: Parameters, eps: float, keep: Tensor | None) -> Tensor:
+def block(x: Tensor, parameters: Parameters, eps: float, keep: Tensor | None, grn: Grn | None = None) -> Tensor:
     """Return what `reference` does, in its dtype, by the compiled operator if it takes these tensors."""
-    if not takes(x, parameters):
-        return reference(x, parameters, eps, keep)
+    if not takes(x, parameters, grn):
+        return reference(x, parameters, eps, keep, grn)
     dtype = lowered(x)
     # Under autocast the scaled branch is float32, and the sum with it too.
     promoted = x.dtype if parameters.gamma is None and autocast(x) else torch.promote_types(x.dtype, parameters.w2.dtype)
+    if grn is not None:
+        return _grn_forward(x.to(promoted), *parameters, keep, eps, dtype, *grn)
     return _forward(x.to(promoted), *parameters, keep, eps, dtype, torch.is_grad_enabled())[0]
 
 
@@ -79,6 +88,35 @@ def _forward(
     out, *saved = native.block_forward(x, taps, bias, eps, weights, keep, train)
     convolved, means, scales = (x.new_empty(0) if part is None else part for part in saved)
     return out, convolved, means, scales
+
+
+@torch.library.custom_op("convnext::grn_block", mutates_args=())
+def _grn_forward(
+    x: Tensor,
+    dwconv_weight: Tensor,
+    dwconv_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    gamma: Tensor | None,
+    keep: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+    grn_gamma: Tensor,
+    grn_beta: Tensor,
+    grn_eps: float,
+) -> Tensor:
+    """Return the result of a block with GRN; it has no backward pass."""
+    weights = native.pack_mlp(w1, b1, w2, b2, gamma, (norm_weight, norm_bias), dtype, Grn(grn_gamma, grn_beta, grn_eps))
+    return native.block_forward(x, native.taps_of(dwconv_weight), dwconv_bias.float().contiguous(), eps, weights, keep, False)[0]
+
+
+@_grn_forward.register_fake
+def _(x: Tensor, *_: object) -> Tensor:
+    return depthwise.like(x)
 
 
 @torch.library.custom_op("convnext::block_backward", mutates_args=())

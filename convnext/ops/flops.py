@@ -67,7 +67,7 @@ def _norm(*_: object, **__: object) -> int:
     return 0
 
 
-@register_flop_formula(_OPS.block)
+@register_flop_formula([_OPS.block, _OPS.grn_block])
 def _block(x: Shape, dwconv_weight: Shape, _: Shape, __: Shape, ___: Shape, w1: Shape, *____: object, **_____: object) -> int:
     return 2 * prod(x) * prod(dwconv_weight[1:]) + _linear_layers(_positions(x), w1)
 
@@ -99,6 +99,8 @@ def _folded_block(
     first_bias: Shape,
     second: Shape,
     second_bias: Shape,
+    grn: Shape,
+    grn_eps: float,
     hidden: int,
     **_: object,
 ) -> int:
@@ -142,6 +144,7 @@ def _folded_stage(
     tensors: Sequence[Shape],
     gelu_parameters: Shape | None,
     eps: float,
+    grn_eps: float,
     hidden: int,
     **_: object,
 ) -> int:

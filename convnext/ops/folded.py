@@ -10,10 +10,20 @@ from convnext.ops.inference import tensors_per_block as tensors_per_block
 
 @torch.library.custom_op("convnext::folded_block", mutates_args=())
 def folded_block(
-    x: Tensor, taps: Tensor, bias: Tensor, eps: float, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor, hidden: int
+    x: Tensor,
+    taps: Tensor,
+    bias: Tensor,
+    eps: float,
+    first: Tensor,
+    first_bias: Tensor,
+    second: Tensor,
+    second_bias: Tensor,
+    grn: Tensor,
+    grn_eps: float,
+    hidden: int,
 ) -> Tensor:
     """Return ConvNeXt's block of x (N, C, H, W); taps (K, K, C) and bias (C,) of the convolution, the rest from `native.pack_mlp`."""
-    weights = native.PackedMlp(first, first_bias, second, second_bias, hidden)
+    weights = native.PackedMlp(first, first_bias, second, second_bias, grn, grn_eps, hidden)
     return native.block_forward(x, taps, bias, eps, weights, None, False)[0]
 
 
@@ -47,11 +57,12 @@ def folded_stage(
     tensors: list[Tensor],
     gelu_parameters: Tensor | None,
     eps: float,
+    grn_eps: float,
     hidden: int,
 ) -> Tensor:
     """Return x after a patchifying layer and its blocks: the fields of `inference.PackedPatchify` and of `inference.PackedBlocks`."""
     patchify = inference.PackedPatchify(weight, bias, norm_weight, norm_bias, patch_eps, normed, patch, outputs)
-    return inference.stage_forward(x, patchify, inference.PackedBlocks(tensors, gelu_parameters, eps, hidden))
+    return inference.stage_forward(x, patchify, inference.PackedBlocks(tensors, gelu_parameters, eps, grn_eps, hidden))
 
 
 @torch.library.custom_op("convnext::int8_block", mutates_args=())

@@ -129,12 +129,13 @@ class PackedBlocks(NamedTuple):
     tensors: list[Tensor]  # of each block taps, the convolution's bias, and the tensors of `PackedMlp` or of `QuantizedMlp`
     gelu_parameters: Tensor | None  # of `QuantizedMlp` multiplier, step and fraction, (blocks, 3); None for `PackedMlp`
     eps: float
+    grn_eps: float
     hidden: int
 
 
 def tensors_per_block(quantized: bool) -> int:
     """Return how many tensors of `PackedBlocks` belong to a block."""
-    return 9 if quantized else 6
+    return 9 if quantized else 7
 
 
 def stage_forward(x: Tensor, patchify: PackedPatchify, blocks: PackedBlocks) -> Tensor:
@@ -151,8 +152,8 @@ def stage_forward(x: Tensor, patchify: PackedPatchify, blocks: PackedBlocks) -> 
         "stage_forward",
         x=x, normed=patchify.normed, patch_eps=patchify.eps, packed=patchify.weight, bias=patchify.bias,
         norm_weight=patchify.norm_weight, norm_bias=patchify.norm_bias, block_tensors=addresses, gelu_parameters=blocks.gelu_parameters,
-        eps=blocks.eps, out=out, dtype=x.dtype, n=n, height=height, width=width, channels=channels, patch=patchify.patch,
-        out_channels=patchify.outputs, blocks=count, hidden=blocks.hidden, kernel=blocks.tensors[0].shape[0],
+        eps=blocks.eps, grn_eps=blocks.grn_eps, out=out, dtype=x.dtype, n=n, height=height, width=width, channels=channels,
+        patch=patchify.patch, out_channels=patchify.outputs, blocks=count, hidden=blocks.hidden, kernel=blocks.tensors[0].shape[0],
         products=PRODUCTS[patchify.weight.dtype],
     )  # fmt: skip
     return out.permute(0, 3, 1, 2)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convnext.ops.build import call, number
 from convnext.ops.interface import PRODUCTS
-from convnext.ops.operands import Gradients, NormMlp
+from convnext.ops.operands import Gradients, Grn, NormMlp
 
 
 def nhwc(x: Tensor) -> Tensor:
@@ -111,17 +111,29 @@ class PackedMlp(NamedTuple):
     first_bias: Tensor
     second: Tensor
     second_bias: Tensor
+    grn: Tensor  # GRN's gamma and beta; no values without GRN
+    grn_eps: float
     hidden: int
 
 
 def pack_mlp(
-    w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor | None, norm: tuple[Tensor, Tensor], products: torch.dtype
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    gamma: Tensor | None,
+    norm: tuple[Tensor, Tensor],
+    products: torch.dtype,
+    grn: Grn | None = None,
 ) -> PackedMlp:
     """Return the weights for the forward pass, with the norm's weight and bias and the layer scale folded in, exactly."""
     weight, bias = norm
     first_bias = torch.addmv(b1.float(), w1.float(), bias.float())
     second_bias = b2 if gamma is None else b2.float() * gamma
-    return PackedMlp(pack(w1, None, weight, products), pad(first_bias), pack(w2, gamma, None, products), pad(second_bias), len(w1))
+    packed = pack(w1, None, weight, products), pad(first_bias), pack(w2, gamma, None, products), pad(second_bias)
+    if grn is None:
+        return PackedMlp(*packed, w1.new_empty(0), 0.0, len(w1))
+    return PackedMlp(*packed, torch.cat([pad(grn.gamma), pad(grn.beta)]), grn.eps, len(w1))
 
 
 def norm_mlp_backward(convolved: Tensor, dout: Tensor, of: NormMlp, keep: Tensor | None) -> Gradients:
@@ -165,7 +177,7 @@ def block_forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Return ConvNeXt's whole block, and with `train` what its backward pass needs: the convolution's result, means and 1 / std.
 
-    x (N, C, H, W) is float32, or with tiles bf16; taps (K, K, C) and bias (C,) are float32.
+    x (N, C, H, W) is float32, or with tiles bf16; taps (K, K, C) and bias (C,) are float32. A block with GRN has no backward pass here.
     """
     x = nhwc(x)
     n, height, width, channels = x.shape
@@ -176,9 +188,9 @@ def block_forward(
     call(
         "block_forward",
         x=x, taps=taps, bias=bias, eps=eps, first=weights.first, first_bias=weights.first_bias, second=weights.second,
-        second_bias=weights.second_bias, keep=_contiguous_float32(keep), convolved=convolved, means=means, scales=scales, out=out,
-        dtype=x.dtype, n=n, height=height, width=width, channels=channels, hidden=weights.hidden, kernel=taps.shape[0],
-        products=PRODUCTS[weights.first.dtype],
+        second_bias=weights.second_bias, grn=weights.grn, grn_eps=weights.grn_eps, keep=_contiguous_float32(keep),
+        convolved=convolved, means=means, scales=scales, out=out, dtype=x.dtype, n=n, height=height, width=width, channels=channels,
+        hidden=weights.hidden, kernel=taps.shape[0], products=PRODUCTS[weights.first.dtype],
     )  # fmt: skip
     return out.permute(0, 3, 1, 2), convolved, means, scales
 

@@ -6,12 +6,20 @@ from torch import Tensor
 
 from convnext.ops import native
 from convnext.ops.dispatch import fast
-from convnext.ops.operands import Context
+from convnext.ops.operands import Context, Grn
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Return LayerNorm of x (…, C) with weight and bias (C,), in plain PyTorch."""
     return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def response_norm(x: Tensor, grn: Grn) -> Tensor:
+    """Return GRN of a map (N, H, W, C), in its dtype. It sums in float32 at least."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=wide)
+    relative = norms / (norms.mean(-1, keepdim=True) + grn.eps)
+    return x + (grn.gamma * (x * relative.to(x.dtype)) + grn.beta).to(x.dtype)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

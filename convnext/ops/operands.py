@@ -21,6 +21,14 @@ class Parameters(NamedTuple):
     gamma: Tensor | None  # layer scale (C,)
 
 
+class Grn(NamedTuple):
+    """A block's Global Response Normalization (ConvNeXt V2), behind the activation."""
+
+    gamma: Tensor  # (4 C,)
+    beta: Tensor  # (4 C,)
+    eps: float
+
+
 class NormMlp(NamedTuple):
     """The parameters of a block's norm and MLP, and each position's mean and 1 / std, which the forward pass kept."""
 

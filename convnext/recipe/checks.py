@@ -59,6 +59,7 @@ _BESIDE: list[tuple[str, str, Callable[[Recipe], bool], str]] = [
     ("optim.betas", "optim.name", lambda r: r.optim.name == "sgd", "optim.name=sgd has optim.momentum instead"),
     ("optim.eps", "optim.name", lambda r: r.optim.name == "sgd", "optim.name=sgd has none"),
     ("optim.milestones", "optim.schedule", lambda r: r.optim.schedule != "step", "only optim.schedule=step has milestones"),
+    ("optim.layer_decay_by", "optim.layer_decay", lambda r: r.optim.layer_decay == 1, "optim.layer_decay=1 has no groups"),
     ("optim.min_lr", "optim.schedule", lambda r: r.optim.schedule == "step", "optim.schedule=step ends at a tenth for each milestone"),
     ("optim.momentum", "optim.name", lambda r: r.optim.name in ("adamw", "lamb"), "only optim.name=sgd and optim.name=muon have it"),
     ("optim.warmup_start", "optim.schedule", lambda r: r.optim.schedule == "cosine", "the warm-up of optim.schedule=cosine begins at 0"),

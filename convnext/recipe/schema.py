@@ -237,6 +237,9 @@ class Optim(RecipeSection):
     eps: float = Field(1e-8, gt=0, description="epsilon of AdamW and LAMB")
     momentum: float | None = Field(None, ge=0, lt=1, description="Nesterov momentum of sgd and muon; default 0.9 and 0.95")
     layer_decay: float = Field(1.0, gt=0, le=1, description="factor on lr from each group of layers to the one before it; 1 for none")
+    layer_decay_by: Literal["group", "block"] = Field(
+        "group", description="what a group of layers is: group, as published for the network (ConvNeXt: three blocks), or a block"
+    )
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient; by default unlimited, as published")
 
 

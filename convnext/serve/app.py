@@ -45,6 +45,8 @@ _REFUSALS: dict[int | str, OpenApi] = {
     504: {"description": "no answer in time"},
 }
 _PAGE = {"": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+_COVERAGE = "The fraction of images whose class shall be in the set, as 0.95. For models with this option in /models."
+_UNKNOWN = "1: compare the image with the training images. For models with this option in /models."
 
 ModelName = Annotated[str | None, Query(description="One of /models; by default the first.")]
 
@@ -162,6 +164,8 @@ def _add_models(app: FastAPI, service: Service, check: Callable[..., Awaitable[N
                 ge=0, le=1, allow_inf_nan=False, description="The score that an object exceeds; by default 0.05. For models that detect."
             ),
         ] = None,
+        coverage: Annotated[float | None, Query(gt=0, lt=1, allow_inf_nan=False, description=_COVERAGE)] = None,
+        unknown: Annotated[bool | None, Query(description=_UNKNOWN)] = None,
     ) -> Response:
         """Returns JSON with `model`, `task` and, depending on the task:
 
@@ -171,8 +175,10 @@ def _add_models(app: FastAPI, service: Service, check: Callable[..., Awaitable[N
         - detect: `objects`, a list of `class`, `score`, `box` (left, top, right, bottom in pixels) and `mask` (COCO run lengths)
         - segment: `size` (height, width), `classes` (share of the pixels by name) and `mask` (a PNG in base 64,
           whose values or colours are `class_ids` of /models)
+
+        With `coverage` also `coverage` and `set`, a list like `top`; with `unknown` also `novelty` (0 to 1) and `unknown` (true or false).
         """
-        served, options = service.model(model), RequestOptions(masks, threshold)
+        served, options = service.model(model), RequestOptions(masks, threshold, coverage, unknown)
         served.check(options)
 
         def item(image: Opened) -> PredictRequest:

@@ -3,6 +3,7 @@
 const $ = (id) => document.getElementById(id);
 const MAX_DRAWN = 1024; // pixels of a drawn mask: enough for a screen, and a photograph has ten times as many
 const SHOWN_SCORE = 0.5; // of an object that is drawn, as on the command line
+const COVERAGE = 0.95; // of the set of classes of a calibrated model
 const TOKEN = "convnext-token";
 
 let models = [];
@@ -62,12 +63,14 @@ async function ask() {
   clear();
   say("Looking …", "busy");
   const { name, options } = modelNow();
-  const chosen = options.includes("threshold") ? { threshold: SHOWN_SCORE } : {}; // no masks of objects that are not shown
+  const wanted = { threshold: SHOWN_SCORE, coverage: COVERAGE, unknown: 1 }; // no masks of objects that are not shown
+  const chosen = Object.fromEntries(Object.entries(wanted).filter(([option]) => options.includes(option)));
   try {
     const [response] = await Promise.all([send(query("predict", { model: name, ...chosen }), signal), $("image").decode().catch(() => {})]);
     const answer = await response.json();
     if (signal.aborted) return;
     say("");
+    showKnown(answer);
     await { classify: showClasses, multilabel: showClasses, regress: showValue, detect: showObjects, segment: showRegions }[answer.task](answer, signal);
     const seconds = (performance.now() - started) / 1000;
     const model = Number(/model;dur=([\d.]+)/.exec(response.headers.get("Server-Timing"))?.[1] ?? 0) / 1000;
@@ -85,7 +88,7 @@ const percent = (share) => `${(100 * share).toFixed(1)} %`;
 function clear() {
   $("found").replaceChildren();
   $("time").textContent = "";
-  $("slider").hidden = true;
+  $("slider").hidden = $("known").hidden = true;
   for (const id of ["overlay", "boxes"]) $(id).width = $(id).height = 0;
   delete document.body.dataset.elapsed;
 }
@@ -116,9 +119,20 @@ function showSlider(name) {
   $("overlay").style.opacity = $("opacity").value / 100;
 }
 
-function showClasses({ top }, signal) {
+// What a calibrated model knows of its answer.
+function showKnown({ set, novelty, unknown }) {
+  const classes = set && `${Math.round(100 * COVERAGE)}\u00a0% set: ${set.length} ${set.length === 1 ? "class" : "classes"}`;
+  const likeness = novelty !== undefined && `${unknown ? "Unlike the training images: novelty" : "Novelty"} ${novelty.toFixed(2)}`;
+  $("known").textContent = [likeness, classes].filter(Boolean).map((words) => `${words}.`).join("\n");
+  $("known").hidden = !(likeness || classes);
+  $("known").classList.toggle("unknown", Boolean(unknown));
+}
+
+function showClasses({ top, set }, signal) {
   const press = modelNow().explains ? (name) => (line) => explain(name, line, signal) : () => null;
-  $("found").replaceChildren(...top.map((one) => row(one.class, one.probability, { press: press(one.class) })));
+  const shown = set?.length > top.length ? set : top; // both are the most probable classes
+  $("found").replaceChildren(...shown.map((one) => row(one.class, one.probability, { press: press(one.class) })));
+  if (set) [...$("found").children].slice(set.length).forEach((item) => item.classList.add("out"));
   if (modelNow().explains) explain(top[0].class, $("found").querySelector("button"), signal);
 }
 

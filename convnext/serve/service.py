@@ -40,10 +40,12 @@ _CLOSING = 2.0  # seconds that threads have to end when no request waits for the
 
 @dataclass(frozen=True)
 class RequestOptions:
-    """Options of a request that only some tasks have; None is the task's default."""
+    """Options of a request that only some models have; None is the task's default."""
 
     masks: bool | None = None
     threshold: float | None = None
+    coverage: float | None = None
+    unknown: bool | None = None
 
     def given(self) -> dict[str, object]:
         """Return the options that are not the default: keyword arguments of the task's `infer`."""
@@ -75,7 +77,8 @@ class ServedModel:
         metrics: Metrics,
     ) -> None:
         self.name, self.predictor, self._fast, self._transform = name, predictor, fast, predictor.preprocessing.transform()
-        self._limits, self.options = limits, tasks.get(predictor.task).options
+        self._limits = limits
+        self.options = [name for name in tasks.get(predictor.task).options if self._why_not(name) is None]
         # Not black or white: of either, a network's outputs may be less than usual.
         blank = DeepImage(np.full((predictor.reading.channels, 64, 64), 128, np.uint8), "blank", 255)
         observe = metrics.watch(name, lambda: self.predictions.admitted)
@@ -107,10 +110,14 @@ class ServedModel:
         return PixelBudget(batches * batcher.batch_size, batches * max(_PIXELS, self._limits.max_pixels))
 
     def check(self, options: RequestOptions) -> None:
-        """Raise HTTPException (422) for an option that the network's task does not have."""
+        """Raise HTTPException (422) for an option that the network has no answer to."""
         for name in options.given():
-            if name not in self.options:
-                raise HTTPException(422, f"{self.name} has no option {name}: its task is {self.predictor.task}")
+            if (reason := self._why_not(name)) is not None:
+                raise HTTPException(422, f"{self.name} can't answer {reason}")
+
+    def _why_not(self, option: str) -> str | None:
+        predictor = self.predictor
+        return tasks.get(predictor.task).why_not(option, None, predictor.model, predictor.calibration)
 
     def _predict(self, items: list[PredictRequest], check: Callable[[], None]) -> Sequence[Prediction]:
         predictor, found = copy.copy(self._fast), dict[int, Prediction]()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-_CALLS = frozenset({"predict", "logits"})  # how the tasks call detectors and segmenters, beside a plain call
+_CALLS = frozenset({"predict", "logits", "forward_features"})  # how the tasks call networks, beside a plain call
 
 
 class Watched:

@@ -14,7 +14,8 @@ from convnext.data.deep import DeepImage
 from convnext.data.images import AS_RGB, Reading
 from convnext.data.loader import Sample, Samples
 from convnext.data.transforms.preprocessing import Preprocessing
-from convnext.errors import ConvnextError, UsageError
+from convnext.errors import UsageError
+from convnext.models.calibration import Calibration
 from convnext.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -153,7 +154,8 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     own: ClassVar[tuple[str, ...]] = ()  # keys of a recipe that name a user's code, which the task honours
     reorders_head: ClassVar[bool] = True  # whether a head that is kept can be put in another order of classes
     hub_pipeline: ClassVar[str]  # the hub's name of the task
-    demo_recipe: ClassVar[str]
+    demo_recipe: ClassVar[str | None] = None  # of `convnext demo --task NAME`, and what to type after it in the folder {run}
+    demo_next: ClassVar[tuple[str, ...]] = ("convnext eval {run}", "convnext predict {run} photo.jpg --draw drawn", "convnext serve {run}")
 
     # Data
 
@@ -261,6 +263,14 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     ) -> list[PredictionT]:
         """Return the prediction for each opened or prepared image. `options` are the task's own; UsageError for one that it has not."""
 
+    def why_not(self, option: str, value: object, model: nn.Module, calibration: Calibration | None) -> str | None:
+        """Return why a network with that calibration has no answer to an option of `infer` with that value, None for any; or None."""
+        return None if option in self.options else f"{option}: the task {self.name!r} has no such option"
+
+    def columns_with(self, options: Mapping[str, object]) -> tuple[str, ...]:
+        """Return the columns of a table of predictions that were made with these options of `infer`."""
+        return self.columns
+
     @abstractmethod
     def embed(self, model: nn.Module, images: Sequence[OpenedImage], preprocessing: Preprocessing, device: torch.device) -> Tensor:
         """Return embeddings (N, C) float32 on the CPU. Raises UsageError if the network has none."""
@@ -285,15 +295,3 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
 
 
 AnyTask: TypeAlias = Task[Batch, object, Prediction, Source]  # a task of which only the contract is known
-
-
-def total(losses: Losses) -> Tensor:
-    """Return the sum of a criterion's parts, a float32 scalar: what training minimises."""
-    return torch.stack(list(losses.values())).sum()
-
-
-def check_class_count(recipe: Recipe, classes: Sequence[str]) -> None:
-    """Raise ConvnextError if the training data have other than the number of classes that the recipe is made for."""
-    if recipe.data.num_classes not in (None, len(classes)):
-        wanted = f"the recipe is for {recipe.data.num_classes}: check data.train, or set data.num_classes=null"
-        raise ConvnextError(f"{recipe.data.train} has {len(classes)} classes, {wanted}")

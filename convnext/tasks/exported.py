@@ -26,6 +26,7 @@ class ExportedDescription(TypedDict):
     preprocessing: dict[str, object]
     class_ids: NotRequired[list[int | list[int]]]
     source: NotRequired[str]
+    calibration: NotRequired[dict[str, object] | None]  # its lists
     labels: NotRequired[list[str] | None]  # class names for display, also where the weights do not name them
     graph: GraphDescription
     convnext: NotRequired[str]

@@ -14,9 +14,9 @@ from convnext.data.loader import Sample
 from convnext.data.sources.base import ImageSource
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.data.transforms.statistics import measure
-from convnext.errors import NotFiniteError, UsageError, nearest
+from convnext.errors import ConvnextError, NotFiniteError, UsageError, nearest
 from convnext.recipe import Recipe
-from convnext.tasks.base import OpenedImage, Prepared
+from convnext.tasks.base import Losses, OpenedImage, Prepared
 from convnext.text import counted, printable
 
 # The modules of detectors and segmenters whose outputs decide. A NaN in the backbone comes out of these, too.
@@ -65,6 +65,18 @@ def refuse_options(task: str, given: Mapping[str, object], known: Sequence[str])
             raise UsageError(f"the task {task!r} has no option {name!r}{nearest(name, known) if known else ''}")
 
 
+def check_class_count(recipe: Recipe, classes: Sequence[str]) -> None:
+    """Raise ConvnextError if the training data have other than the number of classes that the recipe is made for."""
+    if recipe.data.num_classes not in (None, len(classes)):
+        wanted = f"the recipe is for {recipe.data.num_classes}: check data.train, or set data.num_classes=null"
+        raise ConvnextError(f"{recipe.data.train} has {len(classes)} classes, {wanted}")
+
+
+def total(losses: Losses) -> Tensor:
+    """Return the sum of a criterion's parts, a float32 scalar: what training minimises."""
+    return torch.stack(list(losses.values())).sum()
+
+
 def reading_of(recipe: Recipe) -> Reading:
     """Return how the images of a recipe are opened."""
     return Reading(recipe.data.channels, recipe.data.max_pixels)
@@ -87,10 +99,17 @@ def measured_remarks(recipe: Recipe, before: Recipe) -> list[str]:
     return [f"measured on the training images: data.mean={mean} data.std={std}"]
 
 
+def why_no_embeddings(model: nn.Module, method: str) -> str | None:
+    """Return why a network has no embeddings: it lacks the method that makes them, as exported files, LeNet-5 and AlexNet do."""
+    if hasattr(model, method):
+        return None
+    return "this network gives predictions but no embeddings: take the weights that it was exported from, or another network"
+
+
 def require_embeddings(model: nn.Module, method: str) -> None:
-    """Raise UsageError if the network lacks the method that its embeddings are made by, as exported files, LeNet-5 and AlexNet do."""
-    if not hasattr(model, method):
-        raise UsageError("this network gives predictions but no embeddings: take the weights that it was exported from, or another network")
+    """Raise UsageError if the network lacks the method that its embeddings are made by."""
+    if (reason := why_no_embeddings(model, method)) is not None:
+        raise UsageError(reason)
 
 
 def require_finite(values: Tensor) -> Tensor:

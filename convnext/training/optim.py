@@ -1,11 +1,14 @@
 """The optimizer and its learning rate, as published."""
 
 import math
+from collections.abc import Callable
 from typing import TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 
+from convnext.errors import UsageError
+from convnext.models.backbones.convnext import ConvNeXt
 from convnext.models.network import Network
 from convnext.recipe import Optim
 from convnext.training.optimizers import Lamb, MuonAdamW, ParameterGroup, hidden_matrices
@@ -24,8 +27,10 @@ def build_optimizer(model: Network, settings: Optim) -> torch.optim.Optimizer:
     """Return the recipe's optimizer over groups of parameters, each with its `rule`, `weight_decay` and `lr_scale`.
 
     The parameters that `model.no_weight_decay()` names (biases, norms, layer scales) are not decayed. With layer-wise decay d,
-    the rate of the parameters of `model.layer_group` g is scaled by d^(last group - g) (Clark et al., 2020; Bao et al., 2022).
-    Parameters that need no gradient are not in it.
+    the rate of the parameters of `model.layer_group` g is scaled by d^(last group - g) (Clark et al., 2020; Bao et al., 2022). The groups
+    are of one block each with `layer_decay_by` block. Parameters that need no gradient are not in it.
+
+    Raises UsageError for groups that the network does not have.
     """
     groups = _groups(model, settings)
     lr, betas, eps = settings.lr, settings.betas, settings.eps
@@ -45,15 +50,27 @@ def _groups(model: Network, settings: Optim) -> list[ParameterGroup]:
     matrices = hidden_matrices(model) if settings.name == "muon" else set()
     others = "adamw" if settings.name == "muon" else settings.name
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    last = max(model.layer_group(name) for name, _ in named)
+    group_of = _layer_groups(model, settings)
+    last = max(group_of(name) for name, _ in named)
     groups: dict[tuple[int, bool, str], ParameterGroup] = {}
     for name, parameter in named:
-        layer = model.layer_group(name) if settings.layer_decay < 1 else last
+        layer = group_of(name) if settings.layer_decay < 1 else last
         decay = 0.0 if name in exempt else settings.weight_decay
         rule = "muon" if name in matrices else others
         group = ParameterGroup(params=[], rule=rule, weight_decay=decay, lr_scale=settings.layer_decay ** (last - layer))
         groups.setdefault((layer, name in exempt, rule), group)["params"].append(parameter)
     return list(groups.values())
+
+
+def _layer_groups(model: Network, settings: Optim) -> Callable[[str], int]:
+    if settings.layer_decay_by == "group":
+        return model.layer_group
+    if not isinstance(model, ConvNeXt):
+        raise UsageError(
+            f"optim.layer_decay_by=block: only a ConvNeXt that classifies has groups of one block, not {model.spec['name']}; "
+            "use optim.layer_decay_by=group"
+        )
+    return model.block_group
 
 
 def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:

@@ -17,7 +17,8 @@ from convnext.evaluate import autocast
 from convnext.models.backbones.dropping import split_of
 from convnext.ops.memory import is_out_of_memory
 from convnext.recipe import Recipe
-from convnext.tasks.base import Batch, Criterion, total
+from convnext.tasks.base import Batch, Criterion
+from convnext.tasks.shared import total
 from convnext.text import counted
 from convnext.training.optim import set_learning_rate
 from convnext.training.sizes import micro_batch_for, smallest_part

@@ -55,7 +55,7 @@ def test_help_and_import_load_nothing_heavy():
         (("models", "convnxt_tiny"), "did you mean 'convnext_tiny'?"),
         (("predict", "convnext_tiny", "nowhere.jpg"), "no image or folder nowhere.jpg"),
         (("eval", "nowhere.pth", "--data", "digits:val"), "no weight file nowhere.pth"),
-        (("demo", "--task", "clasify"), "'clasify' is not one of 'classify', 'detect', 'segment'"),
+        (("demo", "--task", "clasify"), "unknown task 'clasify'; did you mean 'classify'?"),
         (("convert", "hf://a/b", "b.pth", "--to", "tim"), "did you mean 'timm'?"),
     ],
 )

@@ -1,10 +1,20 @@
 """The demos' own promises, on the machine at hand."""
 
 import json
+import shlex
 import subprocess
 import sys
 
 import pytest
+import typer
+
+from convnext import tasks
+from convnext.cli.common import app
+from convnext.cli.demo import demo as run_demo
+from convnext.errors import UsageError
+from convnext.extend import TASKS
+from convnext.recipe import load_recipe
+from convnext.tasks.classify.task import ClassifyTask
 
 
 def demo(tmp_path, *arguments):
@@ -14,6 +24,8 @@ def demo(tmp_path, *arguments):
     run = next((tmp_path / "runs").iterdir())
     names = {path.name for path in run.iterdir()}
     assert {"report.html", "predictions.png", "recipe.yaml", "metrics.jsonl", "best.safetensors", "checkpoints"} <= names
+    assert "next:\n  convnext " in done.stdout
+    assert f"runs/{run.name}" in done.stdout.partition("next:")[2]
     return done.stdout, json.loads((run / "evaluation.json").read_text())["metrics"]
 
 
@@ -37,3 +49,39 @@ def test_segmentation_reaches_its_overlap(tmp_path):
     printed, metrics = demo(tmp_path, "--task", "segment")
     assert metrics["miou"] >= 80
     assert "(200 images) on the held-out images" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "metric", "least"), [("multilabel", "map", 99), ("regress", "r2", 85)])
+def test_labels_and_numbers_reach_what_their_recipes_say(tmp_path, task, metric, least):
+    _, metrics = demo(tmp_path, "--task", task)
+    assert metrics[metric] >= least
+
+
+@pytest.mark.slow
+def test_pretraining_predicts_better_than_the_mean_and_is_fine_tuned_next(tmp_path):
+    printed, metrics = demo(tmp_path, "--task", "pretrain")
+    assert metrics["loss"] < 0.25
+    command = shlex.split(next(line for line in printed.splitlines() if "convnext train" in line))
+    done = subprocess.run([sys.executable, "-m", *command, "train.epochs=1"], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert "tensors that the network does not have, ignored: decoder." in done.stderr
+
+
+def test_every_task_of_the_package_has_a_demo_and_says_what_is_next():
+    for name in tasks.names():
+        task = tasks.get(name)
+        assert load_recipe(task.demo_recipe).task == name
+        assert task.demo_next
+        for command in task.demo_next:
+            words = shlex.split(command.format(run="runs/demo"))
+            assert words[0] == "convnext"
+            typer.main.get_command(app).get_command(None, words[1]).make_context(words[1], words[2:])
+
+
+def test_a_task_without_a_demo_says_so(monkeypatch):
+    class Own(ClassifyTask):
+        demo_recipe = None
+
+    monkeypatch.setitem(TASKS.entries, "without_a_demo", Own)
+    with pytest.raises(UsageError, match="the task 'without_a_demo' has no demo"):
+        run_demo("without_a_demo")

@@ -10,6 +10,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 import yaml
 from helpers import sample_image
 from huggingface_hub import ModelCard
@@ -19,7 +20,8 @@ import convnext
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import ConvnextError, UsageError
 from convnext.export.push import push
-from convnext.models.weights.files import write_weights
+from convnext.models.calibration import calibrate
+from convnext.models.weights.files import read_weights, write_weights
 from convnext.recipe import load_recipe
 
 METRICS = {"top1": 93.75, "loss": 0.25, "count": 16}
@@ -167,3 +169,18 @@ def test_without_the_hub_the_error_is_a_line_that_says_what_to_do(run, monkeypat
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ConvnextError, match="the hub did not accept someone/ants: .*refused.*`hf auth login`"):
         push(run, "someone/ants", "mit")
+
+
+def test_the_card_says_what_calibrated_weights_give(run, tmp_path):
+    path = run / "best.safetensors"
+    state, about = read_weights(path)
+    push(run, "someone/ants", "mit", dry_run=tmp_path / "plain")
+    assert "calibrated" not in (tmp_path / "plain" / "README.md").read_text()
+    write_weights(path, state, about, calibrate([0.1, 0.2]))
+    push(run, "someone/ants", "mit", dry_run=tmp_path / "sets")
+    card = (tmp_path / "sets" / "README.md").read_text()
+    assert "convnext predict hf://someone/ants photo.jpg --coverage 0.95\n" in card
+    assert "--unknown" not in card
+    write_weights(path, state, about, calibrate([0.1, 0.2], torch.eye(32)))
+    push(run, "someone/ants", "mit", dry_run=tmp_path / "both")
+    assert "photo.jpg --coverage 0.95 --unknown\n" in (tmp_path / "both" / "README.md").read_text()

@@ -11,6 +11,8 @@ from tiny_models import classifier
 
 import convnext
 from convnext.errors import ConvnextError, UsageError
+from convnext.fit.network import default_model
+from convnext.models.weights.files import write_weights
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,29 @@ def test_many_classes_and_a_class_of_three(weights, tmp_path):
     assert result.metrics["count"] == 300
     uneven = convnext.fit(Own([0] * 17 + [1] * 3, ["dark", "light"]), output=tmp_path / "few", model=weights)
     assert uneven.metrics["count"] == 20
+
+
+def test_digits_have_a_network_of_their_own(tmp_path):
+    result = convnext.fit("digits", output=tmp_path / "run")
+    assert "no mirror images" in result.head  # a mirrored 2 is not a 2
+    assert result.metrics["top1"] > 96.5
+    assert result.val_metrics["top1"] > 98
+
+
+@pytest.mark.slow
+def test_the_whole_network_is_trained_where_that_helps(tmp_path):
+    said = []
+    network = convnext.create_model("convnext_atto", depths=(1, 1, 1, 1), widths=(16, 32, 64, 96), layer_scale=1.0, num_classes=10)
+    about = {"task": "classify", "model": network.spec, "preprocessing": convnext.load(default_model("digits")).preprocessing.to_json()}
+    write_weights(tmp_path / "random.safetensors", network.state_dict(), about)
+    alone = convnext.fit("digits", output=tmp_path / "alone", model=str(tmp_path / "random.safetensors"), minutes=0)
+    result = convnext.fit("digits", output=tmp_path / "tuned", model=str(tmp_path / "random.safetensors"), minutes=20, report=said.append)
+    assert result.head.startswith("whole network, ")
+    assert any("the loss falls by" in line for line in said)
+    assert result.val_metrics["top1"] > alone.val_metrics["top1"]
+    measured = convnext.evaluate(tmp_path / "tuned", workers=0).result.metrics
+    assert measured["top1"] == pytest.approx(result.val_metrics["top1"])
+    assert measured["ece"] < 5  # its temperature too is of images that it was not trained on
 
 
 def test_what_it_refuses(weights, photos, tmp_path):

@@ -165,7 +165,9 @@ def test_exported_networks_count_by_their_files(tmp_path):
     def weights(path):
         network = ExportedNetwork(lambda x: [x], {"graph": {"num_classes": 3}, "model": {"name": "convnext_atto"}}, path)
         names = ["a", "b", "c"]
-        predictor = SimpleNamespace(model=network, task="classify", classes=names, class_ids=None, preprocessing=ClassifyPreprocessing())
+        predictor = SimpleNamespace(
+            model=network, task="classify", classes=names, class_ids=None, preprocessing=ClassifyPreprocessing(), options={}
+        )
         return fingerprint_of(predictor, {}).weights
 
     for name in ("out.onnx", "out.xml", "out.bin"):

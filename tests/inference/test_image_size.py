@@ -51,8 +51,8 @@ def test_predict_and_eval_take_images_of_that_size(tmp_path, text, size):
     files = sorted(photos.rglob("*.jpg"))
     found = json.loads(run("predict", path, *files, "--size", text, "--json").stdout)
     assert json.loads(run("predict", path, *files, "--json").stdout) != found
-    predictor, losses = convnext.load(path, device="cpu"), []
-    predictor.preprocessing = how.at_size(size)
+    predictor, losses = convnext.load(path, device="cpu", size=size), []
+    assert predictor.preprocessing == how.at_size(size)
     assert predictor.preprocessing.size == ((size, size) if isinstance(size, int) else size)
     for row, file in zip(found, files, strict=True):
         wanted = predictor(file).probabilities
@@ -62,6 +62,31 @@ def test_predict_and_eval_take_images_of_that_size(tmp_path, text, size):
         losses.append(-wanted[CLASSES.index(file.parent.name)].log())
     measured = json.loads(run("eval", path, "--data", photos, "--size", text, "--workers", "0", "--json").stdout)
     assert measured["loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-4)
+    again = convnext.evaluate(path, photos, size=size, workers=0, device="cpu")
+    assert again.result.metrics["loss"] == pytest.approx(measured["loss"], rel=1e-6)
+    answers = convnext.predict(path, files, size=size, device="cpu").predictions.values()
+    assert [answer.to_json() for answer in answers] == [{key: value for key, value in row.items() if key != "image"} for row in found]
+
+
+def test_at_a_published_test_size_the_crop_is_the_published_one_in_python_too(tmp_path):
+    name = "convnext_atto.d2_in1k"
+    network = randomise(timm.create_model("convnext_atto"))
+    save_file({key: tensor.contiguous() for key, tensor in network.state_dict().items()}, tmp_path / f"{name}.safetensors")
+    how = convnext.load(tmp_path / f"{name}.safetensors", device="cpu", size=288).preprocessing
+    assert how == ClassifyPreprocessing(288, 0.95)
+
+
+def test_sizes_in_python_that_are_none_or_not_the_predictors(tmp_path):
+    path, _, _ = classifier(tmp_path)
+    for size in ("96", 0, (96, 96, 3), True):
+        with pytest.raises(UsageError, match="size must be pixels a side, for instance 224, or .height, width., not "):
+            convnext.load(path, size=size)
+    with pytest.raises(UsageError, match="size 3: this network can't take images of that size"):
+        convnext.evaluate(path, "photos", size=3)
+    with pytest.raises(UsageError, match=r"a predictor takes images of its own size: give size to convnext\.load"):
+        convnext.predict(convnext.load(path, device="cpu"), tmp_path, size=96)
+    with pytest.raises(UsageError, match="classifiers: omit it for detectors"):
+        convnext.load(detector(tmp_path)[0], size=96)
 
 
 def test_sizes_that_a_network_cannot_take_are_refused(tmp_path):
@@ -70,10 +95,6 @@ def test_sizes_that_a_network_cannot_take_are_refused(tmp_path):
     given = path, tmp_path / "photo.png"
     assert "can't take images of that size" in run("predict", *given, "--size", "3", code=2).stderr
     assert "HEIGHTxWIDTH" in run("predict", *given, "--size", "big", code=2).stderr
-    assert (
-        "--size can't be used with --engine"
-        in run("predict", *given, "--size", "96", "--engine", "ray", "--output", tmp_path / "a.csv", code=2).stderr
-    )
     assert "classifiers" in run("predict", detector(tmp_path)[0], tmp_path / "photo.png", "--size", "96", code=2).stderr
     run("predict", *given, "--output", tmp_path / "found.jsonl")
     assert "--size" in run("predict", *given, "--output", tmp_path / "found.jsonl", "--size", "96", code=2).stderr

@@ -15,7 +15,7 @@ from convnext.inference.outputs import open_output
 from convnext.tasks.classify.prediction import ClassifyPrediction
 
 CLASSES = ["ant", "bee, wild", "wasp"]
-PREDICTOR = SimpleNamespace(task="classify", classes=CLASSES)
+PREDICTOR = SimpleNamespace(task="classify", classes=CLASSES, options={})
 NAMES = ["1.png", 'a "b"\n,c.png', "caf\udce9.png", "4.png"]  # a quote, a newline and a byte that is no UTF-8
 
 

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import torch
 from helpers import sample_image
 from tiny_models import classifier
 
+from convnext.inference.fingerprint import path_beside
 from convnext.inference.ray_bulk import _Pickler
 
 pytest.importorskip("ray.data")
@@ -57,9 +59,9 @@ def photos(folder, count):
     return folder
 
 
-def same_as_one_process(tmp_path, count, **how):
+def same_as_one_process(tmp_path, count, *more, **how):
     path, source = classifier(tmp_path)[0], photos(tmp_path / "photos", count)
-    options = ["--batch-size", "4", "--device", "cpu"]
+    options = ["--batch-size", "4", "--device", "cpu", *more]
     predict(path, source, "--output", tmp_path / "one.jsonl", *options)
     done = predict(path, source, "--output", tmp_path / "ray.jsonl", *options, "--engine", "ray", **how)
     wanted = (tmp_path / "one.jsonl").read_bytes()
@@ -74,9 +76,17 @@ def test_ray_writes_the_bytes_of_one_process_and_goes_on_where_it_stopped(tmp_pa
     path, source, options, wanted, _ = same_as_one_process(tmp_path, 30)
     cut = tmp_path / "cut.jsonl"
     cut.write_bytes(wanted[: wanted.index(b"012.png")])  # three batches, and a line that was cut off
+    shutil.copy(path_beside(tmp_path / "one.jsonl"), path_beside(cut))
     done = predict(path, source, "--output", cut, *options, "--engine", "ray")
     assert cut.read_bytes() == wanted
     assert "12 of 30 images are done already" in done.stderr
+
+
+@pytest.mark.slow
+def test_its_workers_prepare_images_of_the_size_that_is_asked_for(tmp_path):
+    path, source, options, wanted, _ = same_as_one_process(tmp_path, 8, "--size", "64x96")
+    predict(path, source, "--output", tmp_path / "own-size.jsonl", *options[:-2])
+    assert (tmp_path / "own-size.jsonl").read_bytes() != wanted
 
 
 @pytest.mark.slow

@@ -26,8 +26,8 @@ class Ours(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-def ran(batch, side, gradients):
-    block = Block(16, 3, 0.0, 1.0).requires_grad_(gradients)
+def ran(batch, side, gradients, grn=False):
+    block = Block(16, 3, 0.0, 1.0, grn=grn).requires_grad_(gradients)
     with Ours() as seen:
         block(torch.randn(batch, 16, side, side).contiguous(memory_format=torch.channels_last))
     return seen.ran
@@ -62,6 +62,19 @@ def test_the_faster_operators_run_and_the_compiled_ones_can_be_forced():
             assert ran(batch, 14, gradients) == {"block"}
     with ops.using(False):
         assert ran(8, 14, False) == set()
+
+
+@without_tiles
+def test_a_block_with_grn_is_fast_in_inference_on_one_image_too():
+    for batch in (1, 8):
+        assert ran(batch, 14, False, grn=True) == {"grn_block"}
+    assert ran(8, 14, True, grn=True) == set()
+
+
+@pytest.mark.skipif(build.library() is None or dispatch._SETTING == "off", reason="no compiled operators here")
+def test_a_block_with_grn_runs_part_by_part_where_gradients_are_needed():
+    with ops.using(True):
+        assert ran(2, 14, True, grn=True) == {"depthwise_conv", "layer_norm"}
 
 
 @without_tiles

@@ -52,27 +52,31 @@ def test_an_operator_counts_as_its_reference_forward_and_backward(ours, plain):
 
 
 def test_folded_operators_count_as_the_layers_in_them():
-    x, tensors = meta(2, 3, 32, 24), [meta(7, 7, 16)] + [meta(1)] * 5
+    x, tensors = meta(2, 3, 32, 24), [meta(7, 7, 16)] + [meta(1)] * 6
     stage = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 4, 4), Block(16, 7, 0.0, 1.0)).to("meta")
     with ops.using(False):
         wanted = counted(stage, x)[0]
     with FlopCounterMode(display=False) as counter:
         y = OURS.folded_patchify(x, *[meta(1)] * 4, 1e-6, False, 4, 16)
-        OURS.folded_block(y, *tensors[:2], 1e-6, *tensors[2:], 64)
+        OURS.folded_block(y, *tensors[:2], 1e-6, *tensors[2:], 1e-6, 64)
     assert counter.get_total_flops() == wanted
     for of_int8 in (None, meta(1, 3)):
-        given = tensors if of_int8 is None else tensors + [meta(1)] * 3
+        given = tensors if of_int8 is None else tensors + [meta(1)] * 2
         with FlopCounterMode(display=False) as counter:
-            OURS.folded_stage(x, *[meta(1)] * 4, 1e-6, False, 4, 16, given, of_int8, 1e-6, 64)
+            OURS.folded_stage(x, *[meta(1)] * 4, 1e-6, False, 4, 16, given, of_int8, 1e-6, 1e-6, 64)
         assert counter.get_total_flops() == wanted
 
 
 @pytest.mark.skipif(build.library() is None, reason=f"no compiled operators here: {build.reason()}")
-def test_a_network_counts_the_same_with_compiled_operators_and_without():
-    model, x, found = random_model("convnext_atto"), torch.randn(2, 3, 64, 64), []
+@pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto"])
+def test_a_network_counts_the_same_with_compiled_operators_and_without(name):
+    model, x, found = random_model(name, layer_scale=0 if "v2" in name else 1.0), torch.randn(2, 3, 64, 64), []
     for fast in (True, False):
         with ops.using(fast):
             found.append(counted(model, x))
+            with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+                model(x)
+            assert counter.get_total_flops() == found[-1][0]
     assert found[0] == found[1]
     with ops.using(True), FlopCounterMode(display=False) as counter:
         convnext.optimize(model, "float32")(x)

@@ -92,6 +92,7 @@ def test_a_key_of_another_task_is_refused(task, override):
         ("digits", ["eval.letterbox=true", "eval.warp=true"], "eval.warp=true has no effect: eval.letterbox takes the whole image"),
         ("finetune", ["data.val=photos", "data.val_fraction=0.1"], "data.val_fraction=0.1 has no effect: data.val names"),
         ("digits", ["model.keep_head=true"], "model.keep_head=true has no effect: without model.weights"),
+        ("digits", ["optim.layer_decay_by=block"], "optim.layer_decay_by=block has no effect: optim.layer_decay=1 has no groups"),
         ("digits", ["optim.momentum=0.9"], "optim.momentum=0.9 has no effect: only optim.name=sgd and optim.name=muon have it"),
         ("digits", ["optim.momentum=0.9", "optim.name=lamb"], "optim.momentum"),
         ("digits", ["optim.name=sgd", "optim.betas=[0.9,0.99]"], "optim.betas=[0.9,0.99] has no effect: optim.name=sgd has optim.momentum"),

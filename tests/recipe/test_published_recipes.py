@@ -2,6 +2,7 @@
 
 import math
 import re
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -151,3 +152,123 @@ def test_isotropic(size, depth, scaled):
     assert (recipe.train.epochs, recipe.train.warmup_epochs, recipe.train.ema, recipe.optim.lr) == (300, 50, 0.9999, 4e-3)
     assert model.blocks[-1].drop_path.rate == depth
     assert (model.blocks[0].gamma is not None) == scaled
+
+
+# ConvNeXt V2: tables 9 to 13 of arXiv 2301.00808. TRAINING.md of its code corrects the base rate of B and L, and names random erasing.
+V2_FOLDERS = ("fcmae_to_1k", "fcmae_to_22k", "fcmae_22k_to_1k")
+V2 = [name for name in list_recipes() if name.split("/")[0] in V2_FOLDERS]
+V2_ROWS = ["base rate", "decay", "layer decay", "batch", "warm-up", "epochs", "smoothing", "mixup", "cutmix", "stochastic depth", "EMA"]
+V2_TABLES = {
+    ("fcmae_to_1k", "atto"): (2e-4, 0.3, 0.9, 1024, 0, 600, 0.2, 0, 0, 0.1, 0.9999),
+    ("fcmae_to_1k", "femto"): (2e-4, 0.05, 0.9, 1024, 0, 600, 0.2, 0.3, 0.3, 0, 0.9999),
+    ("fcmae_to_1k", "pico"): (2e-4, 0.3, 0.9, 1024, 0, 600, 0.2, 0.3, 0.3, 0, 0.9999),
+    ("fcmae_to_1k", "nano"): (2e-4, 0.3, 0.9, 1024, 0, 600, 0.2, 0.5, 0.5, 0.1, 0.9999),
+    ("fcmae_to_1k", "tiny"): (8e-4, 0.05, 0.9, 1024, 40, 300, 0.1, 0.8, 1.0, 0.2, 0.9999),
+    ("fcmae_to_1k", "base"): (6.25e-4, 0.05, 0.6, 1024, 20, 100, 0.1, 0.8, 1.0, 0.1, 0.9999),
+    ("fcmae_to_1k", "large"): (6.25e-4, 0.05, 0.6, 1024, 20, 100, 0.1, 0.8, 1.0, 0.2, 0.9999),
+    ("fcmae_to_1k", "huge"): (1.25e-3, 0.05, 0.75, 1024, 10, 50, 0.1, 0.8, 1.0, 0.3, 0.9999),
+    ("fcmae_to_22k", "nano"): (2.5e-4, 0.05, 0.9, 4096, 5, 90, 0.1, 0.8, 1.0, 0, 0),
+    ("fcmae_to_22k", "tiny"): (2.5e-4, 0.05, 0.9, 4096, 5, 90, 0.1, 0.8, 1.0, 0, 0),
+    ("fcmae_to_22k", "base"): (2.5e-4, 0.05, 0.8, 4096, 5, 90, 0.1, 0.8, 1.0, 0.1, 0),
+    ("fcmae_to_22k", "large"): (2.5e-4, 0.05, 0.8, 4096, 5, 90, 0.1, 0.8, 1.0, 0.1, 0),
+    ("fcmae_to_22k", "huge"): (2.5e-4, 0.05, 0.8, 4096, 5, 90, 0.1, 0.8, 1.0, 0.3, 0),
+    ("fcmae_22k_to_1k", "nano"): (2.5e-5, 1e-8, 0.9, 512, 0, 90, 0.1, 0, 0, 0.1, 0.9999),
+    ("fcmae_22k_to_1k", "tiny"): (2.5e-5, 1e-8, 0.9, 512, 0, 90, 0.1, 0, 0, 0.1, 0.9999),
+    ("fcmae_22k_to_1k", "base"): (2.5e-5, 1e-8, 0.8, 512, 0, 30, 0.1, 0, 0, 0.2, 0.9999),
+    ("fcmae_22k_to_1k", "large"): (2.5e-5, 1e-8, 0.8, 512, 0, 30, 0.1, 0, 0, 0.3, 0.9999),
+    ("fcmae_22k_to_1k", "huge"): (2.5e-5, 1e-8, 0.85, 512, 0, 30, 0.1, 0, 0, 0.5, 0),
+}
+V2_RESULTS = {  # tables 14 and 15: top-1, for pixels a side
+    "fcmae_to_1k": {
+        "atto_224": 76.7,
+        "femto_224": 78.5,
+        "pico_224": 80.3,
+        "nano_224": 81.9,
+        "tiny_224": 83.0,
+        "base_224": 84.9,
+        "large_224": 85.8,
+        "huge_224": 86.3,
+    },
+    "fcmae_22k_to_1k": {
+        "nano_224": 82.1,
+        "nano_384": 83.4,
+        "tiny_224": 83.9,
+        "tiny_384": 85.1,
+        "base_224": 86.8,
+        "base_384": 87.7,
+        "large_224": 87.3,
+        "large_384": 88.2,
+        "huge_384": 88.7,
+        "huge_512": 88.9,
+    },
+}
+
+
+def of_v2(name):
+    """The folder of a recipe, its size, and the pixels a side."""
+    folder, _, rest = name.partition("/convnextv2_")
+    size, _, pixels = rest.partition("_")
+    return folder, size, int(pixels or 224)
+
+
+def test_there_is_a_recipe_for_every_published_setting_of_v2():
+    assert len(V2) == 8 + 5 + 10
+    assert {of_v2(name)[:2] for name in V2} == V2_TABLES.keys()
+
+
+@pytest.mark.parametrize("name", V2)
+def test_v2_settings_are_those_of_the_papers_tables(name):
+    folder, size, pixels = of_v2(name)
+    recipe = load_recipe(name)
+    train, optim, augment = recipe.train, recipe.optim, recipe.augment
+    found = (
+        *(optim.lr * 256 / train.batch_size, optim.weight_decay, optim.layer_decay, train.batch_size, train.warmup_epochs, train.epochs),
+        *(train.label_smoothing, augment.mixup, augment.cutmix, recipe.model.drop_path, train.ema),
+    )
+    assert dict(zip(V2_ROWS, found, strict=True)) == pytest.approx(dict(zip(V2_ROWS, V2_TABLES[folder, size], strict=True)))
+    assert (optim.name, optim.betas, optim.schedule, optim.clip) == ("adamw", (0.9, 0.999), "cosine", None)
+    assert (augment.rand_augment, augment.random_erasing) == ("rand-m9-mstd0.5-inc1", 0.25)
+    assert (recipe.data.num_classes, recipe.data.image_size) == (21841 if folder == "fcmae_to_22k" else 1000, pixels)
+    assert (recipe.model.head_init_scale, recipe.eval.warp) == (0.001, pixels >= 384)
+    assert recipe.model.weights == (f"runs/convnextv2_{size}_22k" if folder == "fcmae_22k_to_1k" else "fcmae")
+
+
+@pytest.mark.parametrize("name", V2)
+def test_v2_recipes_state_the_published_result(name):
+    folder, size, pixels = of_v2(name)
+    text = (resources.files("convnext.recipe") / f"{name}.yaml").read_text()
+    if folder == "fcmae_to_22k":
+        after = {key: top1 for key, top1 in V2_RESULTS["fcmae_22k_to_1k"].items() if key.startswith(size)}
+        assert all(f"{top1} % at {key.partition('_')[2]}" in text for key, top1 in after.items())
+    else:
+        top1 = V2_RESULTS[folder][f"{size}_{pixels}"]
+        assert f"# Published: {top1} % top-1" in text
+
+
+@pytest.mark.parametrize("name", V2)
+def test_v2_layer_wise_decay_scales_each_parameter_as_the_published_code_does(name):
+    """The code's two kinds: `group` for Base and Large, `single` for the others, whose layers are blocks."""
+    _, size, _ = of_v2(name)
+    recipe = load_recipe(name, {"model.weights": None})
+    with torch.device("meta"):
+        model = _build(recipe, 1000)
+    state = new_state(model, recipe, torch.device("cpu"))
+    single = size not in ("base", "large")
+    count = sum(model.depths) if single else 12
+
+    def published_layer(parameter_name):
+        part, *numbers = parameter_name.split(".")
+        if part == "downsample_layers":
+            stage = int(numbers[0])
+            return sum(model.depths[:stage]) + 1 if single else {0: 0, 1: 2, 2: 3, 3: 12}[stage]
+        if part == "stages":
+            stage, block = map(int, numbers[:2])
+            return sum(model.depths[:stage]) + block + 1 if single else {0: 1, 1: 2, 2: 3 + block // 3, 3: 12}[stage]
+        return count + 1
+
+    set_learning_rate(state.optimizer, 1.0)
+    groups = {id(p): group for group in state.optimizer.param_groups for p in group["params"]}
+    for parameter_name, parameter in model.named_parameters():
+        group = groups[id(parameter)]
+        assert group["lr"] == pytest.approx(recipe.optim.layer_decay ** (count + 1 - published_layer(parameter_name)))
+        assert group["weight_decay"] == (recipe.optim.weight_decay if parameter.ndim > 1 else 0.0)  # none for GRN

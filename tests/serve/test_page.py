@@ -4,6 +4,7 @@ import base64
 import shutil
 
 import pytest
+from fitted import images, write_fitted
 from helpers import sample_image
 from service import encoded, running
 from tiny_models import CLASSES, classifier, detector, regressor, segmenter, several
@@ -22,7 +23,11 @@ document.getElementById("drop").dispatchEvent(new DragEvent("drop", { dataTransf
 @pytest.fixture(scope="module")
 def _process(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    with running(*(make(folder)[0] for make in (classifier, detector, segmenter, several, regressor)), "--token", "sesame") as service:
+    models = (
+        *(make(folder)[0] for make in (classifier, detector, segmenter, several, regressor)),
+        write_fitted(folder / "digits.safetensors"),
+    )
+    with running(*models, "--token", "sesame") as service:
         yield service
 
 
@@ -53,7 +58,7 @@ def browser(_chromium, service):
     _chromium.get(service.url)
     assert _wait(_chromium, "!document.getElementById('lock').hidden")
     _chromium.find_element("id", "token").send_keys("sesame\n")
-    assert _wait(_chromium, "document.getElementById('model').length") == 5
+    assert _wait(_chromium, "document.getElementById('model').length") == 6
     return _chromium
 
 
@@ -117,6 +122,23 @@ def test_a_dropped_image_is_answered_on_the_page(browser, service):
     assert float(_bars(browser)[0]) == pytest.approx(value, rel=1e-3)
     errors = [entry["message"] for entry in browser.get_log("browser") if "401" not in entry["message"]]
     assert errors == []
+
+
+def test_the_page_shows_the_set_and_images_unlike_those_trained_on(browser, service):
+    known = "const known = document.getElementById('known'); return [known.textContent, known.className, known.hidden]"
+    answers = ((image, _answer(service, "digits&coverage=0.95&unknown=1", image)) for image in images("val"))
+    hard, answer = next((image, found) for image, found in answers if len(found["set"]) > 1)
+    _switch(browser, service, "digits", sample_image())
+    _drop(browser, hard)
+    assert browser.execute_script(known) == [f"Novelty {answer['novelty']:.2f}.\n95\u00a0% set: {len(answer['set'])} classes.", "", False]
+    dimmed = browser.execute_script("return [...document.querySelectorAll('#found li')].map((item) => item.className === 'out')")
+    assert dimmed == [i >= len(answer["set"]) for i in range(5)]
+    _drop(browser, sample_image(3))
+    text, kind, _ = browser.execute_script(known)
+    assert text.startswith("Unlike the training images: novelty 1.00.\n95\u00a0% set: ")
+    assert kind == "unknown"
+    _switch(browser, service, "classify", sample_image(3))
+    assert browser.execute_script(known)[2]
 
 
 def test_the_page_adds_less_than_200_ms_to_the_model(browser, service):

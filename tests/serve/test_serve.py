@@ -183,7 +183,7 @@ def test_models_and_options_that_do_not_exist_are_refused(service):
         for model, task in (("insects", "classify"), ("segment", "segment")):
             answer = service.client.post(f"/predict?model={model}&{option}", content=GOOD)
             assert answer.status_code == 422
-            assert f"{model} has no option {option.partition('=')[0]}: its task is {task}" in answer.json()["detail"]
+            assert f"{model} can't answer {option.partition('=')[0]}: the task '{task}' has no such option" in answer.json()["detail"]
     assert service.client.post("/explain?class=be", content=GOOD).status_code == 422
     assert service.client.get("/predict").status_code == 405
 

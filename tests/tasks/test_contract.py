@@ -16,8 +16,7 @@ from convnext.data.loader import EVALUATION, Sample
 from convnext.errors import UsageError
 from convnext.evaluate import evaluate, evaluation_loader
 from convnext.recipe import load_recipe
-from convnext.tasks.base import total
-from convnext.tasks.shared import prepare
+from convnext.tasks.shared import prepare, total
 
 CPU = torch.device("cpu")
 SMALL = {"depths": (1, 1, 1, 1), "widths": (4, 8, 8, 16)}

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 import convnext
+from convnext.errors import UsageError
 from convnext.recipe import Optim
 from convnext.training.optim import build_optimizer, learning_rate, scheduled_rate
 
@@ -31,6 +32,12 @@ def test_only_matrices_and_kernels_are_decayed():
     assert all(p.ndim <= 1 for p in rest["params"])
     assert len(decayed["params"]) + len(rest["params"]) == len(list(model.parameters()))
     assert all((g["lr"], g["betas"], g["eps"]) == (1e-3, (0.9, 0.99), 1e-7) for g in optimizer.param_groups)
+
+
+def test_groups_of_one_block_are_refused_for_networks_without_them():
+    model = convnext.create_model("upernet_convnext_atto", num_classes=2)
+    with pytest.raises(UsageError, match=r"optim\.layer_decay_by=block: only a ConvNeXt that classifies.*not upernet_convnext_atto; use"):
+        build_optimizer(model, Optim(layer_decay=0.9, layer_decay_by="block"))
 
 
 def test_the_detectors_schedule_is_mmengines():

@@ -39,7 +39,7 @@ class Preprocessing(ABC):
 
     def at_size(self, size: ImageSize) -> "Preprocessing":
         """Return the same preprocessing for images of another size. Raises UsageError where a size does not say it."""
-        raise UsageError("--size is for networks that take images of one size, classifiers: omit it for detectors and segmenters")
+        raise UsageError("a size is for networks that take images of one size, classifiers: omit it for detectors and segmenters")
 
     def to_json(self) -> dict[str, object]:
         """Return plain values, to travel in a weight file's metadata."""

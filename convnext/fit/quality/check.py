@@ -9,9 +9,9 @@ from convnext.distributed import pick_device
 from convnext.errors import UsageError
 from convnext.fit.data import open_data, recipe_of
 from convnext.fit.features import Progress
-from convnext.fit.fit import DEFAULT_MODEL, fit_head
+from convnext.fit.fit import fit_head
 from convnext.fit.kinds import KINDS
-from convnext.fit.network import open_start
+from convnext.fit.network import default_model, open_start
 from convnext.fit.quality.findings import Findings, examine, parts_of_fit
 from convnext.fit.quality.sections import sections
 from convnext.fit.quality.tables import write_tables
@@ -40,7 +40,7 @@ def deep_check(
         task: classify, multilabel or regress.
         val: the images of the validation part, to find leaks.
         output: a folder for labels.csv, duplicates.csv, report.html and the features, which a second call does not compute again.
-        model: a name, a run folder, a weight file or an address; by default convnext_tiny.
+        model: a name, a run folder, a weight file or an address; by default as `convnext fit` takes
         weights: of a name; by default the most accurate of a free licence.
         max_pixels: of an image; larger ones are not opened.
         device: "cpu", "cuda" and so on; by default the fastest there is.
@@ -53,7 +53,7 @@ def deep_check(
         raise UsageError(f"--deep needs labels of whole images, and the task {task!r} has others: give one of {', '.join(KINDS)}")
     say = report or (lambda line: None)
     of_features, of_duplicates = progress or (None, None)
-    start = open_start(model or DEFAULT_MODEL, weights)
+    start = open_start(model or default_model(where), weights)
     data = open_data(recipe_of(where, val, start, task, {}, max_corrupt=1.0, max_pixels=max_pixels))
     for line in start.remarks:
         say(line)

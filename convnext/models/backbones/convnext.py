@@ -54,7 +54,7 @@ class Patchify(nn.Conv2d):
 class Block(nn.Module):
     """Depthwise convolution, LayerNorm, a linear layer to four times the width, GELU, a linear layer back, layer scale.
 
-    Members of the family have another norm or activation, or GRN behind the activation (ConvNeXt V2); no fast operator computes these.
+    ConvNeXt V2 has GRN behind the activation. Other members of the family have another norm or activation, which no fast operator computes.
     """
 
     def __init__(
@@ -81,8 +81,10 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not watched() and (parameters := self.fusable()) is not None and ops.takes_block(x, parameters) and ops.block_pays(x):
-            return ops.block(x, parameters, self.norm.eps, self.drop_path.keep(x))
+        if not watched() and (parameters := self.fusable()) is not None and ops.block_pays(x):
+            grn = None if self.grn is None else self.grn.operand()
+            if ops.takes_block(x, parameters, grn):
+                return ops.block(x, parameters, self.norm.eps, self.drop_path.keep(x), grn)
         y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))  # NHWC: a view, nothing moves
         y = self.activation(self.pwconv1(y))
         if self.grn is not None:
@@ -94,14 +96,16 @@ class Block(nn.Module):
 
     @property
     def is_published(self) -> bool:
-        """Whether it computes the function of the paper's block, which the fast operators have."""
-        return self.grn is None and self.activation_name == "gelu" and isinstance(self.norm, nn.LayerNorm)
+        """Whether it computes the function of the block of ConvNeXt or ConvNeXt V2, which the fast operators have."""
+        return self.activation_name == "gelu" and isinstance(self.norm, nn.LayerNorm)
 
     def fusable(self) -> ops.Parameters | None:
         """Return the parameters for the fused operator, or None if a submodule is hooked or replaced and must be called."""
         conv, norm, first, second = parts = self.dwconv, self.norm, self.pwconv1, self.pwconv2
         kinds = DepthwiseConv, LayerNorm, nn.Linear, nn.Linear, DropPath
         if not self.is_published or not all(map(untouched, (*parts, self.drop_path), kinds)):
+            return None
+        if self.grn is not None and not untouched(self.grn, GlobalResponseNorm):
             return None
         if any(part.bias is None for part in parts) or not conv.keeps_size():
             return None
@@ -210,6 +214,18 @@ class ConvNeXt(PooledClassifier):
             return (1, 2, 3 + block // 3, last)[stage]
         return last + 1
 
+    def block_group(self, name: str) -> int:
+        """Return the groups of one block each, as ConvNeXt V2's code has them under the name "single".
+
+        They count from 1, for the stem and the first block, to the number of blocks. The last norm and the head are one higher. A
+        downsampling layer is in the group of the block behind it.
+        """
+        part, *numbers = name.split(".")
+        if part not in ("downsample_layers", "stages"):
+            return sum(self.depths) + 1
+        before = sum(self.depths[: int(numbers[0])])
+        return before + 1 + (int(numbers[1]) if part == "stages" else 0)
+
     def stages_of_parameters(self) -> dict[str, int]:
         """Return the stage of each parameter, counted from 1, with the downsampling before it; 0 for the stem."""
         parts = [(name, name.split(".")) for name, _ in self.named_parameters()]
@@ -217,7 +233,8 @@ class ConvNeXt(PooledClassifier):
         return stages | {name: 0 for name in stages if name.startswith("downsample_layers.0.")}
 
 
-remember(DepthwiseConv, LayerNorm, LayerNorm2d, Patchify, nn.Conv2d, nn.Linear, DropPath, nn.Sequential, Block, ConvNeXt)
+remember(DepthwiseConv, LayerNorm, LayerNorm2d, GlobalResponseNorm, Patchify, nn.Conv2d, nn.Linear)
+remember(DropPath, nn.Sequential, Block, ConvNeXt)
 
 
 def check_arguments(kernel_size: int, drop_path: float) -> None:

@@ -73,10 +73,11 @@ class GlobalResponseNorm(nn.Module):
         self.gamma, self.beta = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        norms = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=wide)
-        relative = norms / (norms.mean(-1, keepdim=True) + self.eps)
-        return x + (self.gamma * (x * relative.to(x.dtype)) + self.beta).to(x.dtype)
+        return ops.response_norm(x, self.operand())
+
+    def operand(self) -> ops.Grn:
+        """Return its parameters as the operators take them."""
+        return ops.Grn(self.gamma, self.beta, self.eps)
 
 
 _NORMS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {

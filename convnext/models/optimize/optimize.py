@@ -40,7 +40,7 @@ def why_not(model: nn.Module) -> str | None:
     if not any(isinstance(module, Block) for module in model.modules()):
         return "this network has no block of ConvNeXt, and optimize makes only these faster; try torch.compile"
     if not any(isinstance(module, Block) and module.is_published for module in model.modules()):
-        other = "GRN, or another norm or activation than ConvNeXt's"
+        other = "another norm or activation than ConvNeXt's"
         return f"the blocks of this network have {other}, and optimize does not make such blocks faster; try torch.compile"
     return None
 
@@ -63,14 +63,14 @@ def optimize(
     Args:
         model: on the CPU, in float32.
         precision: of the products. "auto" is the fastest here: bf16 on a CPU with AMX, float32 on one with AVX-512, and elsewhere, where
-            nothing is faster, the unchanged network. "bf16" and "float32" work on any CPU, "int8" on one with AMX only. int8 changes
-            predictions: measure the accuracy. For float32 exact to the last bit use the original network.
+            nothing is faster, the unchanged network. "bf16" and "float32" work on any CPU, "int8" on one with AMX only, and not for blocks
+            with GRN. int8 changes predictions: measure the accuracy. For float32 exact to the last bit use the original network.
         calibration: for int8, a function that passes a few hundred typical images through the network that it is given:
             `lambda network: network(images)`.
         compile: pass the result through torch.compile. The first call takes half a minute; later processes find the result on disk.
 
     Warns of bf16 where it is slower than float32. Raises UsageError for an unknown precision, a network that is not in float32 on the CPU
-    or has no ConvNeXt block, and for int8 without images or on a CPU without AMX.
+    or has no ConvNeXt block, and for int8 without images, on a CPU without AMX, or if all blocks have GRN.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}{nearest(precision, PRECISIONS)}")
@@ -80,10 +80,7 @@ def optimize(
         warnings.warn(f"{reason}: use float32, or name no precision to get the fastest", stacklevel=2)
     ranges: Ranges = {}
     if precision == "int8":
-        if not dispatch.compiled(torch.bfloat16):
-            other = fastest()
-            instead = "do not optimize, nothing is faster here" if other is None else f"use {other}, the fastest here"
-            raise UsageError(f"int8 needs a CPU with AMX and the compiled operators (`convnext info` prints what is missing): {instead}")
+        _check_int8(model)
         if calibration is None:
             raise UsageError(
                 "int8 needs images to calibrate with: pass a function as `calibration` that puts a few hundred through the network"
@@ -101,11 +98,25 @@ def optimize(
     return compiled
 
 
+def _check_int8(model: nn.Module) -> None:
+    """Raise UsageError if int8 changes no block of this network here; warn if it leaves some in bf16."""
+    other = fastest()
+    instead = "do not optimize, nothing is faster here" if other is None else f"use {other}, the fastest here"
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    with_grn = [block for block in blocks if block.grn is not None]
+    if len(with_grn) == len(blocks):
+        raise UsageError(f"int8 quantizes no blocks with GRN, and this network (ConvNeXt V2) has no others: {instead}")
+    if not dispatch.compiled(torch.bfloat16):
+        raise UsageError(f"int8 needs a CPU with AMX and the compiled operators (`convnext info` prints what is missing): {instead}")
+    if with_grn:
+        warnings.warn(f"int8 quantizes no blocks with GRN: {len(with_grn)} of {len(blocks)} stay in bf16", stacklevel=3)
+
+
 def _make_fast(fast: nn.Module, dtype: torch.dtype, ranges: Ranges) -> None:
     for name, (scale, zero) in ranges.items():
         block = fast.get_submodule(name)
         assert isinstance(block, Block)
-        if _is_whole(block) and block.dwconv.kernel_size[0] in KERNELS:
+        if _is_whole(block) and block.grn is None and block.dwconv.kernel_size[0] in KERNELS:
             fast.set_submodule(name, Int8Block(block, scale, zero))
     _replace(fast, dtype)
     for module in fast.modules():
@@ -152,8 +163,14 @@ def _join_stages(network: ConvNeXt) -> None:
         if not isinstance(before, FoldedPatchify) or not untouched(stage, nn.Sequential):
             continue
         blocks = [block for block in stage.children() if isinstance(block, FoldedBlock | Int8Block)]
-        if blocks and len(blocks) == len(stage) and len({type(block) for block in blocks}) == 1:
+        if blocks and len(blocks) == len(stage) and len(set(map(_common, blocks))) == 1:
             network.downsample_layers[i], network.stages[i] = nn.Identity(), nn.Sequential(FoldedStage(before, blocks))
+
+
+def _common(block: nn.Module) -> tuple[object, ...]:
+    """Return what the blocks of a stage have in common if one operator computes them."""
+    assert isinstance(block, FoldedBlock | Int8Block)
+    return type(block), block.eps, block.hidden, block.taps.shape, block.grn_eps if isinstance(block, FoldedBlock) else None
 
 
 def _is_patchifying(module: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -172,17 +189,19 @@ class FoldedBlock(nn.Module):
     first_bias: Tensor
     second: Tensor
     second_bias: Tensor
+    grn: Tensor
 
-    names = ("taps", "bias", "first", "first_bias", "second", "second_bias")
+    names = ("taps", "bias", "first", "first_bias", "second", "second_bias", "grn")
 
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
         super().__init__()
         self.eps, bias = block.norm.eps, block.dwconv.bias
         assert bias is not None
         linear = block.pwconv1.weight, block.pwconv1.bias, block.pwconv2.weight, block.pwconv2.bias
-        weights = native.pack_mlp(*linear, block.gamma, (block.norm.weight, block.norm.bias), _products(dtype))
-        self.hidden = weights.hidden
-        tensors = (native.taps_of(block.dwconv.weight), bias.detach().clone(), *weights[:4])
+        grn = None if block.grn is None else block.grn.operand()
+        weights = native.pack_mlp(*linear, block.gamma, (block.norm.weight, block.norm.bias), _products(dtype), grn)
+        self.hidden, self.grn_eps = weights.hidden, weights.grn_eps
+        tensors = (native.taps_of(block.dwconv.weight), bias.detach().clone(), *weights[:5])
         for name, tensor in zip(self.names, tensors, strict=True):
             self.register_buffer(name, tensor)
 
@@ -191,19 +210,27 @@ class FoldedBlock(nn.Module):
         return [self.get_buffer(name) for name in self.names]
 
     def forward(self, x: Tensor) -> Tensor:
-        return folded_block(x, self.taps, self.bias, self.eps, self.first, self.first_bias, self.second, self.second_bias, self.hidden)
+        weights = self.first, self.first_bias, self.second, self.second_bias, self.grn, self.grn_eps, self.hidden
+        return folded_block(x, self.taps, self.bias, self.eps, *weights)
 
 
 class SlicedBlock(nn.Module):
-    """A block in plain PyTorch, folded; its MLP computes some rows of the map at a time."""
+    """A block in plain PyTorch, folded; its MLP computes some rows of the map at a time, with GRN an image."""
+
+    grn: Tensor | None
 
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
         super().__init__()
         self.dwconv, self.eps = block.dwconv.to(dtype), block.norm.eps
         first, second, gamma = block.pwconv1, block.pwconv2, block.gamma
+        grn = None if block.grn is None else block.grn.operand()
+        self.register_buffer("grn", None if grn is None else grn.gamma.detach())
+        self.grn_eps = 0.0 if grn is None else grn.eps
         with torch.no_grad():
             first.bias.add_(first.weight @ block.norm.bias)
             first.weight.mul_(block.norm.weight)
+            if grn is not None:
+                second.bias.add_(second.weight @ grn.beta)
             if gamma is not None:
                 second.bias.mul_(gamma)
                 second.weight.mul_(gamma.unsqueeze(1))
@@ -214,10 +241,19 @@ class SlicedBlock(nn.Module):
         y = self.dwconv(x.to(weight.dtype)).permute(0, 2, 3, 1)
         y = F.layer_norm(y, (width,), eps=self.eps)
         rows = y.reshape(-1, width)
-        step = max(1, _SLICE_BYTES // (weight.shape[0] * weight.element_size()))
-        parts = [self.second(F.gelu(self.first(part))) for part in torch.split(rows, step)]
+        positions, step = y.shape[1] * y.shape[2], max(1, _SLICE_BYTES // (weight.shape[0] * weight.element_size()))
+        parts = [self._mlp(part) for part in torch.split(rows, step if self.grn is None else positions)]
         branch = parts[0] if len(parts) == 1 else torch.cat(parts)
         return x + branch.view(y.shape).permute(0, 3, 1, 2)
+
+    def _mlp(self, rows: Tensor) -> Tensor:
+        """Return the MLP of rows (…, C), with GRN those of one image."""
+        hidden = F.gelu(self.first(rows))
+        if self.grn is not None:
+            norms = torch.linalg.vector_norm(hidden, dim=0, dtype=torch.float32)
+            hidden = hidden * (1 + self.grn * (norms / (norms.mean() + self.grn_eps))).to(hidden.dtype)
+        projected: Tensor = self.second(hidden)
+        return projected
 
 
 class FoldedPatchify(nn.Module):
@@ -261,6 +297,7 @@ class FoldedStage(nn.Module):
     def __init__(self, before: FoldedPatchify, blocks: Sequence[FoldedBlock | Int8Block]) -> None:
         super().__init__()
         self.before, self.blocks, self.eps, self.hidden = before, nn.Sequential(*blocks), blocks[0].eps, blocks[0].hidden
+        self.grn_eps = blocks[0].grn_eps if isinstance(blocks[0], FoldedBlock) else 0.0
         parameters = [block.gelu_parameters for block in blocks if isinstance(block, Int8Block)]
         self.register_buffer("gelu_parameters", torch.tensor(parameters) if parameters else None)
 
@@ -275,4 +312,4 @@ class FoldedStage(nn.Module):
 
     def _whole(self, x: Tensor) -> Tensor:
         tensors = [tensor for block in self.blocks if isinstance(block, FoldedBlock | Int8Block) for tensor in block.tensors()]
-        return folded_stage(x, *self.before.arguments(), tensors, self.gelu_parameters, self.eps, self.hidden)
+        return folded_stage(x, *self.before.arguments(), tensors, self.gelu_parameters, self.eps, self.grn_eps, self.hidden)

@@ -1,4 +1,6 @@
-"""Read the configuration of weights in foreign formats: timm's and transformers' config.json, and transformers' preprocessor_config.json.
+"""Read the configuration of weights in foreign formats: config.json of timm and transformers, and what else states their images.
+
+That is transformers' preprocessor_config.json and open_clip's open_clip_config.json.
 
 Two networks may have the same tensors and compute different functions. A configuration of a function that no network here computes is
 refused, and the message names it.
@@ -29,6 +31,7 @@ _SAME: dict[str, tuple[object, ...]] = {"output_stride": (32,), "global_pool": (
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "gelutanh": "gelu_tanh", "quick_gelu": "quick_gelu", "quickgelu": "quick_gelu"}
 _ACTIVATIONS |= {"silu": "silu", "swish": "silu", "relu": "relu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 _NORMS = {name + end: name for name in ("layernorm", "rmsnorm", "simplenorm") for end in ("", "2d")}
+_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # open_clip's defaults
 _OF_TRANSFORMERS = {"convnext": 1e-12, "convnextv2": 1e-12, "dinov3_convnext": 1e-6}  # model_type → the default of layer_norm_eps
 
 
@@ -59,7 +62,7 @@ def of(downloaded: Downloaded, shape: Shape) -> Configuration | None:
     A configuration of another network than `shape` is ignored, with a warning. Raises ConvnextError, naming the file, for an invalid one,
     and for one of a function that no network here computes.
     """
-    path = downloaded.beside("config.json")
+    path = downloaded.beside("config.json") or downloaded.beside("open_clip_config.json")
     config = _by_timm(downloaded) if path is None else _read(path)
     where = "timm's table" if path is None else str(path)
     if config is None:
@@ -68,6 +71,8 @@ def of(downloaded: Downloaded, shape: Shape) -> Configuration | None:
         found = _timm(config, where, shape)
     elif isinstance(config.get("model_type"), str):
         found = _transformers(config, where, shape, downloaded)
+    elif isinstance(config.get("model_cfg"), dict):
+        found = _open_clip(config, where, shape)
     else:
         found = None
     if found is None:
@@ -238,6 +243,27 @@ def _transformers(config: Mapping[str, object], where: str, shape: Shape, downlo
     processor = downloaded.beside("preprocessor_config.json") if alone else None
     how = None if processor is None else published.from_transformers(_read(processor), processor)
     return Configuration(function, how, _class_names(names, shape.num_classes))
+
+
+def _open_clip(config: Mapping[str, object], where: str, shape: Shape) -> Configuration | None:
+    vision, stated = cast("dict[str, object]", config["model_cfg"]).get("vision_cfg"), config.get("preprocess_cfg") or {}
+    if not isinstance(vision, dict) or not isinstance(stated, dict):
+        raise ConvnextError(f"{where} is invalid: vision_cfg and preprocess_cfg must be tables")
+    function = _convnext_of_timm(str(vision.get("timm_model_name")), {}, where, shape)
+    if function is None:
+        return None
+    size, mode = vision.get("image_size", 224), stated.get("resize_mode", "shortest")
+    if mode not in ("shortest", "squash"):
+        raise ConvnextError(f"{where} asks for resize_mode {str(mode)[:40]!r}, which is not supported")
+    as_timm = {
+        "input_size": [3, *(size if isinstance(size, (list, tuple)) else [size, size])],
+        "crop_pct": 1.0,
+        "crop_mode": "squash" if mode == "squash" else "center",
+        "interpolation": stated.get("interpolation", "bicubic"),
+        "mean": stated.get("mean", _CLIP_MEAN),
+        "std": stated.get("std", _CLIP_STD),
+    }
+    return Configuration(function, published.from_timm(as_timm, where), None)
 
 
 def _refuse(arguments: Mapping[str, object], architecture: str, where: str) -> None:

@@ -24,14 +24,14 @@ _BOXES = re.compile(r"roi_head\.bbox_head\.(0\.)?fc_reg\.weight")  # of the firs
 _SHOWN = 4  # keys of a list in an error message
 
 
-def is_detector(state: Mapping[str, Tensor]) -> bool:
-    """Return whether these are a detector's weights, in any format."""
+def is_whole(state: Mapping[str, Tensor]) -> bool:
+    """Return whether these are a detector's weights, in any format, not those of its backbone alone."""
     return _MARK in state
 
 
 def recognise(state: Mapping[str, Tensor]) -> str:
     """Return the name of the format that `state` is in, one of `FORMATS`. Raises ConvnextError if it is not a detector's."""
-    if not is_detector(state):
+    if not is_whole(state):
         raise ConvnextError(f"these are not a detector's weights: {_MARK!r} is not among {_some(sorted(state))}")
     foreign = re.compile(_BLOCK_PART.format("|".join(_MMPRETRAIN.values())))
     return "mmdetection" if any(foreign.fullmatch(key) for key in state) else "official"
@@ -60,6 +60,16 @@ def is_of_classes(key: str) -> bool:
 def count_classes(native: Mapping[str, Tensor]) -> int:
     """Return the number of classes of a state in our names."""
     return next((tensor.shape[0] // 4 for key, tensor in native.items() if _BOXES.fullmatch(key)), 0)
+
+
+def head_of(native: Mapping[str, Tensor]) -> tuple[str, dict[str, object]]:
+    """Return the kind of a detector and the arguments that its tensors show: its widths, and whether it finds masks."""
+    cascade = any(key.startswith("roi_head.bbox_head.0.") for key in native)
+    layer = native.get(f"roi_head.bbox_head.{'0.' if cascade else ''}shared_fcs.0.weight")
+    found: dict[str, object] = {"channels": native[_MARK].shape[0], "masks": any(key.startswith("roi_head.mask_head.") for key in native)}
+    if layer is not None:
+        found["fc_channels"] = layer.shape[0]
+    return "cascade_mask_rcnn" if cascade else "mask_rcnn", found
 
 
 def _renamed(state: Mapping[str, Tensor], words: Mapping[str, str]) -> State:

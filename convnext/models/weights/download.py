@@ -11,10 +11,11 @@ from convnext.data.hub import HubFile
 from convnext.errors import ConvnextError, UsageError
 from convnext.models.weights.wrapped import INDEX
 
-# In this order: the files of other libraries, then that of `convnext push`. It has a name of its own, because libraries that look for the
-# first would not understand its content.
+# In this order: the files of other libraries, the last two open_clip's, then that of `convnext push`. It has a name of its own, because
+# libraries that look for the first would not understand its content.
 OWN_FILE = "best.safetensors"
-FILES = ("model.safetensors", "pytorch_model.bin", OWN_FILE)
+OF_OTHERS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+FILES = (*OF_OTHERS, OWN_FILE)
 OF_RUN = (OWN_FILE, "last.safetensors")  # in a run folder, the one to use first
 FITTED = "fit.json"  # of a run folder that `convnext.fit` made
 
@@ -67,8 +68,8 @@ def download(source: str) -> Downloaded:
 
 
 def in_folder(path: Path) -> Path | None:
-    """Return the weight file, or the index of shards, in a folder as transformers writes it; None for another folder."""
-    names = [name for file in FILES[:2] for name in (file, f"{file}{INDEX}")]
+    """Return the weight file, or the index of shards, in a folder as transformers or open_clip writes it; None for another folder."""
+    names = [name for file in OF_OTHERS for name in (file, f"{file}{INDEX}")]
     return next((path / name for name in names if (path / name).is_file()), None) if path.is_dir() else None
 
 

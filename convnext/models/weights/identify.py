@@ -6,9 +6,10 @@ from typing import cast
 from torch import Tensor
 
 from convnext.errors import ConvnextError
-from convnext.models.entry import Entry
+from convnext.models.entry import Entry, WeightNames, resolve
 from convnext.models.network import Spec
-from convnext.models.registry import BACKBONES
+from convnext.models.registry import BACKBONES, HEADS
+from convnext.models.segmentation.decay import is_output_norm
 
 State = Mapping[str, Tensor]
 
@@ -57,6 +58,28 @@ def identify(native: State, named: Entry | None = None) -> Spec:
     if not any(key.startswith(("norm.", "norm_pre.")) for key in native):
         others.pop("head_norm_first", None)  # of a network without its last norm the tensors do not show it
     return {"name": chosen.name, **spec, **function, **others}
+
+
+def identify_head(state: State) -> tuple[Spec, str] | None:
+    """Return the `create_model` arguments of the head over a ConvNeXt that a state belongs to, and the state's format.
+
+    None if it is of no head that is known here, or of one over another backbone. Raises ConvnextError for a network that is known to
+    compute another function.
+    """
+    for module in dict.fromkeys(entry.weight_names for entry in HEADS.values() if entry.weight_names):
+        names = cast("WeightNames", resolve(module))
+        if not names.is_whole(state):
+            continue
+        known = names.recognise(state)
+        native = names.to_native(state, known)
+        under = {key: tensor for key, tensor in native.items() if key.startswith("backbone.") and not is_output_norm(key)}
+        try:
+            backbone = identify({key.removeprefix("backbone."): tensor for key, tensor in under.items()})
+        except ConvnextError:
+            return None
+        head, arguments = names.head_of(native)
+        return {**backbone, **arguments, "name": f"{head}_{backbone['name']}", "num_classes": names.count_classes(native)}, known
+    return None
 
 
 def _outputs(native: State, key: str) -> int:

@@ -15,10 +15,11 @@ from convnext.models import calibration
 from convnext.models.calibration import Calibration
 from convnext.models.entry import Entry
 from convnext.models.network import Spec
+from convnext.models.pretraining.sparse import dense
 from convnext.models.registry import BACKBONES, find
 from convnext.models.weights import configuration, download, files, formats, published, wrapped
 from convnext.models.weights.configuration import Shape
-from convnext.models.weights.identify import FUNCTION, identify
+from convnext.models.weights.identify import FUNCTION, identify, identify_head
 from convnext.models.weights.known import check_known, entry_of, is_ours
 from convnext.models.weights.tags import table
 from convnext.models.weights.tags.choose import best_tag
@@ -65,7 +66,7 @@ def open_weights(weights: str | Path | Mapping[str, Tensor], name: str | None = 
 
     Args:
         weights: a tag of the network `name` or "best", a file, an address, or a state dict.
-        name: of the network, if it is known. Without it, weights in a foreign format are taken for a ConvNeXt's.
+        name: of the network, if it is known. Without it, weights in a foreign format are taken for a ConvNeXt's, alone or under a head.
 
     Raises UsageError or ConvnextError as `create_model` does.
     """
@@ -130,10 +131,13 @@ def _identified(state: Mapping[str, Tensor], entry: Entry | None, file: str) -> 
 
     `entry` is the network's, if it is known. Weights given for a head over a backbone may be of the backbone alone.
     """
+    state = dense(state)
     if entry is not None and entry.backbone is not None:
         state = wrapped.without_shared_prefix(state)
-    if entry is not None and entry.backbone is not None and not any(key.startswith("backbone.") for key in state):
+    if entry is not None and entry.backbone is not None and not entry.is_whole(state):
         entry = entry.backbone
+    if entry is None and (whole := identify_head(alone := wrapped.without_shared_prefix(state))) is not None:
+        return whole[0], find(cast("str", whole[0]["name"])), whole[1], alone
     if entry is None or (entry.backbone is None and entry.format is None):
         state, ignored = formats.unwrap(state, alone=entry is not None)
         known = formats.recognise(state)

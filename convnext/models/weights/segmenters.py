@@ -59,8 +59,22 @@ FORMATS: dict[str, Format] = {
 }
 
 
+_DINOV3 = {"backbone.stages.0.layers.0.depthwise_conv.weight", "decode_head.classifier.weight"}
+_WHOLE = {"decode_head.classifier.weight", "decode_head.conv_seg.weight"}  # of transformers, and of the others
+
+
+def is_whole(state: Mapping[str, Tensor]) -> bool:
+    """Return whether these are a segmenter's weights, in any format, not those of its backbone alone."""
+    return not _WHOLE.isdisjoint(state)
+
+
 def recognise(state: Mapping[str, Tensor]) -> str:
     """Return the name of the format that `state` is in; "official" for our own names, too. Raises ConvnextError for an unknown one."""
+    if _DINOV3.issubset(state):
+        raise ConvnextError(
+            "this is a UperNet of transformers over a DINOv3 backbone, whose maps have no norms of their own, unlike those of the UperNet "
+            "here: another function. Its backbone alone can be read: give a model's name, as upernet_convnext_tiny, and the backbone's file"
+        )
     for name, known in FORMATS.items():
         if known.mark in state:
             return name
@@ -76,6 +90,12 @@ def is_of_classes(key: str) -> bool:
 def count_classes(native: Mapping[str, Tensor]) -> int:
     """Return the number of classes of a state in our names."""
     return native["decode_head.conv_seg.weight"].shape[0] if "decode_head.conv_seg.weight" in native else 0
+
+
+def head_of(native: Mapping[str, Tensor]) -> tuple[str, dict[str, object]]:
+    """Return "upernet" and the arguments of a UperNet that its tensors show: the widths of its two heads."""
+    widths = {"channels": "decode_head.conv_seg.weight", "auxiliary_channels": "auxiliary_head.conv_seg.weight"}
+    return "upernet", {key: native[name].shape[1] for key, name in widths.items() if name in native and native[name].ndim > 1}
 
 
 def to_native(state: Mapping[str, Tensor], name: str) -> State:

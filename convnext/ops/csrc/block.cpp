@@ -1,10 +1,11 @@
 // ConvNeXt's block on whole maps, and the order in which products read weights.
-#include "block.h"
+#include "grn.h"
 
 template <class P, int DTYPE>
-static int block(const void *x, const float *taps, const float *bias, float eps, const Weights &w, const float *keep, const Saved &saved,
-                 void *out, int64_t n, int64_t height, int64_t width, int64_t kernel) {
-    const Block<P, DTYPE> block = {taps, bias, eps, w, kernel, keep, saved};
+static int block(const void *x, const float *taps, const float *bias, float eps, const Weights &w, const Grn &grn, const float *keep,
+                 const Saved &saved, void *out, int64_t n, int64_t height, int64_t width, int64_t kernel) {
+    const Block<P, DTYPE> block = {taps, bias, eps, w, kernel, keep, saved, grn};
+    if (grn.gamma) return grn_block(x, block, out, n, height, width);
     return for_each_slab<P>(n * height, block.rows_at_once(width), [&](int64_t first, int64_t last, typename P::Scratch &scratch) {
         return block.rows(x, out, height, width, first, last, scratch);
     });
@@ -65,12 +66,12 @@ extern "C" int pack_weight(const float *weight, int64_t row_step, int64_t column
 }
 
 // The block of the map x, which is float32, or with products of bf16 of either dtype; so is the result. keep (a factor for each image) may
-// be null. convolved, means and scales are written for the backward pass, or all null; convolved has the products' dtype. Returns OK,
-// OUT_OF_MEMORY, UNSUPPORTED_KERNEL, UNSUPPORTED_DTYPES or NEEDS_TILES.
+// be null, and so may grn, GRN's gamma and beta, both padded. convolved, means and scales are written for the backward pass, or all null, as with GRN;
+// convolved has the products' dtype. Returns OK, OUT_OF_MEMORY, UNSUPPORTED_KERNEL, UNSUPPORTED_DTYPES or NEEDS_TILES.
 extern "C" int block_forward(const void *x, const float *taps, const float *bias, float eps, const void *first, const float *first_bias,
-                             const void *second, const float *second_bias, const float *keep, void *convolved, float *means, float *scales,
-                             void *out, int dtype, int64_t n, int64_t height, int64_t width, int64_t channels, int64_t hidden,
-                             int64_t kernel, int products) {
+                             const void *second, const float *second_bias, const float *grn, float grn_eps, const float *keep,
+                             void *convolved, float *means, float *scales, void *out, int dtype, int64_t n, int64_t height, int64_t width,
+                             int64_t channels, int64_t hidden, int64_t kernel, int products) {
     if (!is_kernel(kernel)) return UNSUPPORTED_KERNEL;
     if (products != PRODUCTS_FLOAT32 && !TILES_COMPILED) return NEEDS_TILES;
     if (products != PRODUCTS_BF16 && dtype != FLOAT32) return UNSUPPORTED_DTYPES;
@@ -79,5 +80,5 @@ extern "C" int block_forward(const void *x, const float *taps, const float *bias
                : products == PRODUCTS_SPLIT ? block<SplitTiles, FLOAT32>
                : dtype == FLOAT32           ? block<Tiles, FLOAT32>
                                             : block<Tiles, BFLOAT16>;
-    return run(x, taps, bias, eps, w, keep, {convolved, means, scales}, out, n, height, width, kernel);
+    return run(x, taps, bias, eps, w, grn_of(grn, w, grn_eps), keep, {convolved, means, scales}, out, n, height, width, kernel);
 }

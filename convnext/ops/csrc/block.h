@@ -30,18 +30,11 @@ static int64_t slab_rows(const Weights &w, int value_bytes) {
     return max(MIN_SLAB_ROWS, SLAB_BYTES / ((w.width + w.hidden) * value_bytes));
 }
 
+// The second product: out = shortcut + keep (hidden W2ᵀ + b2), for `rows` positions from first_row on.
 template <class P, int DTYPE>
-static void mlp_slab(const Slab<P> &slab, const Weights &w, typename P::Scratch &scratch, int64_t rows, const void *shortcut, void *out,
-                     const float *keep, int64_t positions, int64_t first_row) {
-    typedef typename P::Value Value;
-    const int64_t lines = w.width * bytes_of(DTYPE) / 64;  // cache lines of a row of the result
-    P::multiply(slab.y, rows, (const Value *)w.first, w.padded_width(), w.padded_hidden(), w.first_bias, scratch,
-                [&](int64_t row, int64_t column, f32x16 left, f32x16 right) __attribute__((always_inline)) {
-                    // Fetches the memory of the result, which the second product writes.
-                    if (!(column & 32) && column / 64 < lines) __builtin_prefetch((char *)out + (column / 64 * rows + row) * 64, 1, 2);
-                    P::store32(P::address(slab.hidden, row, column, slab.hidden_stride), P::activation(left), P::activation(right));
-                });
-    P::multiply(slab.hidden, rows, (const Value *)w.second, w.padded_hidden(), w.padded_width(), w.second_bias, scratch,
+static void project(const typename P::Value *hidden, const Weights &w, typename P::Scratch &scratch, int64_t rows, const void *shortcut,
+                    void *out, const float *keep, int64_t positions, int64_t first_row) {
+    P::multiply(hidden, rows, (const typename P::Value *)w.second, w.padded_hidden(), w.padded_width(), w.second_bias, scratch,
                 [&](int64_t row, int64_t column, f32x16 left, f32x16 right) __attribute__((always_inline)) {
                     const float factor = keep ? keep[(first_row + row) / positions] : 1;
                     const int64_t offset = row * w.width + column, remaining = w.width - column;
@@ -59,10 +52,33 @@ static void mlp_slab(const Slab<P> &slab, const Weights &w, typename P::Scratch 
                 });
 }
 
+template <class P, int DTYPE>
+static void mlp_slab(const Slab<P> &slab, const Weights &w, typename P::Scratch &scratch, int64_t rows, const void *shortcut, void *out,
+                     const float *keep, int64_t positions, int64_t first_row) {
+    const int64_t lines = w.width * bytes_of(DTYPE) / 64;  // cache lines of a row of the result
+    P::multiply(slab.y, rows, (const typename P::Value *)w.first, w.padded_width(), w.padded_hidden(), w.first_bias, scratch,
+                [&](int64_t row, int64_t column, f32x16 left, f32x16 right) __attribute__((always_inline)) {
+                    // Fetches the memory of the result, which the second product writes.
+                    if (!(column & 32) && column / 64 < lines) __builtin_prefetch((char *)out + (column / 64 * rows + row) * 64, 1, 2);
+                    P::store32(P::address(slab.hidden, row, column, slab.hidden_stride), P::activation(left), P::activation(right));
+                });
+    project<P, DTYPE>(slab.hidden, w, scratch, rows, shortcut, out, keep, positions, first_row);
+}
+
 struct Saved {  // for the backward pass, or null: the convolution's result, and the mean and 1 / std of each position
     void *convolved;
     float *means, *scales;
 };
+
+struct Grn {
+    const float *gamma, *beta;  // padded as hidden values are, or null: the block has no GRN (see grn.h)
+    float eps;
+};
+
+// Of gamma and beta one behind the other, or null.
+INLINE Grn grn_of(const float *both, const Weights &w, float eps) {
+    return {both, both ? both + w.padded_hidden() : nullptr, eps};
+}
 
 template <class P>
 static void normalise(const float *from, const Slab<P> &slab, int64_t slab_row, int64_t channels, float eps, const Saved &saved,
@@ -89,19 +105,27 @@ template <class P, int DTYPE> struct Block {
     int64_t kernel;
     const float *keep;  // for each image, or null
     Saved saved;
+    Grn grn;
 
     int64_t bytes() const { return 2 * weights.padded_width() * weights.padded_hidden() * sizeof(typename P::Value); }  // of the weights
     int64_t rows_at_once(int64_t width) const { return max(1, slab_rows(weights, sizeof(typename P::Value)) / width); }
 
-    // Computes rows first to last - 1 of out from maps x (height rows each). Returns false if memory ran out.
-    bool rows(const void *x, void *out, int64_t height, int64_t width, int64_t first, int64_t last, typename P::Scratch &scratch) const {
-        const int64_t channels = weights.width, count = (last - first) * width, begin = first * width * channels;
+    // Computes the normalised convolution of rows first to last - 1 of maps x (height rows each). Returns false if memory ran out.
+    bool normalised(const void *x, int64_t height, int64_t width, int64_t first, int64_t last, Slab<P> &slab) const {
+        const int64_t channels = weights.width, count = (last - first) * width;
         DepthwiseRows *convolve = depthwise_rows_of<DTYPE, FLOAT32>(kernel);
-        Slab<P> slab;
         if (!slab.allocate(weights, count)) return false;
         convolve({x, height, width, channels}, taps, bias, nullptr, slab.convolved, first, last);
         for (int64_t row = 0; row < count; row++)
             normalise<P>(slab.convolved + row * channels, slab, row, channels, eps, saved, first * width + row);
+        return true;
+    }
+
+    // Computes rows first to last - 1 of out from maps x (height rows each), without GRN. Returns false if memory ran out.
+    bool rows(const void *x, void *out, int64_t height, int64_t width, int64_t first, int64_t last, typename P::Scratch &scratch) const {
+        const int64_t count = (last - first) * width, begin = first * width * weights.width;
+        Slab<P> slab;
+        if (!normalised(x, height, width, first, last, slab)) return false;
         mlp_slab<P, DTYPE>(slab, weights, scratch, count, at(x, begin, DTYPE), at(out, begin, DTYPE), keep, height * width, first * width);
         return true;
     }

@@ -21,6 +21,10 @@ struct Amx {
         _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)right, (__m512)left));
     }
 
+    static void load32(const bf16 *from, f32x16 &left, f32x16 &right) {
+        left = load(from, BFLOAT16, LANES), right = load(from + LANES, BFLOAT16, LANES);
+    }
+
     __attribute__((always_inline)) static u32x16 pairs(f32x16 even, f32x16 odd) {  // 16 pairs of bf16
         alignas(64) static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
@@ -91,6 +95,12 @@ struct Split {
         const f32x16 left_high = high_part(left), right_high = high_part(right);
         Amx::store32(to, left_high, right_high);
         Amx::store32(to + 512, left - left_high, right - right_high);
+    }
+    static void load32(const bf16 *from, f32x16 &left, f32x16 &right) {
+        f32x16 left_low, right_low;
+        Amx::load32(from, left, right);
+        Amx::load32(from + 512, left_low, right_low);
+        left += left_low, right += right_low;
     }
     static void put(bf16 *to, f32x16 values) {
         const f32x16 high = high_part(values);

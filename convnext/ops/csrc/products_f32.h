@@ -17,6 +17,9 @@ struct Float32 {
     static f32x16 slope(f32x16 x) { return gelu_slope(x); }
     static void put(float *to, f32x16 values) { store(to, values, FLOAT32, LANES); }
     static void store32(float *to, f32x16 left, f32x16 right) { store(to, left, FLOAT32, LANES), store(to + LANES, right, FLOAT32, LANES); }
+    static void load32(const float *from, f32x16 &left, f32x16 &right) {
+        left = load(from, FLOAT32, LANES), right = load(from + LANES, FLOAT32, LANES);
+    }
 
     template <class T> static T *address(T *a, int64_t row, int64_t column, int64_t stride) { return a + row * stride + column; }
 

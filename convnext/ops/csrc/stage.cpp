@@ -1,7 +1,7 @@
 // A patchifying layer and the blocks of one width behind it. Each thread takes images of its own through all layers and waits for no
 // other. It takes one image at a time, so that the maps between layers stay in its core's cache, or several where the weights, which are
 // read again each time, are larger than one image's map.
-#include "block.h"
+#include "grn.h"
 #include "int8.h"
 #include "patchify.h"
 
@@ -23,6 +23,36 @@ static int64_t images_at_once(int64_t n, int64_t height, int64_t width, int64_t 
     return share;
 }
 
+// work(first, last) gets `each` of `count` at a time, and returns false if memory ran out.
+template <class Work> static bool in_parts(int64_t count, int64_t each, Work work) {
+    bool ok = true;
+    for (int64_t first = 0; ok && first < count; first += each) ok = work(first, min(first + each, count));
+    return ok;
+}
+
+template <class P>
+static bool whole_block(const Block<P, FLOAT32> &block, const float *map, float *to, int64_t images, int64_t height, int64_t width,
+                        typename P::Scratch &scratch) {
+    if (!block.grn.gamma)
+        return in_parts(images * height, block.rows_at_once(width), [&](int64_t top, int64_t bottom) {
+            return block.rows(map, to, height, width, top, bottom, scratch);
+        });
+    const GrnBlock<P, FLOAT32> grn = {block, height, width};
+    const int64_t values = height * width * block.weights.width;
+    return in_parts(images, grn.images_at_once(), [&](int64_t first, int64_t last) {
+        return grn.images(map + first * values, to + first * values, nullptr, last - first, scratch);
+    });
+}
+
+#if defined(HAS_TILES)
+static bool whole_block(const Block8 &block, const float *map, float *to, int64_t images, int64_t height, int64_t width,
+                        TileScratch &scratch) {
+    return in_parts(images * height, block.rows_at_once(width), [&](int64_t top, int64_t bottom) {
+        return block.rows(map, to, height, width, top, bottom, scratch);
+    });
+}
+#endif
+
 // Input and result of a block share one buffer. The result begins kernel / 2 rows before the input, so a slab overwrites only rows that
 // no later slab reads.
 template <class Block, int DTYPE>
@@ -33,37 +63,30 @@ static int stage(const void *x, const Patches &p, const Block *blocks, int64_t c
     const int64_t slab = blocks[0].rows_at_once(width);
     const bool one_image = blocks[0].bytes() <= height * row * (int64_t)sizeof(float);
     const int64_t images = one_image ? 1 : images_at_once(n, height, width, slab);
-    const auto in_slabs = [](int64_t rows, int64_t each, auto work) {
-        bool ok = true;
-        for (int64_t top = 0; ok && top < rows; top += each) ok = work(top, min(top + each, rows));
-        return ok;
-    };
     return for_each_slab<P>(n, images, [&](int64_t first, int64_t last, typename P::Scratch &scratch) {
         const int64_t rows = (last - first) * height;
         float *map = (float *)scratch_buffer<MAP_SLOT>((rows + (count - 1) * shift) * row * sizeof(float));
         if (!map) return false;
         map += (count - 1) * shift * row;
         const void *pixels = at(x, first * p.height * p.width * p.channels, DTYPE);
-        bool ok = in_slabs(rows, p.rows_at_once(), [&](int64_t top, int64_t bottom) {
+        bool ok = in_parts(rows, p.rows_at_once(), [&](int64_t top, int64_t bottom) {
             return patchify_rows<Patchifying, DTYPE>(pixels, p, map, top, bottom, scratch);
         });
         for (int64_t b = 0; ok && b < count; b++) {
             float *to = b == count - 1 ? out + first * height * row : map - shift * row;
-            ok = in_slabs(rows, slab, [&](int64_t top, int64_t bottom) {
-                return blocks[b].rows(map, to, height, width, top, bottom, scratch);
-            });
+            ok = whole_block(blocks[b], map, to, last - first, height, width, scratch);
             map = to;
         }
         return ok;
     });
 }
 
-// tensors: taps, bias, first, first_bias, second and second_bias of each block; for 8 bits then also first_scale, second_scale and GELU's
-// table. gelu_parameters: multiplier, step and fraction of each block for 8 bits, else null.
+// tensors: taps, bias, first, first_bias, second and second_bias of each block, and GRN's gamma and beta or null; for 8 bits, instead of that,
+// first_scale, second_scale and GELU's table. gelu_parameters: multiplier, step and fraction of each block for 8 bits, else null.
 template <class P, int DTYPE>
 static int stage_of(const void *x, const Patches &p, const void *const *tensors, const int64_t *gelu_parameters, int64_t count, float eps,
-                    int64_t hidden, int64_t kernel, float *out, int64_t n) {
-    const auto floats = [&](int64_t block, int i) { return (const float *)tensors[block * (gelu_parameters ? 9 : 6) + i]; };
+                    float grn_eps, int64_t hidden, int64_t kernel, float *out, int64_t n) {
+    const auto floats = [&](int64_t block, int i) { return (const float *)tensors[block * (gelu_parameters ? 9 : 7) + i]; };
     const int64_t channels = p.out_channels;
 #if defined(HAS_TILES)
     if (gelu_parameters) {
@@ -80,7 +103,7 @@ static int stage_of(const void *x, const Patches &p, const void *const *tensors,
     std::vector<Block<P, FLOAT32>> blocks;
     for (int64_t b = 0; b < count; b++) {
         const Weights weights = {floats(b, 2), floats(b, 4), floats(b, 3), floats(b, 5), channels, hidden};
-        blocks.push_back({floats(b, 0), floats(b, 1), eps, weights, kernel, nullptr, {}});
+        blocks.push_back({floats(b, 0), floats(b, 1), eps, weights, kernel, nullptr, {}, grn_of(floats(b, 6), weights, grn_eps)});
     }
     return stage<Block<P, FLOAT32>, DTYPE>(x, p, blocks.data(), count, kernel, out, n);
 }
@@ -88,8 +111,8 @@ static int stage_of(const void *x, const Patches &p, const void *const *tensors,
 // x (n, height, width, channels) is float32 or bf16, out (n, height / patch, width / patch, out_channels) float32. Returns OK, OUT_OF_MEMORY,
 // UNSUPPORTED_KERNEL or NEEDS_TILES.
 extern "C" int stage_forward(const void *x, int normed, float patch_eps, const void *packed, const float *bias, const float *norm_weight,
-                             const float *norm_bias, const void *const *block_tensors, const int64_t *gelu_parameters, float eps, float *out,
-                             int dtype, int64_t n, int64_t height, int64_t width, int64_t channels, int64_t patch, int64_t out_channels,
+                             const float *norm_bias, const void *const *block_tensors, const int64_t *gelu_parameters, float eps, float grn_eps,
+                             float *out, int dtype, int64_t n, int64_t height, int64_t width, int64_t channels, int64_t patch, int64_t out_channels,
                              int64_t blocks, int64_t hidden, int64_t kernel, int products) {
     if (!is_kernel(kernel)) return UNSUPPORTED_KERNEL;
     if ((products != PRODUCTS_FLOAT32 || gelu_parameters) && !TILES_COMPILED) return NEEDS_TILES;
@@ -98,7 +121,7 @@ extern "C" int stage_forward(const void *x, int normed, float patch_eps, const v
                : products == PRODUCTS_BF16 ? (dtype == FLOAT32 ? stage_of<Tiles, FLOAT32> : stage_of<Tiles, BFLOAT16>)
                                            : (dtype == FLOAT32 ? stage_of<Float32, FLOAT32> : stage_of<Float32, BFLOAT16>);
     try {
-        return run(x, p, block_tensors, gelu_parameters, blocks, eps, hidden, kernel, out, n);
+        return run(x, p, block_tensors, gelu_parameters, blocks, eps, grn_eps, hidden, kernel, out, n);
     } catch (const std::bad_alloc &) {  // of a vector; an exception that leaves a C function ends the process
         return OUT_OF_MEMORY;
     }

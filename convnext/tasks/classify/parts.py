@@ -14,9 +14,8 @@ from convnext.data.sources.packed.embedded import is_embedded
 from convnext.data.sources.table import TableName, TableSource
 from convnext.errors import ConvnextError, UsageError
 from convnext.recipe.schema import Data, Recipe
-from convnext.tasks.base import check_class_count
 from convnext.tasks.classify.imbalance import labels_of
-from convnext.tasks.shared import reading_of, skipped_remarks
+from convnext.tasks.shared import check_class_count, reading_of, skipped_remarks
 from convnext.text import counted, printable
 
 _OPTIONS = {

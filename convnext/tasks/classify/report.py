@@ -83,7 +83,7 @@ def draw_demo(folder: Path) -> list[str]:
     source, loaded, device = open_source("digits:val"), load(folder), torch.device("cpu")
     chosen = np.random.RandomState(0).choice(len(source), _DEMO_IMAGES, replace=False)
     images, labels = [source.read(i) for i in chosen], [source.classes[source.label(i)] for i in chosen]
-    predictions = infer(loaded.model.to(device), images, loaded.preprocessing, loaded.classes or source.classes, device)
+    predictions = infer(loaded.model.to(device), images, loaded.preprocessing, loaded.classes or source.classes, device, {})
     tops = [prediction.top()[0] for prediction in predictions]
     correct = [name == label for (name, _), label in zip(tops, labels, strict=True)]
     captions = [f"{name} ({probability:.0%})" for name, probability in tops]

@@ -1,8 +1,8 @@
 """Classification: one label for each image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 import torch
@@ -16,10 +16,12 @@ from convnext.data.sources.evaluation_sets import EvaluationSet, is_evaluation_s
 from convnext.data.sources.folder import one_class
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
 from convnext.errors import ConvnextError
+from convnext.models.calibration import Calibration
 from convnext.recipe import BEST_METRICS, Recipe
 from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData
-from convnext.tasks.classify import class_scores, imbalance, prediction
+from convnext.tasks.classify import class_scores, imbalance, known, prediction
 from convnext.tasks.classify.batch import ClassifyBatch
+from convnext.tasks.classify.known import KnownOptions
 from convnext.tasks.classify.parts import counts, open_classes, open_parts, remarks_on, with_columns
 from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.own import own_loss, own_transform, title
@@ -39,9 +41,10 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["classify"]
     batch_size: ClassVar[int] = 32
     columns: ClassVar[tuple[str, ...]] = ("class", "probability")
+    options: ClassVar[tuple[str, ...]] = (known.COVERAGE, known.UNKNOWN, "calibration")
     own: ClassVar[tuple[str, ...]] = ("augment.extra", "train.loss", "eval.metrics")
     hub_pipeline: ClassVar[str] = "image-classification"
-    demo_recipe: ClassVar[str] = "digits"
+    demo_recipe: ClassVar[str | None] = "digits"
 
     # Data
 
@@ -191,9 +194,17 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
         class_ids: ClassIds | None = None,
         **options: object,
     ) -> list[ClassifyPrediction]:
-        """Return the probabilities of the classes of each image. Predictions bear names, and so need no `class_ids`."""
+        """Return the probabilities of the classes of each image. `options` are `KnownOptions`. Predictions bear names: no `class_ids`."""
         refuse_options(self.name, options, self.options)
-        return prediction.infer(model, images, preprocessing, classes, device)
+        return prediction.infer(model, images, preprocessing, classes, device, cast(KnownOptions, options))
+
+    def why_not(self, option: str, value: object, model: nn.Module, calibration: Calibration | None) -> str | None:
+        """Return why a network has no answer to an option of `infer`; None if it has one."""
+        return super().why_not(option, value, model, calibration) or known.why_not(option, value, calibration, model)
+
+    def columns_with(self, options: Mapping[str, object]) -> tuple[str, ...]:
+        """Return the columns of a table of predictions that were made with these options."""
+        return self.columns + known.columns(options)
 
     def embed(self, model: nn.Module, images: Sequence[OpenedImage], preprocessing: Preprocessing, device: torch.device) -> Tensor:
         """Return what the network's head sees of each image, (N, C) float32 on the CPU."""

@@ -19,12 +19,12 @@ from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError
 from convnext.models.detection.postprocess import encode_masks
 from convnext.recipe import BEST_METRICS, Recipe
-from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData, check_class_count
+from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData
 from convnext.tasks.detect import prediction
 from convnext.tasks.detect.batch import DetectBatch, DetectEvaluationSamples, DetectTrainingSamples
 from convnext.tasks.detect.loss import DetectCriterion
 from convnext.tasks.detect.prediction import Detections, DetectNetwork, DetectOptions, DetectPrediction
-from convnext.tasks.shared import measured, measured_remarks, reading_of, refuse_options, skipped_remarks
+from convnext.tasks.shared import check_class_count, measured, measured_remarks, reading_of, refuse_options, skipped_remarks
 
 if TYPE_CHECKING:
     from convnext.tasks.exported import TaskExport
@@ -44,7 +44,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
     options: ClassVar[tuple[str, ...]] = ("threshold", "masks", "max_pixels", "check")
     reorders_head: ClassVar[bool] = False
     hub_pipeline: ClassVar[str] = "object-detection"
-    demo_recipe: ClassVar[str] = "detect_digits"
+    demo_recipe: ClassVar[str | None] = "detect_digits"
 
     # Data
 

@@ -1,6 +1,6 @@
 """The set of classes of an image, with the probability of each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
 from convnext.tasks.base import Json, OpenedImage
-from convnext.tasks.classify.prediction import ClassifyPrediction, prepared_batch
+from convnext.tasks.classify.known import KnownOptions, network_for, novelties
+from convnext.tasks.classify.prediction import ClassifyPrediction, class_rows, prepared_batch, words
 from convnext.tasks.shared import require_finite
 
 THRESHOLD = 0.5  # the probability from which on an image has a class
@@ -25,35 +26,39 @@ class MultilabelPrediction(ClassifyPrediction):
 
     def to_json(self, top: int | None = None) -> Json:
         """Return `labels`, the classes that the image has, and `top`, the `top` most probable ones, five by default."""
-        return {"labels": _rows(self.labels()), "top": super().rows(top)}
+        return {"labels": class_rows(self.labels())} | super().to_json(top)
 
     def to_text(self, top: int | None = None) -> str:
         """Return the classes that the image has, or with `top` so many of the most probable ones, on one line."""
         shown = self.labels() if top is None else self.top(top)
-        return "  ".join(f"{name} {probability:.1%}" for name, probability in shown) or f"none; {super().to_text(1)}"
+        return (words(shown) or f"none; {words(self.top())}") + self.novelty_text()
 
     def rows(self, top: int | None = None) -> list[Json]:
         """Return a row of a table for each class that the image has, or with `top` for so many of the most probable ones."""
-        return _rows(self.labels() if top is None else self.top(top))
+        return [row | self.novelty_json() for row in class_rows(self.labels() if top is None else self.top(top))]
 
 
-def _rows(found: Sequence[tuple[str, float]]) -> list[Json]:
-    return [{"class": name, "probability": probability} for name, probability in found]
-
-
-def logits_of(model: nn.Module, images: Tensor, how: Preprocessing) -> Tensor:
+def logits_of(model: Callable[[Tensor], Tensor], images: Tensor, how: Preprocessing) -> Tensor:
     """Return the logits (N, C) for prepared images (N, 3, H, W); with `how.mirror` of the mean probability with the mirror image."""
-    logits: Tensor = model(images)
+    logits = model(images)
     if not (isinstance(how, ClassifyPreprocessing) and how.mirror):
         return logits
-    mirrored: Tensor = model(images.flip(-1).contiguous(memory_format=torch.channels_last))
+    mirrored = model(images.flip(-1).contiguous(memory_format=torch.channels_last))
     return ((logits.float().sigmoid() + mirrored.float().sigmoid()) / 2).logit(_EPS)
 
 
 @torch.inference_mode()
 def infer(
-    model: nn.Module, images: Sequence[OpenedImage], preprocessing: Preprocessing, classes: Sequence[str], device: torch.device
+    model: nn.Module,
+    images: Sequence[OpenedImage],
+    preprocessing: Preprocessing,
+    classes: Sequence[str],
+    device: torch.device,
+    options: KnownOptions,
 ) -> list[ClassifyPrediction]:
     """Return the prediction for each image, of any sizes; `model` is in evaluation mode and on `device`. Raises NotFiniteError."""
-    logits = logits_of(model, prepared_batch(images, preprocessing, device), preprocessing)
-    return [MultilabelPrediction(row, classes) for row in require_finite(logits.float().sigmoid().cpu())]
+    network = network_for(model, options)
+    logits = logits_of(network, prepared_batch(images, preprocessing, device), preprocessing)
+    rows = require_finite(logits.float().sigmoid().cpu())
+    known = zip(rows, novelties(network, len(rows), options), strict=True)
+    return [MultilabelPrediction(row, classes, novelty=novelty) for row, novelty in known]

@@ -61,7 +61,7 @@ def draw_demo(folder: Path) -> list[str]:
     """Write predictions.png with some digits of the validation data; return the predicted and the true facts, one line each."""
     source, loaded, device = open_labels("digit-facts:val"), load(folder), torch.device("cpu")
     images = [source.read(index) for index in range(_DEMO_IMAGES)]
-    found = infer(loaded.model.to(device), images, loaded.preprocessing, loaded.classes or source.classes, device)
+    found = infer(loaded.model.to(device), images, loaded.preprocessing, loaded.classes or source.classes, device, {})
     texts = [prediction.to_text() for prediction in found]
     sets = [[source.classes[label] for label in label_set(source, index)] for index in range(_DEMO_IMAGES)]
     given = [[row["class"] for row in prediction.rows()] for prediction in found]

@@ -1,7 +1,7 @@
 """Multi-label classification: any number of classes for each image. Images, networks and files are those of classification."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from convnext.errors import ConvnextError
 from convnext.recipe import BEST_METRICS, Recipe
 from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, TaskData
 from convnext.tasks.classify.batch import ClassifyBatch
+from convnext.tasks.classify.known import UNKNOWN, KnownOptions
 from convnext.tasks.classify.parts import open_parts
 from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.classify.task import ClassifyTask, augmentation, unreadable
@@ -30,7 +31,8 @@ class MultilabelTask(ClassifyTask):
     name: ClassVar[str] = "multilabel"
     headline: ClassVar[str] = "map"
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["multilabel"]
-    demo_recipe: ClassVar[str] = "multilabel_digits"
+    options: ClassVar[tuple[str, ...]] = (UNKNOWN, "calibration")
+    demo_recipe: ClassVar[str | None] = "multilabel_digits"
 
     # Data
 
@@ -112,4 +114,4 @@ class MultilabelTask(ClassifyTask):
     ) -> list[ClassifyPrediction]:
         """Return the probability of each class in each image. Predictions bear names, and so need no `class_ids`."""
         refuse_options(self.name, options, self.options)
-        return prediction.infer(model, images, preprocessing, classes, device)
+        return prediction.infer(model, images, preprocessing, classes, device, cast(KnownOptions, options))

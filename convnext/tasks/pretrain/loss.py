@@ -28,7 +28,11 @@ def losses_of(model: nn.Module, images: Tensor, seeds: Tensor) -> Tensor:
         images: (N, C, H, W), prepared.
         seeds: int64 (N,), which decide what is hidden.
     """
-    predicted, hidden = model(images, seeds)
+    return masked_losses(images, *model(images, seeds))
+
+
+def masked_losses(images: Tensor, predicted: Tensor, hidden: Tensor) -> Tensor:
+    """Return the loss of each image, float32 (N,), of predicted patches (N, values, h, w); `hidden` (N, h, w) is 1 where hidden."""
     target, _, _ = normalised(images, images.shape[-2] // predicted.shape[-2])
     errors = ((predicted.float() - target) ** 2).mean(1)
     return (errors * hidden).sum((1, 2)) / hidden.sum((1, 2))

@@ -12,7 +12,7 @@ from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.models.pretraining.fcmae import MaskedAutoencoder, hidden_patches, images_of, patches
 from convnext.tasks.base import Json, OpenedImage
 from convnext.tasks.classify.prediction import ClassifyPrediction, prepared_batch
-from convnext.tasks.pretrain.loss import normalised
+from convnext.tasks.pretrain.loss import masked_losses, normalised
 from convnext.tasks.shared import require_finite
 
 _GAP = 4  # pixels between drawn images
@@ -59,18 +59,37 @@ def to_image(values: Tensor) -> Image.Image:
 def infer(model: nn.Module, images: Sequence[OpenedImage], preprocessing: Preprocessing, device: torch.device) -> list[ClassifyPrediction]:
     """Return the reconstruction of each image, of the same patches of each; `model` is in evaluation mode. Raises NotFiniteError."""
     network, x = cast(MaskedAutoencoder, model), prepared_batch(images, preprocessing, device)
-    size = network.patch_size
     hidden = hidden_patches(torch.zeros(len(x), dtype=torch.long, device=device), *network.grid(x), network.mask_ratio)
-    predicted = network.reconstruct(x, hidden).float()
-    target, mean, std = normalised(x, size)
-    losses = (((predicted - target) ** 2).mean(1) * hidden).sum((1, 2)) / hidden.sum((1, 2))
-    gone = hidden.unsqueeze(1)
-    whole = images_of(patches(x.float(), size) * (1 - gone) + (predicted * std + mean) * gone, size)
-    scale, shift = (_of_channels(getattr(preprocessing, key), x) for key in ("std", "mean"))
-    whole = whole * scale + shift
-    seen = images_of(patches(whole, size) * (1 - gone) + _GREY * gone, size)
-    parts = zip(require_finite(losses.cpu())[:, None], seen.cpu(), whole.cpu(), strict=True)
+    predicted = network.reconstruct(x, hidden)
+    seen, whole, _ = in_pixels(x, predicted, hidden, preprocessing)
+    parts = zip(require_finite(masked_losses(x, predicted, hidden).cpu())[:, None], seen.cpu(), whole.cpu(), strict=True)
     return [Reconstruction(loss, [], before, after) for loss, before, after in parts]
+
+
+def in_pixels(x: Tensor, predicted: Tensor, hidden: Tensor, how: Preprocessing) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what was seen of images, the images with predicted pixels where hidden, and the images; float32 (N, C, H, W) from 0 to 1.
+
+    Args:
+        x: images (N, C, H, W), prepared.
+        predicted: patches (N, values, h, w), as `MaskedAutoencoder.reconstruct` returns them.
+        hidden: (N, h, w), 1 where hidden and else 0.
+        how: what prepared the images.
+    """
+    size, gone = x.shape[-2] // hidden.shape[-2], hidden.unsqueeze(1)
+    _, mean, std = normalised(x, size)
+    filled = images_of(patches(x.float(), size) * (1 - gone) + (predicted.float() * std + mean) * gone, size)
+    scale, shift = (_of_channels(getattr(how, key), x) for key in ("std", "mean"))
+    filled, original = filled * scale + shift, x.float() * scale + shift
+    return images_of(patches(original, size) * (1 - gone) + _GREY * gone, size), filled, original
+
+
+def sheet_of(parts: Sequence[Tensor]) -> Image.Image:
+    """Return images (C, H, W) from 0 to 1 of one size beside each other, with white between them."""
+    height, width = parts[0].shape[-2:]
+    sheet = Image.new("RGB", (len(parts) * (width + _GAP) - _GAP, height), "white")
+    for number, values in enumerate(parts):
+        sheet.paste(to_image(values), (number * (width + _GAP), 0))
+    return sheet
 
 
 @torch.no_grad()  # not in inference mode: embeddings may be trained on

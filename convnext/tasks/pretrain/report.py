@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from PIL import Image
 
 from convnext.data import deep
 from convnext.data.sources.base import ClassifySource
@@ -13,12 +14,13 @@ from convnext.report import page
 from convnext.report.metrics import words
 from convnext.tasks.base import Json, Metrics
 from convnext.tasks.pretrain.data import open_images
-from convnext.tasks.pretrain.metric import HardImage
+from convnext.tasks.pretrain.metric import HardImage, ShownImage, decoded
 from convnext.tasks.pretrain.prediction import infer
 from convnext.tasks.shared import save_sheets
 from convnext.text import counted
 
 _DEMO_IMAGES = 8
+_MIN_HEIGHT = 192  # pixels of a shown image, about
 
 
 def summary_line(metrics: Metrics) -> str:
@@ -32,12 +34,25 @@ def summary(metrics: Metrics, details: Json, classes: Sequence[str]) -> str:
 
 
 def sections(details: Json, classes: Sequence[str], source: ClassifySource) -> list[page.PageSection]:
-    """Return the images with the largest losses."""
+    """Return what was seen and predicted of some images, and the images with the largest losses."""
+    sheets = [_sheet(row) for row in cast("list[ShownImage]", details["shown"])]
     tiles = [
         page.tile(deep.shown(source.read(row["index"])), f"loss {row['loss']:.4g}", row["image"])
         for row in cast("list[HardImage]", details["hardest"])
     ]
-    return [page.PageSection("Hardest images", "".join(tiles))]
+    explained = page.paragraph("From left to right: what the network saw, what it made of it, and the image itself.")
+    return [
+        page.PageSection("Reconstructions", page.spaced([explained, *sheets])),
+        page.PageSection("Hardest images", "".join(tiles)),
+    ]
+
+
+def _sheet(row: ShownImage) -> str:
+    """Return an image's three parts as HTML; small ones are enlarged, so that their pixels are seen."""
+    sheet = decoded(row["sheet"])
+    factor = max(1, _MIN_HEIGHT // sheet.height)
+    enlarged = sheet.resize((factor * sheet.width, factor * sheet.height), Image.Resampling.NEAREST)
+    return page.image(enlarged, row["image"])
 
 
 def draw_demo(folder: Path) -> list[str]:

@@ -19,6 +19,7 @@ from convnext.tasks.classify.parts import open_parts
 from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.classify.task import ClassifyTask, augmentation, unreadable
 from convnext.tasks.pretrain import data, loss, prediction
+from convnext.tasks.pretrain.metric import SHOWN_IMAGES, PretrainMetric
 from convnext.tasks.shared import measured, measured_remarks, refuse_options
 from convnext.text import counted
 
@@ -29,7 +30,7 @@ _REMEDY = "train a recipe such as finetune with model.weights set to this file"
 
 
 class PretrainTask(ClassifyTask):
-    """Pre-training by hidden patches. The output of a sample is its loss, a float32 scalar. There are no classes."""
+    """Pre-training by hidden patches. There are no classes."""
 
     name: ClassVar[str] = "pretrain"
     headline: ClassVar[str] = "loss"
@@ -38,7 +39,13 @@ class PretrainTask(ClassifyTask):
     own: ClassVar[tuple[str, ...]] = ("augment.extra",)
     needs_head: ClassVar[bool] = False
     hub_pipeline: ClassVar[str] = "image-feature-extraction"
-    demo_recipe: ClassVar[str] = "pretrain_digits"
+    options: ClassVar[tuple[str, ...]] = ()
+    demo_recipe: ClassVar[str | None] = "pretrain_digits"
+    demo_next: ClassVar[tuple[str, ...]] = (
+        "convnext predict {run} photo.jpg --draw drawn",
+        "convnext train digits --output {run}-tuned model.weights={run} model.name=convnextv2_atto 'model.depths=[1,1,1,1]' "
+        "'model.widths=[16,32,64,128]' model.patch_size=1",
+    )
 
     # Data
 
@@ -81,14 +88,22 @@ class PretrainTask(ClassifyTask):
         return loss.MaskedCriterion()
 
     def predict(self, model: nn.Module, batch: ClassifyBatch, how: Preprocessing) -> Sequence[Tensor]:
-        """Return the loss of each sample. What is hidden of it is a function of its position in the source."""
+        """Return for each sample a vector: its loss, and of the first images also the pixels of the three parts that a report shows.
+
+        What is hidden of a sample is a function of its position in the source. The parts are those of `prediction.in_pixels`.
+        """
         seeds = torch.tensor(batch.indices, dtype=torch.long, device=batch.images.device)
-        return loss.losses_of(model, batch.images, seeds).unbind()
+        predicted, hidden = model(batch.images, seeds)
+        outputs = list(loss.masked_losses(batch.images, predicted, hidden)[:, None])
+        for row, index in enumerate(batch.indices):
+            if index < SHOWN_IMAGES:
+                one = slice(row, row + 1)
+                parts = prediction.in_pixels(batch.images[one], predicted[one], hidden[one], how)
+                outputs[row] = torch.cat([outputs[row], *(part.flatten() for part in parts)])
+        return outputs
 
     def metric(self, num_classes: int, source: ClassifySource) -> Metric[ClassifyBatch, Tensor]:
         """Return an empty metric."""
-        from convnext.tasks.pretrain.metric import PretrainMetric
-
         return PretrainMetric(source)
 
     def keeping_outputs(self, metric: Metric[ClassifyBatch, Tensor]) -> Metric[ClassifyBatch, Tensor]:

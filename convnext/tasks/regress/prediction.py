@@ -1,6 +1,6 @@
 """The number that a network predicts for an image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
 from convnext.tasks.base import Json, OpenedImage
+from convnext.tasks.classify.known import KnownOptions, network_for, novelties
 from convnext.tasks.classify.prediction import ClassifyPrediction, prepared_batch
 from convnext.tasks.shared import require_finite
 
@@ -22,32 +23,32 @@ class ValuePrediction(ClassifyPrediction):
         return float(self.probabilities[0])
 
     def to_json(self, top: int | None = None) -> Json:
-        """Return `{"value": …}`."""
-        return {"value": self.value}
+        """Return `{"value": …}`, and what a classifier's prediction has of a novelty."""
+        return {"value": self.value} | self.novelty_json()
 
     def to_text(self, top: int | None = None) -> str:
         """Return the number with five digits."""
-        return f"{self.value:.5g}"
+        return f"{self.value:.5g}{self.novelty_text()}"
 
     def rows(self, top: int | None = None) -> list[Json]:
         """Return the one row of a table."""
-        return [{"value": self.value}]
+        return [self.to_json()]
 
     def lines(self) -> list[str]:
         """Return what is written under a drawn image."""
         return [self.to_text()]
 
 
-def values_of(model: nn.Module, images: Tensor, how: Preprocessing) -> Tensor:
+def values_of(model: Callable[[Tensor], Tensor], images: Tensor, how: Preprocessing) -> Tensor:
     """Return the numbers (N, 1) float32, in the data's unit, for prepared images (N, 3, H, W).
 
     With `how.mirror` they are means over each image and its mirror image.
     """
-    outputs: Tensor = model(images).float()
+    outputs = model(images).float()
     if not isinstance(how, ClassifyPreprocessing):
         return outputs
     if how.mirror:
-        mirrored: Tensor = model(images.flip(-1).contiguous(memory_format=torch.channels_last)).float()
+        mirrored = model(images.flip(-1).contiguous(memory_format=torch.channels_last)).float()
         outputs = (outputs + mirrored) / 2
     mean, std = how.unit or (0.0, 1.0)
     return mean + std * outputs
@@ -55,8 +56,15 @@ def values_of(model: nn.Module, images: Tensor, how: Preprocessing) -> Tensor:
 
 @torch.inference_mode()
 def infer(
-    model: nn.Module, images: Sequence[OpenedImage], preprocessing: Preprocessing, classes: Sequence[str], device: torch.device
+    model: nn.Module,
+    images: Sequence[OpenedImage],
+    preprocessing: Preprocessing,
+    classes: Sequence[str],
+    device: torch.device,
+    options: KnownOptions,
 ) -> list[ClassifyPrediction]:
     """Return the prediction for each image, of any sizes; `model` is in evaluation mode and on `device`. Raises NotFiniteError."""
-    values = values_of(model, prepared_batch(images, preprocessing, device), preprocessing)
-    return [ValuePrediction(row, classes) for row in require_finite(values.cpu())]
+    network = network_for(model, options)
+    values = require_finite(values_of(network, prepared_batch(images, preprocessing, device), preprocessing).cpu())
+    known = zip(values, novelties(network, len(values), options), strict=True)
+    return [ValuePrediction(row, classes, novelty=novelty) for row, novelty in known]

@@ -42,7 +42,7 @@ def draw_demo(folder: Path) -> list[str]:
     """Write predictions.png with some digits of the validation data; return the predicted and the true numbers, one line each."""
     source, loaded, device = open_numbers("digit-values:val"), load(folder), torch.device("cpu")
     images = [source.read(index) for index in range(_DEMO_IMAGES)]
-    texts = [one.to_text() for one in infer(loaded.model.to(device), images, loaded.preprocessing, source.classes, device)]
+    texts = [one.to_text() for one in infer(loaded.model.to(device), images, loaded.preprocessing, source.classes, device, {})]
     true = [float(source.label(index)) for index in range(_DEMO_IMAGES)]
     close = [abs(float(text) - value) < 0.5 for text, value in zip(texts, true, strict=True)]
     plots.predictions([deep.shown(image) for image in images], texts, close, folder / "predictions.png")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from convnext.errors import ConvnextError, UsageError
 from convnext.recipe import BEST_METRICS, Recipe
 from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, TaskData
 from convnext.tasks.classify.batch import ClassifyBatch
+from convnext.tasks.classify.known import UNKNOWN, KnownOptions
 from convnext.tasks.classify.parts import open_parts
 from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.classify.task import ClassifyTask, augmentation, unreadable
@@ -32,7 +33,8 @@ class RegressTask(ClassifyTask):
     headline: ClassVar[str] = "r2"
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["regress"]
     columns: ClassVar[tuple[str, ...]] = ("value",)
-    demo_recipe: ClassVar[str] = "regress_digits"
+    options: ClassVar[tuple[str, ...]] = (UNKNOWN, "calibration")
+    demo_recipe: ClassVar[str | None] = "regress_digits"
 
     # Data
 
@@ -116,4 +118,4 @@ class RegressTask(ClassifyTask):
     ) -> list[ClassifyPrediction]:
         """Return the number of each image, in the data's unit."""
         refuse_options(self.name, options, self.options)
-        return prediction.infer(model, images, preprocessing, classes, device)
+        return prediction.infer(model, images, preprocessing, classes, device, cast(KnownOptions, options))

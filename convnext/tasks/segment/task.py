@@ -20,12 +20,12 @@ from convnext.data.transforms.segment import SegmentPreprocessing, TrainTransfor
 from convnext.errors import ConvnextError, UsageError
 from convnext.models.segmentation import inference
 from convnext.recipe import BEST_METRICS, Recipe
-from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData, check_class_count
+from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData
 from convnext.tasks.segment import prediction
 from convnext.tasks.segment.batch import SegmentBatch, SegmentEvaluationSamples, SegmentTrainingSamples
 from convnext.tasks.segment.loss import SegmentCriterion
 from convnext.tasks.segment.prediction import SegmentPrediction
-from convnext.tasks.shared import measured, measured_remarks, reading_of, refuse_options, skipped_remarks
+from convnext.tasks.shared import check_class_count, measured, measured_remarks, reading_of, refuse_options, skipped_remarks
 from convnext.text import counted
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
     columns: ClassVar[tuple[str, ...]] = ("class", "share")
     formats: ClassVar[tuple[str, ...]] = ("masks",)
     hub_pipeline: ClassVar[str] = "image-segmentation"
-    demo_recipe: ClassVar[str] = "segment_digits"
+    demo_recipe: ClassVar[str | None] = "segment_digits"
 
     # Data
 

@@ -14,9 +14,9 @@ from convnext.models.backbones.untouched import watched
 PARTS = ("dwconv", "norm", "pwconv1", "pwconv2", "drop_path")
 
 
-def block():
+def block(grn=False):
     torch.manual_seed(0)
-    return Block(8, 3, 0.0, 1.0).eval()
+    return Block(8, 3, 0.0, 1.0, grn=grn).eval()
 
 
 def result(module):
@@ -46,21 +46,21 @@ def test_a_block_as_it_was_made_is_whole():
     assert not watched()
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", [*PARTS, "grn"])
 @pytest.mark.parametrize(
     "register", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook", "register_full_backward_pre_hook"]
 )
 def test_hooks(part, register):
-    one = block()
+    one = block(grn=part == "grn")
     handle = getattr(one.get_submodule(part), register)(lambda *_: None)
     assert one.fusable() is None
     handle.remove()
     assert one.fusable() is not None
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", [*PARTS, "grn"])
 def test_a_forward_that_was_replaced_on_the_instance_is_called(part):
-    one, usual = block(), result(block())
+    one, usual = block(part == "grn"), result(block(part == "grn"))
     calls = patch(one.get_submodule(part))
     assert one.fusable() is None
     assert not torch.allclose(result(one), usual)

@@ -50,6 +50,10 @@ def outputs(model, x, fast):
         ("convnext_tiny", {"depths": (1, 1, 1, 1), "layer_scale": 0, "kernel_size": 5}),
         ("convnext_tiny", {"depths": (1, 1, 1, 1), "kernel_size": 13}),  # a kernel without an operator
         ("convnext_isotropic_small", {"depth": 2}),
+        ("convnextv2_atto", {"layer_scale": 0}),
+        ("convnextv2_tiny", {"depths": (1, 1, 2, 1), "layer_scale": 0, "kernel_size": 5}),
+        ("convnext_tiny", {"depths": (1, 1, 1, 1), "grn": True}),  # with a layer scale too
+        ("convnextv2_tiny", {"depths": (1, 1, 1, 1), "layer_scale": 0, "kernel_size": 13}),
     ],
 )
 @pytest.mark.parametrize("fast", [True, False])
@@ -98,8 +102,10 @@ def test_maps_under_detectors_and_segmenters(name):
 
 @compiled
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bf16", marks=tiles), pytest.param("int8", marks=tiles)])
-@pytest.mark.parametrize("arguments", [{}, {"kernel_size": 3, "layer_scale": 0}, {"widths": (40, 64, 80, 96)}])
+@pytest.mark.parametrize("arguments", [{}, {"kernel_size": 3, "layer_scale": 0}, {"widths": (40, 64, 80, 96)}, {"grn": True}])
 def test_a_whole_stage_at_once_gives_the_same_bits(precision, arguments, monkeypatch):
+    if precision == "int8" and "grn" in arguments:
+        pytest.skip("blocks with GRN are not quantized")
     model, x = random_model("convnext_tiny", **{"depths": (3, 2, 1, 2)} | arguments), torch.randn(18, 3, 97, 70)
     optimized = convnext.optimize(model, precision, calibration=lambda network: network(x[:2]))
     assert sum(isinstance(module, FoldedStage) for module in optimized.modules()) >= 2
@@ -116,6 +122,39 @@ def test_a_batch_gives_each_image_what_it_gets_alone(precision):
     optimized, x = convnext.optimize(random_model("convnext_tiny", depths=(1, 1, 1, 1)), precision), torch.randn(5, 3, 64, 96)
     whole = outputs(optimized, x, True)
     assert torch.allclose(whole, torch.cat([outputs(optimized, image[None], True) for image in x]), atol=1e-5)
+
+
+@compiled
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda stage: setattr(stage[1].norm, "eps", 0.5),
+        lambda stage: setattr(stage[1].grn, "eps", 0.5),
+        lambda stage: stage.append(randomise(Block(96, 5, 0.0, 0.0, grn=True))),
+        lambda stage: stage.append(randomise(Block(96, 7, 0.0, 0.0))),
+    ],
+    ids=["eps", "eps of GRN", "kernel", "without GRN"],
+)
+def test_blocks_of_a_stage_that_differ_stay_what_they_are(change):
+    model, x = random_model("convnextv2_tiny", depths=(2, 1, 1, 1), layer_scale=0), torch.randn(2, 3, 64, 96)
+    change(model.stages[0])
+    assert relative_error(outputs(convnext.optimize(model, "float32"), x, True), outputs(model, x, False)) < bound("float32")
+
+
+def test_int8_refuses_a_network_whose_blocks_all_have_grn():
+    with pytest.raises(UsageError, match="int8 quantizes no blocks with GRN, and this network") as refused:
+        convnext.optimize(random_model("convnextv2_atto", layer_scale=0), "int8", calibration=lambda network: None)
+    assert (fastest() or "do not optimize") in str(refused.value)
+
+
+@tiles
+def test_int8_leaves_blocks_with_grn_in_bf16_and_says_so():
+    model, x = random_model("convnext_tiny", depths=(1, 1, 1, 1)), torch.randn(4, 3, 64, 96)
+    model.stages[1] = torch.nn.Sequential(randomise(Block(192, 7, 0.0, 0.0, grn=True)))
+    with pytest.warns(UserWarning, match="int8 quantizes no blocks with GRN: 1 of 4 stay in bf16"):
+        optimized = convnext.optimize(model, "int8", calibration=lambda network: network(x))
+    assert sum(isinstance(module, Int8Block) for module in optimized.modules()) == 3
+    assert relative_error(outputs(optimized, x, True), outputs(model, x, False)) < bound("int8")
 
 
 @tiles
@@ -164,8 +203,9 @@ def test_int8_of_any_width_is_the_quantized_function(channels, hidden, loudness)
 
 
 @compiled
-def test_it_compiles_in_one_graph():
-    optimized, x = convnext.optimize(random_model("convnext_tiny", depths=(1, 1, 1, 1))), torch.randn(2, 3, 64, 64)
+@pytest.mark.parametrize("grn", [False, True])
+def test_it_compiles_in_one_graph(grn):
+    optimized, x = convnext.optimize(random_model("convnext_tiny", depths=(1, 1, 1, 1), grn=grn)), torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         assert relative_error(torch.compile(optimized, backend="aot_eager", fullgraph=True)(x), optimized(x)) < 1e-3
 

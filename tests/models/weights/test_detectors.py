@@ -35,7 +35,7 @@ def test_names_and_shapes_are_those_listed(kind):
 def test_through_each_format_and_back(kind, name):
     state = small(kind).state_dict()
     foreign = detectors.from_native(state, name)
-    assert detectors.is_detector(foreign)
+    assert detectors.is_whole(foreign)
     assert detectors.recognise(foreign) == name
     assert (foreign.keys() == state.keys()) == (name == "official")
     other = small(kind, seed=1)
@@ -74,7 +74,7 @@ def test_every_key_is_accounted_for():
 
 def test_what_is_no_detector_is_message():
     backbone = ConvNeXt((1, 1, 1, 1), (8, 16, 24, 32)).state_dict()
-    assert not detectors.is_detector(backbone)
+    assert not detectors.is_whole(backbone)
     with pytest.raises(ConvnextError, match="not a detector's weights"):
         detectors.recognise(backbone)
 

@@ -241,27 +241,6 @@ def test_the_published_backbones_without_head(tmp_path, kind, caplog):
     assert torch.equal(under.backbone.stages[0][0].gamma, ours.stages[0][0].gamma)
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("head", ["proj", "mlp", "trunk"])
-@torch.no_grad()
-def test_the_image_tower_of_open_clip(tmp_path, head, prefix, caplog):
-    """As its TimmModel names it: a projection of one layer or two (the last without bias), or timm's own head."""
-    hidden = {"head_hidden_size": 12} if head == "mlp" else {}
-    theirs = randomise(timm.create_model("convnext_atto", num_classes=6, **hidden)).eval()
-    if head != "trunk":
-        theirs.head.fc.bias.zero_()
-    names = {"head.fc.": "head.proj."} if head == "proj" else {"head.fc.": "head.mlp.fc2.", "head.pre_logits.fc.": "head.mlp.fc1."}
-    state = {"logit_scale": torch.ones(()), "text.transformer.resblocks.0.ln_1.weight": torch.ones(3)}
-    for key, tensor in theirs.state_dict().items():
-        new = next((key.replace(a, b) for a, b in names.items() if key.startswith(a)), None) if head != "trunk" else None
-        if new is None or not new.endswith(("proj.bias", "fc2.bias")):
-            state[f"{prefix}visual.{new or 'trunk.' + key}"] = tensor
-    torch.save(state, tmp_path / "open_clip_pytorch_model.bin")
-    found, x = load.load(tmp_path / "open_clip_pytorch_model.bin"), image()
-    assert relative_error(found.model(x), theirs(x)) < 1e-5
-    assert "also holds 2 tensors that the network does not have, ignored: logit_scale, text." in caplog.text
-
-
 def test_foreign_keys_are_reported_with_the_known_formats():
     with pytest.raises(
         ConvnextError,

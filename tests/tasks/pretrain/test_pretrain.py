@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from command import run
@@ -13,6 +14,7 @@ from convnext import tasks
 from convnext.data.loader import EVALUATION
 from convnext.errors import ConvnextError, UsageError
 from convnext.recipe import load_recipe
+from convnext.tasks.pretrain.metric import decoded
 from convnext.training.callbacks import Callback
 
 SIZES = {"model.depths": [1, 1, 1, 1], "model.widths": [8, 8, 16, 16], "model.patch_size": 1}
@@ -78,17 +80,40 @@ def test_labelled_data_are_taken_without_their_labels(where, count):
 
 
 def test_what_is_hidden_is_drawn_for_each_epoch_in_training_and_fixed_in_evaluation(unlabelled):
-    task = tasks.get("pretrain")
-    data = task.open(load_recipe("fcmae/convnextv2_atto", TINY | {"data.train": str(unlabelled)}))
+    task, recipe = tasks.get("pretrain"), load_recipe("fcmae/convnextv2_atto", TINY | {"data.train": str(unlabelled)})
+    data, how = task.open(recipe), task.preprocessing(recipe)
     seeds = [[data.train[epoch, index].label for index in range(4)] for epoch in (0, 1, 0)]
     assert seeds[0] == seeds[2]
     assert len({*seeds[0], *seeds[1]}) == 8
     model = randomise(convnext.create_model("fcmae_convnextv2_atto", **BACKBONE)).eval()
     samples = [data.val[EVALUATION, index] for index in range(3)]
     with torch.no_grad():
-        whole = task.predict(model, task.collate(samples), data.how)
-        alone = task.predict(model, task.collate(samples[2:]), data.how)
-    assert whole[2].item() == pytest.approx(alone[0].item(), rel=1e-5)
+        whole = task.predict(model, task.collate(samples), how)
+        alone = task.predict(model, task.collate(samples[2:]), how)
+    assert whole[2][0].item() == pytest.approx(alone[0][0].item(), rel=1e-5)
+
+
+def test_a_report_shows_what_was_seen_the_reconstruction_and_the_image(unlabelled, finished):
+    """Side by side, of the held-out images; the reconstruction is the image where nothing was hidden."""
+    shown = json.loads((finished.folder / "evaluation.json").read_text("utf-8"))["shown"]
+    source = tasks.get("pretrain").open(load_recipe("fcmae/convnextv2_atto", TINY | {"data.train": str(unlabelled)})).val.source
+    assert [row["image"] for row in shown] == [source.name(i) for i in range(len(source))]
+    how, network = convnext.load(finished.folder, device="cpu").preprocessing, convnext.load(finished.folder, device="cpu").model
+    for row in shown:
+        seen, filled, original = (np.asarray(decoded(row["sheet"]))[:, 36 * i : 36 * i + 32] for i in range(3))
+        x = how.transform()(source.read(row["index"]))[None]
+        pixels = x[0] * torch.tensor(how.std).view(3, 1, 1) + torch.tensor(how.mean).view(3, 1, 1)
+        assert np.array_equal(original, (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+        with torch.no_grad():
+            _, hidden = network(x, torch.tensor([row["index"]]))
+        gone = np.kron(hidden[0].numpy(), np.ones((8, 8))) == 1
+        assert np.array_equal(filled[~gone], original[~gone])
+        assert np.array_equal(seen[~gone], original[~gone])
+        assert (seen[gone] == 128).all()
+        assert not np.array_equal(filled[gone], original[gone])
+    page = (finished.folder / "report.html").read_text("utf-8")
+    assert page.index("Reconstructions") < page.index("Hardest images")
+    assert page.partition("Hardest images")[0].count("data:image/jpeg") == len(shown)
 
 
 def test_a_killed_run_resumes_bit_for_bit(unlabelled, finished, tmp_path):
