@@ -42,7 +42,7 @@ def checked(photos, weights, tmp_path_factory):
 def test_the_image_in_the_wrong_folder_is_suspected(checked, photos):
     folder, printed = checked
     found = [(row["image"], row["label"], row["suggested"]) for row in rows(folder / "labels.csv")]
-    assert (str(photos / "bee" / "in-the-wrong-folder.png"), "bee", "ant") in found
+    assert (str(photos / "bee" / "in-the-wrong-folder.png"), "bee") in {row[:2] for row in found}
     assert len(found) <= 12  # of 49, by a network that learned nothing
     assert f"{len(found)} labels may be wrong, the first: {found[0][0]} is labelled {found[0][1]} and seems to be {found[0][2]}" in printed
 
