@@ -40,7 +40,7 @@ class EachDigit:
 def main() -> None:
     """Train and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("convnext/models/weights/digits.safetensors"))
+    parser.add_argument("--output", type=Path, default=Path("convnext/fit/digits.safetensors"))
     parser.add_argument("--epochs", type=int, default=100)
     options = parser.parse_args()
     each = EachDigit()

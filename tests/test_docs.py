@@ -63,6 +63,8 @@ def check_values(name, given):
     elif name == "roadmap":
         load_recipe("roadmap/small" if given["scale"] == "small" else f"roadmap/regime_{given['regime']}", given["overrides"] or [])
         assert given["steps"] is None or parse_steps(given["steps"])
+    elif name == "fit":
+        assert given["model"] is None or check_model(given["model"], given["weights"]) is None
     elif name in ("eval", "predict", "export"):
         check_model(given["model"], given["weights"])
         assert name != "export" or given["to"] in export.TARGETS
@@ -210,6 +212,8 @@ def test_a_page_is_typed_from_top_to_bottom(page, world, tmp_path):
                 text = re.sub(r"\s*#.*", "", text)
                 text += " " + shlex.join(TINY[load_recipe(given["recipe"], given["overrides"] or []).task])
                 text += " --change" if given["resume"] else ""
+            elif name == "fit" and given["model"] is None and given["source"] != "digits":
+                text += " --model runs/mine --minutes 0"  # nothing is downloaded here
         call(tmp_path, text)
 
 

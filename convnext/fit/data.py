@@ -12,7 +12,7 @@ from convnext.data.sources.open import train_and_val
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import ConvnextError, UsageError
 from convnext.fit.kinds import KINDS, MINIMUM, task_of
-from convnext.fit.network import Start
+from convnext.fit.network import FitStart
 from convnext.recipe import Recipe
 from convnext.tasks.classify.parts import groups_of, open_whole, part_of_table, parts_of
 from convnext.tasks.classify.task import ClassifyTask
@@ -56,7 +56,7 @@ def _second(parts: Sequence[str]) -> str:
     return "val" if "val" in parts else "test"
 
 
-def recipe_of(source: object, val: object, start: Start, task: str | None, objects: Mapping[str, object], **more: object) -> Recipe:
+def recipe_of(source: object, val: object, start: FitStart, task: str | None, objects: Mapping[str, object], **more: object) -> Recipe:
     """Return the recipe by which a training would continue: the same images, prepared alike, and the same weights.
 
     Args:

@@ -24,7 +24,9 @@ from convnext.fit.features import Features, Progress, seconds_of_image
 from convnext.fit.fitted import Fitted, calibration_of, measured
 from convnext.fit.heads import better_of, choose_folds
 from convnext.fit.kinds import KINDS, Kind, unit_of
-from convnext.fit.network import Start, build, default_model, open_start, put_head
+from convnext.fit.network import FitStart, build, default_model, open_start, put_head
+from convnext.fit.quality.findings import examine, parts_of_fit
+from convnext.fit.quality.tables import lines, write_tables
 from convnext.fit.tune import Budget, improved
 from convnext.models.registry import names
 from convnext.models.weights.files import write_atomically, write_weights
@@ -116,6 +118,8 @@ def fit(
                 budget = Budget(started + 60 * allowed, seconds_of_image(fitted.network, start.how, chosen_device))
                 fitted = improved(fitted, budget, folder.features, objects, say)
             _write(folder, fitted, start, chosen_device)
+            parts = parts_of_fit(data.train, fitted.features, data.val, fitted.val_features)
+            fitted = replace(fitted, findings=examine(parts, fitted.targets, fitted.fold, fitted.chosen))
             return _finish(folder, replace(fitted, seconds=time.monotonic() - started), say)
 
 
@@ -123,7 +127,7 @@ def _minutes(minutes: float | None, model: str | None, source: object) -> float:
     return minutes if minutes is not None else _MINUTES if model is not None or default_model(source) in names() else 0.0
 
 
-def fit_head(data: FitData, start: Start, folder: RunPaths, device: torch.device, progress: Progress | None, say: Say) -> Fitted:
+def fit_head(data: FitData, start: FitStart, folder: RunPaths, device: torch.device, progress: Progress | None, say: Say) -> Fitted:
     """Compute features, choose a head, and put it on the network."""
     name, outputs = data.recipe.task, max(1, len(data.train.classes))
     task, kind, network = cast(ClassifyTask, tasks.get(name)), KINDS[name], build(start, outputs).to(device)
@@ -165,7 +169,7 @@ def _targets_and_folds(kind: Kind, data: FitData, found: Features) -> tuple[np.n
     return targets[found.indices], fold[found.indices]
 
 
-def _write(folder: RunPaths, fitted: Fitted, start: Start, device: torch.device) -> None:
+def _write(folder: RunPaths, fitted: Fitted, start: FitStart, device: torch.device) -> None:
     """Write the weights, the recipe, and what they ran on."""
     description: dict[str, object] = {
         "task": fitted.recipe.task,
@@ -207,6 +211,10 @@ def _finish(folder: RunPaths, fitted: Fitted, say: Say) -> FitResult:
     )
     if held_out is not None:
         say(f"on the validation images: {task.summary_line(held_out)}")
+    if fitted.findings is not None:
+        write_tables(folder.path, fitted.findings)
+        for line in lines(fitted.findings):
+            say(line)
     written = write_report(folder, fitted, say)
     where = f"; report: {folder.report}" if written else ""
     say(f"done: {task.summary_line(evaluation.metrics)} by cross-validation, in {fitted.seconds:.0f} s{where}")

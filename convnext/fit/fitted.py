@@ -14,6 +14,7 @@ from convnext.evaluate import Evaluation
 from convnext.fit.data import FitData
 from convnext.fit.features import Features
 from convnext.fit.heads import Chosen
+from convnext.fit.quality.findings import Findings
 from convnext.models.calibration import Calibration, calibrate
 from convnext.models.network import Network
 from convnext.recipe import Recipe
@@ -37,6 +38,7 @@ class Fitted:
     val_features: Features | None  # of the validation images, where there are any
     held_out: Evaluation | None  # on these
     seconds: float = 0.0
+    findings: Findings | None = None  # of the data
     tuned: Chosen | None = None  # the trained network in place of the head alone; the trial's images are measured
 
     @property

@@ -30,6 +30,7 @@ class Kind:
     choose: Callable[[Space, np.ndarray, np.ndarray, int], Chosen]  # from features, targets and folds; the last is the number of classes
     losses: Callable[[np.ndarray, np.ndarray], np.ndarray]  # of outputs and targets, one for each image
     temperature: Callable[[np.ndarray, np.ndarray], float]  # of outputs and targets
+    best_by: str  # the metric by which fine-tuning chooses its best epoch
     to_labels: Callable[[np.ndarray], Tensor]  # from targets to what the task's metric takes
 
 
@@ -81,7 +82,9 @@ def _no_temperature(outputs: np.ndarray, targets: np.ndarray) -> float:
 
 
 KINDS = {
-    "classify": Kind(open_classes, _class_targets, classes.choose, classes.cross_entropies, classes.temperature_of, torch.from_numpy),
-    "multilabel": Kind(open_labels, _set_targets, _choose_labels, others.binary_entropies, others.temperature_of, _floats),
-    "regress": Kind(open_numbers, _value_targets, _choose_values, others.squared_errors, _no_temperature, _column),
+    "classify": Kind(
+        open_classes, _class_targets, classes.choose, classes.cross_entropies, classes.temperature_of, "loss", torch.from_numpy
+    ),
+    "multilabel": Kind(open_labels, _set_targets, _choose_labels, others.binary_entropies, others.temperature_of, "loss", _floats),
+    "regress": Kind(open_numbers, _value_targets, _choose_values, others.squared_errors, _no_temperature, "rmse", _column),
 }

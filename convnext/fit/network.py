@@ -28,7 +28,7 @@ _EMBEDDED = dict.fromkeys(("digits", "digit-facts", "digit-values"), "digits.saf
 
 
 @dataclass(frozen=True)
-class Start:
+class FitStart:
     """Opened weights, how a recipe names them, and how their network takes images."""
 
     opened: Opened
@@ -45,10 +45,10 @@ class Start:
 def default_model(source: object) -> str:
     """Return the model whose features are fitted on where none is named: a file of the package for embedded data, or else a name."""
     embedded = _EMBEDDED.get(str(source).partition(":")[0])
-    return _DEFAULT if embedded is None else str(files("convnext.models.weights").joinpath(embedded))
+    return _DEFAULT if embedded is None else str(files("convnext.fit").joinpath(embedded))
 
 
-def open_start(model: str, weights: str | None) -> Start:
+def open_start(model: str, weights: str | None) -> FitStart:
     """Return the weights to start from.
 
     Args:
@@ -75,10 +75,10 @@ def open_start(model: str, weights: str | None) -> Start:
     remarks = [f"weights: {opened.source or opened.file}" + (f", licence: {terms(licence)}" if licence is not None else "")]
     if opened.assumed:
         remarks.append(f"{opened.file} does not say how its images are prepared; assumed: {how}")
-    return Start(opened, named, replace(how, mirror=False, unit=None), remarks)
+    return FitStart(opened, named, replace(how, mirror=False, unit=None), remarks)
 
 
-def build(start: Start, outputs: int) -> Network:
+def build(start: FitStart, outputs: int) -> Network:
     """Return the network with its weights and a head for so many outputs, in evaluation mode."""
     create = cast(Callable[..., Network], create_model)
     given = {**start.architecture, "in_channels": start.how.channels}

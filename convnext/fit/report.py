@@ -6,6 +6,7 @@ from collections.abc import Callable
 from convnext import tasks
 from convnext.data.download import without_secrets
 from convnext.fit.fitted import Fitted
+from convnext.fit.quality import sections as quality
 from convnext.report import metrics, page
 from convnext.report.page import write_page
 from convnext.training.folder.run_paths import RunPaths
@@ -47,6 +48,7 @@ def _page(folder: RunPaths, fitted: Fitted) -> str:
     )
     sections = [
         page.PageSection("Heads compared", page.spaced([page.table(tried), page.paragraph(text)])),
+        *(quality.sections(fitted.findings) if fitted.findings is not None else []),
         *task.report(evaluation.details, fitted.data.train.classes, fitted.data.train),
     ]
     if evaluation.corrupt:

@@ -47,7 +47,6 @@ _SETTINGS: dict[str, object] = {
     "augment.crop_scale": [0.4, 1.0],
     "augment.mixup": 0.0,
 }
-_BEST_BY = {"classify": "loss", "multilabel": "loss", "regress": "rmse"}
 
 Say = Callable[[str], None]  # takes a line for the user
 
@@ -184,7 +183,7 @@ class Tuning:
         write_weights(weights, self.network.state_dict(), about)
         data = self.recipe.data
         spec = {f"model.{key}": value for key, value in self.network.spec.items() if key not in ("num_classes", "in_channels")}
-        given = spec | {"task": task, "model.weights": str(weights), "eval.best_by": _BEST_BY[task], **preparation(self.how)}
+        given = spec | {"task": task, "model.weights": str(weights), "eval.best_by": KINDS[task].best_by, **preparation(self.how)}
         given |= {f"data.{key}": getattr(data, key) for key in ("train", "group", "max_corrupt", "max_pixels")} | _SETTINGS
         given |= changes
         if task != "regress":
@@ -207,7 +206,7 @@ def run_trial(start: Tuning, held: ClassifySource, folds: int, epochs: int, fold
     """
     length = {"train.epochs": epochs, "train.warmup_epochs": epochs / 5, "train.patience": 3}
     start.train(folder, {"data.val": None, "data.fold": f"1/{folds}", **length}, on_all=False)
-    lines, key = read_lines(folder / "metrics.jsonl")[0], _BEST_BY[start.recipe.task]
+    lines, key = read_lines(folder / "metrics.jsonl")[0], KINDS[start.recipe.task].best_by
     losses = [value for _, value in points(lines, "eval", key)]
     loaded = load(folder)
     outputs = _outputs(loaded.model, cast(ClassifyTask, tasks.get(start.recipe.task)), held, loaded.preprocessing)

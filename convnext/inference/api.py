@@ -142,14 +142,14 @@ def open_outputs(
     """
     if output is None and features is None and draw is None:
         return []
-    from convnext.inference.embeddings import Features
+    from convnext.inference.embeddings import FeaturesOutput
 
     network = fingerprint_of(predictor, options)
     outputs: list[Output] = []
     if output is not None:
         outputs.append(open_output(output, kind, predictor, items, top, overwrite, network.under(top=top), annotations))
     if features is not None:
-        outputs.append(Features(features, overwrite, network))
+        outputs.append(FeaturesOutput(features, overwrite, network))
     # Opened last, so that it notes no network that another output refuses; written first, before a line says that the image is done.
     return outputs if draw is None else [Drawings(draw, items, overwrite, network), *outputs]
 

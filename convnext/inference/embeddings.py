@@ -16,7 +16,7 @@ from convnext.tasks.base import Json
 from convnext.text import printable
 
 
-class Features(Lines):
+class FeaturesOutput(Lines):
     """Embeddings: an array (images, C) float32 in a .npy file, and the image of each row in .rows.jsonl beside it.
 
     With the ending .parquet `finish` also makes a table of both: columns `image` and `features`.

@@ -14,7 +14,7 @@ from tiny_models import CLASSES, classifier, detector, segmenter
 import convnext
 from convnext.data.annotations.coco_file import read_coco
 from convnext.inference.bulk import predict_all
-from convnext.inference.embeddings import Features
+from convnext.inference.embeddings import FeaturesOutput
 from convnext.inference.inputs import find_items
 from convnext.inference.outputs import Drawings, open_output
 
@@ -200,7 +200,7 @@ def test_embeddings_as_a_parquet_table_grow_with_the_folder(photos, tmp_path):
 
     predictor = convnext.load(classifier(tmp_path)[0], device="cpu")
     for count in (4, 5):
-        output = Features(tmp_path / "found.parquet")
+        output = FeaturesOutput(tmp_path / "found.parquet")
         predict_all(predictor, find_items([str(photos)]), [output], batch_size=2)
         table = parquet.read_table(tmp_path / "found.parquet").to_pydict()
         assert len(table["image"]) == count

@@ -9,7 +9,7 @@ import torch
 
 from convnext.errors import UsageError
 from convnext.inference.answers import Answer
-from convnext.inference.embeddings import Features
+from convnext.inference.embeddings import FeaturesOutput
 from convnext.inference.inputs import Item
 from convnext.inference.outputs import open_output
 from convnext.tasks.classify.prediction import ClassifyPrediction
@@ -76,7 +76,7 @@ def test_someone_elses_array_table_and_annotations_are_refused_and_untouched(tmp
         open_output(tmp_path / "x.json", None, detector, [], None, False)
     for name in ("x.npy", "x.parquet"):
         with pytest.raises(UsageError, match="exists already"):
-            Features(tmp_path / name)
+            FeaturesOutput(tmp_path / name)
     assert np.load(tmp_path / "x.npy").shape == (3,)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.npy", "x.parquet"]
 
@@ -98,14 +98,14 @@ def test_formats_are_of_endings_and_tasks(tmp_path):
 
 def test_embeddings_cut_off_between_array_and_list_keep_their_rows_together(tmp_path):
     path = tmp_path / "x.npy"
-    output = Features(path)
+    output = FeaturesOutput(path)
     output.write([answer("1.png", 1), answer("4.png")])
     output.write([answer("2.png", 2)])
     lines = (tmp_path / "x.rows.jsonl").read_bytes().splitlines(keepends=True)
     assert [json.loads(line).get("row") for line in lines] == [0, None, 1]
     del output
     (tmp_path / "x.rows.jsonl").write_bytes(b"".join(lines[:2]))  # killed when the rows were on the disk, and not yet their lines
-    output = Features(path)
+    output = FeaturesOutput(path)
     assert output.done == {"1.png": None, "4.png": "4.png: not an image"}
     output.write([answer("3.png", 3), answer("5.png", 5)])
     output.finish()
