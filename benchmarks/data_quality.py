@@ -178,6 +178,11 @@ def images_below(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.jpg"))
 
 
+def spread(files: list[Path], count: int | None) -> list[Path]:
+    """Return so many of the files, evenly spread; all of them if there are no more."""
+    return files[:: max(1, len(files) // count)][:count] if count else files
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -187,7 +192,8 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--work", type=Path, default=Path("build/data_quality"))
     parser.add_argument("--draws", type=int, default=10)
-    options = parser.parse_args()
+    parser.add_argument("--images", type=int, help="of each set, evenly spread, for duplicates and unknown; by default all")
+    options = parser.parse_intermixed_args()  # what to measure after an option too
     embed, folder = Embedder(options.model, options.weights, options.work), options.folder
     train, val = ImageFolder(folder / "hymenoptera" / "train"), ImageFolder(folder / "hymenoptera" / "val")
     if "labels" in options.what:
@@ -199,11 +205,11 @@ def main() -> None:
         photographs = [Path(source.name(index)) for source in (train, val) for index in range(len(source))]
         every = {"hymenoptera": photographs, **sets, "tiny-imagenet-40": [Path(small.name(index)) for index in range(0, len(small), 2)]}
         for name, files in every.items():
-            measure_duplicates(name, files, embed)
+            measure_duplicates(name, spread(files, options.images), embed)
     if "unknown" in options.what:
         others = {}
         for name, files in sets.items():
-            with_copies(files, options.work / f"copies_{name}")
+            with_copies(spread(files, options.images), options.work / f"copies_{name}")
             source = ImageFolder(options.work / f"copies_{name}")
             found = embed(source)
             kept = np.array(["_copy" not in source.key(int(index)) for index in found.indices])

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from convnext import tasks
-from convnext.cli.common import MaxPixels, app, check_data, check_model
+from convnext.cli.common import Device, MaxPixels, Weights, app, bar, check_data, check_model
 from convnext.errors import ConvnextError, UsageError
 from convnext.text import counted, printable
 
@@ -26,9 +26,21 @@ def check_dataset(
     ] = tasks.names()[0],
     channels: Annotated[int, typer.Option(min=1, max=16, help="As for data.channels.")] = 3,
     max_pixels: MaxPixels = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Look for wrong labels, near duplicates and outliers too.")] = False,
+    val: Annotated[str | None, typer.Option(help="For --deep: the images of the validation part, to find leaks.")] = None,
+    model: Annotated[str | None, typer.Option(help="For --deep: whose features to take; as for `convnext fit`.")] = None,
+    weights: Weights = None,
+    output: Annotated[Path | None, typer.Option(help="For --deep: a folder for labels.csv, duplicates.csv and report.html.")] = None,
+    device: Device = None,
 ) -> None:
     """Read all of a dataset. Print what it holds and everything wrong with it, one statement per line."""
-    check_data(where)
+    given = {"--val": val, "--model": model, "--weights": weights, "--output": output, "--device": device}
+    if not deep and (unused := [name for name, value in given.items() if value is not None]):
+        raise UsageError(f"{' and '.join(unused)} without --deep: add --deep")
+    for data in (where, *([] if val is None else [val])):
+        check_data(data)
+    if model is not None:
+        check_model(model)
     from convnext.data.formats.opening import Reading
 
     chosen = tasks.get(task)
@@ -36,7 +48,26 @@ def check_dataset(
         print(printable(line), flush=True)
     problems = chosen.check(where, Reading(channels, max_pixels))
     for line in problems or [f"nothing wrong with {where}"]:
-        print(printable(line))
+        print(printable(line), flush=True)
+    if deep:
+        from convnext.fit.quality.check import deep_check
+        from convnext.fit.quality.tables import lines
+
+        with bar("features") as of_features, bar("duplicates") as of_duplicates:
+            found = deep_check(
+                where,
+                task=task,
+                val=val,
+                output=output,
+                model=model,
+                weights=weights,
+                max_pixels=max_pixels,
+                device=device,
+                progress=(of_features, of_duplicates),
+                report=lambda line: print(printable(line), file=sys.stderr, flush=True),
+            )
+        for line in lines(found):
+            print(line)
     if problems:
         raise ConvnextError(f"{counted(len(problems), 'problem')} in {where}")
 

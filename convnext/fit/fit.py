@@ -113,7 +113,7 @@ def fit(
         for line in [*data.remarks, *start.remarks]:
             say(line)
         with locked(folder.path, say):
-            fitted = _fitted(data, start, folder, chosen_device, progress, say)
+            fitted = fit_head(data, start, folder, chosen_device, progress, say)
             if allowed := _minutes(minutes, model, source):
                 budget = Budget(started + 60 * allowed, seconds_of_image(fitted.network, start.how, chosen_device))
                 fitted = improved(fitted, budget, folder.features, objects, say)
@@ -127,7 +127,7 @@ def _minutes(minutes: float | None, model: str | None, source: object) -> float:
     return minutes if minutes is not None else _MINUTES if model is not None or default_model(source) in names() else 0.0
 
 
-def _fitted(data: FitData, start: FitStart, folder: RunPaths, device: torch.device, progress: Progress | None, say: Say) -> Fitted:
+def fit_head(data: FitData, start: FitStart, folder: RunPaths, device: torch.device, progress: Progress | None, say: Say) -> Fitted:
     """Compute features, choose a head, and put it on the network."""
     name, outputs = data.recipe.task, max(1, len(data.train.classes))
     task, kind, network = cast(ClassifyTask, tasks.get(name)), KINDS[name], build(start, outputs).to(device)

@@ -103,16 +103,15 @@ def _doubled(sizes: np.ndarray, hits: Sequence[Sequence[np.ndarray]], rng: np.ra
     count, twice = len(hits[0][0]), 2 * sizes[-1]
     means = np.array([np.mean(rows) for rows in hits])
     weights = np.array([float(len(rows)) for rows in hits])
-    law = _power_law(sizes, means, weights)
     found = []
     for _ in range(_RESAMPLES):
         images = rng.integers(0, count, count)
         resampled = [np.mean([rows[i][images].mean() for i in rng.integers(0, len(rows), len(rows))]) for rows in hits]
         found.append(_at(_power_law(sizes, np.array(resampled), weights), twice))
     low, high = np.quantile(found, [0.05, 0.95])
-    at = np.geomspace(sizes[0], twice, 40)
-    curve = tuple((float(x), float(_at(law, x))) for x in at)
-    best = float(_at(law, twice))
+    law = _power_law(sizes, means, weights)
+    curve = tuple((float(x), _at(law, x)) for x in np.geomspace(sizes[0], twice, 40))
+    best = _at(law, twice)
     return Doubled(round(twice), best, float(min(low, best)), float(max(high, best)), curve)
 
 
@@ -125,18 +124,17 @@ def _at(law: Law, size: float) -> float:
 
 
 def _power_law(sizes: np.ndarray, values: np.ndarray, weights: np.ndarray) -> Law:
-    """Return the power law nearest to the values, by weighted squares, that never falls and never exceeds 1."""
-    best, least = (float(values.mean()), 0.0, 1.0), np.inf
+    """Return the power law nearest to the values, by weighted squares, that meets the last one, never falls and never exceeds 1.
+
+    The last value is that of all images, the surest one, and twice the images are compared with it.
+    """
+    last, least = float(values[-1]), np.inf
+    best = last, 0.0, 1.0
     for c in _EXPONENTS:
-        x = sizes**-c
-        mean_x, mean = np.average(x, weights=weights), np.average(values, weights=weights)
-        slope = np.average((x - mean_x) * (values - mean), weights=weights) / np.average((x - mean_x) ** 2, weights=weights)
-        a, b = mean - slope * mean_x, -slope
-        if a > 1:
-            a, b = 1.0, np.average((1 - values) * x, weights=weights) / np.average(x**2, weights=weights)
-        if b < 0:
-            a, b = mean, 0.0
-        loss = float(np.average((a - b * x - values) ** 2, weights=weights))
+        x = sizes[-1] ** -c - sizes**-c  # of the last point and below it, so that the law is last + b x
+        steepest = (1 - last) / sizes[-1] ** -c
+        b = float(np.clip(np.average((values - last) * x, weights=weights) / np.average(x**2, weights=weights), 0, steepest))
+        loss = float(np.average((last + b * x - values) ** 2, weights=weights))
         if loss < least:
-            best, least = (float(a), float(b), float(c)), loss
+            best, least = (last + b * float(sizes[-1] ** -c), b, float(c)), loss
     return best
