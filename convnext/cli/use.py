@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 _SOURCES = "Images, folders of them, patterns as 'photos/**/*.jpg', shards, photos.zip, labels.csv; - for a list on standard input."
 _OUTPUT = "Write to a .jsonl, .csv or .json (COCO results) file, or to a folder (masks); a call that was stopped is resumed."
-
 _COVERAGE = "The fraction of images whose class shall be in the set that is printed, as 0.95; of a network that `convnext fit` made."
 _UNKNOWN = "Print how unlike the training images an image is, 0 to 1, and whether it is unknown; of a network that `convnext fit` made."
 

@@ -20,7 +20,7 @@ from convnext.errors import ConvnextError, UsageError, writing
 from convnext.models.load import weights_of_run
 from convnext.models.registry import BACKBONES, find
 from convnext.models.weights.convert import is_in_transformers
-from convnext.models.weights.download import OWN_FILE
+from convnext.models.weights.download import FITTED, OWN_FILE
 from convnext.models.weights.files import read_weights
 from convnext.models.weights.published import licence_of
 from convnext.models.weights.tags.table import FREE, terms
@@ -95,13 +95,15 @@ def _fill(folder: Path, run: Path, repository: str, license_name: str) -> None:
         shutil.copyfile(weights, folder / OWN_FILE)
         for name in _COPIED:
             (folder / name).write_text(without_secrets((run / name).read_text(encoding="utf-8")), encoding="utf-8")
-        (folder / "README.md").write_text(card(cast(RunDescription, about), recipe, repository, license_name), encoding="utf-8")
+        (folder / "README.md").write_text(
+            card(cast(RunDescription, about), recipe, repository, license_name, (run / FITTED).is_file()), encoding="utf-8"
+        )
     given = _restricting(cast(RunDescription, about), recipe)
     if given is not None and given != license_name:
         log.warning("%s starts from weights with the licence %s, and --license says %s: see the card", run, terms(given), license_name)
 
 
-def card(about: RunDescription, recipe: Recipe, repository: str, license_name: str) -> str:
+def card(about: RunDescription, recipe: Recipe, repository: str, license_name: str, fitted: bool = False) -> str:
     """Return the model card: the hub's metadata as YAML, then Markdown.
 
     Args:
@@ -109,9 +111,15 @@ def card(about: RunDescription, recipe: Recipe, repository: str, license_name: s
         recipe: of the run.
         repository: owner/name.
         license_name: by the hub's name.
+        fitted: whether `convnext fit` made the run.
     """
     task, name = tasks.get(recipe.task), str(about["model"]["name"])
-    metrics, data = about["metrics"], recipe.data.val or f"{recipe.data.val_fraction:.0%} of {recipe.data.train}"
+    held_out = f"cross-validation over {recipe.data.train}" if fitted else f"{recipe.data.val_fraction:.0%} of {recipe.data.train}"
+    metrics, data = about["metrics"], recipe.data.val or held_out
+    how = "a head fitted by `convnext fit`" if fitted else "trained with convnext by the recipe in `recipe.yaml`"
+    where = (
+        f"with the weights in `{OWN_FILE}`" if fitted else f"at step {about['step']}, with the weights in `{OWN_FILE}`, the best of the run"
+    )
     start = about.get("source") or _started_from(recipe)
     header = ModelCardData(
         license=license_name,
@@ -131,11 +139,9 @@ def card(about: RunDescription, recipe: Recipe, repository: str, license_name: s
     parts = [
         f"---\n{header.to_yaml()}\n---",
         f"# {repository.split('/')[1]}",
-        f"A `{name}`, trained with convnext by the recipe in `recipe.yaml`"
-        + (f", from the weights `{start}`" if start else ", from random weights")
-        + ".",
-        f"## Results\n\n{task.summary_line(metrics)} on {data}, at step {about['step']}, with the weights in `{OWN_FILE}`, "
-        f"the best of the run. `evaluation.json` has all of the run's last evaluation.\n\n| | |\n| --- | --- |\n{rows}",
+        f"A `{name}`, {how}" + (f", from the weights `{start}`" if start else ", from random weights") + ".",
+        f"## Results\n\n{task.summary_line(metrics)} on {data}, {where}. `evaluation.json` has all of the run's last evaluation."
+        f"\n\n| | |\n| --- | --- |\n{rows}",
         *([f"## Licence\n\n{_warning(given)}"] if given is not None else []),
         f"## Data\n\nTrained on {recipe.data.train}, tested on {data}. {counted(len(classes), 'class')}: {listed}.",
         f"## Use\n\n{_use(repository, name)}",

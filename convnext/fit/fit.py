@@ -176,7 +176,7 @@ def _write(folder: RunPaths, fitted: Fitted, start: FitStart, device: torch.devi
         "model": fitted.network.spec,
         "classes": fitted.data.train.classes,
         "preprocessing": fitted.how.to_json(),
-        "metrics": fitted.evaluation.metrics,
+        "metrics": fitted.best_evidence.metrics,
         "step": 0,
     }
     if start.opened.source:
@@ -186,7 +186,7 @@ def _write(folder: RunPaths, fitted: Fitted, start: FitStart, device: torch.devi
     ran_on = {**environment(device), "weights": start.opened.source}
     _write_text(folder.environment, json.dumps(ran_on, indent=2) + "\n")
     _write_text(folder.recipe, fitted.recipe.to_yaml())
-    line = {"kind": "eval", "step": 0, "epoch": 0, "seconds": 0, **without_nan(fitted.evaluation.metrics)}
+    line = {"kind": "eval", "step": 0, "epoch": 0, "seconds": 0, **without_nan(fitted.best_evidence.metrics)}
     _write_text(folder.metrics, json.dumps(line, allow_nan=False) + "\n")
 
 
@@ -196,7 +196,8 @@ def _finish(folder: RunPaths, fitted: Fitted, say: Say) -> FitResult:
 
     task, evaluation, chosen = tasks.get(fitted.recipe.task), fitted.evaluation, fitted.chosen
     held_out = None if fitted.held_out is None else fitted.held_out.metrics
-    values = without_nan(disjoint({"metrics": evaluation.metrics}, evaluation.details, {"corrupt": evaluation.corrupt}))
+    shown = fitted.best_evidence
+    values = without_nan(disjoint({"metrics": shown.metrics}, shown.details, {"corrupt": shown.corrupt}))
     _write_text(folder.evaluation, json.dumps(values, allow_nan=False) + "\n")
     result = FitResult(folder.path, (fitted.tuned or chosen).name, evaluation.metrics, held_out, fitted.seconds, fitted.features.computed)
     facts = result.to_json() | {

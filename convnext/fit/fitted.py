@@ -42,6 +42,11 @@ class Fitted:
     tuned: Chosen | None = None  # the trained network in place of the head alone; the trial's images are measured
 
     @property
+    def best_evidence(self) -> Evaluation:
+        """The evaluation on the validation images; by cross-validation if there are none."""
+        return self.evaluation if self.held_out is None else self.held_out
+
+    @property
     def recipe(self) -> Recipe:
         """The recipe by which a training would continue."""
         return self.data.recipe

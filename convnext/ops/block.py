@@ -1,4 +1,8 @@
-"""ConvNeXt's whole block as one operator: it reads and writes maps of the block's width, never its hidden values."""
+"""ConvNeXt's whole block as one operator: it reads and writes maps of the block's width, never its hidden values.
+
+With GRN (ConvNeXt V2) it keeps the hidden values of an image. That operator has no backward pass: where gradients are needed, and on a GPU,
+PyTorch computes the block.
+"""
 
 import torch
 import torch.nn.functional as F

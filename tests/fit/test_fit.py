@@ -95,6 +95,20 @@ def test_eval_asks_for_images_that_were_not_fitted_on(fitted, photos):
     assert convnext.evaluate(folder, photos, workers=0).result.metrics["top1"] >= result.metrics["top1"]
 
 
+def test_the_card_says_what_was_measured_on_what(fitted, weights, tmp_path):
+    folder, result, _ = fitted
+    run("push", folder, "me/photos", "--license", "apache-2.0", "--dry-run", tmp_path / "card")
+    text = (tmp_path / "card" / "README.md").read_text()
+    assert "a head fitted by `convnext fit`" in text
+    assert f"top-1 accuracy {result.metrics['top1']:.2f} % " in text
+    assert "cross-validation over " in text
+    image_folder(tmp_path / "photos" / "train", each=6)
+    image_folder(tmp_path / "photos" / "val", each=3)
+    held_out = convnext.fit(tmp_path / "photos", output=tmp_path / "run", model=weights)
+    run("push", tmp_path / "run", "me/photos", "--license", "apache-2.0", "--dry-run", tmp_path / "other")
+    assert f"{held_out.val_metrics['top1']:.2f} % (" in (tmp_path / "other" / "README.md").read_text()
+
+
 def test_a_second_call_replaces_the_run_and_computes_only_new_images(weights, tmp_path):
     photos = image_folder(tmp_path / "photos", each=6)
     assert convnext.fit(photos, output=tmp_path / "run", model=weights).computed == 18

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 from export.test_export import written
-from helpers import sample_image
+from helpers import random_model, sample_image
 from service import encoded, running, started
 from tiny_models import classifier, detector, segmenter, write
 
@@ -163,6 +163,8 @@ def test_a_watched_network_is_asked_before_each_call(tmp_path):
     assert torch.equal(watched.logits(x), network.logits(x))
     assert watched.num_classes == 3
     assert len(asked) == 2
+    Watched(random_model("convnext_atto", num_classes=3), lambda: asked.append(1)).forward_features(x)
+    assert len(asked) == 3
 
 
 def endless(folder):

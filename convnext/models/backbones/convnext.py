@@ -81,9 +81,9 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not watched() and (parameters := self.fusable()) is not None and ops.block_pays(x):
+        if not watched() and (parameters := self.fusable()) is not None:
             grn = None if self.grn is None else self.grn.operand()
-            if ops.takes_block(x, parameters, grn):
+            if ops.takes_block(x, parameters, grn) and ops.block_pays(x):
                 return ops.block(x, parameters, self.norm.eps, self.drop_path.keep(x), grn)
         y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))  # NHWC: a view, nothing moves
         y = self.activation(self.pwconv1(y))

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import TypeGuard
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext.errors import UsageError, nearest
@@ -20,6 +19,7 @@ from convnext.models.backbones.convnext import Block, ConvNeXt, Patchify
 from convnext.models.backbones.norms import LayerNorm, LayerNorm2d
 from convnext.models.backbones.untouched import untouched
 from convnext.models.optimize.quantize import Int8Block, Ranges, calibrate
+from convnext.models.optimize.sliced import SlicedBlock
 from convnext.ops import dispatch, inference, native
 from convnext.ops.folded import folded_block, folded_patchify, folded_stage
 from convnext.ops.interface import KERNELS, SPLIT
@@ -28,7 +28,6 @@ from convnext.ops.memory import keep_memory
 _DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32, "int8": torch.bfloat16}  # int8: of the layers that are not quantized
 PRECISIONS = ("auto", *_DTYPES)
 _MAX_MAP_BYTES = 64 << 20  # of one image's map in a stage that runs as one operator: each thread keeps one such map
-_SLICE_BYTES = 4 << 20  # of hidden values that PyTorch computes at a time, so that they stay in a cache
 
 
 def why_not(model: nn.Module) -> str | None:
@@ -212,48 +211,6 @@ class FoldedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weights = self.first, self.first_bias, self.second, self.second_bias, self.grn, self.grn_eps, self.hidden
         return folded_block(x, self.taps, self.bias, self.eps, *weights)
-
-
-class SlicedBlock(nn.Module):
-    """A block in plain PyTorch, folded; its MLP computes some rows of the map at a time, with GRN an image."""
-
-    grn: Tensor | None
-
-    def __init__(self, block: Block, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dwconv, self.eps = block.dwconv.to(dtype), block.norm.eps
-        first, second, gamma = block.pwconv1, block.pwconv2, block.gamma
-        grn = None if block.grn is None else block.grn.operand()
-        self.register_buffer("grn", None if grn is None else grn.gamma.detach())
-        self.grn_eps = 0.0 if grn is None else grn.eps
-        with torch.no_grad():
-            first.bias.add_(first.weight @ block.norm.bias)
-            first.weight.mul_(block.norm.weight)
-            if grn is not None:
-                second.bias.add_(second.weight @ grn.beta)
-            if gamma is not None:
-                second.bias.mul_(gamma)
-                second.weight.mul_(gamma.unsqueeze(1))
-        self.first, self.second = first.to(dtype), second.to(dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        width, weight = x.shape[1], self.first.weight
-        y = self.dwconv(x.to(weight.dtype)).permute(0, 2, 3, 1)
-        y = F.layer_norm(y, (width,), eps=self.eps)
-        rows = y.reshape(-1, width)
-        positions, step = y.shape[1] * y.shape[2], max(1, _SLICE_BYTES // (weight.shape[0] * weight.element_size()))
-        parts = [self._mlp(part) for part in torch.split(rows, step if self.grn is None else positions)]
-        branch = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return x + branch.view(y.shape).permute(0, 3, 1, 2)
-
-    def _mlp(self, rows: Tensor) -> Tensor:
-        """Return the MLP of rows (…, C), with GRN those of one image."""
-        hidden = F.gelu(self.first(rows))
-        if self.grn is not None:
-            norms = torch.linalg.vector_norm(hidden, dim=0, dtype=torch.float32)
-            hidden = hidden * (1 + self.grn * (norms / (norms.mean() + self.grn_eps))).to(hidden.dtype)
-        projected: Tensor = self.second(hidden)
-        return projected
 
 
 class FoldedPatchify(nn.Module):

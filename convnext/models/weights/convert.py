@@ -45,9 +45,11 @@ def convert(source: str, output: Path, to: str) -> str:
         source = str(weights_of_run(path))
     opened = open_weights(source)
     entry = find(opened.name)
+    if entry.backbone is not None:
+        raise ConvnextError(f"{source} holds a {opened.name}: convert writes classifiers and backbones, and no other heads")
     if opened.calibration is not None:
         log.warning("%s is calibrated, which %s's files can't say: prediction sets need the file as it is", opened.file, to)
-    if entry.backbone is None and entry.format is not None:
+    if entry.format is not None:
         return _write_as_it_is(opened.state, entry.name, entry.format, output, to)
     known = formats.recognise(opened.state)
     native = formats.to_native(opened.state, known)

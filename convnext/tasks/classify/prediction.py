@@ -103,8 +103,8 @@ class ClassifyPrediction:
         sheet = Image.new("RGB", (size[0], size[1] + line * len(lines) + line // 2), "white")
         sheet.paste(image.resize(size, Image.Resampling.NEAREST), (0, 0))
         pen = ImageDraw.Draw(sheet)
-        for i, words in enumerate(lines):
-            pen.text((line // 2, size[1] + line // 4 + i * line), words, "black", font)
+        for i, text in enumerate(lines):
+            pen.text((line // 2, size[1] + line // 4 + i * line), text, "black", font)
         return sheet
 
 

@@ -111,10 +111,13 @@ def test_bfloat16_autocast_stays_near():
     assert relative_error(y.float(), model(x)) < 0.05
 
 
-def test_compiles_without_graph_breaks():
-    model, x = tiny(), torch.randn(2, 3, 64, 64)
+@pytest.mark.parametrize("grn", [False, True])
+def test_compiles_without_graph_breaks(grn):
+    model, x = tiny(grn=grn), torch.randn(2, 3, 64, 64)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert relative_error(compiled(x), model(x)) < 1e-6
+    with torch.no_grad():
+        assert relative_error(compiled(x), model(x)) < 1e-6
     model.train()
     loss = torch.compile(model, fullgraph=True, backend="aot_eager")(x).sum()
     loss.backward()

@@ -8,25 +8,16 @@ import warnings
 import pytest
 import torch
 from helpers import random_model, randomise, relative_error
+from models.optimize.bounds import FLOAT32_ERROR, bound, compiled, outputs, tiles
 
 import convnext
 from convnext import ops
 from convnext.errors import UsageError
 from convnext.models.backbones.convnext import Block
-from convnext.models.optimize.optimize import FoldedBlock, FoldedPatchify, FoldedStage, SlicedBlock, fastest
+from convnext.models.optimize.optimize import FoldedBlock, FoldedPatchify, FoldedStage, fastest
 from convnext.models.optimize.quantize import Int8Block, calibrate
+from convnext.models.optimize.sliced import SlicedBlock
 from convnext.ops import build, dispatch
-
-tiles = pytest.mark.skipif(not build.has_tiles(), reason="this CPU has no AMX")
-compiled = pytest.mark.skipif(build.library() is None, reason=f"no compiled operators here: {build.reason()}")
-SPLIT_ERROR, FLOAT32_ERROR = 2e-5, 2e-6  # of float32 products in tiles, each number the sum of two bf16, and of all other ones
-
-
-def bound(precision, fast=True):
-    """The largest error of an output, relative to the largest output."""
-    if precision == "float32":
-        return SPLIT_ERROR if fast and build.has_tiles() else FLOAT32_ERROR
-    return {"bf16": 1e-2, "int8": 0.05}[precision]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -34,11 +25,6 @@ def operators():
     """The compiled operators wherever they can be, also where PyTorch's are faster."""
     with ops.using(True):
         yield
-
-
-def outputs(model, x, fast):
-    with torch.inference_mode(), ops.using(fast):
-        return model(x)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
@@ -122,39 +108,6 @@ def test_a_batch_gives_each_image_what_it_gets_alone(precision):
     optimized, x = convnext.optimize(random_model("convnext_tiny", depths=(1, 1, 1, 1)), precision), torch.randn(5, 3, 64, 96)
     whole = outputs(optimized, x, True)
     assert torch.allclose(whole, torch.cat([outputs(optimized, image[None], True) for image in x]), atol=1e-5)
-
-
-@compiled
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda stage: setattr(stage[1].norm, "eps", 0.5),
-        lambda stage: setattr(stage[1].grn, "eps", 0.5),
-        lambda stage: stage.append(randomise(Block(96, 5, 0.0, 0.0, grn=True))),
-        lambda stage: stage.append(randomise(Block(96, 7, 0.0, 0.0))),
-    ],
-    ids=["eps", "eps of GRN", "kernel", "without GRN"],
-)
-def test_blocks_of_a_stage_that_differ_stay_what_they_are(change):
-    model, x = random_model("convnextv2_tiny", depths=(2, 1, 1, 1), layer_scale=0), torch.randn(2, 3, 64, 96)
-    change(model.stages[0])
-    assert relative_error(outputs(convnext.optimize(model, "float32"), x, True), outputs(model, x, False)) < bound("float32")
-
-
-def test_int8_refuses_a_network_whose_blocks_all_have_grn():
-    with pytest.raises(UsageError, match="int8 quantizes no blocks with GRN, and this network") as refused:
-        convnext.optimize(random_model("convnextv2_atto", layer_scale=0), "int8", calibration=lambda network: None)
-    assert (fastest() or "do not optimize") in str(refused.value)
-
-
-@tiles
-def test_int8_leaves_blocks_with_grn_in_bf16_and_says_so():
-    model, x = random_model("convnext_tiny", depths=(1, 1, 1, 1)), torch.randn(4, 3, 64, 96)
-    model.stages[1] = torch.nn.Sequential(randomise(Block(192, 7, 0.0, 0.0, grn=True)))
-    with pytest.warns(UserWarning, match="int8 quantizes no blocks with GRN: 1 of 4 stay in bf16"):
-        optimized = convnext.optimize(model, "int8", calibration=lambda network: network(x))
-    assert sum(isinstance(module, Int8Block) for module in optimized.modules()) == 3
-    assert relative_error(outputs(optimized, x, True), outputs(model, x, False)) < bound("int8")
 
 
 @tiles

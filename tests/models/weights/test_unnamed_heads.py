@@ -9,6 +9,7 @@ import convnext
 from convnext.errors import ConvnextError
 from convnext.models import load
 from convnext.models.weights import detectors, segmenters
+from convnext.models.weights.convert import convert
 
 SIZES = {"depths": [1, 1, 2, 1], "hidden_sizes": [8, 16, 24, 32]}
 OURS = {"depths": (1, 1, 2, 1), "widths": (8, 16, 24, 32)}
@@ -77,6 +78,12 @@ def test_bare_weights_of_detectors_and_segmenters(tmp_path, name, library):
     assert loaded.model.num_classes == 3
     found = loaded.model.state_dict()
     assert all(torch.equal(tensor, found[key]) for key, tensor in model.state_dict().items())
+
+
+def test_convert_says_that_it_writes_no_heads(tmp_path):
+    upernet().save_pretrained(tmp_path / "there")
+    with pytest.raises(ConvnextError, match="holds a upernet_convnext_tiny: convert writes classifiers and backbones"):
+        convert(str(tmp_path / "there"), tmp_path / "out.safetensors", "timm")
 
 
 def test_of_another_backbone_the_name_is_asked_for(tmp_path):
