@@ -18,6 +18,8 @@ _STEPS = 6
 _DAMPING = 1e-3
 _MOST_CROPPED = 0.5  # of a side
 _UNLIKE = 0.85  # a correlation
+_NEARLY_WHOLE = 0.95  # of the area: then the whole is tried too, because small tiles say no more
+_BLACK, _WHITE = 4, 250  # grey levels
 _SAME_FINE, _SAME_FINE_IF_SMALL, _SAME_BLOCK = 0.965, 0.93, 0.7  # see `Match.is_same`
 _SMALL = 48  # pixels a side below which encoding changes more of what is there, and a block of a quarter of it has too few of them
 _SIMILAR, _SIMILAR_FINE = 0.95, 0.6  # see `Match.is_similar`
@@ -60,41 +62,41 @@ def compare(outer: Image.Image, inner: Image.Image, box: Tensor) -> Match | None
     for one in sorted({max(LEAST_SIDE, side // 3), side}):
         whole = _smooth(_grey(outer, max(one, round(one / width)), max(one, round(one / height))))
         part = _smooth(_grey(inner, one, one))
-        box = _refined(whole, part, box)
-        seen = _cut(whole, box, one)
-        coarse = float(_correlation(seen, part))
+        starts = [box] if width * height < _NEARLY_WHOLE else [box, torch.tensor([1.0, 1.0, 0.0, 0.0])]
+        refined = [_refined(whole, part, start) for start in starts]
+        coarse, box = max(refined, key=lambda pair: pair[0])
         if coarse < _UNLIKE:
             return None
-    fine = float(_correlation(_details(seen), _details(part)))
-    gain = float(part.std() / seen.std().clamp_min(1e-3))
+    seen = _cut(whole, box, side)
+    fine = float(_correlation(_details(seen), _details(part), _exposed(seen, part)))
+    gain, shift = float(part.std() / seen.std().clamp_min(1e-3)), float(part.mean() - seen.mean())
     values = box.tolist()
-    return Match(
-        (values[0], values[1], values[2], values[3]), coarse, fine, _worst_block(seen, part), side, gain, float(part.mean() - seen.mean())
-    )
+    return Match((values[0], values[1], values[2], values[3]), coarse, fine, _worst_block(seen, part), side, gain, shift)
 
 
-def _refined(outer: Tensor, inner: Tensor, box: Tensor) -> Tensor:
-    """Return the box (4,), near the given one, in which the outer grey image (1, H, W) resembles the inner one, (1, S, S), most."""
+def _refined(outer: Tensor, inner: Tensor, box: Tensor) -> tuple[float, Tensor]:
+    """Return how well an inner grey image (1, S, S) fits into an outer one (1, H, W), and the box (4,) near the given one."""
     side = inner.shape[-1]
     places = ((torch.arange(side) + 0.5) / side).expand(side, side)
     damping = torch.tensor([_DAMPING] * 4 + [0.0, 0.0])
     seen = _cut(outer, box, side)
-    best = _correlation(seen, inner)
+    exposed = _exposed(seen, inner)
+    best = _correlation(seen, inner, exposed)
     for _ in range(_STEPS):
         down, across = torch.gradient(seen[0] * side, dim=(0, 1))  # per fraction of the box
         slopes = [across / box[0] * places, down / box[1] * places.T, across / box[0], down / box[1]]  # by width, height, left and top
-        columns = torch.stack([*slopes, seen[0], torch.ones_like(across)], -1).reshape(-1, 6)
+        columns = torch.stack([*slopes, seen[0], torch.ones_like(across)], -1)[exposed[0]]
         normal = columns.T @ columns
-        found = torch.linalg.solve(normal + torch.diag(normal.diagonal() * damping + 1e-6), columns.T @ inner.reshape(-1))
+        found = torch.linalg.solve(normal + torch.diag(normal.diagonal() * damping + 1e-6), columns.T @ inner[exposed])
         moved = box + (found[:4] / found[4].clamp_min(0.1)).clamp(-2 / side, 2 / side)
         sides = moved[:2].clamp(_MOST_CROPPED, 1.0)
         moved = torch.cat([sides, torch.minimum(moved[2:].clamp_min(0), 1 - sides)])
         trial = _cut(outer, moved, side)
-        score = _correlation(trial, inner)
+        score = _correlation(trial, inner, exposed)
         if score <= best:
             break
         best, box, seen = score, moved, trial
-    return box
+    return float(best), box
 
 
 def _cut(outer: Tensor, box: Tensor, side: int) -> Tensor:
@@ -123,7 +125,14 @@ def _mean_around(grey: Tensor, reach: int) -> Tensor:
     return F.avg_pool2d(F.pad(grey[None], (reach,) * 4, mode="replicate"), 2 * reach + 1, 1)[0]
 
 
-def _correlation(one: Tensor, other: Tensor) -> Tensor:
+def _exposed(one: Tensor, other: Tensor) -> Tensor:
+    """Return where neither of two grey images is black or white, bool: brightness was cut there. Everywhere if that is in most places."""
+    found = (torch.minimum(one, other) > _BLACK) & (torch.maximum(one, other) < _WHITE)
+    return found if found.float().mean() > 0.5 else torch.ones_like(found)
+
+
+def _correlation(one: Tensor, other: Tensor, where: Tensor) -> Tensor:
+    one, other = one[where], other[where]
     one, other = one - one.mean(), other - other.mean()
     return (one * other).sum() / (one.square().sum() * other.square().sum()).sqrt().clamp_min(1e-3)
 

@@ -98,7 +98,7 @@ def _label_lines(findings: Findings) -> list[str]:
     else:
         found.append("labels: none seems wrong")
     if findings.torn:
-        found.append(f"torn: {counted(len(findings.torn), 'image')} about as probable of a second class as of the first")
+        found.append(f"torn: {counted(len(findings.torn), 'image')} with two classes that are about equally probable")
     return found
 
 

@@ -60,6 +60,14 @@ def test_a_changed_copy_is_found_with_what_was_done_to_it(photos, relation):
     assert found.similar == []
 
 
+def test_a_copy_whose_lights_were_cut_is_a_duplicate(photos):
+    """Where a copy is white, it says nothing of where it lies in the original."""
+    bright = ImageEnhance.Contrast(ImageEnhance.Brightness(photos[2]).enhance(1.25)).enhance(1.15)
+    assert (np.asarray(bright.convert("L")) > 250).mean() > 0.02
+    (pair,) = found_in([*photos, jpeg(bright, 90)]).pairs
+    assert (pair.first.index, pair.second.index, pair.relation) == (2, 40, "brightness")
+
+
 def test_different_photographs_of_one_class_are_no_duplicates(photos):
     found = found_in(photos)
     assert (found.pairs, found.similar, found.too_small) == ([], [], 0)
