@@ -100,8 +100,8 @@ def _contiguous_float32(values: Tensor | None) -> Tensor | None:
 
 
 def pad(bias: Tensor) -> Tensor:
-    """Return a vector in float32, padded with zeros to a multiple of 32 as the products' columns are."""
-    return F.pad(bias.float(), (0, -bias.numel() % 32))
+    """Return vectors (…, n) in float32, padded with zeros to a multiple of 32 as the products' columns are."""
+    return F.pad(bias.float(), (0, -bias.shape[-1] % 32))
 
 
 class PackedMlp(NamedTuple):
@@ -133,7 +133,7 @@ def pack_mlp(
     packed = pack(w1, None, weight, products), pad(first_bias), pack(w2, gamma, None, products), pad(second_bias)
     if grn is None:
         return PackedMlp(*packed, w1.new_empty(0), 0.0, len(w1))
-    return PackedMlp(*packed, torch.cat([pad(grn.gamma), pad(grn.beta)]), grn.eps, len(w1))
+    return PackedMlp(*packed, pad(torch.stack((grn.gamma, grn.beta))), grn.eps, len(w1))
 
 
 def norm_mlp_backward(convolved: Tensor, dout: Tensor, of: NormMlp, keep: Tensor | None) -> Gradients:
