@@ -1,1 +1,1 @@
-"""Small data: frozen features, a head chosen by cross-validation, and what both tell of predictions and data."""
+"""Small data: frozen features, a head chosen by cross-validation, and what both show about predictions and data."""

@@ -61,7 +61,7 @@ def open_start(model: str, weights: str | None) -> FitStart:
         named, opened = weights or "best", open_weights(weights or "best", model)
     else:
         if weights is not None:
-            raise UsageError(f"--weights belongs to a model's name, and {model} is none: omit one of them")
+            raise UsageError(f"--weights belongs to a model's name, and {model} is not one: omit one of the two")
         folder = download.expanded(model)
         named = str(weights_of_run(folder)) if folder.is_dir() else model
         opened = open_weights(named)

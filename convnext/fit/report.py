@@ -1,4 +1,4 @@
-"""The report of a fit: the heads that were compared, what cross-validation measured, and what the features tell of the images."""
+"""The report of a fit: the heads that were compared, what cross-validation measured, and what the features show about the images."""
 
 import json
 from collections.abc import Callable
