@@ -22,7 +22,7 @@ from convnext.fit import features as embeddings
 from convnext.fit.data import FitData, check_folder, open_data, recipe_of
 from convnext.fit.features import Features, Progress, seconds_of_image
 from convnext.fit.fitted import Fitted, calibration_of, measured
-from convnext.fit.heads import better_of, choose_folds
+from convnext.fit.heads import FEW_NUMBERS, better_of, choose_folds
 from convnext.fit.kinds import KINDS, Kind, unit_of
 from convnext.fit.network import FitStart, build, default_model, open_start, put_head
 from convnext.fit.quality.findings import examine, parts_of_fit
@@ -38,7 +38,6 @@ from convnext.training.folder.lock import locked
 from convnext.training.folder.run_paths import RunPaths, refuse_within_data
 
 _MINUTES = 5.0
-_FEW_NUMBERS = 5e7  # of all features, below which several threads only wait for each other
 
 Say = Callable[[str], None]  # takes a line for the user
 
@@ -143,7 +142,7 @@ def fit_head(data: FitData, start: FitStart, folder: RunPaths, device: torch.dev
 
     found = embed(data.train)
     targets, fold = _targets_and_folds(kind, data, found)
-    with threadpool_limits(1 if found.plain.size < _FEW_NUMBERS else None):
+    with threadpool_limits(1 if found.plain.size < FEW_NUMBERS else None):
         chosen = better_of(found, lambda space: kind.choose(space, targets, fold, outputs))
     how = start.how
     if name == "regress":

@@ -10,6 +10,7 @@ from convnext.data.split import folds, group_folds
 from convnext.fit.features import Features
 
 MAX_FOLDS = 5
+FEW_NUMBERS = 5e7  # of all features, below which several threads only wait for each other
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import softmax
+from threadpoolctl import threadpool_limits
 
 from convnext.data.sources.base import ImageSource
 from convnext.fit.features import Features
-from convnext.fit.heads import Chosen
+from convnext.fit.heads import FEW_NUMBERS, Chosen
 from convnext.fit.quality.duplicates import DataPart, Duplicates, find_duplicates
 from convnext.fit.quality.growth import Growth, growth
 from convnext.fit.quality.labels import Suspect, suspects
@@ -47,7 +48,9 @@ def examine(
     probabilities[~chosen.measured] = 1 / probabilities.shape[1]  # heads that never saw the class know nothing of the image
     wrong = [one for one in suspects(features, targets, probabilities) if chosen.measured[one.row]]
     doubtful = [one for one in torn(targets, probabilities) if chosen.measured[one.row]]
-    return Findings(parts, duplicates, outliers(features), wrong, doubtful, growth(chosen.refit, targets, fold))
+    with threadpool_limits(1 if features.plain.size < FEW_NUMBERS else None):
+        grown = growth(chosen.refit, chosen.outputs, targets, fold)
+    return Findings(parts, duplicates, outliers(features), wrong, doubtful, grown)
 
 
 def parts_of_fit(train: ImageSource, found: Features, val: ImageSource | None, val_found: Features | None) -> list[DataPart]:

@@ -46,11 +46,12 @@ class Growth:
     reason: str = ""  # why twice the images can't be told
 
 
-def growth(outputs: Outputs, labels: np.ndarray, fold: np.ndarray, seed: int = 0) -> Growth:
+def growth(outputs: Outputs, logits: np.ndarray, labels: np.ndarray, fold: np.ndarray, seed: int = 0) -> Growth:
     """Return the cross-validated accuracy over parts of the images, and what twice the images would bring.
 
     Args:
         outputs: fits a head on rows, and predicts others.
+        logits: float64 (N, classes), of heads that were fitted on all rows of the other folds.
         labels: int64 (N,).
         fold: int64 (N,), of the cross-validation.
         seed: of the draws.
@@ -62,7 +63,8 @@ def growth(outputs: Outputs, labels: np.ndarray, fold: np.ndarray, seed: int = 0
     rng = np.random.default_rng(seed)
     draws = _DRAWS if len(labels) <= _LARGE else (1,) * len(_DRAWS)
     enough = [(share, count) for share, count in zip(_SHARES, draws, strict=True) if share * counts.min() >= _LEAST]
-    hits = [[_correct(outputs, labels, fold, share, rng) for _ in range(count)] for share, count in enough]
+    hits = [[_correct(outputs, labels, fold, share, rng) for _ in range(count)] for share, count in enough if share < 1]
+    hits += [[logits.argmax(1) == labels]] * (len(enough) - len(hits))
     sizes = np.array([share * len(labels) for share, _ in enough])
     points = tuple(_point(size, rows) for size, rows in zip(sizes, hits, strict=True))
     if len(points) < 3:

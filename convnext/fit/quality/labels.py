@@ -13,7 +13,7 @@ from convnext.fit.quality.neighbours import both_sides, directions, nearest
 
 _NEIGHBOURS = 20
 _TEMPERATURE = 0.1  # of the cosines: a neighbour that is farther than the nearest by this counts 1/e
-_SHARE = 0.5  # of the neighbours' evidence beside the head's
+_SHARE = 0.25  # of the neighbours' evidence beside the head's
 _PRIOR = 0.5  # neighbours of all classes alike, added so that no class is impossible
 
 

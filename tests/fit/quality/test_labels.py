@@ -28,7 +28,7 @@ def test_flipped_labels_are_the_suspects_with_the_class_they_had():
     features, labels = clusters()
     given, flipped = labels.copy(), [3, 50, 111]
     given[flipped] = (given[flipped] + 1) % 3
-    found = suspects(features, given, probabilities_of(labels, 3))
+    found = suspects(features, given, probabilities_of(given, 3, 0.5))
     assert {one.row for one in found} == set(flipped)
     assert all(one.label == given[one.row] and one.suggested == labels[one.row] for one in found)
     assert all(0.5 < one.score <= 1 for one in found)
