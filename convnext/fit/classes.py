@@ -7,6 +7,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from convnext.errors import ConvnextError
 from convnext.fit.heads import Chosen, Fit, Linear, Space, Tried, out_of_fold, parts, quietly
 
 _STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # C of the logistic regression, from strong to weak regularisation
@@ -25,8 +26,12 @@ def choose(space: Space, labels: np.ndarray, fold: np.ndarray, count: int) -> Ch
         labels: int64 (N,).
         fold: int64 (N,), see `heads.choose_folds`.
         count: classes.
+
+    Raises ConvnextError if no image can be measured: no class has images outside of one fold.
     """
     known = _known(labels, fold)
+    if not known.any():
+        raise ConvnextError("every class has a single image, or a single group of images, so no accuracy can be measured: add images")
     candidates = dict(_candidates(space, labels, fold, known, count))
     outputs = {name: out_of_fold(space, fold, fit) for name, fit in candidates.items()}
     temperatures = {name: temperature_of(found[known], labels[known]) for name, found in outputs.items()}
@@ -52,6 +57,8 @@ def logistic(space: Space, labels: np.ndarray, count: int, strength: float, bala
     """Return the multinomial logistic regression of some rows, with the regularisation 1 / strength; see scikit-learn's C."""
     from sklearn.linear_model import LogisticRegression
 
+    if (labels[rows] == labels[rows[0]]).all():
+        return _always(int(labels[rows[0]]), space, count)
     found = LogisticRegression(C=strength, max_iter=300, class_weight="balanced" if balanced else None)
     quietly(lambda: found.fit(*space.samples(rows, labels)))
     return _of_all_classes(found.coef_, found.intercept_, found.classes_, count)
@@ -61,6 +68,8 @@ def class_means(space: Space, labels: np.ndarray, count: int, rows: np.ndarray) 
     """Return the linear discriminant of some rows: class means, by a covariance that is shrunk as Ledoit and Wolf (2004) say."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+    if (labels[rows] == labels[rows[0]]).all():
+        return _always(int(labels[rows[0]]), space, count)
     found = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
     quietly(lambda: found.fit(*space.samples(rows, labels)[:2]))
     return _of_all_classes(found.coef_, found.intercept_, found.classes_, count)
@@ -92,6 +101,11 @@ def _of_all_classes(weight: np.ndarray, bias: np.ndarray, present: np.ndarray, c
     whole = Linear(np.zeros((count, weight.shape[1])), np.full(count, bias.min() - _NEVER))
     whole.weight[present], whole.bias[present] = weight, bias
     return whole
+
+
+def _always(label: int, space: Space, count: int) -> Linear:
+    """Return the head that knows one class only."""
+    return Linear(np.zeros((count, space.plain.shape[1])), np.where(np.arange(count) == label, 0.0, -_NEVER))
 
 
 def _known(labels: np.ndarray, fold: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ class Fitted:
 
     @property
     def best_evidence(self) -> Evaluation:
-        """The evaluation on the validation images; by cross-validation if there are none."""
+        """The evaluation on the validation images; by cross-validation where there is no such part."""
         return self.evaluation if self.held_out is None else self.held_out
 
     @property

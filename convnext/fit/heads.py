@@ -124,7 +124,7 @@ def choose_folds(keys: Sequence[str], labels: Sequence[int], groups: Sequence[st
 
     Args:
         keys: the path of each image within the dataset.
-        labels: the class of each image, 0 where there are none.
+        labels: the class of each image, 0 without classes.
         groups: the group of each image, if there are groups.
     """
     units = len(keys) if groups is None else len(set(groups))

@@ -52,7 +52,7 @@ class Calibration:
     """What a classifier's training images say of its predictions."""
 
     scores: tuple[float, ...]  # sorted, at most 1000: of images that the head was not fitted on, 1 - probability of the true class
-    distances: tuple[float, ...]  # sorted, at most 1000: of training images, see `mean_distances`; () if unknown images can't be told
+    distances: tuple[float, ...]  # sorted, at most 1000: of training images, see `mean_distances`; () if it finds no unknown images
     neighbours: int  # of a distance
     reference: Tensor | None  # float16 (R, C), R <= 2000, on the CPU: embeddings of training images, each of length 1
 
@@ -67,7 +67,7 @@ def calibrate(scores: Sequence[float], embeddings: Tensor | None = None, neighbo
     Args:
         scores: one for each image that the head was not fitted on: 1 - probability of its true class. Of more than 1000 the quantiles
             are kept, each rounded up: a set is then never too small. () for a network whose outputs are not one class of several.
-        embeddings: (N, C), of the training images, of any length; None if unknown images can't be told. Of more than 2000 images as many
+        embeddings: (N, C), of the training images, of any length; None if it shall find no unknown images. Of more than 2000 images as many
             are kept, evenly spaced, so order them by class.
         neighbours: of a distance; fewer if there are fewer other images.
 

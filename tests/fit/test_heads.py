@@ -5,6 +5,7 @@ import pytest
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
+from convnext.errors import ConvnextError
 from convnext.fit import classes, others
 from convnext.fit.features import Features
 from convnext.fit.heads import Space, choose_folds, out_of_fold, parts
@@ -106,6 +107,15 @@ def test_the_only_image_of_a_class_is_fitted_on_and_not_measured():
     found = classes.choose(Space(features_of(x)), labels, folds_of(labels), 3)
     assert found.measured.tolist() == [True] * 40 + [False]
     assert found.head(x[-1:].astype(np.float32)).argmax() == 2
+
+
+def test_a_class_of_one_group_is_not_measured_and_two_such_classes_are_refused():
+    x, labels = clusters([20, 20])
+    one_group = np.where(labels == 0, 0, 1 + np.arange(40) % 3)  # all of class 0 in one fold
+    found = classes.choose(Space(features_of(x)), labels, one_group, 2)
+    assert found.measured.tolist() == [False] * 20 + [True] * 20
+    with pytest.raises(ConvnextError, match="a single group of images, so no accuracy can be measured"):
+        classes.choose(Space(features_of(x)), labels, labels, 2)
 
 
 def test_folds_hold_groups_together_and_classes_evenly():

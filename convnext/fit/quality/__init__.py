@@ -1,1 +1,1 @@
-"""What frozen features tell of the data: wrong labels, duplicates, outliers, torn images, and what more images would bring."""
+"""What frozen features show about the data: wrong labels, duplicates, outliers, torn images, and what more images would bring."""

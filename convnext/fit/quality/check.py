@@ -1,4 +1,4 @@
-"""The deep check of a dataset: what features tell of it, without a run folder."""
+"""The deep check of a dataset: what features show about it, without a run folder."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -33,14 +33,14 @@ def deep_check(
     progress: tuple[Progress, Progress] | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Findings:
-    """Return what the features of a dataset tell of it, by heads that no network is left with.
+    """Return what the features of a dataset show about it, by heads that are not kept.
 
     Args:
         where: the images, as for `data.train`.
         task: classify, multilabel or regress.
         val: the images of the validation part, to find leaks.
         output: a folder for labels.csv, duplicates.csv, report.html and the features, which a second call does not compute again.
-        model: a name, a run folder, a weight file or an address; by default as `convnext fit` takes
+        model: a name, a run folder, a weight file or an address; by default that of `convnext fit`.
         weights: of a name; by default the most accurate of a free licence.
         max_pixels: of an image; larger ones are not opened.
         device: "cpu", "cuda" and so on; by default the fastest there is.

@@ -1,4 +1,4 @@
-"""All that features tell of a dataset, in one value."""
+"""All that features show about a dataset, in one value."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from convnext.fit.quality.outliers import Outlier, TornImage, outliers, torn
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What the features of a dataset tell of it. Rows are those of the first part's features."""
+    """What the features of a dataset show about it. Rows are those of the first part's features."""
 
     parts: Sequence[DataPart]
     duplicates: Duplicates
-    outliers: list[Outlier] | None  # None if there are too few images to tell
+    outliers: list[Outlier] | None  # None for too few images
     suspects: list[Suspect] | None  # None, as the next two, of images that have not one class each
     torn: list[TornImage] | None
     growth: Growth | None
@@ -31,7 +31,7 @@ class Findings:
 def examine(
     parts: Sequence[DataPart], targets: np.ndarray, fold: np.ndarray, chosen: Chosen, progress: Callable[[int, int], object] | None = None
 ) -> Findings:
-    """Return what features tell of the data.
+    """Return what features show about the data.
 
     Args:
         parts: the training images, and those of the validation part if there is one.

@@ -43,7 +43,7 @@ class Growth:
 
     points: tuple[GrowthPoint, ...]
     doubled: Doubled | None
-    reason: str = ""  # why twice the images can't be told
+    reason: str = ""  # why there is no prediction for twice the images
 
 
 def growth(outputs: Outputs, logits: np.ndarray, labels: np.ndarray, fold: np.ndarray, seed: int = 0) -> Growth:
@@ -59,7 +59,7 @@ def growth(outputs: Outputs, logits: np.ndarray, labels: np.ndarray, fold: np.nd
     counts = np.bincount(labels)
     counts = counts[counts > 0]
     if len(labels) < _FEWEST:
-        return Growth((), None, f"{counted(len(labels), 'image')} are too few to tell: {_FEWEST} are needed")
+        return Growth((), None, f"{counted(len(labels), 'image')} are too few for a prediction: {_FEWEST} are needed")
     rng = np.random.default_rng(seed)
     draws = _DRAWS if len(labels) <= _LARGE else (1,) * len(_DRAWS)
     enough = [(share, count) for share, count in zip(_SHARES, draws, strict=True) if share * counts.min() >= _LEAST]
@@ -68,11 +68,13 @@ def growth(outputs: Outputs, logits: np.ndarray, labels: np.ndarray, fold: np.nd
     sizes = np.array([share * len(labels) for share, _ in enough])
     points = tuple(_point(size, rows) for size, rows in zip(sizes, hits, strict=True))
     if len(points) < 3:
-        return Growth(points, None, f"the smallest class has {counted(int(counts.min()), 'image')}, too few to tell")
+        return Growth(points, None, f"the smallest class has {counted(int(counts.min()), 'image')}, too few for a prediction")
     doubled = _doubled(sizes, hits, rng)
     if doubled.high - doubled.low > _WIDEST:
         span = f"{100 * doubled.low:.0f} to {100 * doubled.high:.0f} %"
-        return Growth(points, None, f"twice the images would give {span}: {counted(len(labels), 'image')} are too few to tell")
+        return Growth(
+            points, None, f"twice the images would give {span}: {counted(len(labels), 'image')} are too few for a closer prediction"
+        )
     return Growth(points, doubled)
 
 

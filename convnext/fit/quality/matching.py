@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-LEAST_SIDE = 16  # pixels: smaller images hold too little to be told from others that resemble them
+LEAST_SIDE = 16  # pixels: smaller images hold too little to distinguish copies from similar images
 _LARGEST_SIDE = 96  # pixels at which images are compared
 _STEPS = 6
 _DAMPING = 1e-3

@@ -42,7 +42,7 @@ def distances(features: Features) -> np.ndarray:
 
 
 def outliers(features: Features) -> list[Outlier] | None:
-    """Return the images that are far from all others, the farthest first; None if there are too few images to tell."""
+    """Return the images that are far from all others, the farthest first; None for too few images."""
     if len(features) < _FEWEST:
         return None
     found = distances(features)

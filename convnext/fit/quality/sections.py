@@ -1,4 +1,4 @@
-"""What features tell of a dataset as sections of a report, with images."""
+"""What features show about a dataset as sections of a report, with images."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ _TORN_EXPLAINED = "The two most probable classes, by heads that were not fitted 
 
 
 def sections(findings: Findings) -> list[page.PageSection]:
-    """Return what was found; images that can't be looked at are none of it, because the features come from images that were read."""
+    """Return what was found as sections. Unreadable images are not in it: they have no features."""
     found = []
     if findings.suspects is not None:
         found.append(page.PageSection("Suspected wrong labels", _suspects(findings)))
@@ -72,7 +72,7 @@ def _torn(findings: Findings) -> str:
 
 def _outliers(findings: Findings) -> str:
     if findings.outliers is None:
-        return page.paragraph(f"{counted(len(findings.parts[0].features), 'image')} are too few to tell.")
+        return page.paragraph(f"{counted(len(findings.parts[0].features), 'image')} are too few to call any an outlier.")
     tiles = [_tile(findings, one.row, f"{one.distance:.2f}", f"typical {one.typical:.2f}") for one in findings.outliers[:_SHOWN]]
     return _with_rest(tiles, _OUTLIERS_EXPLAINED, len(findings.outliers), "")
 

@@ -1,4 +1,4 @@
-"""What features tell of a dataset as text: lines for a terminal, and labels.csv and duplicates.csv."""
+"""What features show about a dataset as text: lines for a terminal, and labels.csv and duplicates.csv."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,7 +124,7 @@ def _duplicate_lines(findings: Findings) -> list[str]:
 
 def _outlier_lines(findings: Findings) -> list[str]:
     if findings.outliers is None:
-        return [f"outliers: {counted(len(findings.parts[0].features), 'image')} are too few to tell"]
+        return [f"outliers: {counted(len(findings.parts[0].features), 'image')} are too few to call any an outlier"]
     if not findings.outliers:
         return ["outliers: none"]
     first = name_of_row(findings, findings.outliers[0].row)

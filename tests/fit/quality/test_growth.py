@@ -68,7 +68,7 @@ def test_a_wide_interval_is_said_to_tell_nothing():
     rows, labels = data(48, overlap=2.0)
     found = grown(rows, labels, np.arange(48) // 3 % 4)
     assert found.doubled is None
-    assert "too few to tell" in found.reason
+    assert "too few for a" in found.reason
     assert len(found.points) == 4
 
 

@@ -95,7 +95,7 @@ def test_a_small_set_says_what_can_not_be_told():
     assert lines(found) == [
         "labels: none seems wrong",
         "near duplicates: none",
-        "outliers: 6 images are too few to tell",
-        "more images: 6 images are too few to tell: 40 are needed",
+        "outliers: 6 images are too few to call any an outlier",
+        "more images: 6 images are too few for a prediction: 40 are needed",
     ]
-    assert sections(found)[2].body == "<p>6 images are too few to tell.</p>"
+    assert sections(found)[2].body == "<p>6 images are too few to call any an outlier.</p>"
