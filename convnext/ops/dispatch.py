@@ -77,7 +77,7 @@ def _pays_without_tiles(x: Tensor, *parameters: Tensor, grn: bool = False) -> bo
 
     ConvNeXt-T at 224 pixels in float32, as multiples of timm's speed: inference 1.16 and 1.21 with 8 and 16 images, but 0.92 with
     one, for which weights are packed at every call; a training step 0.90 and 0.96 with 8 and 16.
-    ConvNeXt V2-T and -atto on one image: 1.4 to 1.6 times PyTorch's speed, which reads the hidden values several times for GRN.
+    ConvNeXt V2-T and -atto on one image: 1.4 to 1.5 times PyTorch's speed, which reads the hidden values several times for GRN.
     """
     if needs_gradients(x, *parameters):
         return False
