@@ -17,9 +17,9 @@ from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError
 from convnext.extend import is_marker
 from convnext.models.load import Loaded
-from convnext.models.weights.download import FITTED
 from convnext.ops.memory import is_out_of_memory
 from convnext.recipe import load_recipe
+from convnext.recipe.load import FITTED
 from convnext.report import metrics, page
 from convnext.tasks.base import AnyTask, BatchT, Function, Json, Metric, Metrics, OutputT, PredictionT, Source, SourceT, Task
 from convnext.tasks.own import metrics_of_run, without_own_code

@@ -20,11 +20,12 @@ from convnext.errors import ConvnextError, UsageError, writing
 from convnext.models.load import weights_of_run
 from convnext.models.registry import BACKBONES, find
 from convnext.models.weights.convert import is_in_transformers
-from convnext.models.weights.download import FITTED, OWN_FILE
+from convnext.models.weights.download import OWN_FILE
 from convnext.models.weights.files import read_weights
 from convnext.models.weights.published import licence_of
 from convnext.models.weights.tags.table import FREE, terms
 from convnext.recipe import Recipe, load_recipe
+from convnext.recipe.load import FITTED
 from convnext.text import counted
 
 log = logging.getLogger("convnext")

@@ -20,6 +20,8 @@ from convnext.recipe.schema import Model, Recipe, keys
 from convnext.recipe.text import Values, override_value, read_values, split_override, take_as_written, text_arguments, text_keys
 from convnext.text import read_text
 
+FITTED = "fit.json"  # beside the recipe of a run that `convnext.fit` made
+
 # As overrides these keys of `train` replace the other, in which a recipe may have counted.
 _REPLACES = {"epochs": "iterations", "warmup_epochs": "warmup_steps", "warmup_steps": "warmup_epochs"}
 

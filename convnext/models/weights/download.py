@@ -17,7 +17,6 @@ OWN_FILE = "best.safetensors"
 OF_OTHERS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 FILES = (*OF_OTHERS, OWN_FILE)
 OF_RUN = (OWN_FILE, "last.safetensors")  # in a run folder, the one to use first
-FITTED = "fit.json"  # of a run folder that `convnext.fit` made
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 from convnext.data.archives.names import archive_in, is_archive_name
 from convnext.errors import ConvnextError, UsageError
 from convnext.extend import SOURCES, is_marker, module_of
-from convnext.models.weights.download import FITTED
 from convnext.recipe import Recipe, load_recipe
+from convnext.recipe.load import FITTED
 from convnext.training.given import refuse_markers
 
 LOCK, HOLDER = ".lock", ".lock-holder"
