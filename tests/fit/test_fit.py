@@ -1,6 +1,9 @@
 """`convnext fit`: from images to a run folder that every command takes, and what it refuses."""
 
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -210,3 +213,18 @@ def test_the_command_prints_one_json_value(weights, photos, tmp_path):
     found = json.loads(done.stdout)
     assert found["metrics"]["count"] == 36
     assert "features: 36 computed" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_call_that_was_killed_is_resumed_by_the_next(tmp_path):
+    command = [sys.executable, "-m", "convnext", "fit", "digits", "--output", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    record = 16 + 2 * 4 * 96  # bytes of an image's embeddings
+    while sum(file.stat().st_size for file in (tmp_path / "run").glob("features/*")) < 200 * record:
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    result = convnext.fit("digits", output=tmp_path / "run")
+    assert 0 < result.computed < 1437 - 150
+    assert result.metrics["count"] == 1437
