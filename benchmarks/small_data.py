@@ -47,6 +47,7 @@ from convnext.models.load import create_model
 from convnext.models.weights.files import read_restricted, write_weights
 
 SHOTS = (5, 10, 20, 50)
+SHOT_SETS, COVERAGE_SETS = ("hymenoptera", "tiny-imagenet-40"), ("hymenoptera", "digits")
 TRAIN_EACH, VAL_EACH = 60, 10  # images of a class of Tiny-ImageNet whose features are computed
 LIMIT = 480  # seconds of a command
 
@@ -119,14 +120,14 @@ def drawn(labels: np.ndarray, each: int, seed: int) -> np.ndarray:
 
 
 def parts_of(name: str, data: Path, work: Path) -> tuple[Images, Images]:
-    """Return the training and the validation images of hymenoptera or Tiny-ImageNet."""
-    if name == "hymenoptera":
-        train, val = (open_source(str(data / name / part)) for part in ("train", "val"))
+    """Return the training and the validation images of hymenoptera, Tiny-ImageNet or the digits."""
+    if name == "tiny-imagenet-40":
+        shards = [(open_source(str(data / name / f"{part}-*.tar")), each) for part, each in (("train", TRAIN_EACH), ("val", VAL_EACH))]
+        train, val = (some_of(source, each) for source, each in shards)
     else:
-        train, val = (
-            some_of(open_source(str(data / name / f"{part}-*.tar")), each) for part, each in (("train", TRAIN_EACH), ("val", VAL_EACH))
-        )
-    return embed(train, str(published(work)), work), embed(val, str(published(work)), work)
+        train, val = (open_source(f"digits:{part}" if name == "digits" else str(data / name / part)) for part in ("train", "val"))
+    weights = default_model("digits") if name == "digits" else str(published(work))
+    return embed(train, weights, work), embed(val, weights, work)
 
 
 @dataclass(frozen=True)
@@ -185,11 +186,11 @@ def measure_shots(data: Path, work: Path, draws: int, names: list[str], shots: l
             )
 
 
-def measure_coverage(data: Path, work: Path, splits: int) -> None:
+def measure_coverage(data: Path, work: Path, splits: int, names: list[str]) -> None:
     """Print the measured coverage of prediction sets, over random halves."""
-    train, val = parts_of("hymenoptera", data, work)
-    digits = [embed(open_source(f"digits:{part}"), default_model("digits"), work) for part in ("train", "val")]
-    for name, images in (("hymenoptera", train + val), ("digits", digits[0] + digits[1])):
+    for name in names:
+        train, val = parts_of(name, data, work)
+        images = train + val
         found: dict[float, list[tuple[float, float]]] = {0.9: [], 0.95: []}
         for seed in range(splits):
             order = np.random.default_rng(seed).permutation(len(images.keys))
@@ -249,7 +250,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("what", nargs="*", default=["whole", "shots", "coverage", "sizes"])
     parser.add_argument("--work", type=Path, default=Path("build/small_data"))
-    parser.add_argument("--sets", nargs="+", default=["hymenoptera", "tiny-imagenet-40"], help="for shots")
+    parser.add_argument("--sets", nargs="+", default=[*SHOT_SETS, "digits"], help="for shots and coverage")
     parser.add_argument("--shots", type=int, nargs="+", default=SHOTS, help="images of a class")
     parser.add_argument("--rounds", type=int, default=1, help="of the whole command")
     parser.add_argument("--draws", type=int, default=20)
@@ -260,9 +261,9 @@ def main() -> None:
         measure_whole(options.data, options.work, options.rounds)
     with threadpool_limits(1):  # more threads only wait for each other on so few numbers, as in `convnext fit`
         if "shots" in options.what:
-            measure_shots(options.data, options.work, options.draws, options.sets, options.shots)
+            measure_shots(options.data, options.work, options.draws, [one for one in options.sets if one in SHOT_SETS], options.shots)
         if "coverage" in options.what:
-            measure_coverage(options.data, options.work, options.splits)
+            measure_coverage(options.data, options.work, options.splits, [one for one in options.sets if one in COVERAGE_SETS])
     if "sizes" in options.what:
         measure_sizes(options.data, options.work)
 
