@@ -54,6 +54,7 @@ class Chosen:
     measured: np.ndarray  # bool (N,): images that such a head could know
     temperature: float = 1.0  # that the outputs and the head are divided by already
     refit: Outputs | None = None  # fits this kind of head on some rows of the same features
+    mirrors: bool = True  # whether it was fitted on the mirror images too
 
 
 class Space:
@@ -143,7 +144,7 @@ def quietly(fit: Callable[[], object]) -> None:
 def better_of(features: Features, choose: Callable[[Space], Chosen]) -> Chosen:
     """Return the better of two choices, with the mirror images and without: a mirrored 2 is not a 2, and a mirrored bee is a bee."""
     found = [(choose(Space(features, mirrors)), mirrors) for mirrors in (True, False)]
-    best = min((one for one, _ in found), key=lambda one: next(tried.loss for tried in one.tried if tried.chosen))
+    best, mirrored = min(found, key=lambda one: next(tried.loss for tried in one[0].tried if tried.chosen))
     tried = [
         replace(each, name=each.name if mirrors else f"{each.name}, no mirror images", chosen=each.chosen and one is best)
         for one, mirrors in found
@@ -151,4 +152,4 @@ def better_of(features: Features, choose: Callable[[Space], Chosen]) -> Chosen:
         if mirrors or each.linear
     ]
     name = next(each.name for each in tried if each.chosen)
-    return replace(best, name=name, tried=tuple(sorted(tried, key=lambda each: each.loss)))
+    return replace(best, name=name, tried=tuple(sorted(tried, key=lambda each: each.loss)), mirrors=mirrored)

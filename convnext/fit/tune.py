@@ -92,7 +92,7 @@ def improved(fitted: Fitted, budget: Budget, folder: Path, objects: Mapping[str,
     if not (epochs := budget.epochs(len(fitted.features), folds)):
         say(f"not fine-tuned: it needs about {budget.minutes(len(fitted.features), folds):.1f} minutes more; --minutes allows it")
         return fitted
-    start = Tuning(fitted.recipe, fitted.network, list(fitted.data.train.classes), fitted.how, objects)
+    start = Tuning(fitted.recipe, fitted.network, list(fitted.data.train.classes), fitted.how, fitted.chosen.mirrors, objects)
     with _head_without_fold(fitted, kind):
         trial = run_trial(start, ClassifySubset(fitted.data.train, fitted.features.indices[rows].tolist()), folds, epochs, folder / "trial")
     temperature = kind.temperature(trial.outputs, aims)
@@ -174,6 +174,7 @@ class Tuning:
     network: Network  # with its head
     classes: list[str]
     how: ClassifyPreprocessing
+    mirrors: bool  # whether an image and its mirror image are alike
     objects: Mapping[str, object]  # datasets from Python, by argument of `convnext.train`
 
     def train(self, folder: Path, changes: Mapping[str, object], on_all: bool) -> None:
@@ -188,6 +189,8 @@ class Tuning:
         given |= changes
         if task != "regress":
             given["train.label_smoothing"] = 0.0
+        if not self.mirrors:
+            given["augment.flip"] = 0.0
         kept = {key: value for key, value in given.items() if not is_marker(value) and (value is not None or key in changes)}
         own = self.objects.get("train_data")
         console = Console(quiet=True)
@@ -201,10 +204,10 @@ def run_trial(start: Tuning, held: ClassifySource, folds: int, epochs: int, fold
         start: with a head that was fitted without the fold.
         held: the images of the fold.
         folds: that there are.
-        epochs: at most; training stops when the loss on the fold has not fallen for three.
+        epochs: at most; training stops when the loss on the fold has not fallen for half of them.
         folder: for the run.
     """
-    length = {"train.epochs": epochs, "train.warmup_epochs": epochs / 5, "train.patience": 3}
+    length = {"train.epochs": epochs, "train.warmup_epochs": epochs / 5, "train.patience": max(3, epochs // 2)}
     start.train(folder, {"data.val": None, "data.fold": f"1/{folds}", **length}, on_all=False)
     lines, key = read_lines(folder / "metrics.jsonl")[0], KINDS[start.recipe.task].best_by
     losses = [value for _, value in points(lines, "eval", key)]

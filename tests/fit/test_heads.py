@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from convnext.errors import ConvnextError
 from convnext.fit import classes, others
 from convnext.fit.features import Features
-from convnext.fit.heads import Space, choose_folds, out_of_fold, parts
+from convnext.fit.heads import Space, better_of, choose_folds, out_of_fold, parts
 
 
 def features_of(x, noise=0.05, seed=0):
@@ -140,6 +140,16 @@ def test_out_of_fold_outputs_are_by_heads_that_did_not_see_the_image():
     for rows, (train, held) in zip(seen, parts(fold), strict=True):
         assert rows == set(train.tolist())
         assert rows.isdisjoint(held.tolist())
+
+
+def test_mirror_images_are_left_out_where_they_are_another_class():
+    x, labels = clusters([40, 40], spread=0.7)
+    alike = features_of(x)
+    swapped = Features(alike.plain, alike.plain[np.r_[40:80, 0:40]], alike.indices)  # a mirrored image looks like the other class
+    for found, mirrors in ((alike, True), (swapped, False)):
+        chosen = better_of(found, lambda space: classes.choose(space, labels, folds_of(labels), 2))
+        assert chosen.mirrors == mirrors
+        assert ("no mirror images" in chosen.name) != mirrors
 
 
 def test_labels_in_any_number_have_a_calibrated_head_each():
