@@ -17,6 +17,7 @@ from convnext.errors import UsageError
 from convnext.export.load import load as load_network
 from convnext.models.cost import ImageSize
 from convnext.models.load import Loaded, at_size
+from convnext.models.weights.published import gives_embeddings
 from convnext.tasks.base import ClassIds, OpenedImage, PredictionT
 
 
@@ -41,7 +42,7 @@ class Predictor(Generic[PredictionT]):
         self.model: nn.Module = loaded.model.to(device)
         self.calibration, self.options = loaded.calibration, dict[str, object]()
         task, count = tasks.get(loaded.task), loaded.model.num_classes
-        self._outputs = count
+        self._outputs = 0 if loaded.classes is None and gives_embeddings(loaded.source, count) else count
         self.classes: list[str] = loaded.classes or task.class_names(count)
         self.class_ids: ClassIds | None = loaded.class_ids or task.class_ids(loaded.classes, count)
 
@@ -97,8 +98,9 @@ class Predictor(Generic[PredictionT]):
         """Raise UsageError if the network has no head, and so nothing to predict."""
         if self._outputs == 0 and tasks.get(self.task).needs_head:
             raise UsageError(
-                "these weights have no head, so they predict no classes: write their embeddings, on the command line with --features FILE, "
-                "in Python with predictor.features(images), or fine-tune them with `convnext train finetune model.weights=…`"
+                "these weights have no head for classes, so they predict none: write their embeddings, on the command line with "
+                "--features FILE, in Python with predictor.features(images), or fine-tune them with `convnext train finetune "
+                "model.weights=…`"
             )
 
     def embed(self, images: Sequence[OpenedImage]) -> Tensor:

@@ -14,6 +14,8 @@ from tiny_models import CLASSES, classifier, detector
 import convnext
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import UsageError
+from convnext.inference.predictor import Predictor
+from convnext.models.load import Loaded
 from convnext.models.weights import published
 from convnext.models.weights.tags import table
 
@@ -117,3 +119,15 @@ def test_weights_without_a_head_are_for_features(tmp_path):
         predictor(given[1])
     photos = image_folder(tmp_path / "photos", classes=CLASSES, each=1)
     assert "fine-tune them first" in run("eval", given[0], "--data", photos, code=2).stderr
+
+
+def test_the_image_side_of_clip_predicts_no_classes():
+    network = randomise(convnext.create_model("convnext_atto", num_classes=640, widths=(8, 16, 24, 32), depths=(1, 1, 1, 1))).eval()
+    source = "hf://timm/convnext_base.clip_laion2b@0123456789abcdef"
+    tower = Predictor(Loaded(network, ClassifyPreprocessing(image_size=32), source=source), torch.device("cpu"))
+    with pytest.raises(UsageError, match="no head for classes"):
+        tower(sample_image())
+    assert tower.features(sample_image()).shape == (1, 32)
+    # Fine-tuned from it, on as many classes, it predicts.
+    named = Loaded(network, ClassifyPreprocessing(image_size=32), source=source, classes=[str(number) for number in range(640)])
+    assert Predictor(named, torch.device("cpu"))(sample_image()).top()

@@ -209,6 +209,17 @@ def at_size(how: Preprocessing, size: ImageSize, source: str | None) -> Preproce
     return replace(found, crop_ratio=known.test_crop) if how == from_timm(known.as_timm(), known.name) else found
 
 
+def gives_embeddings(source: str | None, outputs: int) -> bool:
+    """Return whether published weights give embeddings in place of classes, as the image side of CLIP does.
+
+    Args:
+        source: an address or file, as `tags.table.find` takes it; None if it is unknown.
+        outputs: of the head.
+    """
+    known = None if source is None else table.find(source)
+    return known is not None and known.classes == outputs > 0 and "ImageNet" not in known.training
+
+
 def licence_of(source: str) -> str | None:
     """Return the licence of published weights by the hub's name; None where it is unknown.
 
