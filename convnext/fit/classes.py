@@ -4,11 +4,11 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from convnext.errors import ConvnextError
-from convnext.fit.heads import Chosen, Fit, Linear, Space, Tried, out_of_fold, parts, quietly
+from convnext.fit.heads import Chosen, Fit, Linear, Space, Tried, best_temperature, out_of_fold, parts, quietly
+from convnext.fit.quality.neighbours import directions, nearest
 
 _STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # C of the logistic regression, from strong to weak regularisation
 _NEVER = 30.0  # below all others: the logit of a class without training images
@@ -32,12 +32,13 @@ def choose(space: Space, labels: np.ndarray, fold: np.ndarray, count: int) -> Ch
     known = _known(labels, fold)
     if not known.any():
         raise ConvnextError("every class has a single image, or a single group of images, so no accuracy can be measured: add images")
-    candidates = dict(_candidates(space, labels, fold, known, count))
+    strength = _best_strength(space, labels, fold, known, count)
+    candidates = dict(_candidates(space, labels, strength, count))
     outputs = {name: out_of_fold(space, fold, fit) for name, fit in candidates.items()}
     temperatures = {name: temperature_of(found[known], labels[known]) for name, found in outputs.items()}
     tried = [_tried(name, outputs[name] / temperatures[name], labels, known) for name in candidates]
     best = min(tried, key=lambda one: one.loss)
-    if (weighted := _weighted(space, labels, fold, known, outputs[best.name] / temperatures[best.name], count)) is not None:
+    if (weighted := _weighted(space, labels, fold, known, outputs[best.name], strength, count)) is not None:
         name, fit, found, helps = weighted
         candidates[name], outputs[name], temperatures[name] = fit, found, temperature_of(found[known], labels[known])
         tried.append(_tried(name, found / temperatures[name], labels, known))
@@ -77,10 +78,7 @@ def class_means(space: Space, labels: np.ndarray, count: int, rows: np.ndarray) 
 
 def temperature_of(logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the number that logits (N, C) are best divided by: that with the lowest cross-entropy, from 0.05 to 20."""
-    if not len(logits):
-        return 1.0
-    found = minimize_scalar(lambda log: cross_entropy(logits / np.exp(log), labels), bounds=(-3.0, 3.0), method="bounded")
-    return float(np.exp(found.x))
+    return best_temperature(cross_entropy, logits, labels) if len(logits) else 1.0
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -116,9 +114,8 @@ def _known(labels: np.ndarray, fold: np.ndarray) -> np.ndarray:
     return known
 
 
-def _candidates(space: Space, labels: np.ndarray, fold: np.ndarray, known: np.ndarray, count: int) -> list[tuple[str, Fit]]:
-    """Return the kinds of heads to compare: the logistic regression of the best strength, and class means for not too many numbers."""
-    strength = _best_strength(space, labels, fold, known, count)
+def _candidates(space: Space, labels: np.ndarray, strength: float, count: int) -> list[tuple[str, Fit]]:
+    """Return the kinds of heads to compare: the logistic regression of that strength, and class means for not too many numbers."""
     found: list[tuple[str, Fit]] = [
         (f"logistic regression, C = {strength:g}", partial(logistic, space, labels, count, strength, False)),
     ]
@@ -156,7 +153,9 @@ def _tried(name: str, logits: np.ndarray, labels: np.ndarray, known: np.ndarray)
 Weighted = tuple[str, Fit, np.ndarray, bool]
 
 
-def _weighted(space: Space, labels: np.ndarray, fold: np.ndarray, known: np.ndarray, plain: np.ndarray, count: int) -> Weighted | None:
+def _weighted(
+    space: Space, labels: np.ndarray, fold: np.ndarray, known: np.ndarray, plain: np.ndarray, strength: float, count: int
+) -> Weighted | None:
     """Return a logistic regression with weights of the classes, its outputs, and whether it helps; None for classes of like size.
 
     It helps if the mean recall of the classes rises by more than its standard error.
@@ -165,7 +164,6 @@ def _weighted(space: Space, labels: np.ndarray, fold: np.ndarray, known: np.ndar
     sizes = sizes[sizes > 0]
     if sizes.max() < _UNEVEN * sizes.min():
         return None
-    strength = _best_strength(space, labels, fold, known, count)
     fit = partial(logistic, space, labels, count, strength, True)
     outputs = out_of_fold(space, fold, fit)
     gain = (outputs.argmax(1) == labels).astype(float) - (plain.argmax(1) == labels)
@@ -177,11 +175,8 @@ def _weighted(space: Space, labels: np.ndarray, fold: np.ndarray, known: np.ndar
 
 def _nearest(space: Space, labels: np.ndarray, fold: np.ndarray, known: np.ndarray, count: int) -> Tried:
     """Return what the five nearest neighbours would give, for comparison: they are no linear head, so they can't be chosen."""
-    unit = space.plain / np.maximum(np.linalg.norm(space.plain, axis=1, keepdims=True), 1e-30)
-    votes = np.zeros((len(labels), count))
+    unit, votes = directions(space.plain), np.zeros((len(labels), count))
     for train, held in parts(fold):
-        for some in np.array_split(held, max(1, len(held) * len(train) // 20_000_000)):
-            similar = unit[some] @ unit[train].T
-            near = np.argpartition(-similar, min(_NEIGHBOURS, len(train)) - 1, axis=1)[:, :_NEIGHBOURS]
-            np.add.at(votes, (some[:, None], labels[train][near]), 1.0)
+        _, near = nearest(unit[held], unit[train], _NEIGHBOURS)
+        np.add.at(votes, (held[:, None], labels[train][near]), 1.0)
     return replace(_tried(f"{_NEIGHBOURS} nearest neighbours", np.log(votes + 0.5), labels, known), linear=False)

@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
-from convnext.fit.heads import Chosen, Linear, Space, Tried, out_of_fold, quietly
+from convnext.fit.heads import Chosen, Linear, Space, Tried, best_temperature, out_of_fold, quietly
 
 _STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # C of the logistic regressions, from strong to weak regularisation
 _PENALTIES = (1e5, 1e4, 1e3, 1e2, 1e1, 1.0, 0.1, 0.01)  # of the ridge regression, from strong to weak
@@ -116,8 +115,7 @@ def mean_precision(logits: np.ndarray, targets: np.ndarray) -> float:
 
 def temperature_of(logits: np.ndarray, targets: np.ndarray) -> float:
     """Return the number that logits (N, C) are best divided by: that with the lowest binary cross-entropy, from 0.05 to 20."""
-    found = minimize_scalar(lambda log: binary_entropy(logits / np.exp(log), targets), bounds=(-3.0, 3.0), method="bounded")
-    return float(np.exp(found.x))
+    return best_temperature(binary_entropy, logits, targets)
 
 
 def _ranked(tried: Sequence[Tried], best: Tried) -> tuple[Tried, ...]:
