@@ -118,7 +118,7 @@ def report(
     for path in runs:
         if not (path / "recipe.yaml").is_file():
             raise UsageError(f"{path} holds no run: it has no recipe.yaml")
-    from convnext.models.weights.files import write_atomically
+    from convnext.models.weights.files import write_text
     from convnext.recipe import Recipe
     from convnext.report.compare import compare
     from convnext.report.runs import read_runs
@@ -128,7 +128,7 @@ def report(
     if len(kinds) > 1:
         raise UsageError(f"runs of different tasks have no metric in common: {', '.join(sorted(kinds))}")
     page = compare(found, tasks.get(kinds.pop()).headline)
-    write_atomically(output, lambda file: file.write_text(page, encoding="utf-8"))
+    write_text(output, page)
     print(output)
 
 

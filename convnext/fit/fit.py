@@ -29,7 +29,7 @@ from convnext.fit.quality.findings import examine, parts_of_fit
 from convnext.fit.quality.tables import lines, write_tables
 from convnext.fit.tune import Budget, improved
 from convnext.models.registry import names
-from convnext.models.weights.files import write_atomically, write_weights
+from convnext.models.weights.files import write_text, write_weights
 from convnext.tasks.base import Metrics
 from convnext.tasks.classify.task import ClassifyTask
 from convnext.text import counted
@@ -183,10 +183,10 @@ def _write(folder: RunPaths, fitted: Fitted, start: FitStart, device: torch.devi
     for path in (folder.last, folder.best):
         write_weights(path, fitted.network.state_dict(), description, fitted.calibration)
     ran_on = {**environment(device), "weights": start.opened.source}
-    _write_text(folder.environment, json.dumps(ran_on, indent=2) + "\n")
-    _write_text(folder.recipe, fitted.recipe.to_yaml())
+    write_text(folder.environment, json.dumps(ran_on, indent=2) + "\n")
+    write_text(folder.recipe, fitted.recipe.to_yaml())
     line = {"kind": "eval", "step": 0, "epoch": 0, "seconds": 0, **without_nan(fitted.best_evidence.metrics)}
-    _write_text(folder.metrics, json.dumps(line, allow_nan=False) + "\n")
+    write_text(folder.metrics, json.dumps(line, allow_nan=False) + "\n")
 
 
 def _finish(folder: RunPaths, fitted: Fitted, say: Say) -> FitResult:
@@ -197,7 +197,7 @@ def _finish(folder: RunPaths, fitted: Fitted, say: Say) -> FitResult:
     held_out = None if fitted.held_out is None else fitted.held_out.metrics
     shown = fitted.best_evidence
     values = without_nan(disjoint({"metrics": shown.metrics}, shown.details, {"corrupt": shown.corrupt}))
-    _write_text(folder.evaluation, json.dumps(values, allow_nan=False) + "\n")
+    write_text(folder.evaluation, json.dumps(values, allow_nan=False) + "\n")
     result = FitResult(folder.path, (fitted.tuned or chosen).name, evaluation.metrics, held_out, fitted.seconds, fitted.features.computed)
     facts = result.to_json() | {
         "images": len(fitted.features),
@@ -205,7 +205,7 @@ def _finish(folder: RunPaths, fitted: Fitted, say: Say) -> FitResult:
         "temperature": chosen.temperature,
         "tried": [asdict(one) for one in chosen.tried],
     }
-    _write_text(folder.fitted, json.dumps(without_nan(facts), indent=2, allow_nan=False) + "\n")
+    write_text(folder.fitted, json.dumps(without_nan(facts), indent=2, allow_nan=False) + "\n")
     say(
         f"head: {chosen.name}, of {counted(len(chosen.tried), 'kind')} compared by cross-validation over {int(fitted.fold.max()) + 1} folds"
     )
@@ -219,7 +219,3 @@ def _finish(folder: RunPaths, fitted: Fitted, say: Say) -> FitResult:
     where = f"; report: {folder.report}" if written else ""
     say(f"done: {task.summary_line(evaluation.metrics)} by cross-validation, in {fitted.seconds:.0f} s{where}")
     return result
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))

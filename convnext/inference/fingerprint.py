@@ -13,7 +13,7 @@ from torch import nn
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import UsageError
 from convnext.models.calibration import REFERENCE, Calibration
-from convnext.models.weights.files import write_atomically
+from convnext.models.weights.files import write_text
 from convnext.tasks.base import ClassIds, Json
 from convnext.tasks.exported import ExportedNetwork
 
@@ -95,7 +95,7 @@ def check(output: Path, ours: Fingerprint | None, holds_answers: bool) -> None:
         return
     beside = path_beside(output)
     if not holds_answers:
-        write_atomically(beside, lambda path: path.write_text(json.dumps(asdict(ours)) + "\n", encoding="utf-8"))
+        write_text(beside, json.dumps(asdict(ours)) + "\n")
         return
     says = f"{output} holds answers, but {beside}, which records their network and options,"
     try:

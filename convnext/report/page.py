@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from convnext.errors import first_line
-from convnext.models.weights.files import write_atomically
+from convnext.models.weights.files import write_text
 from convnext.report import palette
 from convnext.text import printable_lines
 
@@ -52,7 +52,7 @@ def write_page(path: Path, make: Callable[[], str], report: Callable[[str], None
     """
     try:
         text = make()
-        write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+        write_text(path, text)
     except Exception as error:  # from drawing to writing, whatever it is: hours of work may lie behind it
         report(f"the report {path} could not be written ({type(error).__name__}: {first_line(error)}); everything else is there")
         return False

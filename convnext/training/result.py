@@ -7,7 +7,7 @@ from pathlib import Path
 from convnext import distributed
 from convnext.data.download import without_secrets
 from convnext.evaluate import Evaluation, disjoint, without_nan
-from convnext.models.weights.files import write_atomically
+from convnext.models.weights.files import write_text
 from convnext.report import metrics, page
 from convnext.report.page import write_page
 from convnext.tasks.base import Json
@@ -39,7 +39,7 @@ def finish(trainer: Trainer, evaluation: Evaluation) -> TrainResult:
     if distributed.is_main():
         values = without_nan(disjoint({"metrics": evaluation.metrics}, evaluation.details, {"corrupt": evaluation.corrupt}))
         text = json.dumps(values, allow_nan=False) + "\n"
-        write_atomically(folder.evaluation, lambda file: file.write_text(text, encoding="utf-8"))
+        write_text(folder.evaluation, text)
         written = write_page(folder.report, lambda: _page(trainer, evaluation, result), report)
         where = f"; report: {folder.report}" if written else ""
         chosen = trainer.recipe.eval.best_by

@@ -7,7 +7,7 @@ from convnext.fit.quality.duplicates import DataPart, DuplicatePair, Place
 from convnext.fit.quality.findings import Findings
 from convnext.fit.quality.growth import Growth
 from convnext.fit.quality.matching import LEAST_SIDE
-from convnext.models.weights.files import write_atomically
+from convnext.models.weights.files import write_text
 from convnext.report.tables import Column, comma_separated
 from convnext.text import counted, printable
 
@@ -39,12 +39,8 @@ def write_tables(folder: Path, findings: Findings) -> list[Path]:
     tables = {LABELS: labels_csv(findings)} if findings.suspects is not None else {}
     tables[DUPLICATES] = duplicates_csv(findings)
     for name, text in tables.items():
-        _write(folder / name, text + "\n")
+        write_text(folder / name, text + "\n")
     return [folder / name for name in tables]
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def labels_csv(findings: Findings) -> str:

@@ -153,6 +153,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8. Raises ConvnextError as `write_atomically` does."""
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
 def remove_temporaries(folder: Path, pattern: str) -> None:
     """Remove the temporary files of a killed `write_atomically` for files of that pattern. No process may be writing them."""
     for path in folder.glob(f".{pattern}.*.tmp"):

@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from convnext.errors import UsageError
-from convnext.models.weights.files import unwritable, write_atomically
+from convnext.models.weights.files import unwritable, write_text
 from convnext.training.folder.run_paths import HOLDER, LOCK
 
 _DYING = 15.0  # seconds after which the decoding workers of a killed process, which share its lock, have ended
@@ -40,7 +40,7 @@ def locked(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
             raise unwritable(folder / LOCK, error) from error
         report(f"the file system of {folder} has no locks: make sure that no other process trains there")
     try:
-        write_atomically(folder / HOLDER, lambda file: file.write_text(json.dumps(_holder()) + "\n", encoding="utf-8"))
+        write_text(folder / HOLDER, json.dumps(_holder()) + "\n")
         yield
     finally:
         for name in (HOLDER, LOCK):

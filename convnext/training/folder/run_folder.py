@@ -11,7 +11,7 @@ from typing import cast
 import torch
 
 from convnext.errors import ConvnextError, UsageError, first_line
-from convnext.models.weights.files import read_restricted, remove_temporaries, unwritable, write_atomically
+from convnext.models.weights.files import read_restricted, remove_temporaries, unwritable, write_atomically, write_text
 from convnext.recipe import Recipe, load_recipe
 from convnext.report.lines import read_lines
 from convnext.tasks.base import Json
@@ -57,7 +57,7 @@ class RunFolder(RunPaths):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._write_recipe(recipe)
             ran_on = json.dumps({**environment(device), "weights": self.source}, indent=2) + "\n"
-            write_atomically(self.environment, lambda file: file.write_text(ran_on, encoding="utf-8"))
+            write_text(self.environment, ran_on)
         except OSError as error:
             raise unwritable(self.path, error) from error
 
@@ -101,7 +101,7 @@ class RunFolder(RunPaths):
             self._write_recipe(recipe)
 
     def _write_recipe(self, recipe: Recipe) -> None:
-        write_atomically(self.recipe, lambda file: file.write_text(recipe.to_yaml(), encoding="utf-8"))
+        write_text(self.recipe, recipe.to_yaml())
 
     def log(self, line: Json) -> int:
         """Append one line to metrics.jsonl; return the file's size in bytes. Raises ConvnextError if it can't be written."""
