@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import cast
@@ -20,14 +20,14 @@ from convnext.evaluate import disjoint, without_nan
 from convnext.extend import giving
 from convnext.fit import features as embeddings
 from convnext.fit.data import FitData, check_folder, open_data, recipe_of
-from convnext.fit.features import Features, Progress, seconds_of_image
+from convnext.fit.features import Features, Progress
 from convnext.fit.fitted import Fitted, calibration_of, measured
 from convnext.fit.heads import FEW_NUMBERS, better_of, choose_folds
 from convnext.fit.kinds import KINDS, Kind, unit_of
 from convnext.fit.network import FitStart, build, default_model, open_start, put_head
 from convnext.fit.quality.findings import examine, parts_of_fit
 from convnext.fit.quality.tables import lines, write_tables
-from convnext.fit.tune import Budget, improved
+from convnext.fit.tune import improved
 from convnext.models.registry import names
 from convnext.models.weights.files import write_text, write_weights
 from convnext.tasks.base import Metrics
@@ -52,7 +52,6 @@ class FitResult:
     val_metrics: Metrics | None  # on the validation images; None without these
     seconds: float
     computed: int  # images whose features were computed, and not in the folder yet
-    remarks: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, object]:
         """Return the result as plain values."""
@@ -114,8 +113,7 @@ def fit(
         with locked(folder.path, say):
             fitted = fit_head(data, start, folder, chosen_device, progress, say)
             if allowed := _minutes(minutes, model, source):
-                budget = Budget(started + 60 * allowed, seconds_of_image(fitted.network, start.how, chosen_device))
-                fitted = improved(fitted, budget, folder.features, objects, say)
+                fitted = improved(fitted, started + 60 * allowed, folder.features, objects, chosen_device, say)
             _write(folder, fitted, start, chosen_device)
             parts = parts_of_fit(data.train, fitted.features, data.val, fitted.val_features)
             fitted = replace(fitted, findings=examine(parts, fitted.targets, fitted.fold, fitted.chosen))
@@ -201,14 +199,12 @@ def _finish(folder: RunPaths, fitted: Fitted, say: Say) -> FitResult:
     result = FitResult(folder.path, (fitted.tuned or chosen).name, evaluation.metrics, held_out, fitted.seconds, fitted.features.computed)
     facts = result.to_json() | {
         "images": len(fitted.features),
-        "folds": int(fitted.fold.max()) + 1,
-        "temperature": chosen.temperature,
+        "folds": fitted.folds,
+        "temperature": (fitted.tuned or chosen).temperature,
         "tried": [asdict(one) for one in chosen.tried],
     }
     write_text(folder.fitted, json.dumps(without_nan(facts), indent=2, allow_nan=False) + "\n")
-    say(
-        f"head: {chosen.name}, of {counted(len(chosen.tried), 'kind')} compared by cross-validation over {int(fitted.fold.max()) + 1} folds"
-    )
+    say(f"head: {chosen.name}, of {counted(len(chosen.tried), 'kind')} compared by cross-validation over {fitted.folds} folds")
     if held_out is not None:
         say(f"on the validation images: {task.summary_line(held_out)}")
     if fitted.findings is not None:
@@ -217,5 +213,5 @@ def _finish(folder: RunPaths, fitted: Fitted, say: Say) -> FitResult:
             say(line)
     written = write_report(folder, fitted, say)
     where = f"; report: {folder.report}" if written else ""
-    say(f"done: {task.summary_line(evaluation.metrics)} by cross-validation, in {fitted.seconds:.0f} s{where}")
+    say(f"done: {task.summary_line(evaluation.metrics)} {fitted.measured_by}, in {fitted.seconds:.0f} s{where}")
     return result

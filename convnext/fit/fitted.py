@@ -42,6 +42,16 @@ class Fitted:
     tuned: Chosen | None = None  # the trained network in place of the head alone; the trial's images are measured
 
     @property
+    def folds(self) -> int:
+        """The number of folds of the cross-validation."""
+        return int(self.fold.max()) + 1
+
+    @property
+    def measured_by(self) -> str:
+        """How the images of `evaluation` were kept apart."""
+        return "by cross-validation" if self.tuned is None else "on the images of the trial"
+
+    @property
     def best_evidence(self) -> Evaluation:
         """The evaluation on the validation images; by cross-validation where there is no such part."""
         return self.evaluation if self.held_out is None else self.held_out

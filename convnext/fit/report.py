@@ -22,7 +22,7 @@ def _page(folder: RunPaths, fitted: Fitted) -> str:
     ran_on = json.loads(folder.environment.read_text("utf-8"))
     headline = evaluation.metrics[task.headline]
     cards = {
-        f"{metrics.described(task.headline, headline, evaluation.metrics.get('count'))}, by cross-validation": metrics.value(
+        f"{metrics.described(task.headline, headline, evaluation.metrics.get('count'))}, {fitted.measured_by}": metrics.value(
             task.headline, headline
         ),
         "training images": str(len(fitted.features)),
@@ -41,7 +41,7 @@ def _page(folder: RunPaths, fitted: Fitted) -> str:
         }
         for one in chosen.tried
     ]
-    folds = int(fitted.fold.max()) + 1
+    folds = fitted.folds
     text = (
         f"Each head was fitted {folds} times, each time without one of {folds} parts of the images, which it then predicted. The head with "
         "the lowest loss was fitted on all images, and is in the weights. Nearest neighbours are no linear head: they are for comparison."

@@ -22,7 +22,7 @@ from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Prepro
 from convnext.evaluate import evaluation_loader
 from convnext.extend import is_marker
 from convnext.fit.data import preparation
-from convnext.fit.features import Features, compute
+from convnext.fit.features import Features, compute, seconds_of_image
 from convnext.fit.fitted import Fitted, calibration_of, measured
 from convnext.fit.heads import better_of
 from convnext.fit.kinds import KINDS, Kind
@@ -72,27 +72,29 @@ class Budget:
         return images * self.forward * (_STEP * (2 - 1 / folds) + 1 / folds + 2 / _MIN_EPOCHS)
 
 
-def improved(fitted: Fitted, budget: Budget, folder: Path, objects: Mapping[str, object], say: Say) -> Fitted:
+def improved(fitted: Fitted, deadline: float, folder: Path, objects: Mapping[str, object], device: torch.device, say: Say) -> Fitted:
     """Return what fine-tuning makes of a fit; the fit as it is, and say why, where time does not allow it or it does not help.
 
     Args:
         fitted: with the head on its network.
-        budget: of time.
+        deadline: by time.monotonic().
         folder: for the runs of the training and the embeddings of the trained network.
         objects: datasets from Python, by argument of `convnext.train`.
+        device: to train on.
         say: takes lines for the user.
     """
-    kind, task, folds = KINDS[fitted.recipe.task], cast(ClassifyTask, tasks.get(fitted.recipe.task)), int(fitted.fold.max()) + 1
+    kind, task, folds = KINDS[fitted.recipe.task], cast(ClassifyTask, tasks.get(fitted.recipe.task)), fitted.folds
     rows = np.flatnonzero((fitted.fold == 0) & fitted.chosen.measured)
     aims = fitted.targets[rows] if fitted.how.unit is None else (fitted.targets[rows] - fitted.how.unit[0]) / fitted.how.unit[1]
     before = fitted.chosen.outputs[rows]
     if aims.dtype == np.int64 and (wrong := int((before.argmax(1) != aims).sum())) < _MIN_ERRORS:
         say(f"not fine-tuned: the head is wrong on {wrong} of the {counted(len(rows), 'image')} of a trial, too few to show a gain")
         return fitted
+    budget = Budget(deadline, seconds_of_image(fitted.network, fitted.how, device))
     if not (epochs := budget.epochs(len(fitted.features), folds)):
         say(f"not fine-tuned: it needs about {budget.minutes(len(fitted.features), folds):.1f} minutes more; --minutes allows it")
         return fitted
-    start = Tuning(fitted.recipe, fitted.network, list(fitted.data.train.classes), fitted.how, fitted.chosen.mirrors, objects)
+    start = Tuning(fitted.recipe, fitted.network, list(fitted.data.train.classes), fitted.how, fitted.chosen.mirrors, objects, device)
     with _head_without_fold(fitted, kind):
         trial = run_trial(start, ClassifySubset(fitted.data.train, fitted.features.indices[rows].tolist()), folds, epochs, folder / "trial")
     temperature = kind.temperature(trial.outputs, aims)
@@ -103,9 +105,9 @@ def improved(fitted: Fitted, budget: Budget, folder: Path, objects: Mapping[str,
     if gain.mean() <= error:
         say(f"not fine-tuned: {found}")
         return fitted
-    network = train_on_all(start, trial.epochs, folder / "all")
+    network = train_on_all(start, trial.epochs, folder / "all").to(device)
     _divide_head(network, temperature)
-    embedded = compute(network, task, fitted.data.train, fitted.how, folder, torch.device("cpu"), max_corrupt=1.0)
+    embedded = compute(network, task, fitted.data.train, fitted.how, folder, device, max_corrupt=1.0)
     say(f"fine-tuned for {counted(trial.epochs, 'epoch')}: {found}")
     return _tuned(fitted, kind, task, network, embedded, rows, outputs, temperature, trial.epochs)
 
@@ -131,7 +133,7 @@ def _tuned(
     held_out = fitted.held_out
     if fitted.data.val is not None and fitted.val_features is not None:
         indices = fitted.val_features.indices
-        values = _outputs(network, task, ClassifySubset(fitted.data.val, indices.tolist()), fitted.how)
+        values = _outputs(network, task, ClassifySubset(fitted.data.val, indices.tolist()), fitted.how, fitted.how.unit)
         aims = kind.to_labels(kind.targets(fitted.data.val, indices.tolist()))
         held_out = measured(task, fitted.data.val, fitted.val_features, np.arange(len(indices)), values, aims, fitted.how)
     calibration = calibration_of(embedded, fitted.targets, chosen)
@@ -176,6 +178,7 @@ class Tuning:
     how: ClassifyPreprocessing
     mirrors: bool  # whether an image and its mirror image are alike
     objects: Mapping[str, object]  # datasets from Python, by argument of `convnext.train`
+    device: torch.device
 
     def train(self, folder: Path, changes: Mapping[str, object], on_all: bool) -> None:
         """Train by the settings of this module and some changes, into a run folder; `on_all` images, or as the changes say."""
@@ -193,8 +196,8 @@ class Tuning:
             given["augment.flip"] = 0.0
         kept = {key: value for key, value in given.items() if not is_marker(value) and (value is not None or key in changes)}
         own = self.objects.get("train_data")
-        console = Console(quiet=True)
-        train("finetune", kept, output=folder, overwrite=True, console=console, train_data=own, val_data=own if on_all else None)
+        val, console, device = own if on_all else None, Console(quiet=True), str(self.device)
+        train("finetune", kept, output=folder, overwrite=True, console=console, device=device, train_data=own, val_data=val)
 
 
 def run_trial(start: Tuning, held: ClassifySource, folds: int, epochs: int, folder: Path) -> Trial:
@@ -212,7 +215,7 @@ def run_trial(start: Tuning, held: ClassifySource, folds: int, epochs: int, fold
     lines, key = read_lines(folder / "metrics.jsonl")[0], KINDS[start.recipe.task].best_by
     losses = [value for _, value in points(lines, "eval", key)]
     loaded = load(folder)
-    outputs = _outputs(loaded.model, cast(ClassifyTask, tasks.get(start.recipe.task)), held, loaded.preprocessing)
+    outputs = _outputs(loaded.model, cast(ClassifyTask, tasks.get(start.recipe.task)), held, loaded.preprocessing, start.how.unit)
     return Trial(outputs, 1 + losses.index(min(losses)))
 
 
@@ -225,8 +228,12 @@ def train_on_all(start: Tuning, epochs: int, folder: Path) -> Network:
 
 
 @torch.inference_mode()
-def _outputs(model: Network, task: ClassifyTask, source: ClassifySource, how: Preprocessing) -> np.ndarray:
-    """Return what the network gives for the images of a source, float64 (N, outputs); of a regression in units of its spread."""
+def _outputs(
+    model: Network, task: ClassifyTask, source: ClassifySource, how: Preprocessing, unit: tuple[float, float] | None
+) -> np.ndarray:
+    """Return what the network gives for the images of a source, float64 (N, outputs); of a regression in that unit, mean and std."""
     device = next(model.parameters()).device
     loader = evaluation_loader(task.evaluation_samples(source, how), task, task.batch_size, 0, device)
-    return torch.cat([model(batch.to(device).images).double().cpu() for batch in loader]).numpy()
+    found = [torch.stack(list(task.predict(model, batch.to(device), how))).double().cpu() for batch in loader]
+    mean, std = unit or (0.0, 1.0)
+    return (torch.cat(found).numpy() - mean) / std
