@@ -25,10 +25,10 @@ class Library:
     def __init__(self, loaded: ctypes.CDLL) -> None:
         self._functions: dict[str, Callable[..., int]] = {}
         self.has_tiles = bool(loaded.has_tiles())  # asks the system for them: without, their first use would end the process
+        self.has_int8 = bool(loaded.has_int8())
         for function in FUNCTIONS.values():
-            if not function.needs_tiles or self.has_tiles:
-                compiled = self._functions[function.name] = loaded[function.name]
-                compiled.argtypes, compiled.restype = [parameter.type for parameter in function.parameters], function.result
+            compiled = self._functions[function.name] = loaded[function.name]
+            compiled.argtypes, compiled.restype = [parameter.type for parameter in function.parameters], function.result
 
     def call(self, name: str, **arguments: Argument) -> int:
         """Return what a function returns. Tensors become their addresses, None a null pointer, dtypes their codes."""
@@ -55,11 +55,17 @@ def has_tiles() -> bool:
     return found is not None and found.has_tiles
 
 
+def has_int8() -> bool:
+    """Return whether the compiled operators multiply matrices of 8 bits here (VNNI or AMX)."""
+    found = library()
+    return found is not None and found.has_int8
+
+
 @functools.cache
 def _load() -> tuple[Library | None, str]:
     if sys.platform != "linux" or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None, "they need Linux and a CPU with AVX-512"
-    loaded, reason = load_or_warn(SOURCES, FLAGS, [name for name, function in FUNCTIONS.items() if not function.needs_tiles])
+    loaded, reason = load_or_warn(SOURCES, FLAGS, list(FUNCTIONS))
     return None if loaded is None else Library(loaded), reason
 
 

@@ -133,6 +133,11 @@ def compiled(dtype: torch.dtype) -> bool:
     return _mode != "off" and build.library() is not None and (dtype == torch.float32 or (dtype == torch.bfloat16 and build.has_tiles()))
 
 
+def multiplies_int8() -> bool:
+    """Return whether compiled operators for products of 8 bits exist on the CPU (VNNI or AMX) and are switched on."""
+    return _mode != "off" and build.has_int8()
+
+
 def has_amx() -> bool:
     """Return whether the CPU multiplies bf16 matrices in tiles, by our operators or by PyTorch's."""
     return build.has_tiles() or (torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_amx_tile_supported())

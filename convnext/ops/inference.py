@@ -104,7 +104,7 @@ def _in_8_bits(weight: Tensor, multiple: int) -> tuple[Tensor, Tensor, Tensor]:
     scale = weight.abs().amax(1).clamp_min(1e-12) / 127
     quantized = (weight / scale.unsqueeze(1)).round().to(torch.int8).contiguous()
     columns = n + -n % multiple
-    packed = quantized.new_empty(columns * (k + -k % 64))
+    packed = quantized.new_empty(columns * (k + -k % 64 + 4))  # behind the weights of an output the sum that its products begin with
     call("int8_pack", weight=quantized, packed=packed, n=n, k=k, columns=columns)
     return packed, F.pad(scale, (0, columns - n)), F.pad(quantized.sum(1, dtype=torch.int32).float(), (0, columns - n))
 

@@ -20,6 +20,7 @@ FAILURES = {
     2: f"has no kernel of this size: use one of {', '.join(map(str, KERNELS))}",
     3: "does not support this combination of dtypes: use float32 or bfloat16 throughout",
     4: "needs a CPU with AMX for products in bf16: use float32",
+    5: "needs a CPU with VNNI or AMX for products of 8 bits: use float32",
 }
 
 
@@ -38,13 +39,12 @@ class Function:
     name: str
     parameters: tuple[Parameter, ...]
     result: type[ctypes.c_int] | type[ctypes.c_int64] = ctypes.c_int
-    needs_tiles: bool = False  # compiled only for a CPU with AMX
 
 
 def _function(
-    name: str, *groups: Sequence[Parameter], result: type[ctypes.c_int] | type[ctypes.c_int64] = ctypes.c_int, needs_tiles: bool = False
+    name: str, *groups: Sequence[Parameter], result: type[ctypes.c_int] | type[ctypes.c_int64] = ctypes.c_int
 ) -> Function:
-    return Function(name, tuple(parameter for group in groups for parameter in group), result, needs_tiles)
+    return Function(name, tuple(parameter for group in groups for parameter in group), result)
 
 
 def _pointers(names: str) -> list[Parameter]:
@@ -73,6 +73,7 @@ FUNCTIONS = {
     function.name: function
     for function in (
         _function("has_tiles"),
+        _function("has_int8"),
         _function("use_threads", _sizes("threads")),
         # Depthwise convolution (`depthwise.py`)
         _function("depthwise_forward", _pointers("x taps bias add y"), _codes("dtype y_dtype"), _sizes(f"{_MAP} kernel")),
@@ -137,14 +138,13 @@ FUNCTIONS = {
             _sizes(f"{_MAP} patch out_channels blocks hidden kernel"),
             _codes("products"),
         ),
-        _function("int8_pack", _pointers("weight packed"), _sizes("n k columns"), needs_tiles=True),
+        _function("int8_pack", _pointers("weight packed"), _sizes("n k columns")),
         _function(
             "int8_block_forward",
             _pointers("x taps bias"),
             _floats("eps"),
             _pointers("first first_bias second second_bias first_scale second_scale table out"),
             _sizes(f"multiplier step fraction {_MAP} hidden kernel"),
-            needs_tiles=True,
         ),
     )
 }

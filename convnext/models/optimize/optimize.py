@@ -25,8 +25,7 @@ from convnext.ops.folded import folded_block, folded_patchify, folded_stage
 from convnext.ops.interface import KERNELS, SPLIT
 from convnext.ops.memory import keep_memory
 
-_DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32, "int8": torch.bfloat16}  # int8: of the layers that are not quantized
-PRECISIONS = ("auto", *_DTYPES)
+PRECISIONS = ("auto", "bf16", "float32", "int8")
 _MAX_MAP_BYTES = 64 << 20  # of one image's map in a stage that runs as one operator: each thread keeps one such map
 
 
@@ -89,12 +88,17 @@ def optimize(
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     chosen = fastest() if precision == "auto" else precision
     if chosen is not None:
-        _make_fast(fast, _DTYPES[chosen], ranges)
+        _make_fast(fast, _dtype(chosen), ranges)
     if not compile:
         return fast
     compiled = torch.compile(fast)
     assert isinstance(compiled, nn.Module)
     return compiled
+
+
+def _dtype(precision: str) -> torch.dtype:
+    """Return the dtype of products, for int8 of those in the layers that are not quantized."""
+    return torch.bfloat16 if precision == "bf16" or (precision == "int8" and dispatch.tiles()) else torch.float32
 
 
 def _check_int8(model: nn.Module) -> None:
@@ -105,8 +109,8 @@ def _check_int8(model: nn.Module) -> None:
     with_grn = [block for block in blocks if block.grn is not None]
     if len(with_grn) == len(blocks):
         raise UsageError(f"int8 quantizes no blocks with GRN, and this network (ConvNeXt V2) has no others: {instead}")
-    if not dispatch.compiled(torch.bfloat16):
-        raise UsageError(f"int8 needs a CPU with AMX and the compiled operators (`convnext info` prints what is missing): {instead}")
+    if not dispatch.multiplies_int8():
+        raise UsageError(f"int8 needs a CPU with VNNI or AMX and the compiled operators (`convnext info` prints what is missing): {instead}")
     if with_grn:
         warnings.warn(f"int8 quantizes no blocks with GRN: {len(with_grn)} of {len(blocks)} stay in bf16", stacklevel=3)
 

@@ -201,11 +201,11 @@ static void reduce_sums(float *sums, int threads, const float *w2, const float *
         for (int64_t h = 0; h < hidden; h += LANES) {
             store(to.b1 + h, total(all.db1 + h), FLOAT32, lanes(h, hidden_channels));
             for (int64_t c = 0; c < width; c += LANES) {
-                u32x16 rows[LANES];
-                for (int i = 0; i < LANES; i++) rows[i] = (u32x16)total(panel(all.dw1_transposed, c + i, h));
+                f32x16 rows[LANES];
+                for (int i = 0; i < LANES; i++) rows[i] = total(panel(all.dw1_transposed, c + i, h));
                 transpose16(rows);
                 for (int i = 0; i < lanes(h, hidden_channels); i++)
-                    store(to.w1 + (h + i) * channels + c, (f32x16)rows[i], FLOAT32, lanes(c, channels));
+                    store(to.w1 + (h + i) * channels + c, rows[i], FLOAT32, lanes(c, channels));
             }
         }
     }

@@ -2,10 +2,6 @@
 #pragma once
 #include "vector.h"
 
-INLINE f32x16 clamp(f32x16 x, float bound) {
-    return (f32x16)_mm512_range_ps((__m512)x, _mm512_set1_ps(bound), 2);  // imm 2: the smaller magnitude, with the sign of x
-}
-
 // GELU for results that are rounded to bf16: error below 5.4e-4, 0 below -3.75 and x above 3.75. Between, Φ(x) - 1/2 is an odd
 // polynomial, fitted to the smallest maximum error of x Φ(x) under the condition that it is 1/2 at 3.75.
 INLINE f32x16 gelu_to_bf16(f32x16 x) {
@@ -52,12 +48,10 @@ INLINE f32x16 gelu_to_split(f32x16 x) {
     return x * (t * p + 0.5f);
 }
 
-INLINE f32x16 magnitude(f32x16 x) { return (f32x16)((i32x16)x & 0x7fffffff); }
-
 // 2^x for x <= 0, relative error below 2e-7; 2^-126 below -126.
 INLINE f32x16 exp2_negative(f32x16 x) {
     const float shift = 12582912.0f;  // 1.5 x 2^23: adding it rounds to an integer, which is then in the lowest bits
-    x = (f32x16)_mm512_max_ps((__m512)x, _mm512_set1_ps(-126));
+    x = maximum(x, -126);
     const f32x16 shifted = x + shift, f = x - (shifted - shift);
     f32x16 p = broadcast(1.54035303933816e-4f);
     p = p * f + 1.33335581464284e-3f;
@@ -66,13 +60,13 @@ INLINE f32x16 exp2_negative(f32x16 x) {
     p = p * f + 2.40226506959101e-1f;
     p = p * f + 6.93147180559945e-1f;
     p = p * f + 1.0f;
-    return (f32x16)((i32x16)p + ((i32x16)shifted << 23));
+    return from_bits(bits(p) + (bits(shifted) << 23));
 }
 
 // Φ(-|x|), with an absolute error of x Φ(x) below 3e-7. Its logarithm is nearly a parabola: a polynomial, fitted on [0, 5.5] to the
 // smallest maximum error of |x| Φ(-|x|), and a line beyond.
 INLINE f32x16 tail(f32x16 x) {
-    const f32x16 distance = magnitude(x), t = (f32x16)_mm512_min_ps((__m512)distance, _mm512_set1_ps(5.5f));
+    const f32x16 distance = magnitude(x), t = minimum(distance, 5.5f);
     f32x16 p = broadcast(3.1578988455294166e-06f);
     p = p * t + 2.2425369650136417e-07f;
     p = p * t + -0.0006356061203405261f;
@@ -84,9 +78,7 @@ INLINE f32x16 tail(f32x16 x) {
     return exp2_negative(p - 8.0f * (distance - t));
 }
 
-INLINE f32x16 gelu(f32x16 x) {
-    return (f32x16)_mm512_max_ps((__m512)x, _mm512_setzero_ps()) - magnitude(x) * tail(x);
-}
+INLINE f32x16 gelu(f32x16 x) { return maximum(x, 0) - magnitude(x) * tail(x); }
 
 INLINE f32x16 gelu_slope(f32x16 x) {
     const f32x16 rest = tail(x), density = 0.3989422804014327f * exp2_negative(x * x * -0.72134752044448170f);

@@ -59,7 +59,7 @@ template <class P, int DTYPE> struct GrnBlock {
             for (int64_t c = 0; c < stride; c += LANES) {
                 f32x16 sum = broadcast(0);
                 for (int64_t h = 0; h < height; h++) sum += load(kept.squares + (row + h) * stride + c, FLOAT32, LANES);
-                const f32x16 norm = (f32x16)_mm512_sqrt_ps((__m512)sum);
+                const f32x16 norm = square_root(sum);
                 store(norms + c, norm, FLOAT32, LANES);
                 total += norm;  // padding channels are 0
             }

@@ -4,50 +4,93 @@
 #pragma once
 #include "depthwise.h"
 #include "norm.h"
+#include "products_vnni.h"
 #include "slab.h"
 
+#if !defined(HAS_TILES) && !defined(HAS_VNNI)
+enum { INT8_COMPILED = 0 };
+#else
+#define HAS_INT8
+enum { INT8_COMPILED = 1 };
 #if defined(HAS_TILES)
-struct Signed {  // left matrix of -128 … 127
-    static void upper() { _tile_dpbssd(0, 4, 6); _tile_dpbssd(1, 4, 7); }
-    static void lower() { _tile_dpbssd(2, 5, 6); _tile_dpbssd(3, 5, 7); }
-};
-
-struct Unsigned {  // left matrix of 0 … 255
-    static void upper() { _tile_dpbusd(0, 4, 6); _tile_dpbusd(1, 4, 7); }
-    static void lower() { _tile_dpbusd(2, 5, 6); _tile_dpbusd(3, 5, 7); }
-};
-
-// The address of a value in a left matrix of tiles of 16 rows and 64 columns.
-INLINE uint8_t *address(uint8_t *a, int64_t row, int64_t column, int64_t stride) {
-    return a + ((row >> 4) * (stride >> 6) + (column >> 6)) * 1024 + (row & 15) * 64 + (column & 63);
-}
+typedef TilesOfBytes Int8;
+#else
+typedef Vnni Int8;
+#endif
 
 INLINE int64_t padded64(int64_t n) { return (n + 63) / 64 * 64; }
 
-INLINE f32x16 to_float(f32x16 sums) { return (f32x16)_mm512_cvtepi32_ps((__m512i)sums); }
+#if NATIVE == 16
+typedef __m512i Integers;
+#define INTEGERS(NAME) _mm512_##NAME
+#define ROW_REGISTERS 1  // of 32 values of 16 bits
+INLINE void to_16_bits(f32x16 left, f32x16 right, __m512i *row) {
+    row[0] = _mm512_packs_epi32(_mm512_cvtps_epi32((__m512)left), _mm512_cvtps_epi32((__m512)right));
+}
+INLINE __m128i to_8_bits(f32x16 values) { return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32((__m512)values)); }
+INLINE __m512i look_up(const uint8_t *table, __m512i index) {
+    const __m512i low_half = _mm512_permutex2var_epi8(_mm512_loadu_si512(table), index, _mm512_loadu_si512(table + 64));
+    const __m512i high_half = _mm512_permutex2var_epi8(_mm512_loadu_si512(table + 128), index, _mm512_loadu_si512(table + 192));
+    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low_half, high_half);
+}
+INLINE void store_rows(uint8_t *above, uint8_t *below, __m512i values) {  // in the order of packus_epi16 of packs_epi32
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    values = _mm512_permutexvar_epi32(order, values);
+    _mm256_storeu_si256((__m256i *)above, _mm512_castsi512_si256(values));
+    _mm256_storeu_si256((__m256i *)below, _mm512_extracti64x4_epi64(values, 1));
+}
+INLINE __m512i all_zero() { return _mm512_setzero_si512(); }
+#else
+typedef __m256i Integers;
+#define INTEGERS(NAME) _mm256_##NAME
+#define ROW_REGISTERS 2
+INLINE void to_16_bits(f32x16 left, f32x16 right, __m256i *row) {
+    const auto rounded = [](f32x8 values) { return _mm256_cvtps_epi32((__m256)values); };
+    row[0] = _mm256_packs_epi32(rounded(left.low), rounded(left.high));
+    row[1] = _mm256_packs_epi32(rounded(right.low), rounded(right.high));
+}
+INLINE __m128i to_8_bits(f32x16 values) {
+    __m256i row[2];
+    to_16_bits(values, values, row);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    return _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(_mm256_packs_epi16(row[0], row[0]), order));
+}
+INLINE __m256i look_up(const uint8_t *table, __m256i index) {  // 16 entries at a time; an index of another 16 gets its highest bit and gives 0
+    __m256i found = _mm256_setzero_si256();
+    for (int high = 0; high < 16; high++) {
+        const __m256i entries = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(table + high * 16)));
+        const __m256i low = _mm256_adds_epu8(_mm256_xor_si256(index, _mm256_set1_epi8((char)(high << 4))), _mm256_set1_epi8(0x70));
+        found = _mm256_or_si256(found, _mm256_shuffle_epi8(entries, low));
+    }
+    return found;
+}
+INLINE void store_rows(uint8_t *above, uint8_t *below, __m256i values) {
+    values = _mm256_permutevar8x32_epi32(values, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm_storeu_si128((__m128i *)above, _mm256_castsi256_si128(values));
+    _mm_storeu_si128((__m128i *)below, _mm256_extracti128_si256(values, 1));
+}
+INLINE __m256i all_zero() { return _mm256_setzero_si256(); }
+#endif
 
-// GELU to 8 bits, on 64 values at a time: x Φ(x) = max(x, 0) - |x| Φ(-|x|). The second term, which is below 0.17, comes from a table.
+// GELU to 8 bits, on a register of values at a time: x Φ(x) = max(x, 0) - |x| Φ(-|x|). The second term, which is below 0.17, comes from a
+// table.
 struct Gelu8 {
     const uint8_t *table;     // 256 steps of |x|, the last for all larger ones: zero point - |x| Φ(-|x|) + 1/2
     int16_t multiplier;       // from x in fixed point to 8 bits, in units of 2^-15
     int step, fraction;       // x in fixed point >> step is the index in the table; both terms have `fraction` fractional bits
 
-    // Returns two rows of 32 bytes for two rows of 32 values in fixed point (16 bits, in the order of _mm512_packs_epi32).
-    __attribute__((always_inline)) __m512i operator()(__m512i above, __m512i below) const {
-        alignas(64) static const uint8_t order[64] = {0,  1,  2,  3,  16, 17, 18, 19, 32, 33, 34, 35, 48, 49, 50, 51, 4,  5,  6,  7,  20, 21,
-                                                      22, 23, 36, 37, 38, 39, 52, 53, 54, 55, 8,  9,  10, 11, 24, 25, 26, 27, 40, 41, 42, 43,
-                                                      56, 57, 58, 59, 12, 13, 14, 15, 28, 29, 30, 31, 44, 45, 46, 47, 60, 61, 62, 63};
-        const __m512i zero = _mm512_setzero_si512(), factor = _mm512_set1_epi16(multiplier);
+    // Returns the results of two registers of values in fixed point (16 bits, in the order of packs_epi32).
+    __attribute__((always_inline)) Integers operator()(Integers above, Integers below) const {
+        const Integers zero = all_zero(), factor = INTEGERS(set1_epi16)(multiplier);
         const __m128i by = _mm_cvtsi32_si128(step), last = _mm_cvtsi32_si128(fraction);
-        const __m512i index = _mm512_packus_epi16(_mm512_srl_epi16(_mm512_abs_epi16(above), by), _mm512_srl_epi16(_mm512_abs_epi16(below), by));
-        const __m512i low_half = _mm512_permutex2var_epi8(_mm512_loadu_si512(table), index, _mm512_loadu_si512(table + 64));
-        const __m512i high_half = _mm512_permutex2var_epi8(_mm512_loadu_si512(table + 128), index, _mm512_loadu_si512(table + 192));
-        const __m512i rest = _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low_half, high_half);
-        above = _mm512_mulhrs_epi16(_mm512_max_epi16(above, zero), factor);
-        below = _mm512_mulhrs_epi16(_mm512_max_epi16(below, zero), factor);
-        above = _mm512_srl_epi16(_mm512_add_epi16(above, _mm512_unpacklo_epi8(rest, zero)), last);
-        below = _mm512_srl_epi16(_mm512_add_epi16(below, _mm512_unpackhi_epi8(rest, zero)), last);
-        return _mm512_permutexvar_epi8(_mm512_load_si512(order), _mm512_packus_epi16(above, below));
+        const auto steps = [&](Integers x) { return INTEGERS(srl_epi16)(INTEGERS(abs_epi16)(x), by); };
+        const Integers rest = look_up(table, INTEGERS(packus_epi16)(steps(above), steps(below)));
+        const auto result = [&](Integers x, Integers tail) {
+            return INTEGERS(srl_epi16)(INTEGERS(add_epi16)(INTEGERS(mulhrs_epi16)(INTEGERS(max_epi16)(x, zero), factor), tail), last);
+        };
+        above = result(above, INTEGERS(unpacklo_epi8)(rest, zero));
+        below = result(below, INTEGERS(unpackhi_epi8)(rest, zero));
+        return INTEGERS(packus_epi16)(above, below);
     }
 };
 
@@ -58,24 +101,18 @@ INLINE float normalise8(const float *from, uint8_t *y, int64_t row, int64_t chan
     const int64_t stride = padded64(channels), full = channels / LANES * LANES;
     const auto put = [&](int64_t c, int lanes) __attribute__((always_inline)) {
         const f32x16 distance = load(from + c, FLOAT32, lanes) - stats.mean;
-        const __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32((__m512)(distance * factor)));
-        _mm_storeu_si128((__m128i *)address(y, row, c, stride), bytes);  // padding lanes are multiplied by zero weights
+        const __m128i bytes = _mm_add_epi8(to_8_bits(distance * factor), _mm_set1_epi8((char)Int8::SHIFT));
+        _mm_storeu_si128((__m128i *)Int8::address(y, row, c, stride), bytes);  // padding lanes are multiplied by zero weights
     };
     for (int64_t c = 0; c < full; c += LANES) put(c, LANES);
     for (int64_t c = full; c < stride; c += LANES) put(c, (int)max(0, min(LANES, channels - c)));
     return stats.max_distance * stats.scale / 127;
 }
 
-struct Int8 {  // the kind of products, for for_each_slab
-    typedef TileScratch Scratch;
-    static void begin() { begin_tiles(); }
-    static void end() { _tile_release(); }
-};
-
 // The map and its result are float32.
 struct Block8 {
     typedef Int8 Products;
-    typedef Tiles Patchifying;  // stem and downsampling layers are not quantized
+    typedef Int8::Others Patchifying;  // stem and downsampling layers are not quantized
     const float *taps, *bias;
     float eps;
     const void *first, *second;  // packed weights of 8 bits; below, the scales and biases of the first and of the second product's outputs
@@ -87,7 +124,7 @@ struct Block8 {
     int64_t rows_at_once(int64_t width) const { return max(1, max(MIN_SLAB_ROWS, SLAB_BYTES / ((channels + hidden) * 2)) / width); }
 
     // Computes rows first_row to last_row - 1 of the result from maps (height rows each). Returns false if memory ran out.
-    bool rows(const void *map, void *result, int64_t height, int64_t width, int64_t first_row, int64_t last_row, TileScratch &scratch) const {
+    bool rows(const void *map, void *result, int64_t height, int64_t width, int64_t first_row, int64_t last_row, Int8::Scratch &scratch) const {
         const float *x = (const float *)map;
         float *out = (float *)result;
         DepthwiseRows *convolve = depthwise_rows_of<FLOAT32, FLOAT32>(kernel);
@@ -100,21 +137,24 @@ struct Block8 {
         convolve({x, height, width, channels}, taps, bias, nullptr, convolved, first_row, last_row);
         for (int64_t row = 0; row < count; row++) scales[row] = normalise8(convolved + row * channels, y, row, channels, eps);
         const Gelu8 gelu = this->gelu;
-        __m512i above;  // the first of two rows
-        multiply_tiles<OneProduct<Signed>>(y, count + (count & 1), first, depth / 64, hidden_depth, nullptr, scratch,
-            [&](int64_t row, int64_t column, f32x16 left, f32x16 right) __attribute__((always_inline)) {
+        Integers above[ROW_REGISTERS];  // the first of two rows
+        Int8::multiply<true>(y, count + (count & 1), first, depth, channels, hidden_depth, scratch,
+            [&](int64_t row, int64_t column, i32x16 left, i32x16 right) __attribute__((always_inline)) {
                 const float *scale = first_scale + column, *shift = first_bias + column;
-                left = to_float(left) * (scales[row] * load(scale, FLOAT32, LANES)) + load(shift, FLOAT32, LANES);
-                right = to_float(right) * (scales[row] * load(scale + LANES, FLOAT32, LANES)) + load(shift + LANES, FLOAT32, LANES);
-                const __m512i both = _mm512_packs_epi32(_mm512_cvtps_epi32((__m512)left), _mm512_cvtps_epi32((__m512)right));
-                if (!(row & 1)) { above = both; return; }
-                const __m512i bytes = gelu(above, both);
-                _mm256_storeu_si256((__m256i *)address(h, row - 1, column, hidden_depth), _mm512_castsi512_si256(bytes));
-                _mm256_storeu_si256((__m256i *)address(h, row, column, hidden_depth), _mm512_extracti64x4_epi64(bytes, 1));
+                const auto fixed = [&](i32x16 sums, int64_t c) __attribute__((always_inline)) {
+                    return to_float(sums) * (scales[row] * load(scale + c, FLOAT32, LANES)) + load(shift + c, FLOAT32, LANES);
+                };
+                Integers both[ROW_REGISTERS];
+                to_16_bits(fixed(left, 0), fixed(right, LANES), both);
+                for (int i = 0; i < ROW_REGISTERS; i++) {
+                    const int64_t c = column + i * LANES;
+                    if (row & 1) store_rows(Int8::address(h, row - 1, c, hidden_depth), Int8::address(h, row, c, hidden_depth), gelu(above[i], both[i]));
+                    else above[i] = both[i];
+                }
             });
-        multiply_tiles<OneProduct<Unsigned>>(h, count, second, hidden_depth / 64, (channels + 31) / 32 * 32, nullptr, scratch,
-            [&](int64_t row, int64_t column, f32x16 left, f32x16 right) __attribute__((always_inline)) {
-                const f32x16 halves[] = {left, right};
+        Int8::multiply<false>(h, count, second, hidden_depth, hidden, (channels + 31) / 32 * 32, scratch,
+            [&](int64_t row, int64_t column, i32x16 left, i32x16 right) __attribute__((always_inline)) {
+                const i32x16 halves[] = {left, right};
                 for (int half = 0; half < 2; half++, column += LANES) {
                     const int lanes = (int)max(0, min(LANES, channels - column));
                     const int64_t offset = begin + row * channels + column;

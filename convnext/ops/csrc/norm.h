@@ -17,14 +17,11 @@ template <int DTYPE, bool MAX_DISTANCE = false> INLINE Moments moments(const voi
     const float mean = sum16(total) / channels;
     const auto add = [&](f32x16 distance) __attribute__((always_inline)) {
         squares += distance * distance;
-        if (MAX_DISTANCE) max_distance = (f32x16)_mm512_range_ps((__m512)max_distance, (__m512)distance, 11);  // imm 11: the larger magnitude
+        if (MAX_DISTANCE) max_distance = larger_magnitude(max_distance, distance);
     };
     for (int64_t c = 0; c < full; c += LANES) add(load(at(x, c, DTYPE), DTYPE, LANES) - mean);
-    if (rest) {  // padding lanes stay 0
-        const __m512 last = (__m512)load(at(x, full, DTYPE), DTYPE, rest);
-        add((f32x16)_mm512_maskz_sub_ps((__mmask16)((1u << rest) - 1), last, _mm512_set1_ps(mean)));
-    }
-    return {mean, 1 / sqrtf(sum16(squares) / channels + eps), MAX_DISTANCE ? _mm512_reduce_max_ps((__m512)max_distance) : 0};
+    if (rest) add(first_lanes(load(at(x, full, DTYPE), DTYPE, rest) - mean, rest));  // padding lanes stay 0
+    return {mean, 1 / sqrtf(sum16(squares) / channels + eps), MAX_DISTANCE ? max16(max_distance) : 0};
 }
 
 // Writes the gradient dx of a position and adds its part to the parameters' gradients. dy has the dtype of the norm's result.

@@ -6,6 +6,8 @@
 #include "gelu.h"
 #include "transpose.h"
 
+#include <type_traits>
+
 struct Amx {
     typedef bf16 Value;
     typedef TileScratch Scratch;
@@ -156,6 +158,45 @@ struct Split {
     static void multiply(const Value *a, int64_t rows, const Value *b, int64_t depth, int64_t columns, const float *bias, Scratch &scratch,
                          Consume consume) {
         multiply_tiles<ThreeProducts>(a, rows, b, depth / 32, columns, bias, scratch, consume);
+    }
+};
+
+// Products of matrices of 8 bits, with exact sums of 32 bits.
+struct TilesOfBytes {
+    typedef TileScratch Scratch;
+    typedef Amx Others;                  // products that are not of 8 bits
+    static constexpr uint8_t SHIFT = 0;  // a signed left matrix is stored as it is
+    static void begin() { begin_tiles(); }
+    static void end() { _tile_release(); }
+
+    struct Signed {  // left matrix of -128 … 127
+        static void upper() { _tile_dpbssd(0, 4, 6); _tile_dpbssd(1, 4, 7); }
+        static void lower() { _tile_dpbssd(2, 5, 6); _tile_dpbssd(3, 5, 7); }
+    };
+
+    struct Unsigned {  // left matrix of 0 … 255
+        static void upper() { _tile_dpbusd(0, 4, 6); _tile_dpbusd(1, 4, 7); }
+        static void lower() { _tile_dpbusd(2, 5, 6); _tile_dpbusd(3, 5, 7); }
+    };
+
+    // A left matrix consists of tiles of 16 rows and 64 columns.
+    static uint8_t *address(uint8_t *a, int64_t row, int64_t column, int64_t stride) {
+        return a + ((row >> 4) * (stride >> 6) + (column >> 6)) * 1024 + (row & 15) * 64 + (column & 63);
+    }
+
+    // Where value (n, k) of a matrix with `depth` values a column, a multiple of 64, is packed: [n / 32][k / 64][2][16][16][4].
+    static int64_t place(int64_t n, int64_t k, int64_t depth) {
+        return (((n / 32 * (depth / 64) + k / 64) * 2 + n / 16 % 2) * 16 + k / 4 % 16) * 64 + n % 16 * 4 + k % 4;
+    }
+
+    // Multiplies a (rows, depth) by b (depth, columns). consume(row, column, left, right) gets 32 columns of a row.
+    template <bool SIGNED, class Consume>
+    static void multiply(const uint8_t *a, int64_t rows, const void *b, int64_t depth, int64_t, int64_t columns, Scratch &scratch, Consume consume) {
+        typedef std::conditional_t<SIGNED, Signed, Unsigned> Dot;
+        multiply_tiles<OneProduct<Dot>>(a, rows, b, depth / 64, columns, nullptr, scratch,
+                                        [&](int64_t row, int64_t column, f32x16 left, f32x16 right) __attribute__((always_inline)) {
+                                            consume(row, column, bits(left), bits(right));
+                                        });
     }
 };
 #endif

@@ -1,7 +1,17 @@
-// Products of float32 matrices in one thread, on vector units: rows (M, K) times a packed matrix, 32 of its columns at a time.
+// Products of float32 matrices in one thread, on vector units.
 #pragma once
 #include "gelu.h"
+#include "products_vector.h"
 #include "transpose.h"
+
+struct Floats {  // for multiply_vectors
+    typedef native Register;
+    typedef f32x16 Whole;
+    static native zero() { return broadcast_native(0); }
+    static native read(const void *from) { return load_native(from, FLOAT32, NATIVE); }
+    static native repeat(const void *word) { return broadcast_native(*(const float *)word); }
+    static native add_product(native sums, native value, native columns) { return sums + value * columns; }
+};
 
 struct Float32 {
     typedef float Value;
@@ -32,44 +42,17 @@ struct Float32 {
     // Writes columns c to c + 15 of a (rows, stride) as rows of t (…, t_stride); rows is a multiple of 32.
     static void transpose(const float *a, int64_t c, int64_t stride, int64_t rows, float *t, int64_t t_stride) {
         for (int64_t row = 0; row < rows; row += 16) {
-            u32x16 words[16];
-            for (int i = 0; i < 16; i++) words[i] = (u32x16)load(address(a, row + i, c, stride), FLOAT32, LANES);
+            f32x16 words[16];
+            for (int i = 0; i < 16; i++) words[i] = load(address(a, row + i, c, stride), FLOAT32, LANES);
             transpose16(words);
-            for (int i = 0; i < 16; i++) store(address(t, c + i, row, t_stride), (f32x16)words[i], FLOAT32, LANES);
+            for (int i = 0; i < 16; i++) store(address(t, c + i, row, t_stride), words[i], FLOAT32, LANES);
         }
-    }
-
-    template <int ROWS, class Consume>
-    static void tile(const float *a, const float *b, int64_t depth, const float *bias, int64_t row, int64_t column, Consume &consume) {
-        f32x16 sums[ROWS][2];
-#pragma GCC unroll 12
-        for (int r = 0; r < ROWS; r++) {
-            sums[r][0] = bias ? load(bias, FLOAT32, LANES) : broadcast(0);
-            sums[r][1] = bias ? load(bias + LANES, FLOAT32, LANES) : broadcast(0);
-        }
-        for (int64_t k = 0; k < depth; k++) {
-            const f32x16 left = load(b + k * 32, FLOAT32, LANES), right = load(b + k * 32 + LANES, FLOAT32, LANES);
-#pragma GCC unroll 12
-            for (int r = 0; r < ROWS; r++) {
-                const f32x16 value = broadcast(a[r * depth + k]);
-                sums[r][0] += value * left;
-                sums[r][1] += value * right;
-            }
-        }
-#pragma GCC unroll 12
-        for (int r = 0; r < ROWS; r++) consume(row + r, column, sums[r][0], sums[r][1]);
     }
 
     // Multiplies a (rows, depth) by b and adds the bias if there is one; consume(row, column, left, right) gets 32 columns of a row.
     template <class Consume>
-    static void multiply(const float *a, int64_t rows, const float *b, int64_t depth, int64_t columns, const float *bias,
-                         Scratch &, Consume consume) {
-        for (int64_t n = 0; n < columns; n += 32) {
-            const float *panel = b + n * depth, *panel_bias = bias ? bias + n : nullptr;
-            int64_t m = 0;
-            for (; m + 12 <= rows; m += 12) tile<12>(a + m * depth, panel, depth, panel_bias, m, n, consume);
-            for (; m + 4 <= rows; m += 4) tile<4>(a + m * depth, panel, depth, panel_bias, m, n, consume);
-            for (; m < rows; m++) tile<1>(a + m * depth, panel, depth, panel_bias, m, n, consume);
-        }
+    static void multiply(const float *a, int64_t rows, const float *b, int64_t depth, int64_t columns, const float *bias, Scratch &,
+                         Consume consume) {
+        multiply_vectors<Floats>(a, depth, rows, b, depth, columns, bias, consume);
     }
 };

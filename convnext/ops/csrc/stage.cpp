@@ -44,9 +44,9 @@ static bool whole_block(const Block<P, FLOAT32> &block, const float *map, float 
     });
 }
 
-#if defined(HAS_TILES)
+#if defined(HAS_INT8)
 static bool whole_block(const Block8 &block, const float *map, float *to, int64_t images, int64_t height, int64_t width,
-                        TileScratch &scratch) {
+                        Int8::Scratch &scratch) {
     return in_parts(images * height, block.rows_at_once(width), [&](int64_t top, int64_t bottom) {
         return block.rows(map, to, height, width, top, bottom, scratch);
     });
@@ -88,7 +88,7 @@ static int stage_of(const void *x, const Patches &p, const void *const *tensors,
                     float grn_eps, int64_t hidden, int64_t kernel, float *out, int64_t n) {
     const auto floats = [&](int64_t block, int i) { return (const float *)tensors[block * (gelu_parameters ? 9 : 7) + i]; };
     const int64_t channels = p.out_channels;
-#if defined(HAS_TILES)
+#if defined(HAS_INT8)
     if (gelu_parameters) {
         std::vector<Block8> blocks;
         for (int64_t b = 0; b < count; b++) {
@@ -109,13 +109,14 @@ static int stage_of(const void *x, const Patches &p, const void *const *tensors,
 }
 
 // x (n, height, width, channels) is float32 or bf16, out (n, height / patch, width / patch, out_channels) float32. Returns OK, OUT_OF_MEMORY,
-// UNSUPPORTED_KERNEL or NEEDS_TILES.
+// UNSUPPORTED_KERNEL, NEEDS_TILES or NEEDS_INT8.
 extern "C" int stage_forward(const void *x, int normed, float patch_eps, const void *packed, const float *bias, const float *norm_weight,
                              const float *norm_bias, const void *const *block_tensors, const int64_t *gelu_parameters, float eps, float grn_eps,
                              float *out, int dtype, int64_t n, int64_t height, int64_t width, int64_t channels, int64_t patch, int64_t out_channels,
                              int64_t blocks, int64_t hidden, int64_t kernel, int products) {
     if (!is_kernel(kernel)) return UNSUPPORTED_KERNEL;
-    if ((products != PRODUCTS_FLOAT32 || gelu_parameters) && !TILES_COMPILED) return NEEDS_TILES;
+    if (products != PRODUCTS_FLOAT32 && !TILES_COMPILED) return NEEDS_TILES;
+    if (gelu_parameters && !INT8_COMPILED) return NEEDS_INT8;
     const Patches p = {height, width, channels, patch, out_channels, normed != 0, patch_eps, packed, bias, norm_weight, norm_bias};
     auto run = products == PRODUCTS_SPLIT  ? (dtype == FLOAT32 ? stage_of<SplitTiles, FLOAT32> : stage_of<SplitTiles, BFLOAT16>)
                : products == PRODUCTS_BF16 ? (dtype == FLOAT32 ? stage_of<Tiles, FLOAT32> : stage_of<Tiles, BFLOAT16>)

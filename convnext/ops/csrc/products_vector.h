@@ -1,0 +1,70 @@
+// Products of matrices in one thread on vector units: a left matrix (rows, steps), row by row, times a packed one, 32 of its columns at a
+// time. Both consist of words of 32 bits, a float or four bytes. A packed matrix is [columns / 32][steps][32].
+#pragma once
+#include "vector.h"
+
+// Rows whose sums of 32 columns stay in registers, beside the weights of one step and one value: 14 of AVX-512's 32 registers of 16 words,
+// and 3 of AVX2's 16 registers of 8. Maps of images of 224 pixels have a multiple of 7 positions.
+#define TILE_ROWS (NATIVE == 16 ? 14 : 3)
+#define HALF_TILE_ROWS (NATIVE == 16 ? 7 : 2)
+#define PARTS (32 / NATIVE)
+
+template <class Unit, int ROWS, class Consume>
+static void vector_tile(const uint32_t *a, int64_t stride, const uint32_t *b, int64_t steps, const uint32_t *start, int64_t row, int64_t column,
+                        Consume &consume) {
+    typedef typename Unit::Register Register;
+    Register sums[ROWS][PARTS];
+#pragma GCC unroll 14
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+        for (int p = 0; p < PARTS; p++) sums[r][p] = start ? Unit::read(start + p * NATIVE) : Unit::zero();
+    for (int64_t k = 0; k < steps; k++) {
+        const uint32_t *weights = b + k * 32;
+        if constexpr (ROWS > PARTS) {
+            Register columns[PARTS];
+#pragma GCC unroll 4
+            for (int p = 0; p < PARTS; p++) columns[p] = Unit::read(weights + p * NATIVE);
+#pragma GCC unroll 14
+            for (int r = 0; r < ROWS; r++) {
+                const Register value = Unit::repeat(a + r * stride + k);
+#pragma GCC unroll 4
+                for (int p = 0; p < PARTS; p++) sums[r][p] = Unit::add_product(sums[r][p], value, columns[p]);
+            }
+        } else {
+            Register values[ROWS];
+#pragma GCC unroll 14
+            for (int r = 0; r < ROWS; r++) values[r] = Unit::repeat(a + r * stride + k);
+#pragma GCC unroll 4
+            for (int p = 0; p < PARTS; p++) {
+                const Register columns = Unit::read(weights + p * NATIVE);
+#pragma GCC unroll 14
+                for (int r = 0; r < ROWS; r++) sums[r][p] = Unit::add_product(sums[r][p], values[r], columns);
+            }
+        }
+    }
+#pragma GCC unroll 14
+    for (int r = 0; r < ROWS; r++) {
+        typename Unit::Whole halves[2];
+        static_assert(sizeof(halves) == sizeof(sums[r]));
+        memcpy(halves, sums[r], sizeof(halves));
+        consume(row + r, column, halves[0], halves[1]);
+    }
+}
+
+// Multiplies a (rows, steps), whose rows begin every `stride` words, by b, whose panels of 32 columns do so too. Sums begin with `start` (columns), or with 0 if it is null.
+// consume(row, column, left, right) gets 32 columns of a row.
+template <class Unit, class Consume>
+static void multiply_vectors(const void *a, int64_t stride, int64_t rows, const void *b, int64_t steps, int64_t columns, const void *start,
+                             Consume &consume) {
+    for (int64_t n = 0; n < columns; n += 32) {
+        const uint32_t *panel = (const uint32_t *)b + n * stride, *begin = start ? (const uint32_t *)start + n : nullptr;
+        int64_t m = 0;
+        const auto left = [&] { return (const uint32_t *)a + m * stride; };
+        for (; m + TILE_ROWS <= rows; m += TILE_ROWS) vector_tile<Unit, TILE_ROWS>(left(), stride, panel, steps, begin, m, n, consume);
+        for (; m + HALF_TILE_ROWS <= rows; m += HALF_TILE_ROWS)
+            vector_tile<Unit, HALF_TILE_ROWS>(left(), stride, panel, steps, begin, m, n, consume);
+        if (HALF_TILE_ROWS > 3)
+            for (; m + 3 <= rows; m += 3) vector_tile<Unit, 3>(left(), stride, panel, steps, begin, m, n, consume);
+        for (; m < rows; m++) vector_tile<Unit, 1>(left(), stride, panel, steps, begin, m, n, consume);
+    }
+}
