@@ -4,6 +4,7 @@ Nothing here checks its arguments beyond what would crash: `depthwise.py`, `norm
 PyTorch. Maps are (N, C, H, W) tensors that lie in memory as NHWC; results are too.
 """
 
+import threading
 from typing import NamedTuple
 
 import torch
@@ -79,13 +80,22 @@ def norm_backward(x: Tensor, dy: Tensor, weight: Tensor, means: Tensor, scales: 
     return dx, dweight, dbias
 
 
-def pack(weight: Tensor, row_scale: Tensor | None, column_scale: Tensor | None, products: torch.dtype) -> Tensor:
+_scratch = threading.local()
+
+
+def pack(
+    weight: Tensor, row_scale: Tensor | None, column_scale: Tensor | None, products: torch.dtype, scratch: str | None = None
+) -> Tensor:
     """Return a matrix (n, k), times row_scale (n,) and column_scale (k,) if given, in the order that these products read.
 
-    Both sides are padded to multiples of 32.
+    Both sides are padded to multiples of 32. `scratch` names memory of this thread that the result takes until the next call with that
+    name: new memory costs a page fault every 4 KB, which takes longer than packing.
     """
+    if 1 not in weight.stride():
+        weight = weight.contiguous()
     n, k = weight.shape
-    packed = weight.new_empty(-(-n // 32) * -(-k // 32) * 1024, dtype=products)
+    count = -(-n // 32) * -(-k // 32) * 1024
+    packed = weight.new_empty(count, dtype=products) if scratch is None else _reused(weight, scratch, count, products)
     row_step, column_step = weight.stride()
     call(
         "pack_weight",
@@ -93,6 +103,16 @@ def pack(weight: Tensor, row_scale: Tensor | None, column_scale: Tensor | None, 
         column_scale=_contiguous_float32(column_scale), packed=packed, n=n, k=k, products=PRODUCTS[products],
     )  # fmt: skip
     return packed
+
+
+def _reused(like: Tensor, name: str, count: int, dtype: torch.dtype) -> Tensor:
+    """Return the first values of this thread's memory of that name, made larger where it is too small."""
+    kept: Tensor | None = getattr(_scratch, name, None)
+    size = count * dtype.itemsize
+    if kept is None or kept.numel() < size:
+        kept = like.new_empty(size, dtype=torch.uint8)
+        setattr(_scratch, name, kept)
+    return kept[:size].view(dtype)
 
 
 def _contiguous_float32(values: Tensor | None) -> Tensor | None:
@@ -125,12 +145,19 @@ def pack_mlp(
     norm: tuple[Tensor, Tensor],
     products: torch.dtype,
     grn: Grn | None = None,
+    *,
+    reuse: bool = False,
 ) -> PackedMlp:
-    """Return the weights for the forward pass, with the norm's weight and bias and the layer scale folded in, exactly."""
+    """Return the weights for the forward pass, with the norm's weight and bias and the layer scale folded in, exactly.
+
+    With `reuse` they are valid until this thread's next call with it.
+    """
     weight, bias = norm
     first_bias = torch.addmv(b1.float(), w1.float(), bias.float())
     second_bias = b2 if gamma is None else b2.float() * gamma
-    packed = pack(w1, None, weight, products), pad(first_bias), pack(w2, gamma, None, products), pad(second_bias)
+    names = ("first", "second") if reuse else (None, None)
+    first, second = pack(w1, None, weight, products, names[0]), pack(w2, gamma, None, products, names[1])
+    packed = first, pad(first_bias), second, pad(second_bias)
     if grn is None:
         return PackedMlp(*packed, w1.new_empty(0), 0.0, len(w1))
     return PackedMlp(*packed, pad(torch.stack((grn.gamma, grn.beta))), grn.eps, len(w1))
@@ -162,8 +189,8 @@ def norm_mlp_backward(convolved: Tensor, dout: Tensor, of: NormMlp, keep: Tensor
         "norm_mlp_backward",
         convolved=convolved, means=of.means, scales=of.scales, norm_weight=of.norm_weight.float().contiguous(),
         norm_bias=of.norm_bias.float().contiguous(), dout=dout,
-        first=pack(of.w1, None, None, dtype), first_bias=pad(of.b1), second=pack(of.w2.T, None, of.gamma, dtype),
-        first_transposed=pack(of.w1.T, None, None, dtype), w2=_contiguous_float32(of.w2), b2=_contiguous_float32(of.b2),
+        first=pack(of.w1, None, None, dtype, "first"), first_bias=pad(of.b1), second=pack(of.w2.T, None, of.gamma, dtype, "second"),
+        first_transposed=pack(of.w1.T, None, None, dtype, "first_transposed"), w2=_contiguous_float32(of.w2), b2=_contiguous_float32(of.b2),
         gamma=_contiguous_float32(of.gamma), keep=_contiguous_float32(keep), dconvolved=found.convolved, sums=sums,
         dtype=dtype, dout_dtype=dout.dtype, rows=rows, positions=rows // len(convolved), channels=channels, hidden=hidden,
         dnorm_weight=found.norm_weight, dnorm_bias=found.norm_bias,

@@ -26,7 +26,6 @@ from convnext.ops.interface import KERNELS, SPLIT
 from convnext.ops.memory import keep_memory
 
 PRECISIONS = ("auto", "bf16", "float32", "int8")
-_MAX_MAP_BYTES = 64 << 20  # of one image's map in a stage that runs as one operator: each thread keeps one such map
 
 
 def why_not(model: nn.Module) -> str | None:
@@ -248,10 +247,7 @@ class FoldedPatchify(nn.Module):
 
 
 class FoldedStage(nn.Module):
-    """A patchifying layer and the blocks behind it: one operator if the threads can share the images evenly, else layer by layer.
-
-    In the operator each thread takes images of its own through all layers. It waits for no other, and maps stay in its core's cache.
-    """
+    """A patchifying layer and the blocks behind it as one operator."""
 
     gelu_parameters: Tensor | None
 
@@ -263,14 +259,5 @@ class FoldedStage(nn.Module):
         self.register_buffer("gelu_parameters", torch.tensor(parameters) if parameters else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._whole(x) if self._pays(x) else self.blocks(self.before(x))
-
-    def _pays(self, x: Tensor) -> bool:
-        n, _, height, width = x.shape
-        positions, threads = (height // self.before.patch) * (width // self.before.patch), dispatch.threads()
-        shared_out = n % threads == 0 or n >= 8 * threads
-        return shared_out and 0 < positions * self.before.outputs * 4 <= _MAX_MAP_BYTES
-
-    def _whole(self, x: Tensor) -> Tensor:
         tensors = [tensor for block in self.blocks if isinstance(block, FoldedBlock | Int8Block) for tensor in block.tensors()]
         return folded_stage(x, *self.before.arguments(), tensors, self.gelu_parameters, self.eps, self.grn_eps, self.hidden)

@@ -6,12 +6,22 @@ static int block(const void *x, const float *taps, const float *bias, float eps,
                  const Saved &saved, void *out, int64_t n, int64_t height, int64_t width, int64_t kernel) {
     const Block<P, DTYPE> block = {taps, bias, eps, w, kernel, keep, saved, grn};
     if (grn.gamma) return grn_block(x, block, out, n, height, width);
-    return for_each_slab<P>(n * height, block.rows_at_once(width), [&](int64_t first, int64_t last, typename P::Scratch &scratch) {
-        return block.rows(x, out, height, width, first, last, scratch);
-    });
+    return block.all_rows(x, out, n * height, height, width);
 }
 
-// Packs 32 x 32 weights at a time. Memory is read along the dimension whose step is 1.
+// Reads 16 rows of a matrix (rows, columns) from a row and column on, as 16 vectors of a column each; 0 beyond the matrix. One of the steps
+// is 1, and memory is read along it.
+static void read_columns(const float *weight, int64_t row_step, int64_t column_step, int64_t rows, int64_t columns, f32x16 *found) {
+    if (row_step == 1) {
+        for (int i = 0; i < LANES; i++)
+            found[i] = i < columns ? load(weight + i * column_step, FLOAT32, (int)max(0, min(LANES, rows))) : broadcast(0);
+        return;
+    }
+    for (int i = 0; i < LANES; i++)
+        found[i] = i < rows ? load(weight + i * row_step, FLOAT32, (int)max(0, min(LANES, columns))) : broadcast(0);
+    transpose16(found);
+}
+
 template <class P>
 static void pack(const float *weight, int64_t row_step, int64_t column_step, const float *row_scale, const float *column_scale,
                  void *packed, int64_t n, int64_t k) {
@@ -19,23 +29,21 @@ static void pack(const float *weight, int64_t row_step, int64_t column_step, con
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < n; row += 32) {
         typename P::Writer writer = {(typename P::Value *)packed + row * depth};
-        const int64_t rows = min(32, n - row);
-        for (int64_t column = 0; column < depth; column += 32) {
-            const float *from = weight + row * row_step + column * column_step;
-            const int64_t columns = min(32, k - column);
-            alignas(64) float tile[32][32] = {};
-            if (row_step == 1)
-                for (int64_t j = 0; j < columns; j++)
-                    for (int64_t i = 0; i < rows; i++) tile[j][i] = from[i + j * column_step];
-            else
-                for (int64_t i = 0; i < rows; i++)
-                    for (int64_t j = 0; j < columns; j++) tile[j][i] = from[i * row_step + j * column_step];
-            for (int64_t j = 0; j < 32; j++) {
-                if (row_scale)
-                    for (int64_t i = 0; i < rows; i++) tile[j][i] *= row_scale[row + i];
-                if (column_scale && j < columns)
-                    for (int64_t i = 0; i < rows; i++) tile[j][i] *= column_scale[column + j];
-                writer.put(column + j, load(tile[j], FLOAT32, LANES), load(tile[j] + LANES, FLOAT32, LANES));
+        f32x16 scales[2];
+        for (int half = 0; half < 2; half++)
+            scales[half] = row_scale ? load(row_scale + row + half * LANES, FLOAT32, (int)max(0, min(LANES, n - row - half * LANES)))
+                                     : broadcast(1);
+        for (int64_t column = 0; column < depth; column += LANES) {
+            f32x16 values[2][LANES];
+            for (int half = 0; half < 2; half++) {
+                const int64_t first = row + half * LANES;
+                read_columns(weight + first * row_step + column * column_step, row_step, column_step, n - first, k - column, values[half]);
+            }
+            for (int j = 0; j < LANES; j++) {
+                f32x16 left = values[0][j], right = values[1][j];
+                if (row_scale) left *= scales[0], right *= scales[1];
+                if (column_scale && column + j < k) left *= column_scale[column + j], right *= column_scale[column + j];
+                writer.put(column + j, left, right);
             }
         }
     }
@@ -55,7 +63,7 @@ extern "C" int use_threads(int64_t threads) {
     return OK;
 }
 
-// Packs weight (n, k), float32 with any steps, times a factor for each row and column (or null), for these products. Returns OK or
+// Packs weight (n, k), float32 with a step of 1 along rows or columns, times a factor for each row and column (or null), for these products. Returns OK or
 // NEEDS_TILES.
 extern "C" int pack_weight(const float *weight, int64_t row_step, int64_t column_step, const float *row_scale, const float *column_scale,
                            void *packed, int64_t n, int64_t k, int products) {

@@ -13,12 +13,12 @@ template <class P> struct Slab {
     int64_t y_stride, hidden_stride;
 
     // For `rows` positions of the map. Returns false if memory ran out.
-    bool allocate(const Weights &w, int64_t rows) {
+    template <int SLOT = 0> bool allocate(const Weights &w, int64_t rows) {
         y_stride = w.padded_width();
         hidden_stride = w.padded_hidden();
         rows = (rows + P::PAD - 1) / P::PAD * P::PAD;
         const size_t y_bytes = (rows * y_stride * sizeof(*y) + 63) / 64 * 64;
-        char *memory = (char *)scratch_buffer(y_bytes + max(rows * hidden_stride * sizeof(*y), rows * w.width * sizeof(float)));
+        char *memory = (char *)scratch_buffer<SLOT>(y_bytes + max(rows * hidden_stride * sizeof(*y), rows * w.width * sizeof(float)));
         if (!memory) return false;
         y = (typename P::Value *)memory, hidden = (typename P::Value *)(memory + y_bytes), convolved = (float *)hidden;
         return true;
@@ -30,13 +30,19 @@ static int64_t slab_rows(const Weights &w, int value_bytes) {
     return max(MIN_SLAB_ROWS, SLAB_BYTES / ((w.width + w.hidden) * value_bytes));
 }
 
+struct Columns {  // of a product: first to last - 1, multiples of 32
+    int64_t first, last;
+};
+
 // The second product: out = shortcut + keep (hidden W2ᵀ + b2), for `rows` positions from first_row on.
 template <class P, int DTYPE>
-static void project(const typename P::Value *hidden, const Weights &w, typename P::Scratch &scratch, int64_t rows, const void *shortcut,
-                    void *out, const float *keep, int64_t positions, int64_t first_row) {
-    P::multiply(hidden, rows, (const typename P::Value *)w.second, w.padded_hidden(), w.padded_width(), w.second_bias, scratch,
+static void project(const typename P::Value *hidden, const Weights &w, Columns columns, typename P::Scratch &scratch, int64_t rows,
+                    const void *shortcut, void *out, const float *keep, int64_t positions, int64_t first_row) {
+    const typename P::Value *weights = (const typename P::Value *)w.second + columns.first * w.padded_hidden();
+    P::multiply(hidden, rows, weights, w.padded_hidden(), columns.last - columns.first, w.second_bias + columns.first, scratch,
                 [&](int64_t row, int64_t column, f32x16 left, f32x16 right) __attribute__((always_inline)) {
                     const float factor = keep ? keep[(first_row + row) / positions] : 1;
+                    column += columns.first;
                     const int64_t offset = row * w.width + column, remaining = w.width - column;
                     const void *from = at(shortcut, offset, DTYPE);
                     void *to = at(out, offset, DTYPE);
@@ -52,17 +58,18 @@ static void project(const typename P::Value *hidden, const Weights &w, typename 
                 });
 }
 
-template <class P, int DTYPE>
-static void mlp_slab(const Slab<P> &slab, const Weights &w, typename P::Scratch &scratch, int64_t rows, const void *shortcut, void *out,
-                     const float *keep, int64_t positions, int64_t first_row) {
-    const int64_t lines = w.width * bytes_of(DTYPE) / 64;  // cache lines of a row of the result
-    P::multiply(slab.y, rows, (const typename P::Value *)w.first, w.padded_width(), w.padded_hidden(), w.first_bias, scratch,
+// The first product: hidden = GELU(y W1ᵀ + b1), for `rows` positions. Meanwhile it fetches the first `lines` x rows cache lines of `out`,
+// which the second product writes.
+template <class P>
+static void expand(const Slab<P> &slab, const Weights &w, Columns columns, typename P::Scratch &scratch, int64_t rows, const void *out,
+                   int64_t lines) {
+    const typename P::Value *weights = (const typename P::Value *)w.first + columns.first * w.padded_width();
+    P::multiply(slab.y, rows, weights, w.padded_width(), columns.last - columns.first, w.first_bias + columns.first, scratch,
                 [&](int64_t row, int64_t column, f32x16 left, f32x16 right) __attribute__((always_inline)) {
-                    // Fetches the memory of the result, which the second product writes.
+                    column += columns.first;
                     if (!(column & 32) && column / 64 < lines) __builtin_prefetch((char *)out + (column / 64 * rows + row) * 64, 1, 2);
                     P::store32(P::address(slab.hidden, row, column, slab.hidden_stride), P::activation(left), P::activation(right));
                 });
-    project<P, DTYPE>(slab.hidden, w, scratch, rows, shortcut, out, keep, positions, first_row);
 }
 
 struct Saved {  // for the backward pass, or null: the convolution's result, and the mean and 1 / std of each position
@@ -110,23 +117,50 @@ template <class P, int DTYPE> struct Block {
     int64_t bytes() const { return 2 * weights.padded_width() * weights.padded_hidden() * sizeof(typename P::Value); }  // of the weights
     int64_t rows_at_once(int64_t width) const { return max(1, slab_rows(weights, sizeof(typename P::Value)) / width); }
 
-    // Computes the normalised convolution of rows first to last - 1 of maps x (height rows each). Returns false if memory ran out.
-    bool normalised(const void *x, int64_t height, int64_t width, int64_t first, int64_t last, Slab<P> &slab) const {
-        const int64_t channels = weights.width, count = (last - first) * width;
-        DepthwiseRows *convolve = depthwise_rows_of<DTYPE, FLOAT32>(kernel);
-        if (!slab.allocate(weights, count)) return false;
-        convolve({x, height, width, channels}, taps, bias, nullptr, slab.convolved, first, last);
-        for (int64_t row = 0; row < count; row++)
-            normalise<P>(slab.convolved + row * channels, slab, row, channels, eps, saved, first * width + row);
-        return true;
+    // Computes the normalised convolution of rows first to last - 1 of maps x (height rows each) into a slab that begins with row `begin`.
+    void normalised(const void *x, int64_t height, int64_t width, int64_t first, int64_t last, int64_t begin, const Slab<P> &slab) const {
+        const int64_t channels = weights.width;
+        float *convolved = slab.convolved + (first - begin) * width * channels;
+        depthwise_rows_of<DTYPE, FLOAT32>(kernel)({x, height, width, channels}, taps, bias, nullptr, convolved, first, last);
+        for (int64_t row = 0; row < (last - first) * width; row++)
+            normalise<P>(convolved + row * channels, slab, (first - begin) * width + row, channels, eps, saved, first * width + row);
     }
 
     // Computes rows first to last - 1 of out from maps x (height rows each), without GRN. Returns false if memory ran out.
     bool rows(const void *x, void *out, int64_t height, int64_t width, int64_t first, int64_t last, typename P::Scratch &scratch) const {
         const int64_t count = (last - first) * width, begin = first * width * weights.width;
         Slab<P> slab;
-        if (!normalised(x, height, width, first, last, slab)) return false;
-        mlp_slab<P, DTYPE>(slab, weights, scratch, count, at(x, begin, DTYPE), at(out, begin, DTYPE), keep, height * width, first * width);
+        if (!slab.allocate(weights, count)) return false;
+        void *to = at(out, begin, DTYPE);
+        normalised(x, height, width, first, last, first, slab);
+        expand(slab, weights, {0, weights.padded_hidden()}, scratch, count, to, weights.width * bytes_of(DTYPE) / 64);
+        project<P, DTYPE>(slab.hidden, weights, {0, weights.padded_width()}, scratch, count, at(x, begin, DTYPE), to, keep, height * width,
+                          first * width);
         return true;
+    }
+
+    // Computes `rows` rows of the map in all threads, which share the columns of the weights: each weight is read by one thread. Without
+    // GRN. Returns OK or OUT_OF_MEMORY.
+    int by_columns(const void *x, void *out, int64_t rows, int64_t height, int64_t width) const {
+        const int64_t count = rows * width;
+        Slab<P> slab;
+        if (!slab.template allocate<COLUMNS_SLOT>(weights, count)) return OUT_OF_MEMORY;
+        return in_parallel<P>([&](typename P::Scratch &scratch) {
+#pragma omp for schedule(static)
+            for (int64_t row = 0; row < rows; row++) normalised(x, height, width, row, row + 1, 0, slab);
+#pragma omp for schedule(static)
+            for (int64_t c = 0; c < weights.padded_hidden(); c += 32) expand(slab, weights, {c, c + 32}, scratch, count, nullptr, 0);
+#pragma omp for schedule(static)
+            for (int64_t c = 0; c < weights.padded_width(); c += 32)
+                project<P, DTYPE>(slab.hidden, weights, {c, c + 32}, scratch, count, x, out, keep, height * width, 0);
+        });
+    }
+
+    // Computes `rows` rows of the map in all threads. Returns OK or OUT_OF_MEMORY.
+    int all_rows(const void *x, void *out, int64_t rows, int64_t height, int64_t width) const {
+        if (shares_columns(rows * width, bytes())) return by_columns(x, out, rows, height, width);
+        return for_each_slab<P>(rows, rows_at_once(width), [&](int64_t first, int64_t last, typename P::Scratch &scratch) {
+            return this->rows(x, out, height, width, first, last, scratch);
+        });
     }
 };

@@ -35,7 +35,8 @@ template <class P, int DTYPE> struct GrnBlock {
         const Weights &w = block.weights;
         const int64_t first = kept.begin(number), last = kept.begin(number + 1), stride = w.padded_hidden(), across = width;
         Slab<P> slab;
-        if (!block.normalised(x, height, width, first, last, slab)) return false;
+        if (!slab.allocate(w, (last - first) * width)) return false;
+        block.normalised(x, height, width, first, last, first, slab);
         Value *hidden = kept.hidden + number * kept.slab_values;
         float *squares = kept.squares + first * stride;
         memset(squares, 0, (last - first) * stride * sizeof(float));
@@ -87,7 +88,7 @@ template <class P, int DTYPE> struct GrnBlock {
                 P::store32(values, left, right);
             }
         }
-        project<P, DTYPE>(hidden, w, scratch, count, at(x, begin, DTYPE), at(out, begin, DTYPE), keep, positions, first * width);
+        project<P, DTYPE>(hidden, w, {0, w.padded_width()}, scratch, count, at(x, begin, DTYPE), at(out, begin, DTYPE), keep, positions, first * width);
     }
 
     // The number of images whose positions are about a slab, at least one.

@@ -2,10 +2,8 @@
 // position, and hidden values in 0 … 255 one scale and zero point, from calibration. Sums are exact integers; everything between the
 // products is float32.
 #pragma once
-#include "depthwise.h"
-#include "norm.h"
+#include "block.h"
 #include "products_vnni.h"
-#include "slab.h"
 
 #if !defined(HAS_TILES) && !defined(HAS_VNNI)
 enum { INT8_COMPILED = 0 };
@@ -123,47 +121,105 @@ struct Block8 {
     int64_t bytes() const { return 2 * padded64(channels) * padded64(hidden); }  // of the weights
     int64_t rows_at_once(int64_t width) const { return max(1, max(MIN_SLAB_ROWS, SLAB_BYTES / ((channels + hidden) * 2)) / width); }
 
-    // Computes rows first_row to last_row - 1 of the result from maps (height rows each). Returns false if memory ran out.
-    bool rows(const void *map, void *result, int64_t height, int64_t width, int64_t first_row, int64_t last_row, Int8::Scratch &scratch) const {
-        const float *x = (const float *)map;
-        float *out = (float *)result;
-        DepthwiseRows *convolve = depthwise_rows_of<FLOAT32, FLOAT32>(kernel);
-        const int64_t depth = padded64(channels), hidden_depth = padded64(hidden), count = (last_row - first_row) * width;
-        const int64_t padded = (count + 31) / 32 * 32, begin = first_row * width * channels;
-        char *memory = (char *)scratch_buffer(padded * (depth + sizeof(float) + max(hidden_depth, channels * sizeof(float))));
-        if (!memory) return false;
-        float *scales = (float *)memory, *convolved = scales + padded;  // hidden values overwrite the convolution's result
-        uint8_t *h = (uint8_t *)convolved, *y = h + padded * max(hidden_depth, channels * sizeof(float));
-        convolve({x, height, width, channels}, taps, bias, nullptr, convolved, first_row, last_row);
-        for (int64_t row = 0; row < count; row++) scales[row] = normalise8(convolved + row * channels, y, row, channels, eps);
+    struct Slab8 {
+        float *scales, *convolved;  // hidden values overwrite the convolution's result
+        uint8_t *hidden, *y;
+    };
+
+    // For `count` positions of the map; scales is null if memory ran out.
+    template <int SLOT = 0> Slab8 allocate(int64_t count) const {
+        const int64_t padded = (count + 31) / 32 * 32, wide = max(padded64(hidden), channels * sizeof(float));
+        char *memory = (char *)scratch_buffer<SLOT>(padded * (padded64(channels) + sizeof(float) + wide));
+        if (!memory) return {};
+        float *scales = (float *)memory, *convolved = scales + padded;
+        return {scales, convolved, (uint8_t *)convolved, (uint8_t *)convolved + padded * wide};
+    }
+
+    // The normalised convolution of rows first to last - 1 of maps x (height rows each), into a slab that begins with row `begin`.
+    void normalised(const float *x, int64_t height, int64_t width, int64_t first, int64_t last, int64_t begin, const Slab8 &slab) const {
+        float *convolved = slab.convolved + (first - begin) * width * channels;
+        depthwise_rows_of<FLOAT32, FLOAT32>(kernel)({x, height, width, channels}, taps, bias, nullptr, convolved, first, last);
+        for (int64_t i = 0, row = (first - begin) * width; i < (last - first) * width; i++, row++)
+            slab.scales[row] = normalise8(convolved + i * channels, slab.y, row, channels, eps);
+    }
+
+    // The first product, and GELU, for `count` positions.
+    void expand(const Slab8 &slab, int64_t count, Columns columns, Int8::Scratch &scratch) const {
+        const int64_t depth = padded64(channels), stride = padded64(hidden);
         const Gelu8 gelu = this->gelu;
         Integers above[ROW_REGISTERS];  // the first of two rows
-        Int8::multiply<true>(y, count + (count & 1), first, depth, channels, hidden_depth, scratch,
+        const int8_t *weights = (const int8_t *)first;
+        Int8::multiply<true>(slab.y, count + (count & 1), weights + columns.first * depth, (const int32_t *)(weights + stride * depth) + columns.first,
+                             depth, channels, columns.last - columns.first, scratch,
             [&](int64_t row, int64_t column, i32x16 left, i32x16 right) __attribute__((always_inline)) {
+                column += columns.first;
                 const float *scale = first_scale + column, *shift = first_bias + column;
                 const auto fixed = [&](i32x16 sums, int64_t c) __attribute__((always_inline)) {
-                    return to_float(sums) * (scales[row] * load(scale + c, FLOAT32, LANES)) + load(shift + c, FLOAT32, LANES);
+                    return to_float(sums) * (slab.scales[row] * load(scale + c, FLOAT32, LANES)) + load(shift + c, FLOAT32, LANES);
                 };
                 Integers both[ROW_REGISTERS];
                 to_16_bits(fixed(left, 0), fixed(right, LANES), both);
                 for (int i = 0; i < ROW_REGISTERS; i++) {
-                    const int64_t c = column + i * LANES;
-                    if (row & 1) store_rows(Int8::address(h, row - 1, c, hidden_depth), Int8::address(h, row, c, hidden_depth), gelu(above[i], both[i]));
-                    else above[i] = both[i];
+                    if (!(row & 1)) { above[i] = both[i]; continue; }
+                    const auto to = [&](int64_t r) { return Int8::address(slab.hidden, r, column + i * LANES, stride); };
+                    store_rows(to(row - 1), to(row), gelu(above[i], both[i]));
                 }
             });
-        Int8::multiply<false>(h, count, second, hidden_depth, hidden, (channels + 31) / 32 * 32, scratch,
+    }
+
+    // The second product plus x, for `count` positions.
+    void project(const Slab8 &slab, int64_t count, Columns columns, const float *x, float *out, Int8::Scratch &scratch) const {
+        const int64_t depth = padded64(hidden);
+        Int8::multiply<false>(slab.hidden, count, (const int8_t *)second + columns.first * depth, nullptr, depth, hidden,
+                              columns.last - columns.first, scratch,
             [&](int64_t row, int64_t column, i32x16 left, i32x16 right) __attribute__((always_inline)) {
+                column += columns.first;
                 const i32x16 halves[] = {left, right};
                 for (int half = 0; half < 2; half++, column += LANES) {
                     const int lanes = (int)max(0, min(LANES, channels - column));
-                    const int64_t offset = begin + row * channels + column;
+                    const int64_t offset = row * channels + column;
                     const f32x16 branch = to_float(halves[half]) * load(second_scale + column, FLOAT32, LANES) +
                                           load(second_bias + column, FLOAT32, LANES);
                     store(out + offset, load(x + offset, FLOAT32, lanes) + branch, FLOAT32, lanes);
                 }
             });
+    }
+
+    Columns all_hidden() const { return {0, padded64(hidden)}; }
+    Columns all_channels() const { return {0, (channels + 31) / 32 * 32}; }
+
+    // Computes rows first_row to last_row - 1 of the result from maps (height rows each). Returns false if memory ran out.
+    bool rows(const void *map, void *result, int64_t height, int64_t width, int64_t first_row, int64_t last_row, Int8::Scratch &scratch) const {
+        const int64_t count = (last_row - first_row) * width, begin = first_row * width * channels;
+        const Slab8 slab = allocate(count);
+        if (!slab.scales) return false;
+        normalised((const float *)map, height, width, first_row, last_row, first_row, slab);
+        expand(slab, count, all_hidden(), scratch);
+        project(slab, count, all_channels(), (const float *)map + begin, (float *)result + begin, scratch);
         return true;
+    }
+
+    // Computes `rows` rows of the map in all threads, which share the columns of the weights. Returns OK or OUT_OF_MEMORY.
+    int by_columns(const float *x, float *out, int64_t rows, int64_t height, int64_t width) const {
+        const int64_t count = rows * width;
+        const Slab8 slab = allocate<COLUMNS_SLOT>(count);
+        if (!slab.scales) return OUT_OF_MEMORY;
+        return in_parallel<Int8>([&](Int8::Scratch &scratch) {
+#pragma omp for schedule(static)
+            for (int64_t row = 0; row < rows; row++) normalised(x, height, width, row, row + 1, 0, slab);
+#pragma omp for schedule(static)
+            for (int64_t c = 0; c < all_hidden().last; c += 32) expand(slab, count, {c, c + 32}, scratch);
+#pragma omp for schedule(static)
+            for (int64_t c = 0; c < all_channels().last; c += 32) project(slab, count, {c, c + 32}, x, out, scratch);
+        });
+    }
+
+    // Computes `rows` rows of the map in all threads. Returns OK or OUT_OF_MEMORY.
+    int all_rows(const void *x, void *out, int64_t rows, int64_t height, int64_t width) const {
+        if (shares_columns(rows * width, bytes())) return by_columns((const float *)x, (float *)out, rows, height, width);
+        return for_each_slab<Int8>(rows, rows_at_once(width), [&](int64_t begin, int64_t end, Int8::Scratch &scratch) {
+            return this->rows(x, out, height, width, begin, end, scratch);
+        });
     }
 };
 #endif

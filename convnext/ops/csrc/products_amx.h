@@ -191,7 +191,8 @@ struct TilesOfBytes {
 
     // Multiplies a (rows, depth) by b (depth, columns). consume(row, column, left, right) gets 32 columns of a row.
     template <bool SIGNED, class Consume>
-    static void multiply(const uint8_t *a, int64_t rows, const void *b, int64_t depth, int64_t, int64_t columns, Scratch &scratch, Consume consume) {
+    static void multiply(const uint8_t *a, int64_t rows, const int8_t *b, const int32_t *, int64_t depth, int64_t, int64_t columns,
+                         Scratch &scratch, Consume consume) {
         typedef std::conditional_t<SIGNED, Signed, Unsigned> Dot;
         multiply_tiles<OneProduct<Dot>>(a, rows, b, depth / 64, columns, nullptr, scratch,
                                         [&](int64_t row, int64_t column, f32x16 left, f32x16 right) __attribute__((always_inline)) {

@@ -38,11 +38,11 @@ struct Vnni {
     // Where value (n, k) of a matrix with `depth` values a column, a multiple of 64, is packed.
     static int64_t place(int64_t n, int64_t k, int64_t depth) { return (n / 32 * (depth / 4) + k / 4) * 128 + n % 32 * 4 + k % 4; }
 
-    // Multiplies a (rows, depth) by b (depth, columns), of which the first `used` values of the depth are not 0. Behind b are the sums to
-    // begin with if a is signed. consume(row, column, left, right) gets 32 columns of a row.
+    // Multiplies a (rows, depth) by b (depth, columns), of which the first `used` values of the depth are not 0. If a is SIGNED, sums begin
+    // with `starts` (columns). consume(row, column, left, right) gets 32 columns of a row.
     template <bool SIGNED, class Consume>
-    static void multiply(const uint8_t *a, int64_t rows, const void *b, int64_t depth, int64_t used, int64_t columns, Scratch &, Consume consume) {
-        const void *starts = SIGNED ? (const char *)b + columns * depth : nullptr;
+    static void multiply(const uint8_t *a, int64_t rows, const int8_t *b, const int32_t *starts, int64_t depth, int64_t used, int64_t columns,
+                         Scratch &, Consume consume) {
         multiply_vectors<Bytes>(a, depth / 4, rows, b, (used + 3) / 4, columns, starts, consume);
     }
 };

@@ -36,19 +36,36 @@ typedef Float32 Tiles, SplitTiles;  // never used: has_tiles() is 0
 
 enum { PRODUCTS_FLOAT32, PRODUCTS_BF16, PRODUCTS_SPLIT };  // kinds of products: PRODUCTS of ops/interface.py
 
-// Divides `rows` into slabs of about `each`. work(first, last, scratch) returns false if memory ran out. Returns OK or OUT_OF_MEMORY.
-// A thread takes its next slab when it has finished the last, so a core that is busy with another process does not delay the others.
-template <class P, class Work> static int for_each_slab(int64_t rows, int64_t each, Work work) {
-    const int64_t slabs = slab_count(rows, each);
+#define COLUMNS_SLOT 3         // the scratch buffer of a slab that all threads share
+#define MAX_SHARED_POSITIONS 256  // of such a slab
+#define MIN_SHARED_BYTES (1 << 20)
+
+// Whether threads share a block's columns rather than its positions: where each of them would read large weights for few positions.
+INLINE bool shares_columns(int64_t positions, int64_t weight_bytes) {
+    return omp_get_max_threads() > 1 && positions <= MAX_SHARED_POSITIONS && weight_bytes >= MIN_SHARED_BYTES;
+}
+
+// Runs work(scratch) in each thread. Returns OK or OUT_OF_MEMORY.
+template <class P, class Work> static int in_parallel(Work work) {
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {
         typename P::Scratch scratch;
         P::begin();
-#pragma omp for schedule(dynamic)
-        for (int64_t s = 0; s < slabs; s++) failed |= !work(rows * s / slabs, rows * (s + 1) / slabs, scratch);
+        work(scratch);
         failed |= scratch.failed;
         P::end();
     }
     return failed ? OUT_OF_MEMORY : OK;
+}
+
+// Divides `rows` into slabs of about `each`. work(first, last, scratch) returns false if memory ran out. Returns OK or OUT_OF_MEMORY.
+// A thread takes its next slab when it has finished the last, so a core that is busy with another process does not delay the others.
+template <class P, class Work> static int for_each_slab(int64_t rows, int64_t each, Work work) {
+    const int64_t slabs = slab_count(rows, each);
+    return in_parallel<P>([&](typename P::Scratch &scratch) {
+#pragma omp for schedule(dynamic)
+        for (int64_t s = 0; s < slabs; s++)
+            if (!work(rows * s / slabs, rows * (s + 1) / slabs, scratch)) scratch.failed = true;
+    });
 }

@@ -1,5 +1,5 @@
-// A patchifying layer and the blocks of one width behind it. Each thread takes images of its own through all layers and waits for no
-// other. It takes one image at a time, so that the maps between layers stay in its core's cache, or several where the weights, which are
+// A patchifying layer and the blocks of one width behind it. If the threads can share the images evenly, each takes images of its own
+// through all layers and waits for no other; else all work on the same layer. A thread takes one image at a time, so that the maps between layers stay in its core's cache, or several where the weights, which are
 // read again each time, are larger than one image's map.
 #include "grn.h"
 #include "int8.h"
@@ -9,6 +9,14 @@
 #include <vector>
 
 #define MAP_SLOT 1  // the scratch buffer of the maps; slabs have slot 0
+
+#define MAX_MAP_BYTES (64 << 20)  // of one image's map, of which each thread keeps one
+
+// Whether each thread takes images of its own: if they can be shared out evenly. Then it waits for no other.
+static bool images_of_own(int64_t n, int64_t map_bytes) {
+    const int64_t threads = omp_get_max_threads();
+    return (n % threads == 0 || n >= 8 * threads) && map_bytes <= MAX_MAP_BYTES;
+}
 
 // Returns the smallest number of images of `height` rows that waste at most 3 % more of the products than a thread's whole share does.
 // Products compute 32 positions of a slab at a time, so a slab's last ones are padded.
@@ -44,7 +52,17 @@ static bool whole_block(const Block<P, FLOAT32> &block, const float *map, float 
     });
 }
 
+template <class P>
+static int whole_map(const Block<P, FLOAT32> &block, const float *map, float *to, int64_t n, int64_t height, int64_t width) {
+    if (block.grn.gamma) return grn_block(map, block, to, n, height, width);
+    return block.all_rows(map, to, n * height, height, width);
+}
+
 #if defined(HAS_INT8)
+static int whole_map(const Block8 &block, const float *map, float *to, int64_t n, int64_t height, int64_t width) {
+    return block.all_rows(map, to, n * height, height, width);
+}
+
 static bool whole_block(const Block8 &block, const float *map, float *to, int64_t images, int64_t height, int64_t width,
                         Int8::Scratch &scratch) {
     return in_parts(images * height, block.rows_at_once(width), [&](int64_t top, int64_t bottom) {
@@ -52,6 +70,23 @@ static bool whole_block(const Block8 &block, const float *map, float *to, int64_
     });
 }
 #endif
+
+// The blocks one after the other on n images, in all threads. Returns OK or OUT_OF_MEMORY.
+template <class Block, int DTYPE>
+static int stage_together(const void *x, const Patches &p, const Block *blocks, int64_t count, float *out, int64_t n) {
+    typedef typename Block::Patchifying Patchifying;
+    const int64_t height = p.out_height(), width = p.out_width(), rows = n * height, values = rows * width * p.out_channels;
+    float *maps = (float *)scratch_buffer<MAP_SLOT>(2 * values * sizeof(float));
+    if (!maps) return OUT_OF_MEMORY;
+    int failed = for_each_slab<Patchifying>(rows, p.rows_at_once(), [&](int64_t first, int64_t last, typename Patchifying::Scratch &scratch) {
+        return patchify_rows<Patchifying, DTYPE>(x, p, maps, first, last, scratch);
+    });
+    for (int64_t b = 0; !failed && b < count; b++) {
+        float *to = b == count - 1 ? out : maps + (b + 1) % 2 * values;
+        failed = whole_map(blocks[b], maps + b % 2 * values, to, n, height, width);
+    }
+    return failed;
+}
 
 // Input and result of a block share one buffer. The result begins kernel / 2 rows before the input, so a slab overwrites only rows that
 // no later slab reads.
@@ -61,6 +96,7 @@ static int stage(const void *x, const Patches &p, const Block *blocks, int64_t c
     typedef typename Block::Patchifying Patchifying;
     const int64_t height = p.out_height(), width = p.out_width(), row = width * p.out_channels, shift = kernel / 2;
     const int64_t slab = blocks[0].rows_at_once(width);
+    if (!images_of_own(n, height * row * sizeof(float))) return stage_together<Block, DTYPE>(x, p, blocks, count, out, n);
     const bool one_image = blocks[0].bytes() <= height * row * (int64_t)sizeof(float);
     const int64_t images = one_image ? 1 : images_at_once(n, height, width, slab);
     return for_each_slab<P>(n, images, [&](int64_t first, int64_t last, typename P::Scratch &scratch) {
