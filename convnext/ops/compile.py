@@ -37,6 +37,7 @@ _FLAGS = ("-O3", "-std=gnu++17", "-fno-math-errno", "-fno-trapping-math", "-fPIC
 # No -fopenmp here: OpenMP's functions stay undefined, and build.py finds them in the OpenMP that PyTorch has loaded.
 _LINK = ("-shared", "-Wl,-Bsymbolic")
 _TIMEOUT = 300  # seconds that the compiler may take for one file
+_REMEDY = "install g++ 11 or newer, or name it in CXX, and reinstall"
 
 
 class CompileError(Exception):
@@ -127,9 +128,11 @@ def _compile(
             future.cancel()
     linked = temporary / library.name
     _run([*compiler, *_LINK, *objects, "-o", str(linked)])
+    if not linked.exists():
+        raise CompileError(f"{compiler[0]} made no library; {_REMEDY}")
     content = linked.read_bytes()
     if b"__kmpc_" in content:
-        raise CompileError(f"{compiler[0]} compiles for LLVM's OpenMP, which is not PyTorch's; name g++ in CXX and reinstall")
+        raise CompileError(f"{compiler[0]} compiles for LLVM's OpenMP, which is not PyTorch's; {_REMEDY}")
     _replace(library, content)
 
 
@@ -140,7 +143,7 @@ def _run(command: Sequence[str]) -> None:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
         )
     except OSError as error:
-        raise CompileError(f"{command[0]} can't be run ({error.strerror}); name g++ in CXX and reinstall") from error
+        raise CompileError(f"{command[0]} can't be run ({error.strerror}); {_REMEDY}") from error
     with process:
         try:
             errors = process.communicate(timeout=_TIMEOUT)[1]
@@ -148,12 +151,12 @@ def _run(command: Sequence[str]) -> None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
-                raise CompileError(f"{command[0]} did not finish within {_TIMEOUT} seconds; name g++ in CXX and reinstall") from error
+                raise CompileError(f"{command[0]} did not finish within {_TIMEOUT} s; {_REMEDY}") from error
             raise
     if process.returncode:
         lines = errors.decode(errors="replace").strip().splitlines() or [f"exit status {process.returncode}"]
         reason = next((line for line in lines if "error" in line), lines[0])
-        raise CompileError(f"{command[0]} failed ({reason[:300]}); install g++ 11 or newer, or name it in CXX, and reinstall")
+        raise CompileError(f"{command[0]} failed ({reason[:300]}); {_REMEDY}")
 
 
 def _replace(path: Path, content: bytes) -> None:

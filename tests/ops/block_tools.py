@@ -12,6 +12,13 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 GRADIENT = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
+@pytest.fixture(params=build.levels())
+def level(request, monkeypatch):
+    """Each level that runs here: its library is the one that operators call."""
+    monkeypatch.setattr(build, "library", lambda: build.library_of(request.param))
+    return request.param
+
+
 def relative(found, wanted):
     return ((found.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6)).item()
 
