@@ -64,7 +64,8 @@ def compile_all(folder: Path = LIBRARIES) -> dict[str, str]:
                     level: levels.submit(_compile, compiler, (*_FLAGS, *flags), files, folder / f"{level}.so", Path(temporary), pool)
                     for level, flags in LEVELS.items()
                 }
-            missing = {level: str(error) for level, future in made.items() if (error := future.exception())}
+            failed = {level: future.exception() for level, future in made.items()}
+            missing = {level: str(error) for level, error in failed.items() if error is not None}
     for path in folder.glob("*.so"):
         if path.stem in missing or path.stem not in (*LEVELS, DETECTION) or len(missing) == len(LEVELS):
             path.unlink()

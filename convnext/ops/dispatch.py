@@ -28,7 +28,7 @@ def _setting() -> str:
     for name, words in _VALUES.items():
         if value in words:
             return name
-    warnings.warn(f"CONVNEXT_OPS={value} is unknown and has no effect; it can be {', '.join(list(_VALUES)[:-1])} or {[*_VALUES][-1]}", stacklevel=2)
+    warnings.warn(f"CONVNEXT_OPS={value} is unknown and has no effect; it can be one of {', '.join(_VALUES)}", stacklevel=2)
     return "on"
 
 

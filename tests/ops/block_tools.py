@@ -12,11 +12,9 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 GRADIENT = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
-@pytest.fixture(params=build.levels())
-def level(request, monkeypatch):
-    """Each level that runs here: its library is the one that operators call."""
-    monkeypatch.setattr(build, "library", lambda: build.library_of(request.param))
-    return request.param
+def use_level(level, monkeypatch):
+    """Let operators call the library of a level, one of build.levels(), until the test ends. Weights packed before are of another."""
+    monkeypatch.setattr(build, "library", lambda: build.library_of(level))
 
 
 def relative(found, wanted):

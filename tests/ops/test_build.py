@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ops.block_tools import level, needs_compiler  # noqa: F401 (level is a fixture)
+from ops.block_tools import needs_compiler, use_level
 from torch.nn import functional as F
 
 from convnext import ops
@@ -105,8 +105,9 @@ def test_the_bits_are_those_that_linux_reads():
         assert build._has(feature, words) == (linux.get(feature, feature.replace("-", "_")) in flags), feature
 
 
-@needs_compiler
-def test_an_operator_of_each_level(level):  # noqa: F811
+@pytest.mark.parametrize("level", build.levels())
+def test_an_operator_of_each_level(level, monkeypatch):
+    use_level(level, monkeypatch)
     x, weight, bias = torch.randn(2, 24, 9, 9), torch.randn(24, 1, 7, 7), torch.randn(24)
     with ops.using(True):
         assert torch.allclose(ops.depthwise_conv(x, weight, bias), F.conv2d(x, weight, bias, padding=3, groups=24), atol=1e-4)
@@ -127,7 +128,7 @@ def test_convnext_ops_names_a_level(monkeypatch):
 def test_a_damaged_library_is_reported_and_pytorch_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("CONVNEXT_OPS", raising=False)
     monkeypatch.setattr(build, "library_of", build.library_of.__wrapped__)
-    level, detection = build.levels()[-1], build.LIBRARIES / f"{DETECTION}.so"  # noqa: F811
+    level, detection = build.levels()[-1], build.LIBRARIES / f"{DETECTION}.so"
     monkeypatch.setattr(build, "LIBRARIES", tmp_path)
     library = tmp_path / f"{level}.so"
     library.write_text("not a library, though it is as long as the header of one would have to be")
