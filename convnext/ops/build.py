@@ -205,7 +205,7 @@ def number(name: str, **arguments: Argument) -> int:
     """Return what a function of the library returns, run on as many threads as PyTorch uses."""
     found = library()
     assert found is not None
-    found.call("use_threads", threads=torch.get_num_threads())  # the threads of an OpenMP that is not PyTorch's are not set by it
+    found.call("use_threads", threads=torch.get_num_threads())  # PyTorch's setting is the process's, OpenMP's a thread's
     return found.call(name, **arguments)
 
 

@@ -51,7 +51,7 @@ def compile_all(folder: Path = LIBRARIES) -> dict[str, str]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     missing: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="convnext-") as temporary, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with tempfile.TemporaryDirectory(prefix="convnext-") as temporary, ThreadPoolExecutor(_cores()) as pool:
         try:
             compiler = _compiler()
             _compile(compiler, ("-O2", "-fPIC"), [SOURCES / f"{DETECTION}.cpp"], folder / f"{DETECTION}.so", Path(temporary), pool)
@@ -83,9 +83,9 @@ def recorded(folder: Path = LIBRARIES) -> tuple[str, dict[str, str]]:
     """Return the digest of the sources that the folder's libraries were compiled from, and the reason for each level that is missing."""
     try:
         record = json.loads((folder / RECORD).read_text("utf-8"))
-    except FileNotFoundError:
-        return "", dict.fromkeys(LEVELS, f"they are not compiled yet; run make, or python {Path(__file__)}")
-    return record["sources"], record["missing"]
+        return record["sources"], record["missing"]
+    except (OSError, ValueError, KeyError, TypeError):  # never compiled, or damaged
+        return "", dict.fromkeys(LEVELS, f"they are not compiled yet; in a source tree run make or python {Path(__file__)}, else reinstall")
 
 
 def in_one_line(missing: dict[str, str]) -> str:
@@ -112,6 +112,10 @@ def _compiler() -> list[str]:
     if not command or shutil.which(command[0]) is None:
         raise CompileError(f"CXX={named} names a compiler that is not there; correct it, or unset CXX, and reinstall")
     return command
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
 
 
 def _compile(

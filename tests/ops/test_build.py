@@ -86,7 +86,7 @@ def test_without_its_library_the_next_lower_level_runs(gone, installed):
 def test_no_libraries(tmp_path):
     assert build.cpu_words(tmp_path) is None
     reason = build.obstacle("avx512", None, "AVX512", tmp_path)
-    assert reason.startswith("this installation has no compiled operators: they are not compiled yet; run make")
+    assert reason.startswith("this installation has no compiled operators: they are not compiled yet; in a source tree run make")
     (tmp_path / "build.json").write_text(json.dumps({"sources": "", "missing": dict.fromkeys(LEVELS, "no g++")}))
     assert build.obstacle("avx512", None, "AVX512", tmp_path) == "this installation has no compiled operators: no g++"
 

@@ -80,7 +80,18 @@ def test_no_compiler(sources, tmp_path, monkeypatch):
 @needs_compiler
 def test_another_platform(sources, tmp_path, monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    refused(tmp_path / "lib", "Linux on x86-64")
+    refused(tmp_path / "lib", "it was not built on Linux on x86-64")
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.delattr("os.sched_getaffinity")
+    refused(tmp_path / "lib", "it was not built on Linux on x86-64")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]"])
+def test_a_damaged_record_is_none(content, tmp_path):
+    (tmp_path / compiling.RECORD).write_text(content)
+    digest, missing = compiling.recorded(tmp_path)
+    assert (digest, missing.keys()) == ("", compiling.LEVELS.keys())
+    assert "they are not compiled yet; in a source tree run make" in compiling.in_one_line(missing)
 
 
 @needs_compiler
