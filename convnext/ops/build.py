@@ -8,6 +8,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -112,7 +113,8 @@ def obstacle(level: str, words: Mapping[str, int] | None, capability: str, folde
     """
     missing = recorded(folder)[1]
     if words is None:
-        return in_one_line(missing)
+        whole = missing if missing.keys() == LEVELS.keys() else dict.fromkeys(LEVELS, f"{DETECTION}.so is missing; reinstall convnext")
+        return in_one_line(whole)
     needed = [flag.removeprefix("-m") for flag in LEVELS[level]]
     if lacking := [feature for feature in needed if not _has(feature, words)]:
         return f"this CPU, or its system, lacks {', '.join(lacking)}"
@@ -186,7 +188,8 @@ def _load() -> tuple[Library | None, str]:
     except UsageError:
         raise
     except ConvnextError as error:
-        print(f"convnext: the fast CPU operators are off, PyTorch's run instead: {error}", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(f"convnext: the fast CPU operators are off, PyTorch's run instead: {error}", file=sys.stderr, flush=True)
         return None, str(error)
 
 

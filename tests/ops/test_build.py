@@ -91,6 +91,14 @@ def test_no_libraries(tmp_path):
     assert build.obstacle("avx512", None, "AVX512", tmp_path) == "this installation has no compiled operators: no g++"
 
 
+def test_the_library_that_reads_the_cpu_is_missing(installed):
+    (installed / f"{DETECTION}.so").unlink()
+    words = build.cpu_words(installed)
+    assert build.obstacle("avx512", words, "AVX512", installed) == (
+        "this installation has no compiled operators: cpu.so is missing; reinstall convnext"
+    )
+
+
 def test_each_instruction_set_of_the_levels_has_its_bit():
     assert {flag.removeprefix("-m") for flags in LEVELS.values() for flag in flags} <= build.FEATURES.keys()
 
