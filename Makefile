@@ -3,21 +3,22 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+OPERATORS := convnext/ops/lib/cpu.so
 
 .PHONY: demo test test-all lint format docs clean help
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(STAMP)  ## train a small ConvNeXt on embedded data and write a report (about a minute)
+demo: $(OPERATORS)  ## train a small ConvNeXt on embedded data and write a report (about a minute)
 	@echo "== convnext demo: train, evaluate, predict, report"
 	@$(BIN)/convnext demo
 
-test: $(STAMP)  ## run the tests
+test: $(OPERATORS)  ## run the tests
 	@echo "== tests"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-all: $(STAMP)  ## run the tests, slow ones too
+test-all: $(OPERATORS)  ## run the tests, slow ones too
 	@echo "== all tests, slow ones too"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
@@ -37,8 +38,8 @@ format: $(STAMP)  ## put the code into the project's format
 docs: $(STAMP)  ## build the documentation in build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-clean:  ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+clean:  ## remove the environment, the compiled operators and caches
+	rm -rf $(VENV) convnext/ops/lib .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 # Rebuilt only when the dependencies change: a second `make demo` starts at once.
 $(STAMP): pyproject.toml
@@ -49,3 +50,7 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch torchvision
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,docs]'
 	@touch $(STAMP)
+
+# The installation above compiles the operators; a change of their sources compiles them again. Without a C++ compiler a line says so.
+$(OPERATORS): convnext/ops/compile.py $(wildcard convnext/ops/csrc/*) | $(STAMP)
+	@$(BIN)/python convnext/ops/compile.py

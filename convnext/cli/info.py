@@ -5,7 +5,7 @@ from convnext.cli.common import Device, Json, app, print_json
 
 @app.command()
 def info(device: Device = None, as_json: Json = False) -> None:
-    """Show versions, devices, and which operators are compiled and why. Compiles them on first use."""
+    """Show versions, devices, and which operators are compiled, for which level of CPUs, and why."""
     from convnext import ops
     from convnext.distributed import pick_device
     from convnext.training.folder.environment import environment

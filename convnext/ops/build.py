@@ -1,22 +1,53 @@
-"""The library of the CPU's fast operators: C++ in csrc/, compiled by the system's compiler on first use, and called through ctypes."""
+"""The library of the CPU's fast operators: C++ in csrc/, compiled at installation (`compile.py`), and called through ctypes.
+
+Each level of CPUs has its library. The fastest that this CPU runs is loaded, or the one that CONVNEXT_OPS names.
+"""
 
 import ctypes
 import functools
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from convnext.errors import ConvnextError
-from convnext.ops.cache import load_or_warn
+from convnext.errors import ConvnextError, UsageError, first_line
+from convnext.ops.compile import DETECTION, LEVELS, LIBRARIES, in_one_line, recorded
 from convnext.ops.interface import DTYPES, FAILURES, FUNCTIONS
 from convnext.text import counted
 
-SOURCES = Path(__file__).parent / "csrc"
-FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp", "-Wall", "-Wextra")
 Argument = Tensor | torch.dtype | float | int | bool | None
+
+# What csrc/cpu.cpp reads, in its order: registers of CPUID (leaf, subleaf, register), then XCR0.
+CPU_WORDS = ("1 ecx", "7.0 ebx", "7.0 ecx", "7.0 edx", "7.1 eax", "80000001 ecx", "xcr0")
+# The registers that the system must save, as bits of XCR0: of AVX; with those of AVX-512; with the tiles of AMX.
+_AVX, _AVX512, _AMX = 0x6, 0xE6, 0x600E6
+# How a CPU reports each instruction set of compile.LEVELS: a word, its bit, and the registers that it needs.
+FEATURES = {
+    "fma": ("1 ecx", 12, _AVX),
+    "movbe": ("1 ecx", 22, 0),
+    "popcnt": ("1 ecx", 23, 0),
+    "f16c": ("1 ecx", 29, _AVX),
+    "bmi": ("7.0 ebx", 3, 0),
+    "avx2": ("7.0 ebx", 5, _AVX),
+    "bmi2": ("7.0 ebx", 8, 0),
+    "avx512f": ("7.0 ebx", 16, _AVX512),
+    "avx512dq": ("7.0 ebx", 17, _AVX512),
+    "avx512cd": ("7.0 ebx", 28, _AVX512),
+    "avx512bw": ("7.0 ebx", 30, _AVX512),
+    "avx512vl": ("7.0 ebx", 31, _AVX512),
+    "avx512vbmi": ("7.0 ecx", 1, _AVX512),
+    "avx512vnni": ("7.0 ecx", 11, _AVX512),
+    "amx-bf16": ("7.0 edx", 22, _AMX),
+    "amx-tile": ("7.0 edx", 24, _AMX),
+    "amx-int8": ("7.0 edx", 25, _AMX),
+    "avxvnni": ("7.1 eax", 4, _AVX),
+    "avx512bf16": ("7.1 eax", 5, _AVX512),
+    "lzcnt": ("80000001 ecx", 5, 0),
+}
 
 
 class Library:
@@ -40,12 +71,15 @@ class Library:
 
 @functools.cache
 def library() -> Library | None:
-    """Return the compiled operators, or None where there are none: `reason()` says why. A failure is printed, once."""
+    """Return the compiled operators, or None where there are none: `reason()` says why. A damaged installation is reported, once.
+
+    Raises UsageError if CONVNEXT_OPS names a level that does not run here.
+    """
     return _load()[0]
 
 
 def reason() -> str:
-    """Return the path of the library, or why there is none."""
+    """Return the level that runs and why no faster one does, or why there is none."""
     return _load()[1]
 
 
@@ -62,11 +96,107 @@ def has_int8() -> bool:
 
 
 @functools.cache
+def library_of(level: str) -> Library:
+    """Return the operators compiled for a level, one of `levels()`. Raises ConvnextError if its file is damaged."""
+    path = LIBRARIES / f"{level}.so"
+    try:
+        ctypes.CDLL(openmp_of("libtorch_cpu.so"), ctypes.RTLD_GLOBAL)  # the library is linked to none, and finds this one's functions
+        return Library(ctypes.CDLL(str(path)))
+    except (OSError, AttributeError) as error:  # AttributeError: a function is missing
+        raise ConvnextError(f"{path} can't be loaded ({first_line(error)}); reinstall convnext") from error
+
+
+def levels() -> list[str]:
+    """Return the levels that run here, fastest last."""
+    return [level for level, obstacle in _obstacles().items() if not obstacle]
+
+
+def obstacle(level: str, words: Mapping[str, int] | None, capability: str, folder: Path = LIBRARIES) -> str:
+    """Return why a level does not run; an empty string if it does.
+
+    `words` is what `cpu_words` returns, `capability` the level of PyTorch's own operators ("DEFAULT", "AVX2", "AVX512"), which the user
+    can lower by ATEN_CPU_CAPABILITY. `folder` holds the libraries.
+    """
+    missing = recorded(folder)[1]
+    if words is None:
+        whole = missing if missing.keys() == LEVELS.keys() else dict.fromkeys(LEVELS, f"{DETECTION}.so is missing; reinstall convnext")
+        return in_one_line(whole)
+    needed = [flag.removeprefix("-m") for flag in LEVELS[level]]
+    if lacking := [feature for feature in needed if not _has(feature, words)]:
+        return f"this CPU, or its system, lacks {', '.join(lacking)}"
+    if capability == "DEFAULT" or (capability == "AVX2" and "avx512f" in needed):
+        return f"PyTorch uses {capability} here"
+    if (path := folder / f"{level}.so").exists():
+        return ""
+    return in_one_line(missing) if level in missing else f"{path} is missing; reinstall convnext"
+
+
+def cpu_words(folder: Path = LIBRARIES) -> dict[str, int] | None:
+    """Return what this CPU reports, by the names of CPU_WORDS; None if this installation has no compiled operators.
+
+    Raises ConvnextError if the library that reads it is damaged.
+    """
+    path = folder / f"{DETECTION}.so"
+    if not path.exists():
+        return None
+    words = (ctypes.c_uint32 * len(CPU_WORDS))()
+    try:
+        ctypes.CDLL(str(path)).read_cpu(words)
+    except (OSError, AttributeError) as error:
+        raise ConvnextError(f"{path} can't be loaded ({first_line(error)}); reinstall convnext") from error
+    return dict(zip(CPU_WORDS, words, strict=True))
+
+
+def openmp_of(caller: str) -> str:
+    """Return the file of the OpenMP that a loaded library calls, by whatever name; the system's if it calls none.
+
+    PyTorch brings one: libgomp.so.1, libgomp-a34b3233.so.1 or libiomp5.so. A second one would have threads and settings of its own.
+    """
+    try:
+        function = ctypes.CDLL(caller, os.RTLD_NOLOAD).GOMP_parallel
+    except (OSError, AttributeError):
+        return "libgomp.so.1"
+    found = _Symbol()
+    ctypes.CDLL(None).dladdr(function, ctypes.byref(found))
+    return os.fsdecode(found.file)
+
+
+class _Symbol(ctypes.Structure):
+    """Dl_info of <dlfcn.h>."""
+
+    _fields_ = (("file", ctypes.c_char_p), ("base", ctypes.c_void_p), ("name", ctypes.c_char_p), ("address", ctypes.c_void_p))
+
+
+def _has(feature: str, words: Mapping[str, int]) -> bool:
+    word, bit, state = FEATURES[feature]
+    return bool(words[word] >> bit & 1) and words["xcr0"] & state == state
+
+
+@functools.cache
+def _obstacles() -> dict[str, str]:
+    words, capability = cpu_words(), torch.backends.cpu.get_cpu_capability()
+    return {level: obstacle(level, words, capability) for level in LEVELS}
+
+
+@functools.cache
 def _load() -> tuple[Library | None, str]:
-    if sys.platform != "linux" or torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return None, "they need Linux and a CPU with AVX-512"
-    loaded, reason = load_or_warn(SOURCES, FLAGS, list(FUNCTIONS))
-    return None if loaded is None else Library(loaded), reason
+    named = os.environ.get("CONVNEXT_OPS", "").strip().lower()
+    try:
+        found = levels()
+        if named in LEVELS and named not in found:
+            raise UsageError(f"CONVNEXT_OPS={named}: {_obstacles()[named]}; levels that run here: {', '.join(found) or 'none'}")
+        if not found:
+            return None, next(iter(_obstacles().values()))
+        if named in LEVELS:
+            return library_of(named), f"level {named}, which CONVNEXT_OPS names"
+        level, faster = found[-1], list(LEVELS)[list(LEVELS).index(found[-1]) + 1 :]
+        return library_of(level), f"level {level}{''.join(f'; not {other}: {_obstacles()[other]}' for other in faster[:1])}"
+    except UsageError:
+        raise
+    except ConvnextError as error:
+        with suppress(OSError):
+            print(f"convnext: the fast CPU operators are off, PyTorch's run instead: {error}", file=sys.stderr, flush=True)
+        return None, str(error)
 
 
 def call(name: str, **arguments: Argument) -> None:
@@ -84,7 +214,7 @@ def number(name: str, **arguments: Argument) -> int:
     """Return what a function of the library returns, run on as many threads as PyTorch uses."""
     found = library()
     assert found is not None
-    found.call("use_threads", threads=torch.get_num_threads())  # an OpenMP other than PyTorch's, such as clang's, has a setting of its own
+    found.call("use_threads", threads=torch.get_num_threads())  # PyTorch's setting is the process's, OpenMP's a thread's
     return found.call(name, **arguments)
 
 

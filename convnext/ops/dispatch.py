@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from convnext.ops import build
+from convnext.ops.compile import LEVELS
 
 _VALUES = {"on": ("on", "1", "yes", "true", ""), "off": ("off", "0", "no", "false"), "triton": ("triton",)}
+_VALUES |= {level: (level,) for level in LEVELS}  # build.py loads that level
 _DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 # Positions of the largest map (56 x 56) of one image of 224 pixels. For such an image PyTorch is faster on a CPU without AMX.
 _ONE_IMAGE = 56 * 56
@@ -26,7 +28,7 @@ def _setting() -> str:
     for name, words in _VALUES.items():
         if value in words:
             return name
-    warnings.warn(f"CONVNEXT_OPS={value} is unknown and has no effect; it can be on, off or triton", stacklevel=2)
+    warnings.warn(f"CONVNEXT_OPS={value} is unknown and has no effect; it can be one of {', '.join(_VALUES)}", stacklevel=2)
     return "on"
 
 
@@ -123,9 +125,6 @@ def tiles() -> bool:
 
 
 @_constant
-def threads() -> int:
-    """Return among how many threads the operators share their work."""
-    return torch.get_num_threads()
 
 
 def compiled(dtype: torch.dtype) -> bool:
@@ -161,7 +160,7 @@ def status() -> dict[str, dict[str, str]]:
     cpu = {"runs": "compiled" if has_compiled else "PyTorch", "why": why}
     tiled = cpu
     if has_compiled:
-        needs = "needs a compiler that knows AMX (g++ 11)" if has_amx() else "needs AMX"
+        needs = "needs the level amx" if has_amx() else "needs AMX"
         tiled = {"runs": "compiled", "why": "AMX tiles"} if build.has_tiles() else {"runs": "PyTorch", "why": needs}
     cuda = {"runs": "PyTorch", "why": "the Triton operators have not run on a GPU yet: CONVNEXT_OPS=triton uses them"}
     if torch.cuda.is_available() and has_compiled and _compiled_for("cuda"):

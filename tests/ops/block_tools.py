@@ -12,6 +12,11 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 GRADIENT = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
+def use_level(level, monkeypatch):
+    """Let operators call the library of a level, one of build.levels(), until the test ends. Weights packed before are of another."""
+    monkeypatch.setattr(build, "library", lambda: build.library_of(level))
+
+
 def relative(found, wanted):
     return ((found.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6)).item()
 

@@ -100,7 +100,7 @@ def test_tensors_of_a_class_of_their_own_are_left_to_pytorch():
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"), [("off", "off"), (" OFF ", "off"), ("0", "off"), ("", "on"), ("1", "on"), ("triton", "triton")]
+    ("given", "wanted"), [("off", "off"), (" OFF ", "off"), ("0", "off"), ("", "on"), ("1", "on"), ("triton", "triton"), ("AMX", "amx")]
 )
 def test_the_switch_has_these_values(given, wanted, monkeypatch, recwarn):
     monkeypatch.setenv("CONVNEXT_OPS", given)
@@ -110,5 +110,5 @@ def test_the_switch_has_these_values(given, wanted, monkeypatch, recwarn):
 
 def test_a_misspelt_switch_warns(monkeypatch):
     monkeypatch.setenv("CONVNEXT_OPS", "of")
-    with pytest.warns(UserWarning, match="CONVNEXT_OPS=of is unknown .* on, off or triton"):
+    with pytest.warns(UserWarning, match="CONVNEXT_OPS=of is unknown .* on, off, triton, .*amx"):
         assert dispatch._setting() == "on"

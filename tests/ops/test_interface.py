@@ -8,8 +8,11 @@ import torch
 
 from convnext.errors import ConvnextError
 from convnext.ops import build, interface
+from convnext.ops.compile import DETECTION, SOURCES
 
-SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in sorted(build.SOURCES.iterdir()) if path.suffix in (".h", ".cpp"))
+SOURCE = "\n".join(
+    path.read_text(encoding="utf-8") for path in sorted(SOURCES.iterdir()) if path.suffix in (".h", ".cpp") and path.stem != DETECTION
+)
 DECLARED = {
     name: (result, [parameter.strip() for parameter in parameters.split(",")] if parameters.strip() else [])
     for result, name, parameters in re.findall(r'extern "C" ([\w ]+?)\s*(\w+)\(([^)]*)\)', SOURCE)
@@ -38,7 +41,7 @@ def test_a_function_has_the_declared_parameters_and_result(name):
 
 
 def test_functions_that_need_tiles_are_those_of_the_file_that_is_empty_without_them():
-    text = (build.SOURCES / "int8.cpp").read_text(encoding="utf-8")
+    text = (SOURCES / "int8.cpp").read_text(encoding="utf-8")
     assert {function.name for function in interface.FUNCTIONS.values() if function.needs_tiles} == set(
         re.findall(r'extern "C" \w+ (\w+)\(', text.split("#if defined(HAS_TILES)")[1])
     )

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from convnext.ops import build
+from convnext.ops.compile import SOURCES
 
 PROGRAM = """
 #include "memory.h"
@@ -89,7 +90,7 @@ def check(script, *arguments):
 @pytest.mark.skipif(sys.platform != "linux" or shutil.which("c++") is None, reason="needs Linux and a C++ compiler")
 def test_a_thread_leaves_nothing_behind(tmp_path):
     (tmp_path / "one.cpp").write_text(PROGRAM)
-    command = ["c++", "-std=gnu++17", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-I", str(build.SOURCES)]
+    command = ["c++", "-std=gnu++17", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-I", str(SOURCES)]
     subprocess.run([*command, str(tmp_path / "one.cpp"), "-o", str(tmp_path / "one.so")], check=True)
     check(TOUCHED, tmp_path / "one.so")
 

@@ -256,33 +256,15 @@ def test_hooks_on_stages_and_layers_stay():
     assert sorted(seen) == ["downsample_layers.1", "downsample_layers.2.1", "stages.0", "stages.1.0.norm", "stages.2"]
 
 
-@pytest.mark.parametrize(
-    ("environment", "reason"),
-    [
-        ({"CONVNEXT_OPS": "off"}, "switched off"),
-        pytest.param({"CXX": "/nowhere/c++"}, "PyTorch", marks=pytest.mark.slow),
-        pytest.param({"PATH": "/nowhere", "CXX": ""}, "compiler", marks=pytest.mark.slow),
-    ],
-    ids=["off", "no such compiler", "no compiler"],
-)
-def test_without_a_compiler_all_works_and_info_says_why(environment, reason, tmp_path):
-    code = "import torch, convnext; print(convnext.create_model('convnext_atto', num_classes=2)(torch.randn(1, 3, 64, 64)).shape)"
-    settings = os.environ | {"CONVNEXT_CACHE": str(tmp_path), "CONVNEXT_OPS": "on"} | environment
-    done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, timeout=300)
-    assert done.stdout.strip() == "torch.Size([1, 2])", done.stderr
-    info = subprocess.run([sys.executable, "-m", "convnext", "info"], env=settings, capture_output=True, text=True, timeout=300)
-    if reason != "switched off" and torch.backends.cpu.get_cpu_capability() != "AVX512":
-        reason = "AVX-512"  # reported first
-    assert reason in info.stdout
-    assert "  compiled " not in info.stdout
-
-
-@compiled
-def test_the_library_is_built_once_and_found_again(tmp_path):
-    code = "from convnext.ops import build; print(build.reason())"
-    settings = os.environ | {"CONVNEXT_CACHE": str(tmp_path), "CONVNEXT_OPS": "on"}
-    both = [subprocess.Popen([sys.executable, "-c", code], env=settings, stdout=-1, stderr=-1, text=True) for _ in range(2)]
-    printed = [process.communicate(timeout=300) for process in both]
-    assert printed[0][0] == printed[1][0]
-    assert sum("compiling" in messages for _, messages in printed) == 1
-    assert len(list(tmp_path.glob("ops-*/*.so"))) == 1
+def test_switched_off_all_works_and_info_says_so():
+    code = """
+import torch, convnext
+from convnext.cli import main
+print(convnext.create_model("convnext_atto", num_classes=2)(torch.randn(1, 3, 64, 64)).shape)
+main()
+"""
+    command = [sys.executable, "-c", code, "info"]
+    done = subprocess.run(command, env=os.environ | {"CONVNEXT_OPS": "off"}, capture_output=True, text=True, timeout=300)
+    assert done.stdout.startswith("torch.Size([1, 2])"), done.stderr
+    assert "switched off" in done.stdout
+    assert "  compiled " not in done.stdout
