@@ -124,9 +124,6 @@ def tiles() -> bool:
     return build.has_tiles()
 
 
-@_constant
-
-
 def compiled(dtype: torch.dtype) -> bool:
     """Return whether compiled operators for products in that dtype exist on the CPU and are switched on."""
     return _mode != "off" and build.library() is not None and (dtype == torch.float32 or (dtype == torch.bfloat16 and build.has_tiles()))

@@ -40,13 +40,6 @@ def test_a_function_has_the_declared_parameters_and_result(name):
     assert function.result is RESULTS[result]
 
 
-def test_functions_that_need_tiles_are_those_of_the_file_that_is_empty_without_them():
-    text = (SOURCES / "int8.cpp").read_text(encoding="utf-8")
-    assert {function.name for function in interface.FUNCTIONS.values() if function.needs_tiles} == set(
-        re.findall(r'extern "C" \w+ (\w+)\(', text.split("#if defined(HAS_TILES)")[1])
-    )
-
-
 def enum(*names):
     """The values of the C++ enum that begins with these names."""
     body = re.search(rf"enum \{{\s*({names[0]}\b[^}}]*)\}}", SOURCE).group(1)
@@ -64,7 +57,7 @@ def test_codes_are_those_of_the_source():
     assert {torch.float32: dtypes["FLOAT32"], torch.bfloat16: dtypes["BFLOAT16"]} == interface.DTYPES
     products = enum("PRODUCTS_FLOAT32", "PRODUCTS_BF16", "PRODUCTS_SPLIT")
     assert list(interface.PRODUCTS.values()) == list(products.values())
-    codes = enum("OK", "OUT_OF_MEMORY", "UNSUPPORTED_KERNEL", "UNSUPPORTED_DTYPES", "NEEDS_TILES")
+    codes = enum("OK", "OUT_OF_MEMORY", "UNSUPPORTED_KERNEL", "UNSUPPORTED_DTYPES", "NEEDS_TILES", "NEEDS_INT8")
     assert codes.pop("OK") == 0
     assert interface.FAILURES.keys() == set(codes.values())
 

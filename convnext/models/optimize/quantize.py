@@ -1,6 +1,6 @@
 """Post-training quantization of ConvNeXt's blocks to 8 bits: calibration, and the quantized block.
 
-The histogram observer of torch.ao.quantization finds the range of hidden values with the smallest squared error. Weights have a scale for
+Calibration finds the range of hidden values with the smallest squared error. Weights have a scale for
 each output. Normalised values have a scale for each position, which is computed from them. Norms, GELU, sums and the map that blocks
 add to stay float32; stem, downsampling layers and head are not quantized.
 """
@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.ao.quantization.observer import HistogramObserver
 
 from convnext.errors import UsageError
 from convnext.models.backbones.convnext import Block
@@ -19,6 +18,37 @@ from convnext.ops.folded import int8_block
 
 Ranges = dict[str, tuple[float, int]]  # scale and zero point of each block's hidden values, by the block's name
 
+_FIRST, _OCTAVES, _EACH = -12, 32, 32  # bins of a histogram: from 2^-12 on, 32 of equal width for each power of two
+_SHIFT = 23 - 5  # of the bits of a float32: what remains numbers the bins, by exponent and five bits of the mantissa
+
+
+class HiddenRange:
+    """The range of hidden values, from a histogram of the positive ones. GELU gives no values below -0.17."""
+
+    def __init__(self) -> None:
+        self._counts = torch.zeros(_OCTAVES * _EACH, dtype=torch.float64)
+        self._lowest = 0.0
+
+    def add(self, hidden: Tensor) -> None:
+        """Count hidden values of any shape. Values that are not finite count as the largest."""
+        below = (_FIRST + 127) * _EACH  # the number of the first bin
+        numbers = (hidden.float().flatten().clamp_min(2.0**_FIRST).view(torch.int32) >> _SHIFT) - below
+        self._counts += torch.bincount(numbers.clamp(0, len(self._counts) - 1), minlength=len(self._counts))
+        self._lowest = min(self._lowest, hidden.min().item())
+
+    def parameters(self) -> tuple[float, int] | None:
+        """Return scale and zero point of 8 bits with the smallest squared error; None if no value was counted."""
+        total = self._counts.sum()
+        if not total:
+            return None
+        numbers = torch.arange(len(self._counts) + 1, dtype=torch.int32) + (_FIRST + 127) * _EACH
+        edges = (numbers << _SHIFT).view(torch.float32).double()
+        centers, highest = (edges[1:] + edges[:-1]) / 2, edges[1:][self._counts > 0]
+        beyond = (centers - highest.unsqueeze(1)).clamp_min(0).square() @ self._counts
+        steps = (highest - self._lowest) / 255
+        scale = steps[(total * steps.square() / 12 + beyond).argmin()].item()
+        return scale, round(-self._lowest / scale)
+
 
 @torch.inference_mode()
 def calibrate(model: nn.Module, run: Callable[[nn.Module], object]) -> Ranges:
@@ -26,27 +56,27 @@ def calibrate(model: nn.Module, run: Callable[[nn.Module], object]) -> Ranges:
 
     Raises UsageError if it passed none.
     """
-    observers = {name: HistogramObserver(dtype=torch.quint8) for name, module in model.named_modules() if isinstance(module, Block)}
-    hooks = [model.get_submodule(f"{name}.pwconv1").register_forward_hook(_observe_with(observer)) for name, observer in observers.items()]
+    ranges = {name: HiddenRange() for name, module in model.named_modules() if isinstance(module, Block)}
+    hooks = [model.get_submodule(f"{name}.pwconv1").register_forward_hook(_counting(hidden)) for name, hidden in ranges.items()]
     try:
         run(model.eval())
     finally:
         for hook in hooks:
             hook.remove()
     found: Ranges = {}
-    for name, observer in observers.items():
-        if not observer.min_val.isfinite():
+    for name, hidden in ranges.items():
+        parameters = hidden.parameters()
+        if parameters is None:
             raise UsageError("int8 needs images to calibrate with, and `calibration` passed none through the network")
-        scale, zero = observer.calculate_qparams()
-        found[name] = scale.item(), int(zero)
+        found[name] = parameters
     return found
 
 
-def _observe_with(observer: nn.Module) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def observe(_: nn.Module, __: tuple[Tensor, ...], z: Tensor) -> None:
-        observer(F.gelu(z))
+def _counting(hidden: HiddenRange) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def count(_: nn.Module, __: tuple[Tensor, ...], z: Tensor) -> None:
+        hidden.add(F.gelu(z))
 
-    return observe
+    return count
 
 
 class Int8Block(nn.Module):

@@ -6,6 +6,7 @@ import torch
 from convnext import ops
 from convnext.ops import build
 
+int8 = pytest.mark.skipif(not build.has_int8(), reason="the operators here have no products of 8 bits")
 tiles = pytest.mark.skipif(not build.has_tiles(), reason="this CPU has no AMX")
 compiled = pytest.mark.skipif(build.library() is None, reason=f"no compiled operators here: {build.reason()}")
 SPLIT_ERROR, FLOAT32_ERROR = 2e-5, 2e-6  # of float32 products in tiles, each number the sum of two bf16, and of all other ones
