@@ -37,7 +37,7 @@ def takes(x: Tensor, parameters: Parameters, grn: Grn | None = None) -> bool:
     With GRN it takes them on a CPU, and only where no gradients are needed.
     """
     tensors = (*parameters, *(() if grn is None else (grn.gamma, grn.beta)))
-    if parameters.dwconv_weight.shape[-1] not in KERNELS or not fast(x, *tensors, grn=grn is not None):
+    if parameters.dwconv_weight.shape[-1] not in KERNELS or not fast(x, *tensors):
         return False
     if grn is not None and (x.is_cuda or needs_gradients(x, *tensors)):
         return False
@@ -49,7 +49,7 @@ def pays(x: Tensor) -> bool:
 
     Packing takes about as long as the products of 250 positions in bf16 tiles, and of 40 in float32.
     """
-    return x.numel() // max(x.shape[1], 1) >= (256 if lowered(x) == torch.bfloat16 else 64)
+    return x.numel() // max(x.shape[1], 1) >= (256 if lowered(x) == torch.bfloat16 else 32)
 
 
 def block(x: Tensor, parameters: Parameters, eps: float, keep: Tensor | None, grn: Grn | None = None) -> Tensor:

@@ -21,8 +21,8 @@ from convnext.text import counted
 
 Argument = Tensor | torch.dtype | float | int | bool | None
 
-# What csrc/cpu.cpp reads, in its order: registers of CPUID (leaf, subleaf, register), then XCR0.
-CPU_WORDS = ("1 ecx", "7.0 ebx", "7.0 ecx", "7.0 edx", "7.1 eax", "80000001 ecx", "xcr0")
+# What csrc/cpu.cpp reads, in its order: registers of CPUID (leaf, subleaf, register), XCR0, and the first letters of the vendor's name.
+CPU_WORDS = ("1 ecx", "7.0 ebx", "7.0 ecx", "7.0 edx", "7.1 eax", "80000001 ecx", "xcr0", "0 ebx")
 # The registers that the system must save, as bits of XCR0: of AVX; with those of AVX-512; with the tiles of AMX.
 _AVX, _AVX512, _AMX = 0x6, 0xE6, 0x600E6
 # How a CPU reports each instruction set of compile.LEVELS: a word, its bit, and the registers that it needs.
@@ -93,6 +93,13 @@ def has_int8() -> bool:
     """Return whether the compiled operators multiply matrices of 8 bits here (VNNI or AMX)."""
     found = library()
     return found is not None and found.has_int8
+
+
+@functools.cache
+def is_amd() -> bool:
+    """Return whether this CPU is one of AMD, and the installation can tell."""
+    words = cpu_words()
+    return words is not None and words["0 ebx"] == int.from_bytes(b"Auth", "little")  # AuthenticAMD
 
 
 @functools.cache

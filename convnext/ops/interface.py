@@ -41,9 +41,7 @@ class Function:
     result: type[ctypes.c_int] | type[ctypes.c_int64] = ctypes.c_int
 
 
-def _function(
-    name: str, *groups: Sequence[Parameter], result: type[ctypes.c_int] | type[ctypes.c_int64] = ctypes.c_int
-) -> Function:
+def _function(name: str, *groups: Sequence[Parameter], result: type[ctypes.c_int] | type[ctypes.c_int64] = ctypes.c_int) -> Function:
     return Function(name, tuple(parameter for group in groups for parameter in group), result)
 
 

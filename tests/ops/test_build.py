@@ -20,7 +20,7 @@ from convnext.ops.compile import DETECTION, LEVELS
 NOTHING = dict.fromkeys(build.CPU_WORDS, 0)
 _ALL = {"avx": 0x7, "avx512": 0xE7, "amx": 0x600E7}  # registers that systems save, with those of SSE
 I7_8700 = NOTHING | {"1 ecx": 0x7FFAFBFF, "7.0 ebx": 0x029C6FBF, "80000001 ecx": 0x121, "xcr0": 0x1F}
-ZEN5 = dict(zip(build.CPU_WORDS, (0xFFFA3203, 0xF1BF07AB, 0x405FC6, 0x110, 0x30, 0x4003F3, 0xE7), strict=True))
+ZEN5 = dict(zip(build.CPU_WORDS, (0xFFFA3203, 0xF1BF07AB, 0x405FC6, 0x110, 0x30, 0x4003F3, 0xE7, 0x68747541), strict=True))
 EVERYTHING = dict.fromkeys(build.CPU_WORDS, 0xFFFFFFFF)
 
 

@@ -109,7 +109,9 @@ def _check_int8(model: nn.Module) -> None:
     if len(with_grn) == len(blocks):
         raise UsageError(f"int8 quantizes no blocks with GRN, and this network (ConvNeXt V2) has no others: {instead}")
     if not dispatch.multiplies_int8():
-        raise UsageError(f"int8 needs a CPU with VNNI or AMX and the compiled operators (`convnext info` prints what is missing): {instead}")
+        raise UsageError(
+            f"int8 needs a CPU with VNNI or AMX and the compiled operators (`convnext info` prints what is missing): {instead}"
+        )
     if with_grn:
         warnings.warn(f"int8 quantizes no blocks with GRN: {len(with_grn)} of {len(blocks)} stay in bf16", stacklevel=3)
 

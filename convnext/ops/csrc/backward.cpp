@@ -46,7 +46,7 @@ template <class P> struct Buffers {
     int64_t y_stride, t_stride, dz_stride;
 
     bool allocate(int64_t rows, int64_t width, int64_t hidden) {  // all multiples of 32
-        y_stride = width, t_stride = rows, dz_stride = hidden;
+        y_stride = P::stride(width), t_stride = P::stride(rows), dz_stride = P::stride(hidden);
         const int64_t map = rows * y_stride, transposed = width * t_stride, panel = rows * 32;
         const int64_t sizes[] = {map, map, transposed, transposed, rows * dz_stride, panel, panel};
         Value **buffers[] = {&y, &d, &y_transposed, &d_transposed, &dz, &hidden_panel, &dz_panel};
@@ -63,8 +63,8 @@ template <class P> struct Buffers {
 // Reads rows of y and of the result's gradient into a slab, and sums the second bias's gradient.
 template <class P, int DTYPE>
 static void read_slab(const Buffers<P> &b, const NormedMap &y, const void *dout, const float *keep, int64_t positions, int64_t first,
-                      int64_t count, int64_t padded, int64_t channels, float *db2) {
-    for (int64_t c = 0; c < b.y_stride; c += LANES) {
+                      int64_t count, int64_t padded, int64_t channels, int64_t width, float *db2) {
+    for (int64_t c = 0; c < width; c += LANES) {
         const int lanes = (int)max(0, min(LANES, channels - c));
         const f32x16 weight = load(y.weight + c, FLOAT32, lanes), bias = load(y.bias + c, FLOAT32, lanes);
         f32x16 total = load(db2 + c, FLOAT32, LANES);
@@ -83,7 +83,7 @@ static void read_slab(const Buffers<P> &b, const NormedMap &y, const void *dout,
         }
         store(db2 + c, total, FLOAT32, LANES);
     }
-    for (int64_t c = 0; c < b.y_stride; c += LANES) {
+    for (int64_t c = 0; c < width; c += LANES) {
         P::transpose(b.y, c, b.y_stride, padded, b.y_transposed, b.t_stride);
         P::transpose(b.d, c, b.y_stride, padded, b.d_transposed, b.t_stride);
     }
@@ -143,7 +143,7 @@ static int backward(const NormedMap &y, const void *dout, const Packed &w, const
             const int64_t first = rows * s / slabs, count = rows * (s + 1) / slabs - first, padded = (count + 31) / 32 * 32;
             Buffers<P> b;
             if (!b.allocate(padded, width, hidden)) { failed = 1; continue; }
-            read_slab<P, DTYPE>(b, y, dout, keep, positions, first, count, padded, channels, sums.db2);
+            read_slab<P, DTYPE>(b, y, dout, keep, positions, first, count, padded, channels, width, sums.db2);
             for (int64_t n = 0; n < hidden; n += 32) hidden_columns(b, w, scratch, n, padded, width, sums, begin);
             begin = false;
             // dy overwrites d, which is not needed any more.

@@ -14,8 +14,8 @@ template <class P> struct Slab {
 
     // For `rows` positions of the map. Returns false if memory ran out.
     template <int SLOT = 0> bool allocate(const Weights &w, int64_t rows) {
-        y_stride = w.padded_width();
-        hidden_stride = w.padded_hidden();
+        y_stride = P::stride(w.padded_width());
+        hidden_stride = P::stride(w.padded_hidden());
         rows = (rows + P::PAD - 1) / P::PAD * P::PAD;
         const size_t y_bytes = (rows * y_stride * sizeof(*y) + 63) / 64 * 64;
         char *memory = (char *)scratch_buffer<SLOT>(y_bytes + max(rows * hidden_stride * sizeof(*y), rows * w.width * sizeof(float)));
@@ -100,7 +100,7 @@ static void normalise(const float *from, const Slab<P> &slab, int64_t slab_row, 
     };
     const int64_t full = channels / LANES * LANES;
     for (int64_t c = 0; c < full; c += LANES) put(c, LANES);
-    for (int64_t c = full; c < slab.y_stride; c += LANES) put(c, (int)max(0, min(LANES, channels - c)));
+    for (int64_t c = full; c < (channels + 31) / 32 * 32; c += LANES) put(c, (int)max(0, min(LANES, channels - c)));
 }
 
 // DTYPE of the map and of its result: float32, or with tiles bf16.

@@ -24,7 +24,7 @@ template <class P, int DTYPE> struct GrnBlock {
     // Returns memory for images in `slabs` slabs; hidden is null if memory ran out.
     Kept keep(int64_t images, int64_t slabs) const {
         const int64_t rows = images * height, stride = block.weights.padded_hidden();
-        const int64_t positions = (rows + slabs - 1) / slabs * width, slab_values = (positions + P::PAD - 1) / P::PAD * P::PAD * stride;
+        const int64_t positions = (rows + slabs - 1) / slabs * width, slab_values = (positions + P::PAD - 1) / P::PAD * P::PAD * P::stride(stride);
         char *memory = (char *)scratch_buffer<GRN_SLOT>(slabs * slab_values * sizeof(Value) + (rows + images) * stride * sizeof(float));
         float *squares = (float *)(memory + slabs * slab_values * sizeof(Value));
         return {(Value *)memory, squares, squares + rows * stride, rows, slabs, slab_values};
@@ -46,7 +46,7 @@ template <class P, int DTYPE> struct GrnBlock {
                         float *sum = squares + (uint32_t)row / (uint32_t)across * stride + column;
                         store(sum, load(sum, FLOAT32, LANES) + left * left, FLOAT32, LANES);
                         store(sum + LANES, load(sum + LANES, FLOAT32, LANES) + right * right, FLOAT32, LANES);
-                        P::store32(P::address(hidden, row, column, stride), left, right);
+                        P::store32(P::address(hidden, row, column, P::stride(stride)), left, right);
                     });
         return true;
     }
@@ -80,7 +80,7 @@ template <class P, int DTYPE> struct GrnBlock {
         for (int64_t row = 0; row < count; row++) {
             const float *factors = kept.factors + (first * width + row) / positions * stride;
             for (int64_t c = 0; c < stride; c += 32) {
-                const auto values = P::address(hidden, row, c, stride);
+                const auto values = P::address(hidden, row, c, P::stride(stride));
                 f32x16 left, right;
                 P::load32(values, left, right);
                 left = left * load(factors + c, FLOAT32, LANES) + load(beta + c, FLOAT32, LANES);

@@ -100,7 +100,7 @@ INLINE float normalise8(const float *from, uint8_t *y, int64_t row, int64_t chan
     const auto put = [&](int64_t c, int lanes) __attribute__((always_inline)) {
         const f32x16 distance = load(from + c, FLOAT32, lanes) - stats.mean;
         const __m128i bytes = _mm_add_epi8(to_8_bits(distance * factor), _mm_set1_epi8((char)Int8::SHIFT));
-        _mm_storeu_si128((__m128i *)Int8::address(y, row, c, stride), bytes);  // padding lanes are multiplied by zero weights
+        _mm_storeu_si128((__m128i *)Int8::address(y, row, c, Int8::stride(stride)), bytes);  // padding lanes are multiplied by zero weights
     };
     for (int64_t c = 0; c < full; c += LANES) put(c, LANES);
     for (int64_t c = full; c < stride; c += LANES) put(c, (int)max(0, min(LANES, channels - c)));
@@ -128,8 +128,8 @@ struct Block8 {
 
     // For `count` positions of the map; scales is null if memory ran out.
     template <int SLOT = 0> Slab8 allocate(int64_t count) const {
-        const int64_t padded = (count + 31) / 32 * 32, wide = max(padded64(hidden), channels * sizeof(float));
-        char *memory = (char *)scratch_buffer<SLOT>(padded * (padded64(channels) + sizeof(float) + wide));
+        const int64_t padded = (count + 31) / 32 * 32, wide = max(Int8::stride(padded64(hidden)), channels * sizeof(float));
+        char *memory = (char *)scratch_buffer<SLOT>(padded * (Int8::stride(padded64(channels)) + sizeof(float) + wide));
         if (!memory) return {};
         float *scales = (float *)memory, *convolved = scales + padded;
         return {scales, convolved, (uint8_t *)convolved, (uint8_t *)convolved + padded * wide};
@@ -161,7 +161,7 @@ struct Block8 {
                 to_16_bits(fixed(left, 0), fixed(right, LANES), both);
                 for (int i = 0; i < ROW_REGISTERS; i++) {
                     if (!(row & 1)) { above[i] = both[i]; continue; }
-                    const auto to = [&](int64_t r) { return Int8::address(slab.hidden, r, column + i * LANES, stride); };
+                    const auto to = [&](int64_t r) { return Int8::address(slab.hidden, r, column + i * LANES, Int8::stride(stride)); };
                     store_rows(to(row - 1), to(row), gelu(above[i], both[i]));
                 }
             });

@@ -31,10 +31,10 @@ static void gather(const void *x, const Patches &p, typename P::Value *rows, int
             const Moments stats = p.normed ? moments<DTYPE>(from, p.channels, p.eps) : Moments{0, 1, 0};
             for (int64_t c = 0; c < piece; c += LANES, column += LANES) {
                 const f32x16 value = load(at(from, c, DTYPE), DTYPE, (int)min(LANES, piece - c));
-                P::put(P::address(rows, row, column, depth), (value - stats.mean) * stats.scale);
+                P::put(P::address(rows, row, column, P::stride(depth)), (value - stats.mean) * stats.scale);
             }
         }
-    for (; column < depth; column += LANES) P::put(P::address(rows, row, column, depth), broadcast(0));
+    for (; column < depth; column += LANES) P::put(P::address(rows, row, column, P::stride(depth)), broadcast(0));
 }
 
 // Computes rows first to last - 1 of the results of maps x (out_height() rows each). Returns false if memory ran out.
@@ -43,7 +43,7 @@ static bool patchify_rows(const void *x, const Patches &p, float *out, int64_t f
     typedef typename P::Value Value;
     const int64_t width = p.out_width(), columns = (p.out_channels + 31) / 32 * 32, depth = p.depth(), count = (last - first) * width;
     const int64_t padded = (count + P::PAD - 1) / P::PAD * P::PAD;
-    char *memory = (char *)scratch_buffer(padded * (depth * sizeof(Value) + columns * sizeof(float)));
+    char *memory = (char *)scratch_buffer(padded * (P::stride(depth) * sizeof(Value) + columns * sizeof(float)));
     if (!memory) return false;
     float *sums = (float *)memory;
     Value *left = (Value *)(memory + padded * columns * sizeof(float));

@@ -34,6 +34,7 @@ struct Amx {
         return (u32x16)_mm512_permutexvar_epi16(_mm512_load_si512(order), side_by_side);
     }
 
+    static int64_t stride(int64_t depth) { return depth; }  // of a left matrix
     // A left matrix, `stride` columns wide, is stored in tiles of 16 rows and 32 columns, row by row of tiles: a product then reads it
     // sequentially. The values up to the next multiple of 32 columns follow an address.
     template <class T> static T *address(T *a, int64_t row, int64_t column, int64_t stride) {
@@ -110,6 +111,7 @@ struct Split {
         Amx::put(to + 512, values - high);
     }
 
+    static int64_t stride(int64_t depth) { return depth; }
     static bf16 *address(Value *a, int64_t row, int64_t column, int64_t stride) {
         return (bf16 *)a + ((row >> 4) * (stride >> 5) + (column >> 5)) * 1024 + (row & 15) * 32 + (column & 31);
     }
@@ -179,6 +181,7 @@ struct TilesOfBytes {
         static void lower() { _tile_dpbusd(2, 5, 6); _tile_dpbusd(3, 5, 7); }
     };
 
+    static int64_t stride(int64_t depth) { return depth; }
     // A left matrix consists of tiles of 16 rows and 64 columns.
     static uint8_t *address(uint8_t *a, int64_t row, int64_t column, int64_t stride) {
         return a + ((row >> 4) * (stride >> 6) + (column >> 6)) * 1024 + (row & 15) * 64 + (column & 63);

@@ -31,6 +31,8 @@ struct Float32 {
         left = load(from, FLOAT32, LANES), right = load(from + LANES, FLOAT32, LANES);
     }
 
+    // Of a left matrix. Rows a multiple of 4 KB apart would compete for the same places of the first-level cache.
+    static int64_t stride(int64_t depth) { return depth + LANES; }
     template <class T> static T *address(T *a, int64_t row, int64_t column, int64_t stride) { return a + row * stride + column; }
 
     // A packed matrix (K, N), K and N multiples of 32, is [N / 32][K][32]. A writer gets 32 columns of row k, rows in order from 0.
@@ -53,6 +55,6 @@ struct Float32 {
     template <class Consume>
     static void multiply(const float *a, int64_t rows, const float *b, int64_t depth, int64_t columns, const float *bias, Scratch &,
                          Consume consume) {
-        multiply_vectors<Floats>(a, depth, rows, b, depth, columns, bias, consume);
+        multiply_vectors<Floats>(a, stride(depth), rows, b, depth, depth, columns, bias, consume);
     }
 };

@@ -51,13 +51,13 @@ static void vector_tile(const uint32_t *a, int64_t stride, const uint32_t *b, in
     }
 }
 
-// Multiplies a (rows, steps), whose rows begin every `stride` words, by b, whose panels of 32 columns do so too. Sums begin with `start` (columns), or with 0 if it is null.
-// consume(row, column, left, right) gets 32 columns of a row.
+// Multiplies the first `steps` words of each row of a, whose rows begin every `stride` words, by b (depth, columns). Sums begin with `start`
+// (columns), or with 0 if it is null. consume(row, column, left, right) gets 32 columns of a row.
 template <class Unit, class Consume>
-static void multiply_vectors(const void *a, int64_t stride, int64_t rows, const void *b, int64_t steps, int64_t columns, const void *start,
-                             Consume &consume) {
+static void multiply_vectors(const void *a, int64_t stride, int64_t rows, const void *b, int64_t depth, int64_t steps, int64_t columns,
+                             const void *start, Consume &consume) {
     for (int64_t n = 0; n < columns; n += 32) {
-        const uint32_t *panel = (const uint32_t *)b + n * stride, *begin = start ? (const uint32_t *)start + n : nullptr;
+        const uint32_t *panel = (const uint32_t *)b + n * depth, *begin = start ? (const uint32_t *)start + n : nullptr;
         int64_t m = 0;
         const auto left = [&] { return (const uint32_t *)a + m * stride; };
         for (; m + TILE_ROWS <= rows; m += TILE_ROWS) vector_tile<Unit, TILE_ROWS>(left(), stride, panel, steps, begin, m, n, consume);

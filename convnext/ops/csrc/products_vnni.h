@@ -33,6 +33,7 @@ struct Vnni {
 
     static void begin() {}
     static void end() {}
+    static int64_t stride(int64_t depth) { return depth + 64; }  // of a left matrix: as Float32's
     static uint8_t *address(uint8_t *a, int64_t row, int64_t column, int64_t stride) { return a + row * stride + column; }
 
     // Where value (n, k) of a matrix with `depth` values a column, a multiple of 64, is packed.
@@ -43,7 +44,7 @@ struct Vnni {
     template <bool SIGNED, class Consume>
     static void multiply(const uint8_t *a, int64_t rows, const int8_t *b, const int32_t *starts, int64_t depth, int64_t used, int64_t columns,
                          Scratch &, Consume consume) {
-        multiply_vectors<Bytes>(a, depth / 4, rows, b, (used + 3) / 4, columns, starts, consume);
+        multiply_vectors<Bytes>(a, stride(depth) / 4, rows, b, depth / 4, (used + 3) / 4, columns, starts, consume);
     }
 };
 #endif
