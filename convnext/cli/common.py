@@ -35,7 +35,9 @@ Weights = Annotated[str | None, typer.Option(help="Published weights of a model'
 MaxPixels = Annotated[
     int | None, typer.Option(min=1, help="The largest image to open, width x height; by default 89478485, against decompression bombs.")
 ]
-Optimize = Annotated[str | None, typer.Option(help="On CPUs, through convnext.optimize: auto (the fastest here), bf16, float32, int8.")]
+Optimize = Annotated[
+    str | None, typer.Option(help="On CPUs, through convnext.optimize: auto (the fastest here), bf16, float32, int8, openvino, inductor.")
+]
 Tta = Annotated[Literal["flip"] | None, typer.Option(help="Average probabilities over each image and its mirror image; not of detectors.")]
 Size = Annotated[str | None, typer.Option(help="Classifiers: pixels a side of their images, or HEIGHTxWIDTH; by default the weights' own.")]
 Calibration = Annotated[list[str] | None, typer.Option(help="For --optimize int8: images or folders of them, like those to be predicted.")]
@@ -78,6 +80,8 @@ def optimized(predictor: "Predictor[PredictionT]", precision: str | None, calibr
         raise UsageError("--calibration is for --optimize int8")
     if precision is None:
         return predictor
+    if precision in ("openvino", "inductor"):
+        return predictor.optimize(backend=precision)
     from convnext.inference.inputs import find_images
 
     return predictor.optimize(precision, list(find_images(calibration or [])))

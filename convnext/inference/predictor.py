@@ -114,11 +114,12 @@ class Predictor(Generic[PredictionT]):
         """
         return self.embed([self.open(image) for image in ([images] if isinstance(images, ImageLike | Tensor) else images)])
 
-    def optimize(self, precision: str = "auto", calibration: Sequence[ImageLike] = ()) -> "Predictor[PredictionT]":
+    def optimize(self, precision: str = "auto", calibration: Sequence[ImageLike] = (), backend: str = "auto") -> "Predictor[PredictionT]":
         """Return the same predictor with its network through `convnext.optimize`, for CPUs.
 
         Args:
             precision: "auto", which takes the fastest on this CPU, "bf16", "float32" or "int8".
+            backend: "auto", which takes our operators, or an engine, "openvino" or "inductor".
             calibration: for int8, some hundred images like those to come.
 
         Raises UsageError as `convnext.optimize` does.
@@ -131,7 +132,7 @@ class Predictor(Generic[PredictionT]):
                 infer(network, [self.open(image)], self.preprocessing, self.classes, self.device)
 
         fast = copy.copy(self)
-        fast.model = optimize(self.model, precision, calibration=run)
+        fast.model = optimize(self.model, precision, backend=backend, calibration=run)
         return fast
 
 

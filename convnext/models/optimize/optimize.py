@@ -18,6 +18,7 @@ from convnext.errors import UsageError, nearest
 from convnext.models.backbones.convnext import Block, ConvNeXt, Patchify
 from convnext.models.backbones.norms import LayerNorm, LayerNorm2d
 from convnext.models.backbones.untouched import untouched
+from convnext.models.optimize.engines import ENGINES
 from convnext.models.optimize.quantize import Int8Block, Ranges, calibrate
 from convnext.models.optimize.sliced import SlicedBlock
 from convnext.ops import dispatch, inference, native
@@ -26,19 +27,27 @@ from convnext.ops.interface import KERNELS, SPLIT
 from convnext.ops.memory import keep_memory
 
 PRECISIONS = ("auto", "bf16", "float32", "int8")
+BACKENDS = ("auto", "convnext", *ENGINES)
+_ENGINE_HINT = "backend='openvino' (--optimize openvino) computes any classifier"
 
 
 def why_not(model: nn.Module) -> str | None:
-    """Return why `optimize` refuses this network; None if it accepts it."""
+    """Return why our operators do not compute this network faster; None if they do."""
+    if reason := _not_float32_on_cpu(model):
+        return reason
+    if not any(isinstance(module, Block) for module in model.modules()):
+        return f"this network has no block of ConvNeXt, and our operators make only these faster; {_ENGINE_HINT}"
+    if not any(isinstance(module, Block) and module.is_published for module in model.modules()):
+        other = "another norm or activation than ConvNeXt's"
+        return f"the blocks of this network have {other}, and our operators do not make such blocks faster; {_ENGINE_HINT}"
+    return None
+
+
+def _not_float32_on_cpu(model: nn.Module) -> str | None:
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
             found = f"{name} is {parameter.dtype} on {parameter.device}"
             return f"optimize takes a float32 network on the CPU; {found}: load it with device='cpu' (--device cpu), or do not optimize it"
-    if not any(isinstance(module, Block) for module in model.modules()):
-        return "this network has no block of ConvNeXt, and optimize makes only these faster; try torch.compile"
-    if not any(isinstance(module, Block) and module.is_published for module in model.modules()):
-        other = "another norm or activation than ConvNeXt's"
-        return f"the blocks of this network have {other}, and optimize does not make such blocks faster; try torch.compile"
     return None
 
 
@@ -50,7 +59,7 @@ def fastest() -> str | None:
 
 
 def optimize(
-    model: nn.Module, precision: str = "auto", *, calibration: Callable[[nn.Module], object] | None = None, compile: bool = False
+    model: nn.Module, precision: str = "auto", *, backend: str = "auto", calibration: Callable[[nn.Module], object] | None = None
 ) -> nn.Module:
     """Return a copy of a network of any task for inference on the CPU. It is called as the original is, and its outputs are float32.
 
@@ -59,18 +68,25 @@ def optimize(
 
     Args:
         model: on the CPU, in float32.
-        precision: of the products. "auto" is the fastest here: bf16 on a CPU with AMX, float32 on one with AVX-512, and elsewhere, where
-            nothing is faster, the unchanged network. "bf16" and "float32" work on any CPU, "int8" on one with AMX only, and not for blocks
-            with GRN. int8 changes predictions: measure the accuracy. For float32 exact to the last bit use the original network.
+        precision: of the products. "auto" is the fastest here: bf16 on a CPU with AMX, float32 on one with AVX2 or AVX-512, and elsewhere,
+            where nothing was measured to be faster, the unchanged network. "bf16" and "float32" work on any CPU, "int8" on one with VNNI or
+            AMX, and not for blocks with GRN. int8 changes predictions: measure the accuracy. For float32 exact to the last bit use the
+            original network.
+        backend: "auto" takes the operators of this package, "convnext". "openvino" and "inductor" (torch.compile with frozen weights)
+            compute any network that returns one tensor, in float32, OpenVINO also in bf16. They convert it at the first call.
         calibration: for int8, a function that passes a few hundred typical images through the network that it is given:
             `lambda network: network(images)`.
-        compile: pass the result through torch.compile. The first call takes half a minute; later processes find the result on disk.
 
-    Warns of bf16 where it is slower than float32. Raises UsageError for an unknown precision, a network that is not in float32 on the CPU
-    or has no ConvNeXt block, and for int8 without images, on a CPU without AMX, or if all blocks have GRN.
+    Warns of bf16 where it is slower than float32. Raises UsageError for an unknown precision or backend, a network that is not in float32
+    on the CPU or, for our operators, has no ConvNeXt block, and for int8 without images, with an engine, on a CPU without VNNI and AMX, or
+    if all blocks have GRN.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}{nearest(precision, PRECISIONS)}")
+    if backend not in BACKENDS:
+        raise UsageError(f"unknown backend {backend!r}{nearest(backend, BACKENDS)}")
+    if (engine := ENGINES.get(backend)) is not None:
+        return _by_engine(engine, backend, model, precision)
     if reason := why_not(model):
         raise UsageError(reason)
     if reason := dispatch.slow_on_cpu(precision):
@@ -88,11 +104,15 @@ def optimize(
     chosen = fastest() if precision == "auto" else precision
     if chosen is not None:
         _make_fast(fast, _dtype(chosen), ranges)
-    if not compile:
-        return fast
-    compiled = torch.compile(fast)
-    assert isinstance(compiled, nn.Module)
-    return compiled
+    return fast
+
+
+def _by_engine(engine: Callable[[nn.Module, str], nn.Module], name: str, model: nn.Module, precision: str) -> nn.Module:
+    if precision == "int8":
+        raise UsageError(f"int8 is computed by our operators: omit backend={name!r}")
+    if reason := _not_float32_on_cpu(model):
+        raise UsageError(reason)
+    return engine(copy.deepcopy(model).eval().requires_grad_(False), "float32" if precision == "auto" else precision)
 
 
 def _dtype(precision: str) -> torch.dtype:
@@ -113,7 +133,8 @@ def _check_int8(model: nn.Module) -> None:
             f"int8 needs a CPU with VNNI or AMX and the compiled operators (`convnext info` prints what is missing): {instead}"
         )
     if with_grn:
-        warnings.warn(f"int8 quantizes no blocks with GRN: {len(with_grn)} of {len(blocks)} stay in bf16", stacklevel=3)
+        others = "bf16" if dispatch.tiles() else "float32"
+        warnings.warn(f"int8 quantizes no blocks with GRN: {len(with_grn)} of {len(blocks)} stay in {others}", stacklevel=3)
 
 
 def _make_fast(fast: nn.Module, dtype: torch.dtype, ranges: Ranges) -> None:
