@@ -8,8 +8,9 @@ minimum and the maximum of each round's ratio. Outputs are first compared with t
 
 The host of a virtual machine can take half of a core for seconds, and not the same share from every contestant. So a fixed product of
 matrices is timed before and after each turn: a round is quiet if none of its products took more than 1.25 times the fastest so far.
-`--rounds` counts quiet rounds; a row ends after six times as many rounds, quiet or not. The ratio over all rounds is printed too.
-The goals ("wanted") of rows on a CPU are for one with AMX; on others they are marked "(AMX)".
+`--rounds` counts quiet rounds; a row ends after six times as many rounds, quiet or not. The ratio over all rounds is printed too, and that
+of images per second of CPU time. Each row has goals by kind of CPU: with AMX, with AVX-512, with AVX2. A row without a goal for this kind is
+not measured.
 Rows that need a GPU are printed as not measured where there is none. On a GPU, ours are the Triton operators under torch.compile, and
 memory is the peak of PyTorch's allocator.
 """
@@ -21,11 +22,16 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypedDict
 
 import torch
+
+# Kinds of CPUs: the first in which operators multiply bf16 in tiles, have AVX-512, have AVX2. Environment variables emulate the last:
+# ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2.
+AMX, AVX512, AVX2 = "amx", "avx512", "avx2"
 
 
 @dataclass(frozen=True)
@@ -35,30 +41,83 @@ class Row:
     title: str
     ours: str
     peers: tuple[str, ...]
-    wanted: float
+    wanted: dict[str, float]  # by kind of CPU; a row is not measured on others
     kind: str = "cpu"
 
 
 _TB, _SWIN = ("tiny", "base"), {"tiny": 1.47, "small": 1.49, "base": 1.46}  # Swin: the ratios published for an A100
+_FLOAT32_PEERS = ("timm", "timm-frozen", "openvino", "onnxruntime")
+
+
+def _peers(names: Sequence[str], rest: str) -> tuple[str, ...]:
+    return tuple(f"{name}/{rest}" for name in names)
+
+
 ROWS = (
-    Row("CPU inference, T, batch 16, bf16, beside timm eager", "convnext/tiny/bf16/16", ("timm/tiny/bf16/16",), 2.5),
+    *(
+        Row(
+            f"CPU inference, T, batch {batch}, float32",
+            f"convnext/tiny/float32/{batch}",
+            _peers(_FLOAT32_PEERS, f"tiny/float32/{batch}"),
+            wanted,
+        )
+        for batch, wanted in ((16, {AMX: 1.5, AVX512: 1.2, AVX2: 1.15}), (1, {AMX: 1.15, AVX512: 1.15, AVX2: 1.15}))
+    ),
+    *(
+        Row(
+            f"CPU inference, T, batch {batch}, float32, the network as it is",
+            f"convnext-as-it-is/tiny/float32/{batch}",
+            (f"timm/tiny/float32/{batch}",),
+            {AMX: 1.0, AVX512: 1.0, AVX2: 1.0},
+        )
+        for batch in (16, 8, 1)
+    ),
+    *(
+        Row(
+            f"CPU inference, T, batch {batch}, int8",
+            f"convnext/tiny/int8/{batch}",
+            (f"openvino/tiny/int8/{batch}",),
+            {AMX: 1.4, AVX512: 1.4},
+        )
+        for batch in (16, 1)
+    ),
+    Row(
+        "CPU training step, T, batch 16, float32",
+        "convnext/tiny/float32/16/train",
+        ("timm/tiny/float32/16/train",),
+        {AVX512: 1.25, AVX2: 1.0},
+    ),
+    Row("CPU inference, T, batch 16, bf16, beside timm eager", "convnext/tiny/bf16/16", ("timm/tiny/bf16/16",), {AMX: 2.5}),
     Row(
         "CPU inference, T, batch 16, bf16, beside compilers",
         "convnext/tiny/bf16/16",
         ("timm-frozen/tiny/bf16/16", "openvino/tiny/bf16/16", "onnxruntime/tiny/float32/16"),
-        1.4,
+        {AMX: 1.4},
     ),
-    Row("CPU inference, T, batch 1, bf16", "convnext/tiny/bf16/1", ("timm/tiny/bf16/1",), 1.6),
-    Row("CPU inference, T, batch 16, float32", "convnext/tiny/float32/16", ("timm/tiny/float32/16",), 1.5),
-    Row("CPU inference, T, batch 16, int8 beside our bf16", "convnext/tiny/int8/16", ("convnext/tiny/bf16/16",), 1.3),
-    Row("CPU training step, T, batch 16, bf16 autocast", "convnext/tiny/bf16/16/train", ("timm/tiny/bf16/16/train",), 2.5),
+    Row("CPU inference, T, batch 1, bf16", "convnext/tiny/bf16/1", ("timm/tiny/bf16/1",), {AMX: 1.6}),
+    Row("CPU inference, T, batch 16, int8 beside our bf16", "convnext/tiny/int8/16", ("convnext/tiny/bf16/16",), {AMX: 1.3}),
+    Row("CPU training step, T, batch 16, bf16 autocast", "convnext/tiny/bf16/16/train", ("timm/tiny/bf16/16/train",), {AMX: 2.5}),
     *(
-        Row(f"ConvNeXt : Swin, {size}, CPU, batch 16, bf16", f"convnext/{size}/bf16/16", (f"timm-swin/{size}/bf16/16",), wanted, "swin")
+        Row(
+            f"ConvNeXt : Swin, {size}, CPU, batch 16, bf16",
+            f"convnext/{size}/bf16/16",
+            (f"timm-swin/{size}/bf16/16",),
+            {AMX: wanted},
+            "swin",
+        )
         for size, wanted in _SWIN.items()
     ),
-    Row("ConvNeXt : Swin, tiny, CPU, batch 16, float32", "convnext/tiny/float32/16", ("timm-swin/tiny/float32/16",), 1.47, "swin"),
+    Row(
+        "ConvNeXt : Swin, tiny, CPU, batch 16, float32",
+        "convnext/tiny/float32/16",
+        ("timm-swin/tiny/float32/16",),
+        {AMX: 1.47, AVX512: 1.47, AVX2: 1.47},
+        "swin",
+    ),
     *(
-        Row(f"GPU inference, {size}, batch 256, bf16", f"convnext/{size}/bf16/256", (f"timm-compiled/{size}/bf16/256",), 1.5, "gpu")
+        Row(
+            f"GPU inference, {size}, batch 256, bf16", f"convnext/{size}/bf16/256", (f"timm-compiled/{size}/bf16/256",), {"gpu": 1.5}, "gpu"
+        )
         for size in _TB
     ),
     *(
@@ -66,16 +125,29 @@ ROWS = (
             f"GPU training step, {size}, batch 128, bf16",
             f"convnext/{size}/bf16/128/train",
             (f"timm-compiled/{size}/bf16/128/train",),
-            1.5,
+            {"gpu": 1.5},
             "gpu",
         )
         for size in _TB
     ),
     *(
-        Row(f"ConvNeXt : Swin, {size}, GPU, batch 256, bf16", f"convnext/{size}/bf16/256", (f"timm-swin/{size}/bf16/256",), wanted, "gpu")
+        Row(
+            f"ConvNeXt : Swin, {size}, GPU, batch 256, bf16",
+            f"convnext/{size}/bf16/256",
+            (f"timm-swin/{size}/bf16/256",),
+            {"gpu": wanted},
+            "gpu",
+        )
         for size, wanted in _SWIN.items()
     ),
 )
+
+
+def cpu_kind() -> str:
+    """Return the kind of this CPU, as far as PyTorch uses it."""
+    from convnext.ops import dispatch
+
+    return AMX if dispatch.has_amx() else AVX512 if torch.backends.cpu.get_cpu_capability() == "AVX512" else AVX2
 
 
 class Contestant:
@@ -84,6 +156,7 @@ class Contestant:
     def __init__(self, name: str, device: str) -> None:
         self.name = name
         self.speeds: list[float] = []  # images per second of each turn
+        self.per_cpu: list[float] = []  # images per second of CPU time
         command, settings = [sys.executable, str(Path(__file__).with_name("contestant.py")), name, device], dict(os.environ)
         if device != "cpu":
             settings["CONVNEXT_OPS"] = "triton"
@@ -98,12 +171,16 @@ class Contestant:
     def turn(self) -> None:
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        self.speeds.append(json.loads(self.process.stdout.readline()))
+        speed, per_cpu = json.loads(self.process.stdout.readline())
+        self.speeds.append(speed)
+        self.per_cpu.append(per_cpu)
 
     def result(self, calm: list[bool]) -> "Result":
         """Return its speeds and their median over the quiet rounds, or over all if none is quiet."""
         chosen = [speed for speed, good in zip(self.speeds, calm, strict=True) if good] or self.speeds
-        return {"median": statistics.median(chosen), "all": self.speeds, "error": self.error, "memory": self.memory}
+        per_cpu = [speed for speed, good in zip(self.per_cpu, calm, strict=True) if good] or self.per_cpu
+        medians = {"median": statistics.median(chosen), "per_cpu_second": statistics.median(per_cpu)}
+        return {**medians, "all": self.speeds, "error": self.error, "memory": self.memory}
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -114,18 +191,20 @@ class Result(TypedDict):
     """What a contestant achieved."""
 
     median: float  # images per second
+    per_cpu_second: float
     all: list[float]
     error: float | None
     memory: int | None  # bytes
 
 
 class Ratio(TypedDict):
-    """Our speed divided by the fastest peer's, over the quiet rounds; of_all: the median over all rounds."""
+    """Our speed divided by the fastest peer's, over the quiet rounds; of_all: the median over all rounds; of_cpu_seconds: per CPU time."""
 
     median: float
     min: float
     max: float
     of_all: float
+    of_cpu_seconds: float
 
 
 @dataclass
@@ -145,7 +224,7 @@ class Probe:
     """A fixed piece of work whose time shows whether the machine is at full speed."""
 
     def __init__(self) -> None:
-        self.matrix, self.fastest = torch.randn(1024, 1024).bfloat16(), float("inf")
+        self.matrix, self.fastest = torch.randn(1024, 1024), float("inf")
 
     def __call__(self) -> float:
         started = time.perf_counter()
@@ -186,7 +265,9 @@ def measure(row: Row, rounds: int, probe: Probe) -> Measured:
     ratios = [a / b for a, b in zip(speeds[row.ours]["all"], speeds[fastest]["all"], strict=True)]
     chosen = [ratio for ratio, good in zip(ratios, calm, strict=True) if good] or ratios
     found.fastest_peer = fastest
-    found.ratio = {"median": statistics.median(chosen), "min": min(chosen), "max": max(chosen), "of_all": statistics.median(ratios)}
+    cpu = speeds[row.ours]["per_cpu_second"] / speeds[fastest]["per_cpu_second"]
+    bounds = {"median": statistics.median(chosen), "min": min(chosen), "max": max(chosen)}
+    found.ratio = {**bounds, "of_all": statistics.median(ratios), "of_cpu_seconds": cpu}
     return found
 
 
@@ -197,20 +278,20 @@ def quiet(slowest: list[float], probe: Probe) -> list[bool]:
 
 def to_markdown(found: Measured) -> str:
     """Return a row of the Markdown table."""
-    ratio, what, rounds = found.ratio, "not measured", "0"
+    ratio, what, rounds = found.ratio, "not measured | ", "0"
     if ratio is not None:
-        what = f"**{ratio['median']:.2f}** ({ratio['min']:.2f} to {ratio['max']:.2f}; {ratio['of_all']:.2f})"
+        what = (
+            f"**{ratio['median']:.2f}** ({ratio['min']:.2f} to {ratio['max']:.2f}; {ratio['of_all']:.2f}) | {ratio['of_cpu_seconds']:.2f}"
+        )
         rounds = f"{found.quiet} of {found.rounds}"
-    speeds = "; ".join(f"{name} {one['median']:.1f}{_details(one)}" for name, one in found.speeds.items())
+    speeds = "; ".join(f"{name} {one['median']:.1f} ({one['per_cpu_second']:.1f}){_details(one)}" for name, one in found.speeds.items())
     remarks = "".join(f"; {remark}" for remark in found.remarks)
     return f"| {found.row.title} | {what} | {goal(found.row)} | {rounds} | {speeds}{remarks} |"
 
 
-def goal(row: Row) -> str:
-    """Return the ratio that the row should reach, and whether that is for CPUs unlike this one."""
-    from convnext.ops import dispatch
-
-    return f"{row.wanted}{'' if row.kind == 'gpu' or dispatch.has_amx() else ' (AMX)'}"
+def goal(row: Row) -> float | None:
+    """Return the ratio that the row should reach on this machine."""
+    return row.wanted.get("gpu" if row.kind == "gpu" else cpu_kind())
 
 
 def _details(one: Result) -> str:
@@ -226,19 +307,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json")
     arguments = parser.parse_args()
-    from convnext.ops import dispatch
+    from convnext.ops import build
     from convnext.training.folder.environment import environment
 
     has_gpu, probe = torch.cuda.is_available(), Probe()
     machine = environment(torch.device("cuda" if has_gpu else "cpu"))
     results: list[Measured] = []
-    features = f"{torch.backends.cpu.get_cpu_capability()}, {'with' if dispatch.has_amx() else 'without'} AMX"
-    print(f"{machine['hardware']['cpu']} ({features})")
+    words = build.cpu_words() or {}
+    features = ", ".join(name for name in build.FEATURES if words and build.has_feature(name, words))
+    print(f"{machine['hardware']['cpu']}: {features or 'features unknown'}")
+    print(f"PyTorch's operators: {torch.backends.cpu.get_cpu_capability()}; ours: {build.reason()}; goals of a CPU with {cpu_kind()}")
+    print(f"load before: {os.getloadavg()[0]:.1f} processes")
     print(f"{machine['hardware']['threads']} threads, GPU {machine['hardware']['gpu']}, {machine['versions']}\n")
-    print("| work | ratio to the fastest peer (min to max; of all rounds) | wanted | quiet rounds | images a second |")
-    print("| --- | --- | --- | --- | --- |")
+    print(
+        "| work | ratio to the fastest peer (min to max; of all rounds) | by CPU time | goal | quiet rounds | images per second (and CPU second) |"
+    )
+    print("| --- | --- | --- | --- | --- | --- |")
     for row in ROWS:
-        if row.kind not in arguments.rows.split(",") or arguments.only not in row.title:
+        if row.kind not in arguments.rows.split(",") or arguments.only not in row.title or goal(row) is None:
             continue
         missing = row.kind == "gpu" and not has_gpu
         results.append(Measured(row, {}, ["needs a GPU"]) if missing else measure(row, arguments.rounds, probe))

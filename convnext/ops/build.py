@@ -129,7 +129,7 @@ def obstacle(level: str, words: Mapping[str, int] | None, capability: str, folde
         whole = missing if missing.keys() == LEVELS.keys() else dict.fromkeys(LEVELS, f"{DETECTION}.so is missing; reinstall convnext")
         return in_one_line(whole)
     needed = [flag.removeprefix("-m") for flag in LEVELS[level]]
-    if lacking := [feature for feature in needed if not _has(feature, words)]:
+    if lacking := [feature for feature in needed if not has_feature(feature, words)]:
         return f"this CPU, or its system, lacks {', '.join(lacking)}"
     if capability == "DEFAULT" or (capability == "AVX2" and "avx512f" in needed):
         return f"PyTorch uses {capability} here"
@@ -174,7 +174,8 @@ class _Symbol(ctypes.Structure):
     _fields_ = (("file", ctypes.c_char_p), ("base", ctypes.c_void_p), ("name", ctypes.c_char_p), ("address", ctypes.c_void_p))
 
 
-def _has(feature: str, words: Mapping[str, int]) -> bool:
+def has_feature(feature: str, words: Mapping[str, int]) -> bool:
+    """Return whether a CPU and its system have a feature of FEATURES; `words` as `cpu_words` returns them."""
     word, bit, state = FEATURES[feature]
     return bool(words[word] >> bit & 1) and words["xcr0"] & state == state
 

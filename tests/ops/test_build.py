@@ -110,7 +110,7 @@ def test_the_bits_are_those_that_linux_reads():
     flags = next(line for line in lines if line.startswith("flags")).split()
     words = build.cpu_words()
     for feature in build.FEATURES:
-        assert build._has(feature, words) == (linux.get(feature, feature.replace("-", "_")) in flags), feature
+        assert build.has_feature(feature, words) == (linux.get(feature, feature.replace("-", "_")) in flags), feature
 
 
 @pytest.mark.parametrize("level", build.levels())

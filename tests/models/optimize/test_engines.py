@@ -4,12 +4,12 @@ import threading
 
 import pytest
 import torch
+from helpers import randomise
 from models.optimize.bounds import outputs
 
 import convnext
 from convnext.errors import UsageError
 from convnext.models.optimize.optimize import optimize
-from helpers import randomise
 
 
 @pytest.fixture(scope="module")
