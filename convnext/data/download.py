@@ -20,9 +20,7 @@ from typing import IO, BinaryIO
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import filelock
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from convnext.data import hub
 from convnext.errors import ConvnextError, UsageError, disk_full, is_disk_full
 
 REMOTE = ("https://", "http://", "hf://")
@@ -104,6 +102,10 @@ def local_or_none(address: str) -> Path | None:
     try:
         return local(address)
     except ConvnextError as error:
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        from convnext.data import hub
+
         reason = error.__cause__
         if isinstance(reason, urllib.error.HTTPError) and reason.code in (403, 404, 410):  # some stores answer 403 for missing files
             cached(address).touch()  # an empty file, because a later run may have no network to ask again
@@ -117,6 +119,8 @@ def local_or_none(address: str) -> Path | None:
 
 
 def _from_hub(address: str) -> Path:
+    from convnext.data import hub
+
     where = hub.parse(address)
     if where.kind != "dataset" or not where.file:
         raise UsageError(f"{address}: the form is hf://datasets/owner/name/file.tar, with @revision after the name for another version")
