@@ -30,6 +30,8 @@ _MIN_BYTES = 16 << 10  # or less than this
 _PATIENCE = 400  # seconds to wait for another process whose download does not grow: longer than all its attempts take
 _LONGEST_NAME = 150  # bytes: file systems take 255, and the names of partial files are longer
 
+_REFUSED = frozenset('\0/\\<>:"|?*')  # that Windows refuses in names, where not every system does
+
 
 def local(address: str, kind: str = "shards") -> Path:
     """Return the local file of an `https://`, `http://` or `hf://datasets/…` address, downloaded to the cache if it is not there yet.
@@ -58,7 +60,7 @@ def cached(address: str, kind: str = "shards") -> Path:
 
 
 def _is_file_name(name: str) -> bool:
-    return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"} and len(name.encode()) <= _LONGEST_NAME
+    return name not in ("", ".", "..") and not set(name) & _REFUSED and len(name.encode()) <= _LONGEST_NAME
 
 
 def cache_folder() -> Path:

@@ -97,7 +97,8 @@ class ClassifyPreprocessing(Preprocessing):
             return [partial(resizing.letterboxed, size=self.size, interpolation=self.interpolation, fill=ground)]
         crop = partial(resizing.cropped_to_centre, size=self.size)
         if isinstance(self.image_size, int):
-            return [partial(resizing.resized_to_short, short=int(self.image_size / self.crop_ratio), interpolation=self.interpolation), crop]
+            short = int(self.image_size / self.crop_ratio)
+            return [partial(resizing.resized_to_short, short=short, interpolation=self.interpolation), crop]
         height, width = self.size
         whole = int(height / self.crop_ratio), int(width / self.crop_ratio)
         return [partial(resizing.resized_to_cover, size=whole, interpolation=self.interpolation), crop]

@@ -68,15 +68,16 @@ def letterboxed(image: ImageT, size: tuple[int, int], interpolation: str, fill: 
         fill: the ground's value of each channel, from 0 to 255; rounded if the image has 8 bits.
     """
     height, width = fitting_size(*size_of(image), size)
+    inner = resized(image, (height, width), interpolation)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     ground = [min(255, max(0, round(value))) for value in fill]
-    if isinstance(image, Tensor):
+    if isinstance(inner, Tensor):
         from torchvision.transforms.v2 import functional
 
         padding = [left, top, size[1] - width - left, size[0] - height - top]
-        return functional.pad(resized(image, (height, width), interpolation), padding, fill=list(fill) if image.is_floating_point() else ground)
-    whole = PIL.Image.new(image.mode, (size[1], size[0]), tuple(ground))
-    whole.paste(resized(image, (height, width), interpolation), (left, top))
+        return functional.pad(inner, padding, fill=list(fill) if inner.is_floating_point() else ground)
+    whole = PIL.Image.new(inner.mode, (size[1], size[0]), tuple(ground))
+    whole.paste(inner, (left, top))
     return whole
 
 

@@ -20,6 +20,7 @@ from convnext.data.deep import DeepImage
 from convnext.data.download import REMOTE, local, local_or_none, shown, sibling
 from convnext.data.formats import arrays
 from convnext.data.images import AS_RGB, ENDINGS, CorruptImageError, Reading, read_image, read_pixels
+from convnext.data.positional import read_at
 from convnext.data.sources.packed.shard_index import ShardIndex, members, refuse_compressed, scan
 from convnext.data.walk import folders_in, is_clutter
 from convnext.errors import ConvnextError, UsageError, nearest
@@ -64,7 +65,7 @@ class Shards:
     def _content(self, index: int) -> bytes:
         offset, size, _ = self._index[index].tolist()
         try:
-            return os.pread(self._file(self._shard(index)).fileno(), size, offset)  # unlike seek, safe after a fork
+            return read_at(self._file(self._shard(index)), size, offset)
         except OSError as error:
             raise CorruptImageError(f"{self.name(index)}: {error}") from error
 
@@ -107,7 +108,7 @@ class Member(NamedTuple):
     def content(self) -> bytes:
         """Return the bytes of the image's file. Raises OSError if the shard can't be read."""
         with self.shard.open("rb") as file:
-            return os.pread(file.fileno(), self.size, self.offset)
+            return read_at(file, self.size, self.offset)
 
 
 def find_shards(where: str) -> list[Path]:
