@@ -3,7 +3,7 @@
     python benchmarks/start.py
 
 Each time is the median of several fresh processes, interleaved: seconds on the clock, and CPU seconds, which other processes disturb
-less. The network that predicts is a convnext_atto, trained on the digits for an epoch first (10 s); the image is a JPEG of 500 x 400 pixels.
+less. The network that predicts is a convnext_atto, trained on the digits for an epoch first (10 s); the image is a JPEG of 500 x 400.
 """
 
 import os
