@@ -48,7 +48,7 @@ class ExportedNetwork(Network):
         self.spec = description["model"]
         self.anchor = nn.Parameter(torch.empty(0), requires_grad=False)  # so that `.to()` and `next(parameters()).device` work
         # torch.compile leaves it alone. Not by a decorator, which would import torch._dynamo, and that takes a second, with this module.
-        self._apart: Callable[..., list[Tensor]] = torch.compiler.disable(ExportedNetwork._run)
+        self._apart: Callable[..., list[Tensor]] = torch.compiler.disable(ExportedNetwork._run)  # type: ignore[no-untyped-call]
         self.eval()
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:

@@ -217,7 +217,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Description]:
 
 def _aligned(tensor: Tensor) -> Tensor:
     # Matrix products round differently if memory begins within a cache line. The same weights must give the same bits.
-    return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
+    # Windows can't replace a file of which tensors are mapped.
+    return tensor if tensor.data_ptr() % 64 == 0 and os.name != "nt" else tensor.clone()
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
