@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import image_folder, sample_image
 
-from convnext.data.positional import read_at
+from convnext.data.archives.positional import read_at
 from convnext.inference.inputs import Item, file_names
 from convnext.models.weights.files import write_text
 from convnext.training.folder.environment import environment

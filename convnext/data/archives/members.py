@@ -13,8 +13,8 @@ import numpy as np
 
 from convnext.data.archives.names import is_zip_name
 from convnext.data.archives.plain import plain_tar
+from convnext.data.archives.positional import read_at
 from convnext.data.images import ENDINGS
-from convnext.data.positional import read_at
 from convnext.data.sources.packed.shard_index import members
 from convnext.data.walk import is_clutter
 from convnext.errors import ConvnextError

@@ -14,9 +14,9 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from convnext.data.archives.positional import read_at
 from convnext.data.formats import arrays
 from convnext.data.images import ENDINGS
-from convnext.data.positional import read_at
 from convnext.data.walk import is_clutter
 from convnext.errors import ConvnextError, nearest
 from convnext.text import class_name

@@ -16,11 +16,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from convnext.data.archives.positional import read_at
 from convnext.data.deep import DeepImage
 from convnext.data.download import REMOTE, local, local_or_none, shown, sibling
 from convnext.data.formats import arrays
 from convnext.data.images import AS_RGB, ENDINGS, CorruptImageError, Reading, read_image, read_pixels
-from convnext.data.positional import read_at
 from convnext.data.sources.packed.shard_index import ShardIndex, members, refuse_compressed, scan
 from convnext.data.walk import folders_in, is_clutter
 from convnext.errors import ConvnextError, UsageError, nearest
