@@ -20,6 +20,7 @@ from convnext.cli.common import (
     check_model,
     counter,
     image_size,
+    importing,
     optimized,
     print_json,
     size_text,
@@ -62,12 +63,13 @@ def evaluate(
     """Measure a network on labelled images."""
     check_model(model)
     pixels = image_size(size)
-    from convnext import tasks
-    from convnext.distributed import is_main, on_all, process_group
-    from convnext.evaluate import evaluate_loaded
-    from convnext.export.load import load
-    from convnext.inference.predictor import Predictor
-    from convnext.models.load import at_size
+    with importing():
+        from convnext import tasks
+        from convnext.distributed import is_main, on_all, process_group
+        from convnext.evaluate import evaluate_loaded
+        from convnext.export.load import load
+        from convnext.inference.predictor import Predictor
+        from convnext.models.load import at_size
 
     _check_outputs(report_page, output)
     with process_group(device) as target:

@@ -23,6 +23,7 @@ from convnext.cli.common import (
     check_images,
     check_model,
     image_size,
+    importing,
     optimized,
     print_json,
 )
@@ -70,11 +71,12 @@ def predict(
     check_images(images)
     check_model(model)
     pixels = image_size(size)
-    from convnext import tasks
-    from convnext.inference.api import asked, open_outputs
-    from convnext.inference.bulk import predict_all
-    from convnext.inference.inputs import find_items
-    from convnext.inference.predictor import load
+    with importing():
+        from convnext import tasks
+        from convnext.inference.api import asked, open_outputs
+        from convnext.inference.bulk import predict_all
+        from convnext.inference.inputs import find_items
+        from convnext.inference.predictor import load
 
     _refuse(output, kind, annotations, features, engine, optimize, as_json)
     if tta is not None and (other := "--engine" if engine is not None else "--features" if features is not None else None):

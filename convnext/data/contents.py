@@ -1,6 +1,7 @@
 """A summary of a run's data in few numbers: a resumed run compares it with its own, and reports what changed since it was stopped."""
 
 import hashlib
+import os
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -63,7 +64,7 @@ def _part(source: Listed) -> PartContents:
     checks: list[int] = []
     for index in range(len(source)):
         # The same in every locale: names that are not UTF-8, or that Python takes for ASCII, hold surrogates, which no file takes.
-        key, label = printable(source.key(index)), source.label_bytes(index)
+        key, label = printable(source.key(index)).replace(os.sep, "/"), source.label_bytes(index)
         names.update(key.encode() + b"\0")
         labels.update(b"%d:" % len(label) + label)
         folders[key.partition("/")[0] if "/" in key else ""] += 1

@@ -20,9 +20,7 @@ from typing import IO, BinaryIO
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import filelock
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from convnext.data import hub
 from convnext.errors import ConvnextError, UsageError, disk_full, is_disk_full
 
 REMOTE = ("https://", "http://", "hf://")
@@ -31,6 +29,8 @@ _SILENCE = 60  # seconds after which a connection fails if it has sent nothing,
 _MIN_BYTES = 16 << 10  # or less than this
 _PATIENCE = 400  # seconds to wait for another process whose download does not grow: longer than all its attempts take
 _LONGEST_NAME = 150  # bytes: file systems take 255, and the names of partial files are longer
+
+_REFUSED = frozenset('\0/\\<>:"|?*')  # that Windows refuses in names, where not every system does
 
 
 def local(address: str, kind: str = "shards") -> Path:
@@ -60,7 +60,7 @@ def cached(address: str, kind: str = "shards") -> Path:
 
 
 def _is_file_name(name: str) -> bool:
-    return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"} and len(name.encode()) <= _LONGEST_NAME
+    return name not in ("", ".", "..") and not set(name) & _REFUSED and len(name.encode()) <= _LONGEST_NAME
 
 
 def cache_folder() -> Path:
@@ -104,6 +104,10 @@ def local_or_none(address: str) -> Path | None:
     try:
         return local(address)
     except ConvnextError as error:
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        from convnext.data import hub
+
         reason = error.__cause__
         if isinstance(reason, urllib.error.HTTPError) and reason.code in (403, 404, 410):  # some stores answer 403 for missing files
             cached(address).touch()  # an empty file, because a later run may have no network to ask again
@@ -117,6 +121,8 @@ def local_or_none(address: str) -> Path | None:
 
 
 def _from_hub(address: str) -> Path:
+    from convnext.data import hub
+
     where = hub.parse(address)
     if where.kind != "dataset" or not where.file:
         raise UsageError(f"{address}: the form is hf://datasets/owner/name/file.tar, with @revision after the name for another version")

@@ -1,12 +1,19 @@
 """The classes of ImageNet-1K and ImageNet-22K, in the order of the published heads, and its evaluation sets; from timm's tables."""
 
+import csv
 import functools
-import importlib.resources
+import importlib.util
+import re
 from collections.abc import Sequence
-from typing import Protocol
+from pathlib import Path
 
-# Number of classes → timm's name. Google's ImageNet-22K (BiT, ViT) has two synsets more than the other one.
-SUBSETS = {1000: "imagenet-1k", 11821: "imagenet-12k", 21841: "imagenet-22k", 21843: "imagenet-21k-goog"}
+# Number of classes → timm's table of their synsets. Google's ImageNet-22K (BiT, ViT) has two synsets more than the other one.
+SUBSETS = {
+    1000: "imagenet_synsets.txt",
+    11821: "imagenet12k_synsets.txt",
+    21841: "imagenet22k_synsets.txt",
+    21843: "imagenet21k_goog_synsets.txt",
+}
 
 # The sets that `sources/evaluation_sets.py` opens as `name:folder`, and the layout that each needs, as published.
 EVALUATION_SETS = {
@@ -21,29 +28,29 @@ EVALUATION_SETS = {
 }
 
 
-class _Info(Protocol):
-    """timm's `ImageNetInfo`."""
-
-    def label_names(self) -> Sequence[str]: ...
-    def index_to_description(self, index: int) -> str: ...
-    def label_name_to_description(self, label: str) -> str: ...
+@functools.cache
+def _lines(file: str) -> tuple[str, ...]:
+    """Return the lines of one of timm's tables. timm itself, whose import takes more than a second, is not imported."""
+    timm = importlib.util.find_spec("timm")
+    assert timm is not None
+    assert timm.origin is not None
+    return tuple((Path(timm.origin).parent / "data" / "_info" / file).read_text("utf-8").splitlines())
 
 
 @functools.cache
-def _info(num_classes: int) -> _Info:
-    from timm.data import ImageNetInfo
-
-    return ImageNetInfo(SUBSETS[num_classes])
+def _names() -> dict[str, str]:
+    """Return the English names of all synsets, separated by commas."""
+    return dict(csv.reader(_lines("imagenet_synset_to_lemma.txt"), delimiter="\t"))
 
 
 def synsets(num_classes: int) -> list[str]:
     """Return WordNet identifiers such as n01440764, by label."""
-    return list(_info(num_classes).label_names())
+    return list(_lines(SUBSETS[num_classes]))
 
 
 def descriptions(num_classes: int) -> list[str]:
     """Return names in English, by label."""
-    return [_info(num_classes).index_to_description(i) for i in range(num_classes)]
+    return [_names()[synset] for synset in synsets(num_classes)]
 
 
 def readable(classes: Sequence[str]) -> list[str]:
@@ -52,15 +59,12 @@ def readable(classes: Sequence[str]) -> list[str]:
 
 
 def _english(name: str) -> str:
-    try:
-        return str(_info(1000).label_name_to_description(name)).split(",")[0]  # timm's table has the names of all synsets
-    except KeyError:
-        return name
+    return _names().get(name, name).split(",")[0] if re.fullmatch(r"n\d{8}", name) else name
 
 
 def subset_synsets(letter: str) -> list[str]:
     """Return the 200 synsets of ImageNet-A ("a") or ImageNet-R ("r"), sorted."""
-    return (importlib.resources.files("timm.data") / "_info" / f"imagenet_{letter}_synsets.txt").read_text("utf-8").split()
+    return list(_lines(f"imagenet_{letter}_synsets.txt"))
 
 
 def real_labels() -> list[list[int]]:

@@ -4,6 +4,7 @@ A loader gives the samples of an optimizer step as one or more micro-batches. A 
 `PREFETCH` of them wait for each worker: that bounds the memory of what is in flight, whatever the batch size.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -261,7 +262,13 @@ def _leave_signals_to_the_parent(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in STOP_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda *_: signal.alarm(30))
+            signal.signal(number, lambda *_: _end_later())
+
+
+def _end_later() -> None:
+    timer = threading.Timer(30, os._exit, (1,))
+    timer.daemon = True  # a worker that has ended before does not wait for it
+    timer.start()
 
 
 class LostWorkerError(ConvnextError):

@@ -110,8 +110,9 @@ def matching(pattern: str) -> list[str]:
 
     The pattern matches clutter only if it names it in full, or begins with a dot as the clutter's name does.
     """
-    anchor = os.path.splitdrive(pattern)[0] + (os.sep if pattern.startswith(os.sep) else "")
-    return sorted(set(_matching(anchor, [part for part in pattern[len(anchor) :].split(os.sep) if part])))
+    drive, rest = os.path.splitdrive(pattern.replace("/", os.sep))  # a drive of Windows, which takes both separators
+    anchor = drive + (os.sep if rest.startswith(os.sep) else "")
+    return sorted(set(_matching(anchor, [part for part in rest.split(os.sep) if part])))
 
 
 def _matching(folder: str, parts: list[str]) -> Iterator[str]:

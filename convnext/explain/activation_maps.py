@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from convnext.data.deep import DeepImage, shown
-from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing, fitting_size
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
+from convnext.data.transforms.resizing import fitting_size
 from convnext.errors import UsageError, nearest
 from convnext.inference.predictor import Predictor
 from convnext.tasks.base import Prediction

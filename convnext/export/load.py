@@ -5,13 +5,14 @@ from pathlib import Path
 from torch import nn
 
 from convnext.errors import UsageError
-from convnext.export import runtimes
 from convnext.extend import giving
 from convnext.models import load as models
 from convnext.models.calibration import from_json
 from convnext.models.load import Loaded
 from convnext.models.weights import download
 from convnext.models.weights.known import entry_of
+
+ENDINGS = (".onnx", ".xml", ".pt2")
 
 
 def load(source: str | Path, weights: str | None = None, network: nn.Module | None = None) -> Loaded:
@@ -24,12 +25,14 @@ def load(source: str | Path, weights: str | None = None, network: nn.Module | No
         with giving(model=network):
             return load(source, weights)
     name, file = (None, str(source)) if weights is None else (str(source), weights)
-    if Path(file.partition("?")[0]).suffix in runtimes.ENDINGS:
+    if Path(file.partition("?")[0]).suffix in ENDINGS:
         return _load_exported(file, name)
     return models.load(source, weights)
 
 
 def _load_exported(source: str, name: str | None) -> Loaded:
+    from convnext.export import runtimes
+
     found = download.download(source)
     network, about = runtimes.open_exported(found.path)
     if name not in (None, network.spec["name"]):

@@ -14,23 +14,19 @@ from torch import Tensor
 
 from convnext import tasks
 from convnext.errors import ConvnextError, UsageError, first_line, need
-from convnext.models.detection import fixed  # registers the operator that archives of detectors hold
 from convnext.models.weights.description import parse
 from convnext.models.weights.files import OWN_METADATA
 from convnext.models.weights.known import check_known
 from convnext.tasks.exported import ExportedDescription, ExportedNetwork, Runner
 
-ENDINGS = (".onnx", ".xml", ".pt2")
 TRUST = "CONVNEXT_TRUST_PT2"  # the environment variable that allows opening .pt2 files
-
-assert fixed.keep
 
 
 def open_exported(path: Path, trusted: bool = False) -> tuple[ExportedNetwork, ExportedDescription]:
     """Return the network of an exported file, and the file's description.
 
     Args:
-        path: a file of one of the `ENDINGS`.
+        path: a file of one of the `ENDINGS` of `convnext.export.load`.
         trusted: open a `.pt2` file even if `TRUST` is not set.
 
     If the graph normalises, the description's `preprocessing` is one whose result is pixel values, 0 to 255.
@@ -100,6 +96,8 @@ def _open_openvino(path: Path) -> tuple[Runner, str]:
 
 
 def _open_pt2(path: Path) -> tuple[Runner, str]:
+    from convnext.models.detection import fixed  # noqa: F401  # defines torch.ops.convnext.keep, which graphs of detectors hold
+
     try:
         with zipfile.ZipFile(path) as archive:
             compiled = any("/aotinductor/" in name for name in archive.namelist())

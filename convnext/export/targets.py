@@ -15,6 +15,7 @@ import torch
 from torch.export import ExportedProgram
 
 from convnext.errors import UsageError, need
+from convnext.models.detection import fixed  # noqa: F401  # defines torch.ops.convnext.keep, the operator that graphs of detectors hold
 from convnext.models.weights.files import OWN_METADATA
 from convnext.tasks.exported import ExportedDescription
 

@@ -4,14 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
 from convnext import tasks
 from convnext.distributed import process_group
 from convnext.errors import UsageError
-from convnext.evaluate import Evaluated, evaluate_loaded
 from convnext.export.load import load as load_network
 from convnext.extend import giving, marker, qualified
 from convnext.inference.answers import Answer, Output
@@ -24,6 +23,9 @@ from convnext.models.cost import ImageSize
 from convnext.models.load import at_size
 from convnext.tasks.base import Prediction
 from convnext.tasks.own import column
+
+if TYPE_CHECKING:
+    from convnext.evaluate import Evaluated
 
 Source = str | PathLike[str]
 Progress = Callable[[int, int], object]  # called with the numbers of images done and in all
@@ -185,7 +187,7 @@ def evaluate(
     size: ImageSize | None = None,
     device: str | None = None,
     progress: Progress | None = None,
-) -> Evaluated:
+) -> "Evaluated":
     """Measure a network on labelled images. Under torchrun each process measures its part, and the first has the result.
 
     Args:
@@ -206,6 +208,8 @@ def evaluate(
 
     Raises UsageError or ConvnextError as `convnext.load` does, and for data that does not fit the network.
     """
+    from convnext.evaluate import evaluate_loaded
+
     where = None if data is None else str(data) if isinstance(data, str | PathLike) else marker("data", data)
     own = [metrics] if callable(metrics) else metrics
     with process_group(device) as target, giving(data=data):

@@ -96,7 +96,7 @@ def _expand(source: str) -> Iterator[Item]:
         for shard in find_shards(source):
             yield from _of_shard(shard)
     elif path.is_dir():
-        yield from (_of_file(found, str(found.relative_to(path))) for found in find_images([str(path)]))
+        yield from (_of_file(found, found.relative_to(path).as_posix()) for found in find_images([str(path)]))
     elif path.is_file() or not glob.has_magic(source):
         yield from (_of_file(found, found.name) for found in find_images([str(path)]))
     else:
@@ -125,7 +125,7 @@ def _together(paths: Sequence[Path]) -> Iterator[Item]:
     """Yield files that have nothing in common except the folder above them."""
     absolute = [os.path.abspath(path) for path in paths]
     root = os.path.commonpath([os.path.dirname(path) for path in absolute])
-    return (_of_file(path, os.path.relpath(whole, root)) for path, whole in zip(paths, absolute, strict=True))
+    return (_of_file(path, Path(os.path.relpath(whole, root)).as_posix()) for path, whole in zip(paths, absolute, strict=True))
 
 
 def _of_file(path: Path, below: str) -> Item:
@@ -167,8 +167,14 @@ def file_names(items: Iterable[Item], folder: Path, ending: str) -> dict[str, st
 
 
 def _fitting(path: str) -> str:
-    """Return the path with each part cut to what a file system takes; a digest keeps cut parts different."""
-    return "/".join(part if len(os.fsencode(part)) <= _MAX_NAME else _cut(part) for part in path.split("/"))
+    """Return the path with each part made to what the file system takes: cut, which a digest keeps different, and as Windows wants it."""
+    parts = [part if len(os.fsencode(part)) <= _MAX_NAME else _cut(part) for part in path.split("/")]
+    return "/".join(map(_on_windows, parts) if os.name == "nt" else parts)
+
+
+def _on_windows(part: str) -> str:
+    """Return a name with `_` for what Windows refuses, as a name in a shard, an archive or a table may hold it."""
+    return re.sub(r'[<>:"\\|?*\x00-\x1f]|[. ]$', "_", part)
 
 
 def _cut(name: str) -> str:

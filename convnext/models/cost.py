@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from convnext.data.transforms.preprocessing import ImageSize as ImageSize
 from convnext.data.transforms.preprocessing import sides
@@ -24,6 +23,8 @@ def count_cost(model: nn.Module, image_size: ImageSize, in_channels: int = 3, de
 
     A segmenter is counted as in Table 4 of the ConvNeXt paper: parameters with its auxiliary head, multiply-adds without it.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton where there is one
+
     height, width = sides(image_size)
     image = torch.empty(1, in_channels, height, width, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, ImageSize, sides
 from convnext.errors import ConvnextError, UsageError, nearest
-from convnext.export.load import load
-from convnext.export.runtimes import ENDINGS
+from convnext.export.load import ENDINGS, load
 from convnext.models.backbones.convnext import ConvNeXt
 from convnext.models.load import create_model
 from convnext.models.registry import find

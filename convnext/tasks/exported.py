@@ -47,14 +47,18 @@ class ExportedNetwork(Network):
         self.num_classes = self.graph["num_classes"]
         self.spec = description["model"]
         self.anchor = nn.Parameter(torch.empty(0), requires_grad=False)  # so that `.to()` and `next(parameters()).device` work
+        # torch.compile leaves it alone. Not by a decorator, which would import torch._dynamo, and that takes a second, with this module.
+        self._apart: Callable[..., list[Tensor]] = torch.compiler.disable(ExportedNetwork._run)  # type: ignore[no-untyped-call]
         self.eval()
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return self  # a session of another library can't be copied, and has no state that a copy could change
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def call(self, images: Tensor, *others: Tensor) -> list[Tensor]:
         """Return the graph's outputs for prepared images (N, 3, H, W). Raises UsageError for a size that it was not exported for."""
+        return self._apart(self, images, *others)
+
+    def _run(self, images: Tensor, *others: Tensor) -> list[Tensor]:
         size, height, width = self.graph["size"], *images.shape[-2:]
         if size is not None and [height, width] != size:
             raise UsageError(f"{self.path} takes images of {size[0]} x {size[1]} pixels, not of {height} x {width}")

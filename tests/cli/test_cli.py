@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from command import run
-from helpers import image_folder, random_model
+from helpers import image_folder, random_model, sample_image
+from tiny_models import classifier
 
 from convnext.models.weights.files import write_weights
 
@@ -41,6 +42,19 @@ def test_help_is_short_and_names_every_command():
 def test_help_and_import_load_nothing_heavy():
     code = "import sys, convnext, convnext.cli; print([m for m in ('torch', 'numpy', 'timm', 'PIL') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_predict_loads_nothing_that_a_classifier_does_not_use(tmp_path):
+    """Each of these takes a tenth of a second or more, which every single prediction would wait for."""
+    weights, image = classifier(tmp_path)[0], tmp_path / "a.jpg"
+    sample_image().save(image)
+    code = (
+        "import sys, convnext.cli\ntry:\n    convnext.cli.main()\nfinally:\n"
+        "    print([m for m in ('torchvision', 'timm', 'torch._dynamo', 'sympy', 'matplotlib', 'sklearn', 'scipy', 'transformers', "
+        "'huggingface_hub', 'onnx', 'pandas', 'faster_coco_eval') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "predict", weights, image], capture_output=True, text=True, check=True)
+    assert [line.split("  ")[0] for line in done.stdout.splitlines()] == [str(image), "[]"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from baseline_networks import build, telling
 from helpers import random_model, sample_image
 from PIL import Image
 
-from convnext.data.transforms.preprocessing import ClassifyPreprocessing, fitting_size
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
+from convnext.data.transforms.resizing import fitting_size
 from convnext.errors import UsageError
 from convnext.explain import activation_maps
 from convnext.inference.predictor import Predictor

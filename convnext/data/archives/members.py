@@ -13,6 +13,7 @@ import numpy as np
 
 from convnext.data.archives.names import is_zip_name
 from convnext.data.archives.plain import plain_tar
+from convnext.data.archives.positional import read_at
 from convnext.data.images import ENDINGS
 from convnext.data.sources.packed.shard_index import members
 from convnext.data.walk import is_clutter
@@ -71,14 +72,14 @@ def content_of(file: FileIO, place: np.ndarray) -> bytes:
     if max(packed, size) > _MAX_IMAGE:
         raise OSError(f"it has {max(packed, size):,} bytes, more than an image may have")
     if method == _TAR:
-        return os.pread(file.fileno(), size, offset)
+        return read_at(file, size, offset)
     if method not in (_STORED, _DEFLATED):
         raise OSError(f"it is compressed by method {method}: write the zip with the method Deflate")
-    header = os.pread(file.fileno(), _LOCAL.size, offset)
+    header = read_at(file, _LOCAL.size, offset)
     if len(header) < _LOCAL.size or not header.startswith(b"PK\3\4"):
         raise OSError("the zip is damaged: there is no header")
     _, name, extra = _LOCAL.unpack(header)
-    content = os.pread(file.fileno(), packed, offset + _LOCAL.size + name + extra)
+    content = read_at(file, packed, offset + _LOCAL.size + name + extra)
     if method == _DEFLATED:
         try:
             content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, size + 1)

@@ -4,19 +4,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from PIL.Image import Image
 from torch import Tensor
 
 from convnext.data.deep import DeepImage, Range
 from convnext.data.images import to_pixels, with_channels
+from convnext.data.transforms import resizing
 from convnext.errors import UsageError
 
-if TYPE_CHECKING:
-    from torchvision.transforms.v2 import InterpolationMode
-
 ImageSize = int | tuple[int, int]  # pixels a side, or (height, width)
+Step = Callable[..., Image | Tensor]  # from an opened image, or its (C, H, W) tensor, to another
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -82,29 +81,27 @@ class ClassifyPreprocessing(Preprocessing):
 
     def transform(self) -> Callable[[Image | DeepImage], Tensor]:
         """Return the function from an opened image to a float32 (channels, height, width) tensor of `size`."""
-        from torchvision.transforms import v2
-
-        steps = v2.Compose([*self.geometry(), to_normalised(self.mean, self.std, channels=self.channels)])
-        return partial(_transformed, steps=steps, scale=self.range, channels=self.channels)
+        normalised = to_normalised(self.mean, self.std, channels=self.channels)
+        return partial(_transformed, geometry=self.geometry(), normalised=normalised, scale=self.range, channels=self.channels)
 
     def at_size(self, size: ImageSize) -> "ClassifyPreprocessing":
         """Return the same preprocessing for images of another size: the same part of the image is seen."""
         return replace(self, image_size=size)
 
-    def geometry(self) -> list[Callable[..., object]]:
+    def geometry(self) -> list[Step]:
         """Return the steps from an opened image, or its (C, H, W) tensor from 0 to 255, to one of `size`."""
-        from torchvision.transforms import v2
-
-        mode = v2.InterpolationMode(self.interpolation)
         if self.warp:
-            return [v2.Resize(self.size, mode)]
+            return [partial(resizing.resized, size=self.size, interpolation=self.interpolation)]
         if self.letterbox:
-            return [partial(letterboxed, size=self.size, mode=mode, fill=[255 * mean for mean in self.mean])]
+            ground = [255 * mean for mean in self.mean]
+            return [partial(resizing.letterboxed, size=self.size, interpolation=self.interpolation, fill=ground)]
+        crop = partial(resizing.cropped_to_centre, size=self.size)
         if isinstance(self.image_size, int):
-            return [v2.Resize(int(self.image_size / self.crop_ratio), mode), v2.CenterCrop(self.image_size)]
+            short = int(self.image_size / self.crop_ratio)
+            return [partial(resizing.resized_to_short, short=short, interpolation=self.interpolation), crop]
         height, width = self.size
         whole = int(height / self.crop_ratio), int(width / self.crop_ratio)
-        return [partial(_covering, size=whole, mode=mode), v2.CenterCrop(self.size)]
+        return [partial(resizing.resized_to_cover, size=whole, interpolation=self.interpolation), crop]
 
 
 def sides(size: ImageSize) -> tuple[int, int]:
@@ -117,47 +114,14 @@ def size_text(size: ImageSize) -> str:
     return str(size) if isinstance(size, int) else f"{size[0]} x {size[1]}"
 
 
-def fitting_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Return the largest (height, width) of an image's proportions that fits into `size`, at least one pixel a side."""
-    scale = min(size[0] / height, size[1] / width)
-    return min(size[0], max(1, round(height * scale))), min(size[1], max(1, round(width * scale)))
-
-
-def letterboxed(image: Image | Tensor, size: tuple[int, int], mode: "InterpolationMode", fill: Sequence[float]) -> Image | Tensor:
-    """Return an opened image, or its (C, H, W) tensor, resized to `fitting_size` in the middle of a ground of `size`.
-
-    Args:
-        image: with values from 0 to 255.
-        size: height and width.
-        mode: filter of the resize.
-        fill: the ground's value of each channel, or one value for all, from 0 to 255; rounded if the image has 8 bits.
-    """
-    from torchvision.transforms import v2
-
-    height, width = fitting_size(*_size_of(image), size)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    padding = [left, top, size[1] - width - left, size[0] - height - top]
-    is_exact = isinstance(image, Tensor) and image.is_floating_point()
-    ground = list(fill) if is_exact else [min(255, max(0, round(value))) for value in fill]
-    return v2.functional.pad(v2.functional.resize(image, [height, width], mode), padding, fill=ground)
-
-
-def _covering(image: Image | Tensor, size: tuple[int, int], mode: "InterpolationMode") -> Image | Tensor:
-    """Return an image resized, proportions kept, until it just covers `size`."""
-    from torchvision.transforms import v2
-
-    height, width = _size_of(image)
-    scale = max(size[0] / height, size[1] / width)
-    return v2.functional.resize(image, [max(size[0], round(height * scale)), max(size[1], round(width * scale))], mode)
-
-
-def _size_of(image: Image | Tensor) -> tuple[int, int]:
-    return (image.shape[-2], image.shape[-1]) if isinstance(image, Tensor) else (image.height, image.width)
-
-
-def _transformed(image: Image | DeepImage, steps: Callable[[Image | Tensor], Tensor], scale: Range | None, channels: int) -> Tensor:
+def _transformed(
+    image: Image | DeepImage, geometry: Sequence[Step], normalised: Callable[[Image | Tensor], Tensor], scale: Range | None, channels: int
+) -> Tensor:
     # Pillow resizes images of 8 bits, as when the published accuracies were measured; PyTorch resizes others and keeps all levels.
-    return steps(to_pixels(image, scale, channels) if isinstance(image, DeepImage) else with_channels(image, channels))
+    found: Image | Tensor = to_pixels(image, scale, channels) if isinstance(image, DeepImage) else with_channels(image, channels)
+    for step in geometry:
+        found = step(found)
+    return normalised(found)
 
 
 def to_normalised(

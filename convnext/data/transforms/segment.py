@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
 
 from convnext.data.annotations.mask_files import IGNORED
 from convnext.data.deep import DeepImage, Range, to_bytes
@@ -66,6 +65,8 @@ class TrainTransform:
         blur: float = 0.0,
         channels: int = 3,
     ) -> None:
+        import torchvision.transforms.v2  # noqa: F401  # now, so that each loader process, forked from this one, does not import it again
+
         self.crop_size, self.scale, self.ratio_range = sides(crop_size), scale, ratio_range
         self.vflip, self.rotate, self.blur, self.fill = vflip, rotate, blur, [255 * value for value in mean]
         self.max_class_share, self.flip = max_class_share, flip
@@ -84,7 +85,7 @@ class TrainTransform:
         if drawn(self.vflip):
             mask, pixels = mask.flip(-2), pixels.flip(-2)
         angle = draw_angle(self.rotate)
-        mask, pixels = rotated(mask[None], angle, [IGNORED], InterpolationMode.NEAREST)[0], rotated(pixels, angle, self.fill)
+        mask, pixels = rotated(mask[None], angle, [IGNORED], "nearest")[0], rotated(pixels, angle, self.fill)
         if self.distortion is not None:
             pixels = self.distortion(to_bytes(pixels).contiguous())
         pixels = blurred(pixels, self.blur)

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from typing import TYPE_CHECKING
 
 from convnext.data import download as files
-from convnext.data import hub
-from convnext.data.hub import HubFile
 from convnext.errors import ConvnextError, UsageError
 from convnext.models.weights.wrapped import INDEX
+
+if TYPE_CHECKING:  # convnext.data.hub imports huggingface_hub, which files of this machine do not need
+    from convnext.data.hub import HubFile
 
 # In this order: the files of other libraries, the last two open_clip's, then that of `convnext push`. It has a name of its own, because
 # libraries that look for the first would not understand its content.
@@ -26,7 +26,7 @@ class Downloaded:
     path: Path
     entry: str | None = None  # of a wrapped checkpoint, as named after `#`
     address: str | None = None  # that it was downloaded from, without secrets, by the hub's commit; None for a local file
-    on_hub: HubFile | None = None  # at its commit; also for an `https://` address of the hub
+    on_hub: "HubFile | None" = None  # at its commit; also for an `https://` address of the hub
 
     def beside(self, name: str) -> Path | None:
         """Return a file of the same folder, or of the same commit of the repository; None if there is none.
@@ -36,6 +36,10 @@ class Downloaded:
         if self.on_hub is None:
             path = self.path.with_name(name)
             return path if self.address is None and path.is_file() else None
+        from huggingface_hub.errors import EntryNotFoundError
+
+        from convnext.data import hub
+
         folder = self.on_hub.file.rpartition("/")[0]
         where = self.on_hub.named(f"{folder}/{name}" if folder else name)
         try:
@@ -58,12 +62,14 @@ def download(source: str) -> Downloaded:
     if not source.startswith(files.REMOTE) and (path := expanded(source)).exists():
         return Downloaded(in_folder(path) or of_run(path) or path)
     address, _, entry = source.partition("#")
+    if not address.startswith(files.REMOTE):
+        return Downloaded(expanded(address), entry or None)
+    from convnext.data import hub
+
     if address.startswith("hf://"):
         path, on_hub = _from_hub(hub.parse(address))
         return Downloaded(path, entry or None, str(on_hub), on_hub)
-    if address.startswith(files.REMOTE):
-        return Downloaded(files.local(address, "weights"), entry or None, files.shown(address), hub.of_page(address))
-    return Downloaded(expanded(address), entry or None)
+    return Downloaded(files.local(address, "weights"), entry or None, files.shown(address), hub.of_page(address))
 
 
 def in_folder(path: Path) -> Path | None:
@@ -85,7 +91,11 @@ def of_run(path: Path) -> Path | None:
     return next((path / name for name in OF_RUN if (path / name).is_file()), None) if path.is_dir() else None
 
 
-def _from_hub(where: HubFile) -> tuple[Path, HubFile]:
+def _from_hub(where: "HubFile") -> "tuple[Path, HubFile]":
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    from convnext.data import hub
+
     if where.kind != "model":
         raise UsageError(f"{where} is a dataset's address: weights are at hf://owner/name")
     names = (where.file,) if where.file else FILES

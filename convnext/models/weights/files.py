@@ -142,7 +142,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         mode = temporary.stat().st_mode  # some writers make files that only their owner reads
         write(temporary)
         temporary.chmod(mode)
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows flushes only what may be written
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
@@ -192,7 +192,10 @@ def _cause(temporary: Path, error: Exception) -> Exception:
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
     try:
         os.fsync(descriptor)
     finally:
@@ -214,7 +217,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Description]:
 
 def _aligned(tensor: Tensor) -> Tensor:
     # Matrix products round differently if memory begins within a cache line. The same weights must give the same bits.
-    return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
+    # Windows can't replace a file of which tensors are mapped.
+    return tensor if tensor.data_ptr() % 64 == 0 and os.name != "nt" else tensor.clone()
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import cast
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor, nn
 
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
@@ -95,6 +95,8 @@ class ClassifyPrediction:
 
     def draw(self, image: Image.Image) -> Image.Image:
         """Return the RGB image with its most probable classes written under it; a small image is enlarged by a whole factor."""
+        from PIL import ImageDraw, ImageFont
+
         factor = max(1, -(-_MIN_WIDTH // image.width))
         size = (image.width * factor, image.height * factor)
         height = max(13, size[0] // 36)

@@ -20,7 +20,7 @@ class Hardware(TypedDict):
 
     cpu: str
     cores: int | None  # that this process may use
-    memory_gib: float
+    memory_gib: float | None  # None where the system does not say it
     gpu: str | None
     device: str
     threads: int
@@ -45,7 +45,7 @@ def environment(device: torch.device) -> Environment:
         "hardware": {
             "cpu": _cpu_name(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+            "memory_gib": _memory_gib(),
             "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
             "device": str(device),
             "threads": torch.get_num_threads(),
@@ -54,6 +54,13 @@ def environment(device: torch.device) -> Environment:
         "command": without_secrets(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "commit": _commit(),
     }
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf, and not every system these names
+        return None
 
 
 def _cpu_name() -> str:

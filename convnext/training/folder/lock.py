@@ -98,6 +98,8 @@ def _is_alive(holder: dict[str, str | int]) -> bool:
     """Return whether the holder is certainly alive; a holder on another machine is not known to be."""
     if holder.get("host") != socket.gethostname():
         return False
+    if os.name == "nt":  # there a killed process leaves nobody who shares its lock, and `os.kill` would end the holder
+        return True
     try:
         os.kill(int(holder["pid"]), 0)
     except ProcessLookupError:

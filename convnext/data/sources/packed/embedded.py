@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 
-from convnext.data import hub
 from convnext.data.download import local
 from convnext.data.sources.packed.shards import Shards, open_shards
 from convnext.data.tables.embedded import FILES, as_shards, embedded, has_images, schema_of
@@ -61,6 +60,8 @@ def _options(where: str) -> tuple[str, dict[str, str]]:
 
 def _remote(base: str) -> tuple[list[Path], Mapping[str, Any]]:
     """Return the downloaded files of a part of a dataset on the hub, and the features that its page describes."""
+    from convnext.data import hub
+
     where = hub.parse(base)
     names, at = hub.dataset_files(where)
     if not any(name.endswith(".parquet") for name in names) and where.revision is None:

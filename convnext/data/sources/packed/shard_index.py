@@ -14,6 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from convnext.data.archives.positional import read_at
 from convnext.data.formats import arrays
 from convnext.data.images import ENDINGS
 from convnext.data.walk import is_clutter
@@ -139,7 +140,7 @@ def _label_text(file: BinaryIO, files: Mapping[str, tarfile.TarInfo]) -> str | N
     for ending in ("cls", "json", "txt"):
         if (info := files.get(ending)) is None:
             continue
-        content = os.pread(file.fileno(), info.size, info.offset_data)
+        content = read_at(file, info.size, info.offset_data)
         if ending != "json":
             return content.decode("utf-8-sig", errors="replace").strip()
         try:

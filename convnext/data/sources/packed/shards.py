@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from convnext.data.archives.positional import read_at
 from convnext.data.deep import DeepImage
 from convnext.data.download import REMOTE, local, local_or_none, shown, sibling
 from convnext.data.formats import arrays
@@ -64,7 +65,7 @@ class Shards:
     def _content(self, index: int) -> bytes:
         offset, size, _ = self._index[index].tolist()
         try:
-            return os.pread(self._file(self._shard(index)).fileno(), size, offset)  # unlike seek, safe after a fork
+            return read_at(self._file(self._shard(index)), size, offset)
         except OSError as error:
             raise CorruptImageError(f"{self.name(index)}: {error}") from error
 
@@ -107,7 +108,7 @@ class Member(NamedTuple):
     def content(self) -> bytes:
         """Return the bytes of the image's file. Raises OSError if the shard can't be read."""
         with self.shard.open("rb") as file:
-            return os.pread(file.fileno(), self.size, self.offset)
+            return read_at(file, self.size, self.offset)
 
 
 def find_shards(where: str) -> list[Path]:
