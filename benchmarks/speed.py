@@ -9,8 +9,8 @@ minimum and the maximum of each round's ratio. Outputs are first compared with t
 The host of a virtual machine can take half of a core for seconds, and not the same share from every contestant. So a fixed product of
 matrices is timed before and after each turn: a round is quiet if none of its products took more than 1.25 times the fastest so far.
 `--rounds` counts quiet rounds; a row ends after six times as many rounds, quiet or not. The ratio over all rounds is printed too, and that
-of images per second of CPU time. Each row has goals by kind of CPU: with AMX, with AVX-512, with AVX2. A row without a goal for this kind is
-not measured.
+of images per second of CPU time. Each row has goals by kind of CPU: with AMX, AVX-512, AVX2. A row without a goal for this kind is not
+measured.
 Rows that need a GPU are printed as not measured where there is none. On a GPU, ours are the Triton operators under torch.compile, and
 memory is the peak of PyTorch's allocator.
 """
@@ -320,7 +320,8 @@ def main() -> None:
     print(f"load before: {os.getloadavg()[0]:.1f} processes")
     print(f"{machine['hardware']['threads']} threads, GPU {machine['hardware']['gpu']}, {machine['versions']}\n")
     print(
-        "| work | ratio to the fastest peer (min to max; of all rounds) | by CPU time | goal | quiet rounds | images per second (and CPU second) |"
+        "| work | ratio to the fastest peer (min to max; of all rounds) | by CPU time | goal | quiet rounds "
+        "| images per second (and CPU second) |"
     )
     print("| --- | --- | --- | --- | --- | --- |")
     for row in ROWS:
