@@ -15,7 +15,8 @@ from typer.main import get_command
 
 from convnext import cli
 from convnext.cli.common import app
-from convnext.export import export, runtimes
+from convnext.export import export
+from convnext.export.load import ENDINGS
 from convnext.models.registry import BACKBONES, find, list_models, names
 from convnext.models.weights import convert
 from convnext.ops.dispatch import has_amx
@@ -69,7 +70,7 @@ def check_values(name, given):
         check_model(given["model"], given["weights"])
         assert name != "export" or given["to"] in export.TARGETS
     elif name == "bench":
-        assert all(one in BACKBONES or one.endswith(runtimes.ENDINGS) for one in given["names"])
+        assert all(one in BACKBONES or one.endswith(ENDINGS) for one in given["names"])
         assert given["dtype"] in bench.DTYPES
         assert given["against"] in (None, *contestants.LIBRARIES)
     elif name == "models":

@@ -12,6 +12,7 @@ from convnext.ops import depthwise, native, norm
 from convnext.ops.dispatch import autocast, fast, lowered, needs_gradients, tiles
 from convnext.ops.interface import KERNELS
 from convnext.ops.operands import Context, Grn, NormMlp, Parameters
+from convnext.ops.operator import operator
 
 
 def reference(x: Tensor, parameters: Parameters, eps: float, keep: Tensor | None, grn: Grn | None = None) -> Tensor:
@@ -64,7 +65,7 @@ def block(x: Tensor, parameters: Parameters, eps: float, keep: Tensor | None, gr
     return _forward(x.to(promoted), *parameters, keep, eps, dtype, torch.is_grad_enabled())[0]
 
 
-@torch.library.custom_op("convnext::block", mutates_args=())
+@operator("convnext::block")
 def _forward(
     x: Tensor,
     dwconv_weight: Tensor,
@@ -94,7 +95,7 @@ def _forward(
     return out, convolved, means, scales
 
 
-@torch.library.custom_op("convnext::grn_block", mutates_args=())
+@operator("convnext::grn_block")
 def _grn_forward(
     x: Tensor,
     dwconv_weight: Tensor,
@@ -123,7 +124,7 @@ def _(x: Tensor, *_: object) -> Tensor:
     return depthwise.like(x)
 
 
-@torch.library.custom_op("convnext::block_backward", mutates_args=())
+@operator("convnext::block_backward")
 def _gradients(
     dout: Tensor,
     x: Tensor,

@@ -8,6 +8,7 @@ from convnext.ops import native
 from convnext.ops.dispatch import fast, lowered
 from convnext.ops.interface import KERNELS
 from convnext.ops.operands import Context
+from convnext.ops.operator import operator
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -22,7 +23,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return reference(x, weight, bias)
 
 
-@torch.library.custom_op("convnext::depthwise_conv", mutates_args=())
+@operator("convnext::depthwise_conv")
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if x.is_cuda:
         from convnext.ops.triton import depthwise as triton_depthwise
@@ -31,7 +32,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return native.depthwise_forward(x, weight, bias)
 
 
-@torch.library.custom_op("convnext::depthwise_input_gradient", mutates_args=())
+@operator("convnext::depthwise_input_gradient")
 def _input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
     if dy.is_cuda:
         from convnext.ops.triton import depthwise as triton_depthwise
@@ -40,7 +41,7 @@ def _input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
     return native.depthwise_forward(dy, weight.flip(-2, -1), None)
 
 
-@torch.library.custom_op("convnext::depthwise_weight_gradient", mutates_args=())
+@operator("convnext::depthwise_weight_gradient")
 def _weight_gradient(x: Tensor, dy: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
     if x.is_cuda:
         from convnext.ops.triton import depthwise as triton_depthwise

@@ -79,7 +79,7 @@ def _pays_without_tiles(*tensors: Tensor) -> bool:
     2.0 with eight, and 1.5 in a training step. On an Intel Xeon with AVX-512, where PyTorch multiplies matrices twice as fast, 1.16 and
     1.21 in inference with 8 and 16 images, and 0.90 and 0.96 in a training step; with earlier operators, which were slower.
     """
-    return not needs_gradients(*tensors) or build.is_amd()
+    return not needs_gradients(*tensors) or _is_amd()
 
 
 def needs_gradients(*tensors: Tensor | None) -> bool:
@@ -111,6 +111,11 @@ def _compiled_for(device_type: str) -> bool:
     if device_type == "cuda":  # opt-in until they have run on a GPU
         return _SETTING == "triton" and find_spec("triton") is not None and torch.cuda.get_device_capability() >= (8, 0)
     return device_type == "cpu" and build.library() is not None
+
+
+@_constant
+def _is_amd() -> bool:
+    return build.is_amd()
 
 
 @_constant

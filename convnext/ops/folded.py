@@ -6,9 +6,10 @@ from torch import Tensor
 from convnext.ops import inference, native
 from convnext.ops.depthwise import like
 from convnext.ops.inference import tensors_per_block as tensors_per_block
+from convnext.ops.operator import operator
 
 
-@torch.library.custom_op("convnext::folded_block", mutates_args=())
+@operator("convnext::folded_block")
 def folded_block(
     x: Tensor,
     taps: Tensor,
@@ -27,7 +28,7 @@ def folded_block(
     return native.block_forward(x, taps, bias, eps, weights, None, False)[0]
 
 
-@torch.library.custom_op("convnext::folded_patchify", mutates_args=())
+@operator("convnext::folded_patchify")
 def folded_patchify(
     x: Tensor,
     weight: Tensor,
@@ -43,7 +44,7 @@ def folded_patchify(
     return inference.patchify_forward(x, inference.PackedPatchify(weight, bias, norm_weight, norm_bias, eps, normed, patch, outputs))
 
 
-@torch.library.custom_op("convnext::folded_stage", mutates_args=())
+@operator("convnext::folded_stage")
 def folded_stage(
     x: Tensor,
     weight: Tensor,

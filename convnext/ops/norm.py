@@ -7,6 +7,7 @@ from torch import Tensor
 from convnext.ops import native
 from convnext.ops.dispatch import fast
 from convnext.ops.operands import Context, Grn
+from convnext.ops.operator import operator
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -32,7 +33,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return reference(x, weight, bias, eps)
 
 
-@torch.library.custom_op("convnext::layer_norm", mutates_args=())
+@operator("convnext::layer_norm")
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     if x.is_cuda:
         from convnext.ops.triton import norm as triton_norm
@@ -42,7 +43,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tenso
     return native.norm_forward(x, weight, bias, eps)
 
 
-@torch.library.custom_op("convnext::layer_norm_backward", mutates_args=())
+@operator("convnext::layer_norm_backward")
 def _gradients(x: Tensor, dy: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if x.is_cuda:
         from convnext.ops.triton import norm as triton_norm

@@ -132,7 +132,7 @@ def test_exports_with_dynamic_batch_and_size():
     assert relative_error(program.module()(other), model(other)) < 1e-6
 
 
-@pytest.mark.parametrize(("fast", "part"), [(False, 0.5), (True, 0.6)])  # fast blocks keep little as it is
+@pytest.mark.parametrize(("fast", "part"), [(False, 0.5), (True, 0.65)])  # fast blocks keep little as it is
 def test_gradient_checkpointing_gives_the_same_gradients_with_fewer_saved_activations(fast, part):
     x, gradients, saved = torch.randn(2, 3, 64, 64), [], []
     for on in (False, True):
