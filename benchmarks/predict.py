@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def with_timm(weights: Path, folder: Path, output: Path) -> tuple[float, float]:
     started = clock()
     config = resolve_data_config({}, model=model)
     loader = create_loader(create_dataset("", folder), batch_size=64, use_prefetcher=False, num_workers=2, **_known(config))
-    names, rows = [path.name for path in images(folder)], []
+    names, rows = loader.dataset.filenames(basename=True), []
     with torch.inference_mode():
         for batch, _ in loader:
             values, indices = model(batch).softmax(-1).topk(5)
@@ -159,7 +160,7 @@ def parts(weights: Path, folder: Path) -> dict[str, float]:
     model.infer(batch)
     times.append(time.process_time())
     steps = ("open and decode", "resize, crop, normalise", "network")
-    return {step: 1000 * (after - before) / len(paths) for step, before, after in zip(steps, times, times[1:], strict=True)}
+    return {step: 1000 * (after - before) / len(paths) for step, (before, after) in zip(steps, pairwise(times), strict=True)}
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError
 from convnext.extend import is_marker
 from convnext.models.load import Loaded
-from convnext.ops.memory import is_out_of_memory
+from convnext.ops.memory import is_out_of_memory, keep_memory
 from convnext.recipe import load_recipe
 from convnext.recipe.load import FITTED
 from convnext.report import metrics, page
@@ -265,6 +265,8 @@ def evaluate_loaded(
     distributed.check_agreement(len(source), "numbers of images")
     samples = task.evaluation_samples(source, loaded.preprocessing)
     loader = evaluation_loader(samples, task, batch_size or task.batch_size, workers, device)
+    if device.type == "cpu":
+        keep_memory()  # each layer of each batch allocates and frees its tensors
     model, num_classes, how = loaded.model.to(device), loaded.model.num_classes, loaded.preprocessing
     result = evaluate(
         model, task, loader, how, num_classes, device, max_corrupt=max_corrupt, progress=progress, with_results=with_results, own=own

@@ -21,6 +21,7 @@ from convnext.inference.answers import Answer, Output
 from convnext.inference.inputs import Item
 from convnext.inference.outputs import refuse_changed
 from convnext.inference.predictor import Predictor
+from convnext.ops import keep_memory
 from convnext.tasks.base import Prediction, Prepared
 from convnext.tasks.shared import prepare
 
@@ -89,6 +90,8 @@ def run_here(
     predictor: Predictor[Prediction], items: Sequence[Item], needs: frozenset[str], size: int, threads: int | None = None
 ) -> Iterator[list[Answer]]:
     """Yield the answers for the items in batches of `size`; `needs` are fields of an answer, `threads` as for `predict_all`."""
+    if predictor.device.type == "cpu":
+        keep_memory()  # each layer of each batch allocates and frees its tensors
     opened = _opened(items, predictor.reading, predictor.preprocessing.transform(), "image" in needs, size, threads or _cores())
     while batch := list(islice(opened, size)):
         yield _answers(predictor, batch, needs)
