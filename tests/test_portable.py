@@ -97,6 +97,7 @@ def test_files_made_from_images_have_names_that_windows_takes(monkeypatch):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_needs_nothing_that_windows_lacks(tmp_path, workers):
     sample_image().save(tmp_path / "a.jpg")
+    image_folder(tmp_path / "photos", each=12)
     settings = f"--output run data.workers={workers} {SMALL}"
     out = elsewhere(
         tmp_path,
@@ -105,6 +106,10 @@ def test_a_run_needs_nothing_that_windows_lacks(tmp_path, workers):
         "predict run a.jpg --output found.jsonl --draw drawn",
         f"eval run --workers {workers}",
         "report run",
+        "fit photos --output fitted --model run --minutes 0",
+        "predict fitted photos/**/* --output known.csv",
+        "export run --to onnx --output run.onnx",
+        "predict run.onnx a.jpg",
         "info",
     )
     assert "memory_gib   None" in out
