@@ -1,4 +1,4 @@
-"""Measure what 8 bits cost in accuracy: a trained network as it is, by `convnext.optimize(…, "int8")`, and by OpenVINO as NNCF quantizes it.
+"""Measure what 8 bits cost in accuracy: a trained network as it is, by `convnext.optimize`, and by OpenVINO as NNCF quantizes it.
 
     python benchmarks/int8.py RUN DATA CALIBRATION [--images 300]
 

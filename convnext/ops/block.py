@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext.ops import depthwise, native, norm
+from convnext.ops.custom_operator import operator
 from convnext.ops.dispatch import autocast, fast, lowered, needs_gradients, tiles
 from convnext.ops.interface import KERNELS
 from convnext.ops.operands import Context, Grn, NormMlp, Parameters
-from convnext.ops.operator import operator
 
 
 def reference(x: Tensor, parameters: Parameters, eps: float, keep: Tensor | None, grn: Grn | None = None) -> Tensor:

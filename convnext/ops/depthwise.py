@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext.ops import native
+from convnext.ops.custom_operator import operator
 from convnext.ops.dispatch import fast, lowered
 from convnext.ops.interface import KERNELS
 from convnext.ops.operands import Context
-from convnext.ops.operator import operator
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from convnext.ops import inference, native
+from convnext.ops.custom_operator import operator
 from convnext.ops.depthwise import like
 from convnext.ops.inference import tensors_per_block as tensors_per_block
-from convnext.ops.operator import operator
 
 
 @operator("convnext::folded_block")

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext.ops import native
+from convnext.ops.custom_operator import operator
 from convnext.ops.dispatch import fast
 from convnext.ops.operands import Context, Grn
-from convnext.ops.operator import operator
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
