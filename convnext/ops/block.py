@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext.ops import depthwise, native, norm
-from convnext.ops.custom_operator import operator
-from convnext.ops.dispatch import autocast, fast, lowered, needs_gradients, tiles
+from convnext.ops.dispatch import autocast, fast, lowered, needs_gradients, operator, tiles
 from convnext.ops.interface import KERNELS
 from convnext.ops.operands import Context, Grn, NormMlp, Parameters
 

@@ -5,8 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext.ops import native
-from convnext.ops.custom_operator import operator
-from convnext.ops.dispatch import fast, lowered
+from convnext.ops.dispatch import fast, lowered, operator
 from convnext.ops.interface import KERNELS
 from convnext.ops.operands import Context
 

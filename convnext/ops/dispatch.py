@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Literal, TypeVar
+from typing import Generic, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ _VALUES |= {level: (level,) for level in LEVELS}  # build.py loads that level
 _DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., object])
+ParametersT = ParamSpec("ParametersT")
+ResultT = TypeVar("ResultT")
 
 
 def _setting() -> str:
@@ -172,3 +174,39 @@ def status() -> dict[str, dict[str, str]]:
         else {"runs": "nothing", "why": "needs VNNI or AMX"},
         "all, CUDA": cuda,
     }
+
+
+class Operator(Generic[ParametersT, ResultT]):
+    """A custom operator of PyTorch. Without gradients, compiler and dispatch modes its function is called directly.
+
+    The dispatcher takes some 20 µs for each call, and a process's first call of a custom operator imports PyTorch's compiler, which takes
+    a second.
+    """
+
+    def __init__(self, name: str, function: Callable[ParametersT, ResultT]) -> None:
+        self._function, self._registered = function, torch.library.custom_op(name, mutates_args=())(function)
+        self.__doc__ = function.__doc__
+
+    def __call__(self, *arguments: ParametersT.args, **named: ParametersT.kwargs) -> ResultT:
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._len_torch_dispatch_stack()
+            or needs_gradients(*(one for one in arguments if isinstance(one, Tensor)))
+        ):
+            result: ResultT = self._registered(*arguments, **named)
+            return result
+        return self._function(*arguments, **named)
+
+    def register_fake(self, function: FunctionT) -> FunctionT:
+        """Register what gives empty results of the right shapes, for tracing. Return it."""
+        self._registered.register_fake(function)
+        return function
+
+    def register_autograd(self, backward: Callable[..., object], *, setup_context: Callable[..., object]) -> None:
+        """Register the backward pass, and what saves its inputs."""
+        self._registered.register_autograd(backward, setup_context=setup_context)
+
+
+def operator(name: str) -> Callable[[Callable[ParametersT, ResultT]], Operator[ParametersT, ResultT]]:
+    """Return a decorator that makes an operator of a function without side effects. Its types are the operator's schema."""
+    return lambda function: Operator(name, function)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from convnext.ops import inference, native
-from convnext.ops.custom_operator import operator
 from convnext.ops.depthwise import like
+from convnext.ops.dispatch import operator
 from convnext.ops.inference import tensors_per_block as tensors_per_block
 
 

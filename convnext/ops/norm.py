@@ -5,8 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext.ops import native
-from convnext.ops.custom_operator import operator
-from convnext.ops.dispatch import fast
+from convnext.ops.dispatch import fast, operator
 from convnext.ops.operands import Context, Grn
 
 

@@ -45,6 +45,18 @@ def test_the_block_and_its_gradients(level, channels, kernel, size):
     assert all(relative(one, other) < GRADIENT[torch.float32] for one, other in zip(found[1:], wanted[1:], strict=True))
 
 
+def test_two_threads_share_the_columns_of_a_wide_block(level):
+    held, x, before = parameters(512, 7, 0), torch.randn(1, 512, 7, 7), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        found = with_gradients(lambda x, *of: block(x, ops.Parameters(*of), 1e-6, None), [x.requires_grad_(), *held])
+    finally:
+        torch.set_num_threads(before)
+    wanted = with_gradients(lambda x, *of: reference(x, ops.Parameters(*of), 1e-6, None), wide([x, *held]))
+    assert relative(found[0], wanted[0]) < TOLERANCE[torch.float32]
+    assert all(relative(one, other) < GRADIENT[torch.float32] for one, other in zip(found[1:], wanted[1:], strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("channels", [5, 16, 37])
 def test_the_convolution_and_the_norm(level, channels, dtype):
