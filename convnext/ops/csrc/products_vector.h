@@ -3,50 +3,39 @@
 #pragma once
 #include "vector.h"
 
-// Rows whose sums of 32 columns stay in registers, beside the weights of one step and one value: 14 of AVX-512's 32 registers of 16 words,
-// and 3 of AVX2's 16 registers of 8. Maps of images of 224 pixels have a multiple of 7 positions.
-#define TILE_ROWS (NATIVE == 16 ? 14 : 3)
-#define HALF_TILE_ROWS (NATIVE == 16 ? 7 : 2)
+// Rows of a tile: their sums of two registers of columns stay in registers, beside the weights of one step and one value. 14 of AVX-512's 32
+// registers of 16 words, since maps of images of 224 pixels have a multiple of 7 positions, and 6 of AVX2's 16 registers of 8.
+#define TILE_ROWS (NATIVE == 16 ? 14 : 6)
+#define HALF_TILE_ROWS (TILE_ROWS / 2)
 #define PARTS (32 / NATIVE)
 
 template <class Unit, int ROWS, class Consume>
 static void vector_tile(const uint32_t *a, int64_t stride, const uint32_t *b, int64_t steps, const uint32_t *start, int64_t row, int64_t column,
                         Consume &consume) {
     typedef typename Unit::Register Register;
-    Register sums[ROWS][PARTS];
+    Register finished[ROWS][PARTS];
+    for (int part = 0; part < PARTS; part += 2, b += 2 * NATIVE) {
+        Register sums[ROWS][2];
 #pragma GCC unroll 14
-    for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 4
-        for (int p = 0; p < PARTS; p++) sums[r][p] = start ? Unit::read(start + p * NATIVE) : Unit::zero();
-    for (int64_t k = 0; k < steps; k++) {
-        const uint32_t *weights = b + k * 32;
-        if constexpr (ROWS > PARTS) {
-            Register columns[PARTS];
-#pragma GCC unroll 4
-            for (int p = 0; p < PARTS; p++) columns[p] = Unit::read(weights + p * NATIVE);
+        for (int r = 0; r < ROWS; r++)
+            for (int i = 0; i < 2; i++) sums[r][i] = start ? Unit::read(start + (part + i) * NATIVE) : Unit::zero();
+        for (int64_t k = 0; k < steps; k++) {
+            const Register left = Unit::read(b + k * 32), right = Unit::read(b + k * 32 + NATIVE);
 #pragma GCC unroll 14
             for (int r = 0; r < ROWS; r++) {
                 const Register value = Unit::repeat(a + r * stride + k);
-#pragma GCC unroll 4
-                for (int p = 0; p < PARTS; p++) sums[r][p] = Unit::add_product(sums[r][p], value, columns[p]);
-            }
-        } else {
-            Register values[ROWS];
-#pragma GCC unroll 14
-            for (int r = 0; r < ROWS; r++) values[r] = Unit::repeat(a + r * stride + k);
-#pragma GCC unroll 4
-            for (int p = 0; p < PARTS; p++) {
-                const Register columns = Unit::read(weights + p * NATIVE);
-#pragma GCC unroll 14
-                for (int r = 0; r < ROWS; r++) sums[r][p] = Unit::add_product(sums[r][p], values[r], columns);
+                sums[r][0] = Unit::add_product(sums[r][0], value, left);
+                sums[r][1] = Unit::add_product(sums[r][1], value, right);
             }
         }
+#pragma GCC unroll 14
+        for (int r = 0; r < ROWS; r++) finished[r][part] = sums[r][0], finished[r][part + 1] = sums[r][1];
     }
 #pragma GCC unroll 14
     for (int r = 0; r < ROWS; r++) {
         typename Unit::Whole halves[2];
-        static_assert(sizeof(halves) == sizeof(sums[r]));
-        memcpy(halves, sums[r], sizeof(halves));
+        static_assert(sizeof(halves) == sizeof(finished[r]));
+        memcpy(halves, finished[r], sizeof(halves));
         consume(row + r, column, halves[0], halves[1]);
     }
 }
