@@ -8,12 +8,13 @@ def info(device: Device = None, as_json: Json = False) -> None:
     """Show versions, devices, and which operators are compiled, for which level of CPUs, and why."""
     from convnext import ops
     from convnext.distributed import pick_device
+    from convnext.models.optimize.optimize import by_default
     from convnext.training.folder.environment import environment
 
     found, operators = environment(pick_device(device)), ops.status()
     if as_json:
         shown = {"versions": found["versions"], "hardware": found["hardware"], "system": found["system"], "commit": found["commit"]}
-        print_json(shown | {"operators": operators})
+        print_json(shown | {"operators": operators, "optimize": by_default()})
         return
     for name, value in [*found["versions"].items(), *found["hardware"].items()]:
         print(f"{name:12} {value}")
@@ -21,3 +22,4 @@ def info(device: Device = None, as_json: Json = False) -> None:
     print("\noperators")
     for name, operator in operators.items():
         print(f"  {name:30} {operator['runs']:9} {operator['why']}")
+    print(f"\n--optimize auto  {by_default()}")

@@ -216,6 +216,6 @@ def table(
 
 
 def _named(precision: str) -> str:
-    from convnext.models.optimize.optimize import fastest
+    from convnext.models.optimize.optimize import by_default
 
-    return f"auto ({fastest() or 'the network as it is'})" if precision == "auto" else precision
+    return f"auto ({by_default()})" if precision == "auto" else precision

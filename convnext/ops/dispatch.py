@@ -99,7 +99,7 @@ def lowered(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(x.device.type) if autocast(x) and x.is_floating_point() else x.dtype
 
 
-def _constant(function: FunctionT) -> FunctionT:
+def constant(function: FunctionT) -> FunctionT:
     """Mark a function that torch.compile calls instead of tracing it: it must not trace how a library is built.
 
     `torch.compiler.assume_constant_result` does no more than this, but it imports the compiler, which takes two seconds.
@@ -108,19 +108,19 @@ def _constant(function: FunctionT) -> FunctionT:
     return function
 
 
-@_constant
+@constant
 def _compiled_for(device_type: str) -> bool:
     if device_type == "cuda":  # opt-in until they have run on a GPU
         return _SETTING == "triton" and find_spec("triton") is not None and torch.cuda.get_device_capability() >= (8, 0)
     return device_type == "cpu" and build.library() is not None
 
 
-@_constant
+@constant
 def _is_amd() -> bool:
     return build.is_amd()
 
 
-@_constant
+@constant
 def tiles() -> bool:
     """Return whether the compiled operators multiply bf16 matrices in tiles (AMX)."""
     return build.has_tiles()

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,17 @@ class EngineNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, convert: Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]], difference: float) -> None:
         super().__init__()
-        self.network, self.num_classes = network, getattr(network, "num_classes", None)
+        self.network = network
         self._convert, self._difference = convert, difference
         self._run: Callable[[Tensor], Tensor] | None = None
         self._lock = threading.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the network, which gives features, for example, by PyTorch's operators."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("network"), name)
 
     def forward(self, x: Tensor) -> Tensor:
         with self._lock:  # two threads convert once

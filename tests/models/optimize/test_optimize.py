@@ -14,7 +14,7 @@ import convnext
 from convnext import ops
 from convnext.errors import UsageError
 from convnext.models.backbones.convnext import Block
-from convnext.models.optimize.optimize import FoldedBlock, FoldedPatchify, FoldedStage, fastest
+from convnext.models.optimize.optimize import FoldedBlock, FoldedPatchify, FoldedStage, engine_for, fastest
 from convnext.models.optimize.quantize import Int8Block, calibrate
 from convnext.models.optimize.sliced import SlicedBlock
 from convnext.ops import build, dispatch
@@ -157,7 +157,10 @@ def test_int8_of_any_width_is_the_quantized_function(channels, hidden, loudness)
 @compiled
 @pytest.mark.parametrize("grn", [False, True])
 def test_it_compiles_in_one_graph(grn):
-    optimized, x = convnext.optimize(random_model("convnext_tiny", depths=(1, 1, 1, 1), grn=grn)), torch.randn(2, 3, 64, 64)
+    optimized, x = (
+        convnext.optimize(random_model("convnext_tiny", depths=(1, 1, 1, 1), grn=grn), backend="convnext"),
+        torch.randn(2, 3, 64, 64),
+    )
     with torch.inference_mode():
         assert relative_error(torch.compile(optimized, backend="aot_eager", fullgraph=True)(x), optimized(x)) < 1e-3
 
@@ -185,7 +188,9 @@ def test_by_default_the_fastest_is_chosen_for_this_cpu():
         kinds, products = kinds_of(convnext.optimize(model)), None
         if FoldedBlock in kinds:
             (products,) = {module.first.dtype for module in convnext.optimize(model).modules() if isinstance(module, FoldedBlock)}
-    if build.has_tiles():
+    if engine_for(model) is not None:
+        assert kinds == kinds_of(convnext.optimize(model, backend="openvino"))
+    elif build.has_tiles():
         assert products == torch.bfloat16
     elif build.library() is not None and not dispatch.has_amx():
         assert products == torch.float32
