@@ -8,23 +8,23 @@ float32, where a CPU multiplies bf16 in tiles, each operand is the sum of two bf
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TypeGuard
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from convnext.errors import UsageError, nearest
 from convnext.models.backbones.convnext import Block, ConvNeXt, Patchify
-from convnext.models.backbones.norms import LayerNorm, LayerNorm2d
+from convnext.models.backbones.norms import LayerNorm2d
 from convnext.models.backbones.untouched import untouched
 from convnext.models.optimize.engines import ENGINES
+from convnext.models.optimize.folded import FoldedBlock, FoldedPatchify, FoldedStage
 from convnext.models.optimize.quantize import Int8Block, Ranges, calibrate
 from convnext.models.optimize.sliced import SlicedBlock
-from convnext.ops import dispatch, inference, native
-from convnext.ops.folded import folded_block, folded_patchify, folded_stage
-from convnext.ops.interface import KERNELS, SPLIT
+from convnext.ops import dispatch
+from convnext.ops.interface import KERNELS
 from convnext.ops.memory import keep_memory
 
 PRECISIONS = ("auto", "bf16", "float32", "int8")
@@ -181,11 +181,6 @@ def _is_whole(block: nn.Module) -> TypeGuard[Block]:
     return untouched(block, Block) and block.fusable() is not None
 
 
-def _products(dtype: torch.dtype) -> torch.dtype:
-    """Return the kind of products that computes those in `dtype`."""
-    return SPLIT if dtype == torch.float32 and dispatch.compiled(torch.bfloat16) else dtype
-
-
 def _replace(module: nn.Module, dtype: torch.dtype) -> None:
     for name, child in module.named_children():
         fast = _fast(child, dtype)
@@ -230,84 +225,3 @@ def _is_patchifying(module: nn.Module) -> TypeGuard[nn.Conv2d]:
         return False
     square = module.kernel_size == module.stride and module.kernel_size[0] == module.kernel_size[1]
     return square and module.padding == (0, 0) and module.dilation == (1, 1) and module.groups == 1
-
-
-class FoldedBlock(nn.Module):
-    """A block as one compiled operator with packed weights."""
-
-    taps: Tensor
-    bias: Tensor
-    first: Tensor
-    first_bias: Tensor
-    second: Tensor
-    second_bias: Tensor
-    grn: Tensor
-
-    names = ("taps", "bias", "first", "first_bias", "second", "second_bias", "grn")
-
-    def __init__(self, block: Block, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.eps, bias = block.norm.eps, block.dwconv.bias
-        assert bias is not None
-        linear = block.pwconv1.weight, block.pwconv1.bias, block.pwconv2.weight, block.pwconv2.bias
-        grn = None if block.grn is None else block.grn.operand()
-        weights = native.pack_mlp(*linear, block.gamma, (block.norm.weight, block.norm.bias), _products(dtype), grn)
-        self.hidden, self.grn_eps = weights.hidden, weights.grn_eps
-        tensors = (native.taps_of(block.dwconv.weight), bias.detach().clone(), *weights[:5])
-        for name, tensor in zip(self.names, tensors, strict=True):
-            self.register_buffer(name, tensor)
-
-    def tensors(self) -> list[Tensor]:
-        """Return the block's tensors as `PackedBlocks` holds them."""
-        return [self.get_buffer(name) for name in self.names]
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights = self.first, self.first_bias, self.second, self.second_bias, self.grn, self.grn_eps, self.hidden
-        return folded_block(x, self.taps, self.bias, self.eps, *weights)
-
-
-class FoldedPatchify(nn.Module):
-    """A convolution whose kernel is its stride, with the norm before or behind it, as one compiled operator."""
-
-    weight: Tensor
-    bias: Tensor
-    norm_weight: Tensor | None
-    norm_bias: Tensor | None
-
-    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, before: LayerNorm | None = None, behind: LayerNorm | None = None) -> None:
-        super().__init__()
-        norm, weight, bias = before or behind, conv.weight.detach(), conv.bias
-        assert norm is not None
-        assert bias is not None
-        if before is not None:
-            bias = bias + (weight.sum((-2, -1)) * before.bias).sum(1)
-            weight = weight * before.weight.view(1, -1, 1, 1)
-        packed = inference.packed_patches(weight, bias.detach(), before is not None, _products(dtype))
-        self.eps, self.normed, self.patch, self.outputs = norm.eps, before is not None, conv.stride[0], conv.out_channels
-        affine = (None, None) if behind is None else (behind.weight.detach(), behind.bias.detach())
-        for name, tensor in zip(("weight", "bias", "norm_weight", "norm_bias"), (*packed, *affine), strict=True):
-            self.register_buffer(name, tensor)
-
-    def arguments(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float, bool, int, int]:
-        """Return the operators' arguments, in their order."""
-        return self.weight, self.bias, self.norm_weight, self.norm_bias, self.eps, self.normed, self.patch, self.outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        return folded_patchify(x, *self.arguments())
-
-
-class FoldedStage(nn.Module):
-    """A patchifying layer and the blocks behind it as one operator."""
-
-    gelu_parameters: Tensor | None
-
-    def __init__(self, before: FoldedPatchify, blocks: Sequence[FoldedBlock | Int8Block]) -> None:
-        super().__init__()
-        self.before, self.blocks, self.eps, self.hidden = before, nn.Sequential(*blocks), blocks[0].eps, blocks[0].hidden
-        self.grn_eps = blocks[0].grn_eps if isinstance(blocks[0], FoldedBlock) else 0.0
-        parameters = [block.gelu_parameters for block in blocks if isinstance(block, Int8Block)]
-        self.register_buffer("gelu_parameters", torch.tensor(parameters) if parameters else None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tensors = [tensor for block in self.blocks if isinstance(block, FoldedBlock | Int8Block) for tensor in block.tensors()]
-        return folded_stage(x, *self.before.arguments(), tensors, self.gelu_parameters, self.eps, self.grn_eps, self.hidden)

@@ -14,7 +14,8 @@ import convnext
 from convnext import ops
 from convnext.errors import UsageError
 from convnext.models.backbones.convnext import Block
-from convnext.models.optimize.optimize import FoldedBlock, FoldedPatchify, FoldedStage, engine_for, fastest
+from convnext.models.optimize.folded import FoldedBlock, FoldedPatchify, FoldedStage
+from convnext.models.optimize.optimize import engine_for, fastest
 from convnext.models.optimize.quantize import Int8Block, calibrate
 from convnext.models.optimize.sliced import SlicedBlock
 from convnext.ops import build, dispatch
@@ -84,6 +85,21 @@ def test_maps_under_detectors_and_segmenters(name):
         optimized([x[0]] if name.startswith("mask") else x)
     for one, other in zip(found, wanted, strict=True):
         assert relative_error(one, other) < bound(fastest() or "float32")
+
+
+@int8
+@pytest.mark.parametrize("name", ["mask_rcnn_convnext_atto", "upernet_convnext_atto"])
+def test_int8_under_detectors_and_segmenters(name):
+    torch.manual_seed(0)
+    model, x = randomise(convnext.create_model(name, num_classes=3)).eval(), torch.randn(2, 3, 96, 64)
+    optimized = convnext.optimize(model, "int8", calibration=lambda network: network(list(x) if name.startswith("mask") else x))
+    count = sum(isinstance(module, Block) for module in model.modules())
+    assert sum(isinstance(module, Int8Block) for module in optimized.modules()) == count
+    with torch.inference_mode(), ops.using(False):
+        wanted = model.backbone.features(x)
+    with torch.inference_mode():
+        found = optimized.backbone.features(x)
+    assert all(relative_error(one, other) < bound("int8") for one, other in zip(found, wanted, strict=True))
 
 
 @compiled
