@@ -12,6 +12,7 @@ from convnext.errors import ConvnextError
 from convnext.text import counted
 
 _REPORTED = 5  # mistakes that are listed
+_MAX_PIXELS = 1 << 30
 
 
 class MistakeError(ConvnextError):
@@ -31,12 +32,16 @@ class FoundObject:
 
 @dataclass
 class FoundImage:
-    """One image's annotations."""
+    """One image's annotations. Raises MistakeError for a size that no image has: memory for masks depends on it."""
 
     file_name: str
     width: int
     height: int
     objects: list[FoundObject] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.height) < 1 or self.width * self.height > _MAX_PIXELS:
+            raise MistakeError(f"{self.file_name}: an image of {self.width} x {self.height} pixels")
 
 
 class Converted(NamedTuple):
@@ -47,13 +52,20 @@ class Converted(NamedTuple):
 
 
 @dataclass
-class Findings:
+class Conversion:
     """What a conversion has found so far."""
 
     images: list[FoundImage] = field(default_factory=list)
     mistakes: list[str] = field(default_factory=list)  # what was skipped, an object, an image or a file: each by place and reason
     others: Counter[str] = field(default_factory=Counter)  # annotations that are no objects, by kind
     notes: list[str] = field(default_factory=list)  # further remarks
+    owners: dict[str, str] = field(default_factory=dict)  # what annotates an image, by its file name
+
+    def add(self, image: FoundImage, owner: str) -> None:
+        """Add an image that `owner`, a file or part of one, annotates. Raises MistakeError if another one annotates it too."""
+        if (other := self.owners.setdefault(image.file_name, owner)) != owner:
+            raise MistakeError(f"{image.file_name} is annotated in {other} too")
+        self.images.append(image)
 
     @contextmanager
     def skipping(self, where: str = "") -> Iterator[None]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from convnext.data.convert.common import Converted, Findings, FoundImage, FoundObject, MistakeError
-from convnext.data.convert.files import Element, ImageFolder, read_xml
+from convnext.data.convert.common import Conversion, Converted, FoundImage, FoundObject, MistakeError
+from convnext.data.convert.files import Element, NamedImages, read_xml
 from convnext.data.convert.shapes import Point, Size, box_object, corners_of, ellipse, finite, mask_object, polygon_object, turned
 from convnext.text import class_name, counted
 
@@ -28,7 +28,7 @@ def cvat_to_coco(file: Path, images: Path) -> Converted:
 
     Raises UsageError if a file is missing or has another format, ConvnextError if it is damaged or has more mistakes than objects.
     """
-    folder, found = ImageFolder(images), Findings()
+    folder, found = NamedImages(images), Conversion()
     labels: list[str] = []
     frames: dict[int, FoundImage | None] = {}
     for element in read_xml(file, "annotations", "an XML of CVAT"):
@@ -58,16 +58,16 @@ def _labels(meta: Element) -> list[str]:
     return found
 
 
-def _read_image(element: Element, folder: ImageFolder, found: Findings) -> None:
+def _read_image(element: Element, folder: NamedImages, found: Conversion) -> None:
     name = folder.find(element.attribute("name"))
     width, height = (int(finite(element.attributes.get(key, "0"), key)) for key in ("width", "height"))
     image = FoundImage(name, *((width, height) if min(width, height) > 0 else folder.size(name)))
-    found.images.append(image)
+    found.add(image, element.where)
     for shape in element.children:
         _add(shape, shape.attributes.get("label", ""), image, found)
 
 
-def _read_track(track: Element, folder: ImageFolder, found: Findings, frames: dict[int, FoundImage | None]) -> None:
+def _read_track(track: Element, folder: NamedImages, found: Conversion, frames: dict[int, FoundImage | None]) -> None:
     for shape in track.children:
         if shape.attributes.get("outside") == "1":  # the object has left the image
             continue
@@ -81,7 +81,7 @@ def _read_track(track: Element, folder: ImageFolder, found: Findings, frames: di
                 _add(shape, track.attributes.get("label", ""), image, found)
 
 
-def _add(shape: Element, label: str, image: FoundImage, found: Findings) -> None:
+def _add(shape: Element, label: str, image: FoundImage, found: Conversion) -> None:
     if shape.tag not in _SHAPES:
         found.others[shape.tag] += 1
         return

@@ -146,7 +146,7 @@ def like_json(content: object) -> str:
     return f"; it looks like {kind}" if kind else ""
 
 
-class ImageFolder:
+class NamedImages:
     """The images of a folder, found by the paths that annotations have, which are often those of another machine.
 
     Raises UsageError if there is no such folder or it has no images.

@@ -10,8 +10,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from convnext.data.convert.common import Converted, Findings, FoundImage, FoundObject, MistakeError
-from convnext.data.convert.files import ImageFolder, like_json, read_json
+from convnext.data.convert.common import Conversion, Converted, FoundImage, FoundObject, MistakeError
+from convnext.data.convert.files import NamedImages, like_json, read_json
 from convnext.data.convert.shapes import Point, Size, box_object, corners_of, ellipse, finite, mask_object, polygon_object, turned
 from convnext.data.images import ENDINGS
 from convnext.errors import UsageError
@@ -37,8 +37,7 @@ def label_studio_to_coco(file: Path, images: Path) -> Converted:
     tasks = read_json(file)
     _check(file, tasks)
     assert isinstance(tasks, list)  # see _check
-    folder, found, without = ImageFolder(images), Findings(), 0
-    seen: dict[str, object] = {}
+    folder, found, without = NamedImages(images), Conversion(), 0
     for position, task in enumerate(tasks):
         where = f"{file}, task {task.get('id', f'at position {position}') if isinstance(task, dict) else f'at position {position}'}"
         with found.skipping(where):
@@ -48,11 +47,8 @@ def label_studio_to_coco(file: Path, images: Path) -> Converted:
                 without += 1
                 continue
             name = _find(task, folder)
-            if name in seen:
-                raise MistakeError(f"{name} is the image of task {seen[name]} too")
-            seen[name] = task.get("id")
             image = FoundImage(name, *folder.size(name))
-            found.images.append(image)
+            found.add(image, where)
             for one in result:
                 with found.skipping(f"{where}, {name}"):
                     _add(one, image, found)
@@ -86,7 +82,7 @@ def _last_result(task: Mapping[str, object]) -> list[object] | None:
     return result
 
 
-def _find(task: Mapping[str, object], folder: ImageFolder) -> str:
+def _find(task: Mapping[str, object], folder: NamedImages) -> str:
     """Return the image of a task. Names of uploaded files may begin with eight digits and a hyphen, which Label Studio adds."""
     data = task.get("data")
     texts = [value for value in data.values() if isinstance(value, str)] if isinstance(data, dict) else []
@@ -114,7 +110,7 @@ def _path(address: str) -> str:
     return unquote(parts.path) if parts.scheme in ("s3", "gs", "azure-blob", "http", "https", "file", "") else address
 
 
-def _add(one: object, image: FoundImage, found: Findings) -> None:
+def _add(one: object, image: FoundImage, found: Conversion) -> None:
     if not isinstance(one, dict) or not isinstance(one.get("value"), dict):
         raise MistakeError("an entry of 'result' without a value")
     kind, value = str(one.get("type")), one["value"]

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL.Image import Image
 
-from convnext.data.convert.common import Converted, Findings, FoundImage, FoundObject, MistakeError
-from convnext.data.convert.files import ImageFolder, like_json, read_json
+from convnext.data.convert.common import Conversion, Converted, FoundImage, FoundObject, MistakeError
+from convnext.data.convert.files import NamedImages, like_json, read_json
 from convnext.data.convert.shapes import Point, Size, box_object, corners_of, ellipse, finite, mask_object, polygon_object
 from convnext.data.images import CorruptImageError, read_image
 from convnext.data.run_lengths import decode, from_segmentation
@@ -39,8 +39,7 @@ def labelme_to_coco(folder: Path, images: Path) -> Converted:
     files = [folder] if folder.is_file() else [folder / path for path in sorted(walk(folder, (".json",)).images)] if folder.is_dir() else []
     if not files:
         raise UsageError(f"no JSON files of LabelMe in {folder}")
-    known, found, other = ImageFolder(images), Findings(), ""
-    seen: dict[str, Path] = {}
+    known, found, other = NamedImages(images), Conversion(), ""
     count = 0
     for file in files:
         with found.skipping():
@@ -50,21 +49,19 @@ def labelme_to_coco(folder: Path, images: Path) -> Converted:
                 raise MistakeError(f"{file}: not a JSON of LabelMe")
             count += 1
             with found.skipping(str(file)):
-                _read(file, content, known, found, seen)
+                _read(file, content, known, found)
     if not count and other:
         raise UsageError(other)
     return found.converted(found.names())
 
 
-def _read(file: Path, content: Mapping[str, object], known: ImageFolder, found: Findings, seen: dict[str, Path]) -> None:
+def _read(file: Path, content: Mapping[str, object], known: NamedImages, found: Conversion) -> None:
     given = content.get("imagePath")
     name = known.find(given if isinstance(given, str) and given.strip() else file.with_suffix("").name)
-    if name in seen:
-        raise MistakeError(f"{name} is annotated in {seen[name]} too")
-    seen[name] = file
     width, height = content.get("imageWidth"), content.get("imageHeight")
     is_given = isinstance(width, int) and isinstance(height, int) and min(width, height) > 0
     image = FoundImage(name, *((width, height) if is_given else known.size(name)))  # type: ignore[arg-type]  # integers, see above
+    found.add(image, str(file))
     shapes = content["shapes"]
     assert isinstance(shapes, list)  # see labelme_to_coco
     groups: dict[object, list[FoundObject]] = {}
@@ -80,7 +77,6 @@ def _read(file: Path, content: Mapping[str, object], known: ImageFolder, found: 
                 is_part = isinstance(group, int | str)
                 groups.setdefault((one.class_name, group) if is_part else position, []).append(one)
     image.objects = [_joined(parts, (image.width, image.height)) for parts in groups.values()]
-    found.images.append(image)
 
 
 def _object(kind: str, shape: Mapping[str, object], size: Size) -> FoundObject:

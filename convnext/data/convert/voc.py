@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from convnext.data.convert.common import Converted, Findings, FoundImage, FoundObject, MistakeError
-from convnext.data.convert.files import Element, ImageFolder, read_xml
+from convnext.data.convert.common import Conversion, Converted, FoundImage, FoundObject, MistakeError
+from convnext.data.convert.files import Element, NamedImages, read_xml
 from convnext.data.convert.shapes import Size, box_object
 from convnext.data.walk import folders_in, is_clutter
 from convnext.errors import UsageError, nearest
@@ -31,19 +31,14 @@ def voc_to_coco(folder: Path, part: str | None = None) -> Converted:
 
     Raises UsageError if there are no annotations, ConvnextError if there are more mistakes than objects, each by file and line.
     """
-    found = Findings()
+    found = Conversion()
     files = list(_files(folder, part, found))
     images = None
     with suppress(UsageError):  # the images need not be there
-        images = ImageFolder(voc_images(folder))
-    seen: dict[str, Path] = {}
+        images = NamedImages(voc_images(folder))
     for path in files:
         with found.skipping():
-            image = _read_voc(path, images, found)
-            if image.file_name in seen:
-                raise MistakeError(f"{path}: {image.file_name} is annotated in {seen[image.file_name]} too")
-            seen[image.file_name] = path
-            found.images.append(image)
+            _read_voc(path, images, found)
     return found.converted(found.names())
 
 
@@ -54,7 +49,7 @@ def voc_part(folder: Path, part: str | None) -> tuple[Path, str | None]:
     return folder, part
 
 
-def _files(folder: Path, part: str | None, found: Findings) -> Iterable[Path]:
+def _files(folder: Path, part: str | None, found: Conversion) -> Iterable[Path]:
     annotations = folder / "Annotations" if (folder / "Annotations").is_dir() else folder
     files = [path for path in sorted(annotations.glob("*.xml")) if not is_clutter(path.name)]
     parts = [name for name in (folders_in(folder) if folder.is_dir() else []) if any((folder / name).glob("*.xml"))]
@@ -71,14 +66,16 @@ def _files(folder: Path, part: str | None, found: Findings) -> Iterable[Path]:
         return files
     if part not in lists:
         raise UsageError(f"no list {folder / 'ImageSets' / 'Main' / part}.txt{nearest(part, parts)}")
-    wanted = [line.split()[0] for line in lines_of(read_text(lists[part])) if line.strip()]
-    missing = sorted(set(wanted) - {path.stem for path in files})
+    stems = {path.stem for path in files}
+    # Names may have spaces; a list by class has 1 or -1 behind each.
+    wanted = {line if line in stems else line.split()[0] for line in map(str.strip, lines_of(read_text(lists[part]))) if line}
+    missing = sorted(wanted - stems)
     if missing:
         found.mistakes.append(f"{lists[part]}: {counted(len(missing), 'image')} without annotations, the first {missing[0]}")
-    return [path for path in files if path.stem in set(wanted)]
+    return [path for path in files if path.stem in wanted]
 
 
-def _read_voc(file: Path, images: ImageFolder | None, found: Findings) -> FoundImage:
+def _read_voc(file: Path, images: NamedImages | None, found: Conversion) -> None:
     root = Element("annotation", file, 1)
     try:
         root.children = list(read_xml(file, "annotation", "Pascal VOC's XML"))
@@ -87,13 +84,14 @@ def _read_voc(file: Path, images: ImageFolder | None, found: Findings) -> FoundI
     name = _image_of(file, root, images)
     width, height = _size(root, name, images)
     image = FoundImage(name, width, height)
-    for element in root.all("object"):
-        with found.skipping():
-            image.objects.append(_object(element, (width, height)))
-    return image
+    with found.skipping(str(file)):
+        found.add(image, str(file))
+        for element in root.all("object"):
+            with found.skipping():
+                image.objects.append(_object(element, (width, height)))
 
 
-def _image_of(file: Path, root: Element, images: ImageFolder | None) -> str:
+def _image_of(file: Path, root: Element, images: NamedImages | None) -> str:
     given = next((child.text.strip() for child in root.all("filename")), "")
     if images is None:
         return PurePosixPath(given.replace("\\", "/")).name or f"{file.stem}.jpg"
@@ -103,7 +101,7 @@ def _image_of(file: Path, root: Element, images: ImageFolder | None) -> str:
     raise MistakeError(f"{file}: no image {given or file.stem!r} in {images.folder}")
 
 
-def _size(root: Element, name: str, images: ImageFolder | None) -> Size:
+def _size(root: Element, name: str, images: NamedImages | None) -> Size:
     try:
         size = root.child("size")
         width, height = int(size.number("width")), int(size.number("height"))

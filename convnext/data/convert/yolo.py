@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from convnext.data.annotations.names import YAML, read_names
-from convnext.data.convert.common import Converted, Findings, FoundImage, FoundObject, MistakeError
+from convnext.data.convert.common import Conversion, Converted, FoundImage, FoundObject, MistakeError
 from convnext.data.convert.files import upright_size
 from convnext.data.convert.shapes import Size, box_object, polygon_object
 from convnext.data.walk import walk
@@ -41,7 +41,7 @@ def yolo_to_coco(images: Path, labels: Path, names: Sequence[str | None]) -> Con
         raise ConvnextError(f"{twice} and another image differ only in their ending: one label file can't be for both")
     texts = sorted(labels / path for path in walk(labels, (".txt",)).images)
     lists = {path.relative_to(labels).with_suffix(""): path for path in texts if path.name != "classes.txt"}
-    found = Findings()
+    found = Conversion()
     if lonely := [path for stem, path in lists.items() if stem not in by_stem]:
         known = [stem.name for stem in by_stem]
         have = "label file has" if len(lonely) == 1 else "label files have"

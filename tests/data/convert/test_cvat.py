@@ -158,3 +158,14 @@ def test_files_that_are_not_cvats(tmp_path):
     file.write_text("<annotations></annotations>")
     with pytest.raises(ConvnextError, match="lists neither images nor tracks"):
         cvat_to_coco(file, images)
+
+
+def test_an_image_of_two_entries_and_an_impossible_size(tmp_path):
+    file, images = cvat(tmp_path, BOX * 3, BOX, BOX)
+    whole = file.read_text()
+    file.write_text(whole.replace('"b.jpg"', '"other/a.jpg"'))
+    found = cvat_to_coco(file, images)
+    assert [image["file_name"] for image in found.content["images"]] == ["a.jpg", "c.jpg"]
+    assert found.remarks == [f"skipped {file}, line 20: a.jpg is annotated in {file}, line 17 too"]
+    file.write_text(whole.replace('"b.jpg" width="60" height="50"', '"b.jpg" width="90000" height="90000"'))
+    assert "b.jpg: an image of 90000 x 90000 pixels" in cvat_to_coco(file, images).remarks[0]
