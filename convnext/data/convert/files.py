@@ -137,7 +137,9 @@ def like_json(content: object) -> str:
         kind = "LabelMe: convnext data convert labelme FOLDER"
     elif isinstance(content, dict) and "images" in content and "categories" in content:
         kind = "COCO, which needs no conversion: data.train=coco:FILE:FOLDER"
-    elif isinstance(content, dict) and ("_via_img_metadata" in content or any("#" in key or "regions" in key for key in content)):
+    elif isinstance(content, dict) and (
+        "_via_img_metadata" in content or any(isinstance(one, dict) and "regions" in one for one in content.values())
+    ):
         kind = "VGG Image Annotator: export it as COCO there"
     elif isinstance(first, dict) and "data" in first and ("annotations" in first or "completions" in first):
         kind = "Label Studio: convnext data convert label-studio FILE"
@@ -172,7 +174,8 @@ class NamedImages:
         Raises MistakeError if there is no such image, or more than one.
         """
         path = PurePosixPath(given.strip().replace("\\", "/"))
-        candidates = self._by_name.get(_folded(path.name)) or self._by_stem.get(_folded(path.stem)) or []
+        name, stem = _folded(path.name), _folded(path.stem)
+        candidates = self._by_name.get(name) or self._by_stem.get(name) or self._by_stem.get(stem) or []
         if not path.name or not candidates:
             raise MistakeError(f"no image {given!r} in {self.folder}")
         agreeing = [_agreeing(path, candidate) for candidate in candidates]

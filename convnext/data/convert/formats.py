@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from convnext.data.annotations.names import YAML, read_names
 from convnext.data.convert.common import Converted
 from convnext.data.convert.cvat import cvat_to_coco
 from convnext.data.convert.label_studio import label_studio_to_coco
 from convnext.data.convert.labelme import labelme_to_coco
 from convnext.data.convert.voc import voc_images, voc_part, voc_to_coco
-from convnext.data.convert.yolo import data_yaml, labels_of, read_classes, yolo_part, yolo_to_coco
+from convnext.data.convert.yolo import data_yaml, labels_of, refuse_poses, yolo_part, yolo_to_coco
 from convnext.data.walk import walk
 from convnext.errors import UsageError
 
@@ -41,6 +42,8 @@ def convert(
         raise UsageError(f"no file {source}")
     if kind != "labelme" and source.is_dir():
         raise UsageError(f"{source} is a folder: name the {'XML' if kind == 'cvat' else 'JSON'} file that the tool exported")
+    if source.suffix.lower() in (".zip", ".tar", ".gz", ".tgz"):
+        raise UsageError(f"{source} is an archive: unpack it, and name the file of annotations in it")
     folder = images or _beside(source)
     return _TOOLS[kind](source, folder), folder
 
@@ -55,14 +58,22 @@ def _beside(source: Path) -> Path:
 
 
 def _yolo(source: Path, part: str | None, labels: Path | None, names: Path | None) -> tuple[Converted, Path]:
+    data: Path | None
     if source.is_file():
+        if source.suffix.lower() not in YAML:
+            raise UsageError(f"{source} is neither a folder of images nor a data.yaml")
         images, of_images = yolo_part(source, part)
+        data = source
         names = names or source
     else:
         if part is not None:
             raise UsageError(f"--part chooses a part of data.yaml, and {source} is a folder of images: name data.yaml instead")
         images, of_images = source, labels_of(source)
-        names = names or data_yaml(source)
+        beside = data_yaml(source)
+        names = names or beside
+        data = names if names is not None and names.suffix.lower() in YAML else beside
+    if data is not None:
+        refuse_poses(data)
     if names is None:
         raise UsageError("YOLO's files do not name the classes: name data.yaml, or a text file of class names, with --names")
-    return yolo_to_coco(images, labels or of_images, read_classes(names)), images
+    return yolo_to_coco(images, labels or of_images, read_names(names)), images

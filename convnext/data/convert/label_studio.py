@@ -4,7 +4,9 @@ Sources: https://labelstud.io/guide/export and, for the masks of brushes, `brush
 https://github.com/HumanSignal/label-studio-sdk (converter).
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -17,6 +19,7 @@ from convnext.data.images import ENDINGS
 from convnext.errors import UsageError
 from convnext.text import class_name, counted
 
+_UPLOADED = re.compile(r"(^|/)[0-9a-f]{8}-(?=[^/]+$)")
 _SHAPES = ("rectanglelabels", "polygonlabels", "ellipselabels", "brushlabels", "labels")
 
 
@@ -86,28 +89,23 @@ def _find(task: Mapping[str, object], folder: NamedImages) -> str:
     """Return the image of a task. Names of uploaded files may begin with eight digits and a hyphen, which Label Studio adds."""
     data = task.get("data")
     texts = [value for value in data.values() if isinstance(value, str)] if isinstance(data, dict) else []
-    paths = [_path(text) for text in texts]
-    if not (named := [path for path in paths if path.lower().endswith(tuple(ENDINGS))] or paths):
+    named = [text for text in texts if any(path.lower().endswith(tuple(ENDINGS)) for path in _paths(text))] or texts
+    if not named:
         raise MistakeError("no address of an image in 'data'")
-    try:
-        return folder.find(named[0])
-    except MistakeError:
-        above, _, name = named[0].rpartition("/")
-        digits, hyphen, rest = name.partition("-")
-        if not (hyphen and len(digits) == 8 and all(digit in "0123456789abcdef" for digit in digits)):
-            raise
-        return folder.find(f"{above}/{rest}")
+    for path in _paths(named[0]):
+        for name in (path, _UPLOADED.sub(r"\1", path)):
+            with suppress(MistakeError):
+                return folder.find(name)
+    raise MistakeError(f"no image, or more than one, for {named[0]!r} in {folder.folder}")
 
 
-def _path(address: str) -> str:
-    """Return the path in an address: of /data/upload/…, of local files (`?d=`), of s3:// and other storages, of a web address."""
+def _paths(address: str) -> list[str]:
+    """Return what may be the path in an address: of /data/upload/…, of local files (`?d=`), of s3:// and other storages, of the web."""
     try:
         parts = urlsplit(address)
     except ValueError:
-        return address
-    if local := parse_qs(parts.query).get("d"):
-        return local[0]
-    return unquote(parts.path) if parts.scheme in ("s3", "gs", "azure-blob", "http", "https", "file", "") else address
+        return [address]
+    return [*parse_qs(parts.query).get("d", []), unquote(parts.path), address]
 
 
 def _add(one: object, image: FoundImage, found: Conversion) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from convnext.data.annotations.names import YAML, read_names
+from convnext.data.annotations.names import YAML
 from convnext.data.convert.common import Conversion, Converted, FoundImage, FoundObject, MistakeError
 from convnext.data.convert.files import upright_size
 from convnext.data.convert.shapes import Size, box_object, polygon_object
@@ -91,15 +91,13 @@ def data_yaml(images: Path) -> Path | None:
     return next((path for path in beside if path.is_file()), None)
 
 
-def read_classes(file: Path) -> list[str | None]:
-    """Return the names of the classes, as `read_names` does. Raises UsageError if a YAML file says that the labels are poses."""
-    names = read_names(file)
-    if file.suffix.lower() in YAML and (shape := _content(file).get("kpt_shape")) is not None:
+def refuse_poses(file: Path) -> None:
+    """Raise UsageError if a data.yaml says that the labels are poses."""
+    if (shape := _content(file).get("kpt_shape")) is not None:
         raise UsageError(
             f"{file} has kpt_shape {shape}: its label files are poses, whose lines of boxes and keypoints would be read as polygons. "
             "There is no task for keypoints; write the first five columns of each line to files of their own to train on the boxes"
         )
-    return names
 
 
 def yolo_part(file: Path, part: str | None) -> tuple[Path, Path]:

@@ -41,12 +41,15 @@ def test_remarks_are_on_standard_error_and_the_result_on_standard_output(tmp_pat
         (("yolo", ".", "--images", "x"), "--images has no effect on yolo; yolo takes --part and --labels and --names"),
         (("cvat", "."), ". is a folder: name the XML file that the tool exported"),
         (("label-studio", "gone.json"), "no file gone.json"),
+        (("yolo", "annotations.xml"), "annotations.xml is neither a folder of images nor a data.yaml"),
+        (("cvat", "task.zip"), "task.zip is an archive: unpack it"),
         (("cvat", "annotations.xml", "--images", "empty"), "no images in empty: name their folder with --images"),
     ],
 )
 def test_wrong_usage(tmp_path, monkeypatch, arguments, message):
     cvat(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "task.zip").touch()
     monkeypatch.chdir(tmp_path)
     kind, source, *options = arguments
     assert message in run("data", "convert", kind, source, "out.json", *options, code=2).stderr

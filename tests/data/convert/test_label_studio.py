@@ -86,6 +86,7 @@ def test_brushes(tmp_path):
         "s3://bucket/street/a.jpg",
         "https://example.org/street/a.jpg?size=large&v=2",
         "/data/upload/3/0f3b2a1c-a.jpg",
+        "/data/upload/3/0f3b2a1c-a%2Ejpg",
     ],
 )
 def test_images_are_found_by_the_end_of_their_address(tmp_path, address):
@@ -130,7 +131,7 @@ def test_what_is_no_object_is_counted(tmp_path):
     others = [entry("choices", "outdoor"), entry("keypointlabels", "nose", x=1, y=2, width=0.3), entry("choices", "sunny")]
     found = label_studio_to_coco(*export(tmp_path, task(1, "a.jpg", [BOX, *others]), task(2, "gone.jpg", [BOX])))
     assert found.remarks[0] == "skipped what is no object: 2 choices, 1 keypointlabels"
-    assert "task 2: no image 'gone.jpg'" in found.remarks[1]
+    assert "task 2: no image, or more than one, for 'gone.jpg'" in found.remarks[1]
 
 
 def test_other_exports_are_refused_with_the_one_to_choose(tmp_path):

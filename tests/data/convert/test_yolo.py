@@ -158,6 +158,9 @@ def test_data_yaml_that_names_no_folder(tmp_path):
     file.write_text("names: [dog]\nkpt_shape: [17, 3]\n")
     with pytest.raises(UsageError, match=r"has kpt_shape \[17, 3\]: its label files are poses"):
         convert("yolo", images)
+    (tmp_path / "names.txt").write_text("dog\n")
+    with pytest.raises(UsageError, match="poses"):
+        convert("yolo", images, names=tmp_path / "names.txt")
 
 
 def test_labels_of_nested_images_are_found(tmp_path):
