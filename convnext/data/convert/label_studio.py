@@ -152,7 +152,7 @@ def _points(given: object, size: Size) -> list[Point]:
 
 def _brush(name: str, given: object, one: Mapping[str, object], size: Size) -> FoundObject:
     width, height = one.get("original_width"), one.get("original_height")
-    if (width, height) != size:
+    if (width, height) not in (size, (None, None)):
         raise MistakeError(f"mask of {width} x {height}, the image is {size[0]} x {size[1]}")
     if not isinstance(given, list) or not all(isinstance(byte, int) and 0 <= byte < 256 for byte in given):
         raise MistakeError("the mask's rle is not a list of bytes")

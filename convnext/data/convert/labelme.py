@@ -19,7 +19,7 @@ from convnext.data.images import CorruptImageError, read_image
 from convnext.data.run_lengths import decode, from_segmentation
 from convnext.data.walk import walk
 from convnext.errors import UsageError
-from convnext.text import class_name
+from convnext.text import class_name, counted
 
 _OTHERS = ("line", "linestrip", "point", "points")  # shapes without an area
 
@@ -95,7 +95,9 @@ def _object(kind: str, shape: Mapping[str, object], size: Size) -> FoundObject:
             return _mask(name, shape.get("mask"), min(xs), min(ys), size)
         return box_object(name, (min(xs), min(ys), max(xs), max(ys)), size)
     known = "polygon, rectangle, circle, mask and rotation are read"
-    raise MistakeError(f"it has {len(points)} points" if kind in ("circle", "rectangle", "mask") else f"an unknown kind of shape: {known}")
+    raise MistakeError(
+        f"it has {counted(len(points), 'point')}" if kind in ("circle", "rectangle", "mask") else f"an unknown kind of shape: {known}"
+    )
 
 
 def _points(given: object) -> list[Point]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from convnext.data.convert.common import FoundObject, MistakeError
 from convnext.data.run_lengths import from_columns
+from convnext.text import counted
 
 Point = tuple[float, float]  # x, y in pixels
 Size = tuple[int, int]  # width, height in pixels
@@ -39,7 +40,7 @@ def box_object(name: str, edges: Sequence[float], size: Size, iscrowd: int = 0) 
 def polygon_object(name: str, points: Sequence[Point], size: Size) -> FoundObject:
     """Return the object within a polygon. The part outside the image is cut off. Raises MistakeError if nothing remains."""
     if len(points) < 3:
-        raise MistakeError(f"polygon of {len(points)} points: it needs three")
+        raise MistakeError(f"polygon of {counted(len(points), 'point')}: it needs three")
     inside = _clipped(points, size)
     # The shoelace formula.
     area = abs(sum(x * y2 - x2 * y for (x, y), (x2, y2) in zip(inside, [*inside[1:], *inside[:1]], strict=True))) / 2

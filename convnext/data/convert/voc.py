@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import count, takewhile
 from pathlib import Path, PurePosixPath
 
 from convnext.data.convert.common import Conversion, Converted, FoundImage, FoundObject, MistakeError
 from convnext.data.convert.files import Element, NamedImages, read_xml
-from convnext.data.convert.shapes import Size, box_object
+from convnext.data.convert.shapes import Point, Size, box_object, polygon_object
 from convnext.data.walk import folders_in, is_clutter
 from convnext.errors import UsageError, nearest
 from convnext.text import class_name, counted, lines_of, read_text
@@ -21,9 +22,10 @@ def voc_to_coco(folder: Path, part: str | None = None) -> Converted:
     """Return a dataset in Pascal VOC's XML as COCO's JSON: `Annotations/*.xml` beside `JPEGImages`, or XML files beside their images.
 
     Classes are the objects' names, sorted; difficult objects become crowds, which count neither as found nor as missed. Corners are
-    read as VOC defines them: whole pixels counted from 1, the last one included. The image of an XML is its <filename>, or else the one
-    with the name of the XML; if there is neither, the name is kept, unless images of other names are there. Sizes that an XML lacks
-    are read from the images.
+    read as VOC defines them: whole pixels counted from 1, the last one included. A <polygon>, which Roboflow adds, becomes a mask.
+
+    The image of an XML is its <filename>, or else the one with the name of the XML. Where the folder of images is missing, the names are
+    kept as they are. Sizes that an XML lacks are read from the images.
 
     Args:
         folder: the dataset, or one of the folders train/, valid/ and test/ of Roboflow.
@@ -124,4 +126,13 @@ def _object(element: Element, image: Size) -> FoundObject:
     if not (name := class_name(element.child("name").text.strip())):
         raise MistakeError(f"{element.where}: <name> is empty")
     difficult = any(child.text.strip() == "1" for child in element.all("difficult"))
+    if not difficult and (outline := element.all("polygon")):
+        return polygon_object(name, _points(outline[0]), image)
     return box_object(name, (left - 1, top - 1, right, bottom), image, iscrowd=int(difficult))
+
+
+def _points(polygon: Element) -> list[Point]:
+    """Return the corners of Roboflow's <polygon>, whose children are <x1>, <y1>, <x2>, …, counted from 1 as those of boxes."""
+    tags = {child.tag for child in polygon.children}
+    numbers = takewhile(lambda number: f"x{number}" in tags, count(1))
+    return [(polygon.number(f"x{number}") - 1, polygon.number(f"y{number}") - 1) for number in numbers]

@@ -113,7 +113,7 @@ def test_the_image_is_found_and_opened_where_the_size_is_missing(tmp_path):
         (shape("cat", [[1, 1], [2, "x"], [2, 3]]), "y is not a number: 'x'"),
         (shape("cat", None), "points are not a list"),
         (shape("cat", [[70, 60], [80, 60], [80, 70]]), "polygon without area in an image of 60 x 50"),
-        (shape("cat", [[1, 1]], "circle"), "it has 1 points"),
+        (shape("cat", [[1, 1]], "circle"), "it has 1 point"),
         (shape("cat", [[1, 1], [2, 2]], "mask", mask="!"), "not a PNG in base64"),
         (shape("cat", [[1, 1], [2, 2]], "mask", mask="aGVsbG8="), "not a PNG in base64"),
         (shape("cat", [[1, 1], [2, 2]], "star"), "unknown kind of shape"),

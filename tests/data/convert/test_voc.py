@@ -156,3 +156,14 @@ def test_roboflows_layout_has_a_folder_for_each_part(tmp_path):
     found, images = convert("voc", root, part="valid")
     assert images == root / "valid"
     assert reread(found, images, tmp_path).paths == ["a.jpg"]
+
+
+def test_polygons_of_roboflow_become_masks(tmp_path):
+    root = voc(tmp_path, a=[{}])
+    path = root / "Annotations" / "a.xml"
+    corners = "".join(f"<x{i}>{x}</x{i}><y{i}>{y}</y{i}>" for i, (x, y) in enumerate([(11, 21), (31, 21), (31, 31)], 1))
+    path.write_text(path.read_text().replace("</object>", f"<polygon>{corners}</polygon></object>"))
+    source = reread(voc_to_coco(root), root / "JPEGImages", tmp_path)
+    assert source.target(0).boxes.tolist() == [[10, 20, 30, 30]]
+    assert source.target(0).area.tolist() == [100]
+    assert source.has_masks
