@@ -1,6 +1,7 @@
 """Files that conversions read: XML and JSON of bounded size, and the images that annotations name by paths of another machine."""
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -107,6 +108,8 @@ def read_xml(file: Path, root: str, what: str) -> Iterator[Element]:
     except OSError as error:
         raise UsageError(f"{file} can't be read: {error.strerror}") from error
     except expat.ExpatError as error:
+        if not tree[0].children and (kind := _like(file)):
+            raise UsageError(f"{file} is not {what}{kind}") from error
         raise MistakeError(f"{file}, line {error.lineno}: {expat.ErrorString(error.code)}") from error
 
 
@@ -115,8 +118,23 @@ def _like_xml(tag: str) -> str:
     return f"; it looks like {kinds[tag]}" if tag in kinds else ""
 
 
+def _like(file: Path) -> str:
+    """Return the end of an error message: the format that a file looks like that is not XML, or nothing."""
+    with open(file, "rb") as stream:
+        start = stream.read(1000).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start[:1] not in (b"{", b"["):
+        return ""
+    try:
+        return like_json(read_json(file)) or "; it looks like JSON"
+    except MistakeError:
+        return "; it looks like JSON"
+
+
 def read_json(file: Path) -> object:
-    """Return the content of a JSON file of at most 1 GiB. Raises UsageError if it can't be read, MistakeError if it is not JSON."""
+    """Return the content of a JSON file of at most 1 GiB.
+
+    Raises UsageError if it can't be read or is XML, MistakeError if it is damaged.
+    """
     try:
         if file.stat().st_size > _MAX_BYTES:
             raise ConvnextError(f"{file} has more than {_MAX_BYTES >> 30} GiB: export parts of it")
@@ -126,6 +144,10 @@ def read_json(file: Path) -> object:
     except OSError as error:
         raise UsageError(f"{file} can't be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # ValueError: JSONDecodeError or UnicodeDecodeError
+        with open(file, "rb") as stream:
+            tag = re.search(rb"\A[\s\xef\xbb\xbf]*(?:<[?!][^>]*>\s*)*<(\w+)", stream.read(10_000))
+        if tag is not None:
+            raise UsageError(f"{file} is XML, not JSON{_like_xml(tag[1].decode())}") from error
         raise MistakeError(f"{file} is not JSON: {error}") from error
 
 

@@ -34,6 +34,8 @@ def convert(
     Raises UsageError for a missing file or one of another format, ConvnextError for annotations that are damaged.
     """
     if kind == "voc":
+        if source.is_file():
+            raise UsageError(f"{source} is a file: name the folder of the dataset, with Annotations/ and JPEGImages/")
         folder, part = voc_part(source, part)
         return voc_to_coco(folder, part), voc_images(folder)
     if kind == "yolo":

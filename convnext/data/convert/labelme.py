@@ -43,7 +43,11 @@ def labelme_to_coco(folder: Path, images: Path) -> Converted:
     count = 0
     for file in files:
         with found.skipping():
-            content = read_json(file)
+            try:
+                content = read_json(file)
+            except UsageError as error:
+                other = other or str(error)
+                raise MistakeError(str(error)) from error
             if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
                 other = other or f"{file} is not a JSON of LabelMe: it has no list 'shapes'{like_json(content)}"
                 raise MistakeError(f"{file}: not a JSON of LabelMe")

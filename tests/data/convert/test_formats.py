@@ -42,6 +42,10 @@ def test_remarks_are_on_standard_error_and_the_result_on_standard_output(tmp_pat
         (("cvat", "."), ". is a folder: name the XML file that the tool exported"),
         (("label-studio", "gone.json"), "no file gone.json"),
         (("yolo", "annotations.xml"), "annotations.xml is neither a folder of images nor a data.yaml"),
+        (("voc", "annotations.xml"), "annotations.xml is a file: name the folder"),
+        (("label-studio", "annotations.xml"), "is XML, not JSON; it looks like CVAT: convnext data convert cvat FILE"),
+        (("labelme", "annotations.xml"), "is XML, not JSON; it looks like CVAT"),
+        (("cvat", "coco.json"), "coco.json is not an XML of CVAT; it looks like COCO, which needs no conversion"),
         (("cvat", "task.zip"), "task.zip is an archive: unpack it"),
         (("cvat", "annotations.xml", "--images", "empty"), "no images in empty: name their folder with --images"),
     ],
@@ -50,6 +54,7 @@ def test_wrong_usage(tmp_path, monkeypatch, arguments, message):
     cvat(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "task.zip").touch()
+    (tmp_path / "coco.json").write_text('{"images": [], "annotations": [], "categories": []}')
     monkeypatch.chdir(tmp_path)
     kind, source, *options = arguments
     assert message in run("data", "convert", kind, source, "out.json", *options, code=2).stderr
