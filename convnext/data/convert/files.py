@@ -107,6 +107,10 @@ def read_xml(file: Path, root: str, what: str) -> Iterator[Element]:
                     return
     except OSError as error:
         raise UsageError(f"{file} can't be read: {error.strerror}") from error
+    except ConvnextError:  # a UsageError of the handlers is a ValueError too
+        raise
+    except (LookupError, ValueError) as error:
+        raise MistakeError(f"{file} has an encoding that can't be read: save it as UTF-8 ({error})") from error
     except expat.ExpatError as error:
         if not tree[0].children and (kind := _like(file)):
             raise UsageError(f"{file} is not {what}{kind}") from error

@@ -155,6 +155,10 @@ def test_files_that_are_not_cvats(tmp_path):
     file.write_text("<annotations>" + "<a>" * 100)
     with pytest.raises(ConvnextError, match="nested more than 64 deep"):
         cvat_to_coco(file, images)
+    for encoding in ("gbk", "nonsense"):
+        file.write_text(f'<?xml version="1.0" encoding="{encoding}"?><annotations></annotations>')
+        with pytest.raises(ConvnextError, match="has an encoding that can't be read: save it as UTF-8"):
+            cvat_to_coco(file, images)
     file.write_text("<annotations></annotations>")
     with pytest.raises(ConvnextError, match="lists neither images nor tracks"):
         cvat_to_coco(file, images)
