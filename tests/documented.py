@@ -135,6 +135,7 @@ def build_world(root):
     _fitted(root)
     scenes = open_detection("scenes:val")
     _objects(root, scenes)
+    _labelled(root, scenes)
     for part in ("train", "val"):
         for kind in ("images", "masks"):
             (root / "roads" / kind / part).mkdir(parents=True)
@@ -184,3 +185,27 @@ def _objects(root, scenes):
     for part in ("train", "val"):
         content = {"images": images, "annotations": annotations, "categories": categories}
         (root / "fruit" / f"{part}.json").write_text(json.dumps(content))
+
+
+def _labelled(root, scenes):
+    """Write the boxes of the first scenes, whose images are in fruit/, as CVAT, LabelMe and Label Studio export them."""
+    (root / "labelme").mkdir()
+    body, tasks = "", []
+    for i in range(3):
+        objects, (width, height) = scenes.target(i), scenes.read(i).size
+        shapes, result, inner = [], [], '<polyline label="horizon" points="1,1;9,9"/>' if i == 0 else ""
+        for box, label in zip(objects.boxes.tolist(), objects.labels.tolist(), strict=True):
+            left, top, right, bottom = box
+            name = scenes.classes[label]
+            inner += f'<box label="{name}" xtl="{left}" ytl="{top}" xbr="{right}" ybr="{bottom}"/>\n'
+            shapes.append({"label": name, "points": [box[:2], box[2:]], "shape_type": "rectangle", "group_id": None})
+            value = {"x": left / width * 100, "y": top / height * 100, "rotation": 0, "rectanglelabels": [name]}
+            value |= {"width": (right - left) / width * 100, "height": (bottom - top) / height * 100}
+            result.append({"type": "rectanglelabels", "value": value})
+        body += f'<image id="{i}" name="{i}.jpg" width="{width}" height="{height}">{inner}</image>\n'
+        content = {"shapes": shapes, "imagePath": f"..\\fruit\\{i}.jpg", "imageWidth": width, "imageHeight": height}
+        (root / "labelme" / f"{i}.json").write_text(json.dumps(content))
+        annotation = {"was_cancelled": i == 2, "result": result}
+        tasks.append({"id": i, "data": {"image": f"/data/upload/1/0f3b2a1c-{i}.jpg"}, "annotations": [annotation]})
+    (root / "annotations.xml").write_text(f"<annotations>{body}</annotations>")
+    (root / "project-1.json").write_text(json.dumps(tasks))

@@ -74,30 +74,43 @@ def check_dataset(
 
 @data_app.command("convert")
 def convert_data(
-    kind: Annotated[Literal["voc", "yolo"], typer.Argument(help="The format of the annotations.")],
-    folder: Annotated[Path, typer.Argument(help="voc: the folder with Annotations/ and JPEGImages/; yolo: the folder of images.")],
+    kind: Annotated[
+        Literal["cvat", "label-studio", "labelme", "voc", "yolo"],
+        typer.Argument(help="The format of the annotations."),
+    ],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="cvat: annotations.xml; label-studio: the export JSON; labelme: the folder of JSON files; voc: the folder with "
+            "Annotations/ and JPEGImages/, or with XML files beside images; yolo: the folder of images, or data.yaml."
+        ),
+    ],
     output: Annotated[Path, typer.Argument(help="The JSON file to write.")],
-    labels: Annotated[Path | None, typer.Option(help="yolo: the folder of text files; by default labels/ beside images/.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="cvat, label-studio, labelme: the folder of the images; by default images/ beside the file, or its folder."),
+    ] = None,
+    part: Annotated[str | None, typer.Option(help="voc, yolo: the part to convert: of ImageSets/Main, of data.yaml, or a folder.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="yolo: the folder of text files; by default labels/ for images/.")] = None,
     names: Annotated[Path | None, typer.Option(help="yolo: data.yaml, or a text file of class names, one per line.")] = None,
 ) -> None:
-    """Write the annotations of Pascal VOC or YOLO as a COCO file."""
-    from convnext.data.annotations.names import YAML, read_names
-    from convnext.data.convert.voc import voc_to_coco
-    from convnext.data.convert.yolo import yolo_to_coco
+    """Write the annotations of a labelling tool, of Pascal VOC or of YOLO as a COCO file."""
+    from convnext.data.convert import formats
+    from convnext.models.weights.files import write_text
 
-    if kind == "voc":
-        found = voc_to_coco(folder)
-    else:
-        beside = [root / f"data{ending}" for root in (folder.parent, folder.parent.parent) for ending in YAML]
-        names = names or next((path for path in beside if path.is_file()), None)
-        if names is None:
-            raise UsageError("YOLO's files do not name the classes: name data.yaml, or a text file of class names, with --names")
-        found = yolo_to_coco(folder, labels or folder.parent / "labels", read_names(names))
-        print(printable(f"classes of {names}: {', '.join(category['name'] for category in found['categories'])}"), file=sys.stderr)
-    output.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    images, objects = counted(len(found["images"]), "image"), counted(len(found["annotations"]), "object")
-    counts = f"{images}, {objects} of {counted(len(found['categories']), 'class')}"
-    print(f"{output}: {counts}; data.train=coco:{output}:{folder if kind == 'yolo' else folder / 'JPEGImages'}")
+    given = {"--images": images, "--part": part, "--labels": labels, "--names": names}
+    taken = formats.OPTIONS[kind]
+    if unused := [name for name, value in given.items() if value is not None and name not in taken]:
+        raise UsageError(f"{unused[0]} has no effect on {kind}; {kind} takes {' and '.join(taken)}")
+    found, folder = formats.convert(kind, source, images=images, part=part, labels=labels, names=names)
+    for remark in found.remarks:
+        print(printable(remark), file=sys.stderr)
+    content = found.content
+    print(printable(f"classes: {', '.join(category['name'] for category in content['categories'])}"), file=sys.stderr)
+    write_text(output, json.dumps(content) + "\n")
+    counts = f"{counted(len(content['images']), 'image')}, {counted(len(content['annotations']), 'object')}"
+    of_classes = f"{counts} of {counted(len(content['categories']), 'class')}"
+    print(printable(f"{output}: {of_classes}; data.train=coco:{output}:{folder}"))
 
 
 @app.command()

@@ -1,17 +1,22 @@
-"""Steps that all conversions share: images with their objects become COCO's JSON, and the mistakes of all files are reported together."""
+"""Steps that all conversions share: images with their objects become COCO's JSON, and everything skipped is counted and reported."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import NamedTuple
 
 from convnext.data.annotations.coco_file import CocoAnnotation, CocoContent
+from convnext.data.run_lengths import Segmentation
 from convnext.errors import ConvnextError
+from convnext.text import counted
 
-_REPORTED = 5  # mistakes in an error's message
+_REPORTED = 5  # mistakes that are listed
+_MAX_PIXELS = 1 << 30
 
 
-class MistakeError(Exception):
-    """A mistake in an annotation file; `str()` of it is the file, the line and what is wrong."""
+class MistakeError(ConvnextError):
+    """A mistake in an annotation file; `str()` of it says what is wrong, and where if the reader knows."""
 
 
 @dataclass
@@ -22,42 +27,96 @@ class FoundObject:
     bbox: list[float]  # left, top, width, height in pixels
     area: float  # pixels
     iscrowd: int = 0
-    polygon: list[float] | None = None  # x, y, x, y, … in pixels
+    segmentation: Segmentation = None
 
 
 @dataclass
 class FoundImage:
-    """One image's annotations."""
+    """One image's annotations. Raises MistakeError for a size that no image has: memory for masks depends on it."""
 
     file_name: str
     width: int
     height: int
     objects: list[FoundObject] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        if min(self.width, self.height) < 1 or self.width * self.height > _MAX_PIXELS:
+            raise MistakeError(f"{self.file_name}: an image of {self.width} x {self.height} pixels")
 
-def read_all(files: Iterable[Path], read: Callable[[Path], FoundImage]) -> list[FoundImage]:
-    """Return what `read` returns for each file. Raises ConvnextError that lists the first mistakes of all files."""
-    found, mistakes = [], []
-    for path in files:
+
+class Converted(NamedTuple):
+    """What a conversion gives: the content of a COCO file, and what to report to the user, one remark per line."""
+
+    content: CocoContent
+    remarks: list[str]
+
+
+@dataclass
+class Conversion:
+    """What a conversion has found so far."""
+
+    images: list[FoundImage] = field(default_factory=list)
+    mistakes: list[str] = field(default_factory=list)  # what was skipped, an object, an image or a file: each by place and reason
+    others: Counter[str] = field(default_factory=Counter)  # annotations that are no objects, by kind
+    notes: list[str] = field(default_factory=list)  # further remarks
+    owners: dict[str, str] = field(default_factory=dict)  # what annotates an image, by its file name
+
+    def add(self, image: FoundImage, owner: str) -> None:
+        """Add an image that `owner`, a file or part of one, annotates. Raises MistakeError if another one annotates it too."""
+        if (other := self.owners.setdefault(image.file_name, owner)) != owner:
+            raise MistakeError(f"{image.file_name} is annotated in {other} too")
+        self.images.append(image)
+
+    @contextmanager
+    def skipping(self, where: str = "") -> Iterator[None]:
+        """Note a MistakeError of the block, and continue after it."""
         try:
-            found.append(read(path))
+            yield
         except MistakeError as mistake:
-            mistakes.append(str(mistake))
-    if mistakes:
-        more = f"; … {len(mistakes)} files in all" if len(mistakes) > _REPORTED else ""
-        raise ConvnextError("; ".join(mistakes[:_REPORTED]) + more)
-    return found
+            self.mistakes.append(f"{where}: {mistake}" if where else str(mistake))
 
+    def names(self, first: Iterable[str] = ()) -> list[str]:
+        """Return the classes: those of `first`, then those of other objects, sorted."""
+        listed = list(dict.fromkeys(first))
+        return listed + sorted({one.class_name for image in self.images for one in image.objects} - set(listed))
 
-def to_coco(found: Sequence[FoundImage], names: Sequence[str | None]) -> CocoContent:
-    """Return the content of a COCO file. Classes get ids from 1 in the order of `names`; None is a number without a class."""
-    number = {name: i for i, name in enumerate(names, 1) if name is not None}
-    objects = [(i, one) for i, image in enumerate(found, 1) for one in image.objects]
-    return {
-        "images": [{"id": i, "file_name": one.file_name, "width": one.width, "height": one.height} for i, one in enumerate(found, 1)],
-        "annotations": [_annotation(i, image_id, number[one.class_name], one) for i, (image_id, one) in enumerate(objects, 1)],
-        "categories": [{"id": i, "name": name} for name, i in number.items()],
-    }
+    def converted(self, names: Sequence[str | None]) -> Converted:
+        """Return the content of a COCO file. Classes get ids from 1 in the order of `names`; None is a number without a class.
+
+        Raises ConvnextError if there are more mistakes than objects: such annotations are of another kind than the user believes.
+        """
+        number = {name: i for i, name in enumerate(names, 1) if name is not None}
+        objects = [(i, one) for i, image in enumerate(self.images, 1) for one in image.objects]
+        if len(self.mistakes) > len(objects):
+            raise ConvnextError("; ".join(self.mistakes[:_REPORTED]) + self._more("; "))
+        if self.others and not objects:
+            raise ConvnextError(f"there are no objects: {self._others()}")
+        content: CocoContent = {
+            "images": [
+                {"id": i, "file_name": one.file_name, "width": one.width, "height": one.height} for i, one in enumerate(self.images, 1)
+            ],
+            "annotations": [_annotation(i, image_id, number[one.class_name], one) for i, (image_id, one) in enumerate(objects, 1)],
+            "categories": [{"id": i, "name": name} for name, i in number.items()],
+        }
+        return Converted(content, self._remarks(objects))
+
+    def _remarks(self, objects: Sequence[tuple[int, FoundObject]]) -> list[str]:
+        found = list(self.notes)
+        if self.others:
+            found.append(f"skipped what is no object: {self._others()}")
+        found += [f"skipped {mistake}" for mistake in self.mistakes[:_REPORTED]]
+        if more := self._more():
+            found.append(more)
+        boxes = sum(not one.segmentation for _, one in objects)
+        if 0 < boxes < len(objects):
+            found.append(f"{boxes} of {counted(len(objects), 'object')} have a box and no mask: training needs a mask of each, or none")
+        return found
+
+    def _others(self) -> str:
+        return ", ".join(f"{count} {kind}" for kind, count in sorted(self.others.items()))
+
+    def _more(self, before: str = "") -> str:
+        return f"{before}… {len(self.mistakes)} mistakes in all" if len(self.mistakes) > _REPORTED else ""
 
 
 def _annotation(key: int, image_id: int, category_id: int, found: FoundObject) -> CocoAnnotation:
@@ -69,11 +128,6 @@ def _annotation(key: int, image_id: int, category_id: int, found: FoundObject) -
         "area": found.area,
         "iscrowd": found.iscrowd,
     }
-    if found.polygon is not None:
-        annotation["segmentation"] = [found.polygon]
+    if found.segmentation is not None:
+        annotation["segmentation"] = found.segmentation
     return annotation
-
-
-def box_object(class_name: str, left: float, top: float, right: float, bottom: float, iscrowd: int = 0) -> FoundObject:
-    """Return an object that fills its box, given by its edges in pixels."""
-    return FoundObject(class_name, [left, top, right - left, bottom - top], (right - left) * (bottom - top), iscrowd)

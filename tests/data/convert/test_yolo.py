@@ -1,6 +1,7 @@
 """YOLO files to COCO's JSON and back through `CocoSource`; mistakes by file and line."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from helpers import sample_image
 from PIL import Image
 from pycocotools.coco import COCO
 
+from convnext.data.convert.formats import convert
 from convnext.data.convert.yolo import yolo_to_coco
 from convnext.data.sources.coco import CocoSource, check
 from convnext.errors import ConvnextError, UsageError
@@ -27,8 +29,8 @@ def yolo(root, **lists):
     return root / "images", root / "labels"
 
 
-def reread(content, folder, root):
-    (root / "out.json").write_text(json.dumps(content))
+def reread(found, folder, root):
+    (root / "out.json").write_text(json.dumps(found.content))
     source = CocoSource(root / "out.json", folder)
     assert check(source) == []
     return source
@@ -39,7 +41,7 @@ def test_yolo(tmp_path):
         tmp_path, a=["1 0.5 0.5 0.5 0.4", "", "0 0.95 0.5 0.2 1", "0 0.1 0.1 0.4 0.4"], deep__b=["0 0.1 0.1 0.6 0.1 0.6 0.5 0.1 0.5"], c=None
     )  # fmt: skip
     (labels / "classes.txt").write_text("dog\ncat\n")
-    content = yolo_to_coco(images, labels, ["dog", "cat"])
+    content = yolo_to_coco(images, labels, ["dog", "cat"]).content
     file = tmp_path / "out.json"
     file.write_text(json.dumps(content))
     source = CocoSource(file, images)
@@ -81,13 +83,17 @@ def test_yolo_sizes_are_those_of_the_upright_image(tmp_path):
         ("0 0.5 0.5 0.5 half", "not only numbers: '0 0.5 0.5 0.5 half'"),
         ("0 30 25 30 20", "30 is not a fraction of the image's width or height"),
         ("0 0.5 nan 0.5 0.5", "not a fraction of"),
-        ("0 0.5 0.5 0 0.5", "box without area"),
-        ("0 0.1 0.1 0.2 0.2 0.3 0.3", "polygon without area"),
+        ("0 0.5 0.5 0 0.5", "has no area in an image of 60 x 50"),
+        ("0 0.1 0.1 0.2 0.2 0.3 0.3", "polygon without area in an image of 60 x 50"),
     ],
 )
 def test_yolo_mistakes(tmp_path, line, message):
     images, labels = yolo(tmp_path, a=["0 0.5 0.5 0.5 0.5", line])
-    with pytest.raises(ConvnextError, match=rf"labels/a.txt, line 2: .*{message}"):
+    found = yolo_to_coco(images, labels, ["dog", "cat"])
+    assert len(found.content["annotations"]) == 1
+    assert re.search(rf"^skipped .*labels/a.txt, line 2: .*{message}", found.remarks[0])
+    (labels / "a.txt").write_text(line)
+    with pytest.raises(ConvnextError, match=rf"labels/a.txt, line 1: .*{message}"):
         yolo_to_coco(images, labels, ["dog", "cat"])
 
 
@@ -98,7 +104,10 @@ def test_yolo_folders_that_do_not_go_together(tmp_path):
     with pytest.raises(UsageError, match="no images in"):
         yolo_to_coco(labels, labels, ["dog"])
     (labels / "b.txt").touch()
-    with pytest.raises(ConvnextError, match=r"1 label file has no image in .*images, the first .*b.txt"):
+    lonely = r"1 label file has no image in .*images, the first .*b.txt"
+    assert re.search(lonely, yolo_to_coco(images, labels, ["dog"]).remarks[0])
+    (labels / "a.txt").rename(labels / "hidden")
+    with pytest.raises(ConvnextError, match=lonely):
         yolo_to_coco(images, labels, ["dog"])
     (labels / "b.txt").unlink()
     (images / "a.png").write_bytes(b"no image")
@@ -107,3 +116,55 @@ def test_yolo_folders_that_do_not_go_together(tmp_path):
     (images / "a.jpg").unlink()
     with pytest.raises(ConvnextError, match="a.png: not an image"):
         yolo_to_coco(images, labels, ["dog"])
+
+
+def test_boxes_and_polygons_mixed_are_reported(tmp_path):
+    images, labels = yolo(tmp_path, a=["0 0.5 0.5 0.5 0.5", "0 0.1 0.1 0.6 0.1 0.6 0.5 0.1 0.5"])
+    found = yolo_to_coco(images, labels, ["dog"])
+    assert ["segmentation" in annotation for annotation in found.content["annotations"]] == [False, True]
+    assert found.remarks == ["1 of 2 objects have a box and no mask: training needs a mask of each, or none"]
+
+
+@pytest.mark.parametrize(
+    ("yaml", "part"),
+    [
+        ("train: ../train/images\nval: ../valid/images", "val"),  # Roboflow's, which are relative to a folder that is not there
+        ("path: /home/me/datasets/dogs\ntrain: train/images\nval: valid/images", "val"),
+        ("path: .\ntrain: train/images\ntest: valid/images", "test"),
+        ("path: valid\nval: images", "val"),
+    ],
+)
+def test_data_yaml_names_the_parts(tmp_path, yaml, part):
+    yolo(tmp_path / "train", a=["0 0.5 0.5 0.5 0.5"])
+    yolo(tmp_path / "valid", b=["1 0.5 0.5 0.5 0.5"], c=[])
+    file = tmp_path / "data.yaml"
+    file.write_text(yaml + "\nnc: 2\nnames: ['dog', 'cat']\n")
+    found, images = convert("yolo", file, part=part)
+    assert images.resolve() == tmp_path / "valid" / "images"
+    assert reread(found, images, tmp_path).paths == ["b.jpg", "c.jpg"]
+    with pytest.raises(UsageError, match=f"has the parts .*{part}: choose one with --part"):
+        convert("yolo", file)
+    with pytest.raises(UsageError, match="is a folder of images: name data.yaml instead"):
+        convert("yolo", images, part=part)
+
+
+def test_data_yaml_that_names_no_folder(tmp_path):
+    images, _ = yolo(tmp_path, a=["0 0.5 0.5 0.5 0.5"])
+    file = tmp_path / "data.yaml"
+    for train, message in (("train.txt", "but a list"), ("[a, b]", "but a list"), ("nowhere/images", "no folder .*nowhere/images")):
+        file.write_text(f"train: {train}\nnames: [dog]\n")
+        with pytest.raises(UsageError, match=message):
+            convert("yolo", file, part="train")
+    file.write_text("names: [dog]\nkpt_shape: [17, 3]\n")
+    with pytest.raises(UsageError, match=r"has kpt_shape \[17, 3\]: its label files are poses"):
+        convert("yolo", images)
+    (tmp_path / "names.txt").write_text("dog\n")
+    with pytest.raises(UsageError, match="poses"):
+        convert("yolo", images, names=tmp_path / "names.txt")
+
+
+def test_labels_of_nested_images_are_found(tmp_path):
+    images, _ = yolo(tmp_path, train__a=["0 0.5 0.5 0.5 0.5"])
+    (tmp_path / "names.txt").write_text("dog\n")
+    found, _ = convert("yolo", images / "train", names=tmp_path / "names.txt")
+    assert len(found.content["annotations"]) == 1
