@@ -2,9 +2,10 @@
 
     python benchmarks/small_data_others.py DATA PROGRAM [--frozen] [--epochs N] [--seed 0] [--shots N] [--work build/small_data]
 
-DATA holds hymenoptera/train and val. PROGRAM is fastai, trainer or lightly, each with its defaults but for the number of epochs. `--frozen`
-trains the head alone. `--shots` draws so many training images of each class by the seed, the same as `small_data.py` draws. Prints a line
-of a Markdown table: top-1 on the validation images, and the CPU time of this whole process and its workers.
+DATA holds hymenoptera/train and val. PROGRAM is fastai, trainer, lightly or finetune, our own recipe, each with its defaults but for the
+number of epochs. `--frozen` trains the head alone. `--shots` draws so many training images of each class by the seed, the same as
+`small_data.py` draws. Prints a line of a Markdown table: top-1 on the validation images, and the CPU time of this whole process and its
+workers.
 
 AutoGluon's multimodal predictor is not measured: autogluon.multimodal 1.6.3 needs torch < 2.14.
 """
@@ -121,7 +122,18 @@ def by_lightly(folder: Path, weights: str, frozen: bool, epochs: int, seed: int)
     return 100 * float(np.mean([int(model.predict(file)["labels"][0]) == CLASSES.index(file.parent.name) for file in files]))
 
 
-PROGRAMS = {"fastai": by_fastai, "trainer": by_trainer, "lightly": by_lightly}
+def by_finetune(folder: Path, weights: str, frozen: bool, epochs: int, seed: int) -> float:
+    """Train by our recipe `finetune`, which has 20 epochs; return top-1 in percent."""
+    import convnext
+
+    keys = {"model.name": "efficientnet_lite0", "model.weights": weights, "data.mean": [0.5] * 3, "data.std": [0.5] * 3, "data.workers": 0}
+    data = {"data.train": str(folder / "train"), "data.val": str(folder / "val")}
+    length = {"train.epochs": epochs, "train.eval_every": epochs, "seed": seed}
+    result = convnext.train("finetune", keys | data | length | ({"model.freeze": "head_only"} if frozen else {}), output=folder / "run")
+    return float(result.metrics["top1"])
+
+
+PROGRAMS = {"fastai": by_fastai, "trainer": by_trainer, "lightly": by_lightly, "finetune": by_finetune}
 
 
 def main() -> None:

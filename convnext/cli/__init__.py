@@ -3,8 +3,6 @@
 Results go to standard output, messages and progress to standard error. Exit codes: 0 done, 1 the work failed, 2 wrong usage.
 """
 
-import atexit
-import gc
 import sys
 from contextlib import suppress
 from io import TextIOWrapper
@@ -70,7 +68,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a character that the terminal's encoding lacks must not end a command
-    atexit.register(gc.freeze)  # Python's last search for garbage, in all that PyTorch imports, would take a third of a second
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:

@@ -1,8 +1,10 @@
 """What the commands share: the application, options, checks that need no PyTorch, progress."""
 
+import atexit
 import gc
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +50,8 @@ Calibration = Annotated[list[str] | None, typer.Option(help="For --optimize int8
 def importing() -> Iterator[None]:
     """Within, import what a command needs, PyTorch for instance, without searches for garbage: they find none and take a fifth of the time.
 
-    In a fresh process no later search goes through these modules either, which stay to its end.
+    In a fresh process no later search goes through these modules either, which stay to its end. The last one, when Python ends, would
+    take a third of a second. Under torchrun it stays: it ends the threads of process groups, without which the process would abort.
     """
     gc.disable()
     try:
@@ -57,6 +60,8 @@ def importing() -> Iterator[None]:
         gc.enable()
         if not gc.get_freeze_count():
             gc.freeze()
+            if "WORLD_SIZE" not in os.environ:
+                atexit.register(gc.freeze)
 
 
 def check_model(model: str) -> None:
