@@ -36,7 +36,7 @@ def ran(batch, side, gradients, grn=False):
 @pytest.mark.parametrize("amd", [False, True])
 @pytest.mark.parametrize("gradients", [False, True])
 def test_without_amx_training_is_left_to_pytorch_but_on_amd(amd, gradients, monkeypatch):
-    monkeypatch.setattr(build, "is_amd", lambda: amd)
+    monkeypatch.setattr(dispatch, "_trains_faster", lambda: amd)
     x, weight = torch.empty(1, 16, 7, 7), torch.empty(16, 1, 7, 7, requires_grad=gradients)
     assert dispatch._pays_without_tiles(x, weight) is (amd or not gradients)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def test_without_amx_training_is_left_to_pytorch_but_on_amd(amd, gradients, monk
 def test_the_faster_operators_run_and_the_compiled_ones_can_be_forced():
     for batch in (1, 8):
         assert ran(batch, 14, False) == {"block"}
-        assert ran(batch, 14, True) == ({"block"} if build.is_amd() else set())
+        assert ran(batch, 14, True) == ({"block"} if dispatch._trains_faster() else set())
         with ops.using(True):
             assert ran(batch, 14, True) == {"block"}
     with ops.using(False):
@@ -68,7 +68,7 @@ def test_a_block_with_grn_runs_part_by_part_where_gradients_are_needed():
 
 @without_tiles
 def test_status_reports_it():
-    assert ("PyTorch is faster in training" in ops.status()["block in float32, CPU"]["why"]) is not build.is_amd()
+    assert ("PyTorch is faster in training" in ops.status()["block in float32, CPU"]["why"]) is not dispatch._trains_faster()
     assert ops.status()["block in bf16, CPU"]["runs"] == "PyTorch"
 
 
