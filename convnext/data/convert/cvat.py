@@ -19,8 +19,8 @@ _OTHERS = ("polyline", "points", "cuboid", "skeleton", "tag")  # what COCO has n
 def cvat_to_coco(file: Path, images: Path) -> Converted:
     """Return an XML file of CVAT as COCO's JSON. Boxes, rotated ones as polygons, polygons, masks and ellipses become objects.
 
-    Classes are in the order of the file's labels, those for other kinds of annotation left out. Images of a video are found as
-    `frame_000012.png` or with another ending; frames without an object are left out.
+    Classes are in the order of the file's labels, without those for other kinds of annotation. Images of a video are found as
+    `frame_000012.png` or with another ending; frames without an object are skipped.
 
     Args:
         file: the XML, `annotations.xml` in the archive that CVAT exports.

@@ -65,10 +65,14 @@ def engine_for(model: nn.Module) -> str | None:
     On a CPU with AVX2 alone OpenVINO computes ConvNeXt-T 1.15 times as fast as our operators on one image, and 1.03 times on 16. With
     AVX-512 ours are 1.2 to 1.3 times as fast as OpenVINO (docs/results.md, "Speed").
     """
-    if torch.backends.cpu.get_cpu_capability() == "AVX512" or not dispatch.compiled(torch.float32) or find_spec("openvino") is None:
-        return None
     plain = isinstance(model, ConvNeXt) and not any(isinstance(module, Block) and module.grn is not None for module in model.modules())
-    return "openvino" if plain and why_not(model) is None else None
+    return "openvino" if plain and _prefers_openvino() and why_not(model) is None else None
+
+
+def _prefers_openvino() -> bool:
+    """Return whether OpenVINO is installed, and faster than our operators on this CPU."""
+    narrow = torch.backends.cpu.get_cpu_capability() != "AVX512"
+    return narrow and dispatch.compiled(torch.float32) and find_spec("openvino") is not None
 
 
 def by_default() -> str:
@@ -76,7 +80,7 @@ def by_default() -> str:
     precision = fastest()
     if precision is None:
         return "the network as it is: nothing was measured to be faster here"
-    if engine_for(ConvNeXt(depths=(1, 1, 1, 1), widths=(16, 16, 16, 16))) is None:
+    if not _prefers_openvino():
         return f"our operators in {precision}"
     return "OpenVINO in float32 for ConvNeXt's classifiers, because it is faster with AVX2 alone; our operators for other networks"
 

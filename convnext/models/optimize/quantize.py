@@ -20,6 +20,7 @@ Ranges = dict[str, tuple[float, int]]  # scale and zero point of each block's hi
 
 _FIRST, _OCTAVES, _EACH = -12, 32, 32  # bins of a histogram: from 2^-12 on, 32 of equal width for each power of two
 _SHIFT = 23 - 5  # of the bits of a float32: what remains numbers the bins, by exponent and five bits of the mantissa
+_BELOW = (_FIRST + 127) * _EACH  # the number of the first bin
 
 
 class HiddenRange:
@@ -31,8 +32,7 @@ class HiddenRange:
 
     def add(self, hidden: Tensor) -> None:
         """Count hidden values of any shape. Values that are not finite count as the largest."""
-        below = (_FIRST + 127) * _EACH  # the number of the first bin
-        numbers = (hidden.float().flatten().clamp_min(2.0**_FIRST).view(torch.int32) >> _SHIFT) - below
+        numbers = (hidden.float().flatten().clamp_min(2.0**_FIRST).view(torch.int32) >> _SHIFT) - _BELOW
         self._counts += torch.bincount(numbers.clamp(0, len(self._counts) - 1), minlength=len(self._counts))
         self._lowest = min(self._lowest, hidden.min().item())
 
@@ -41,7 +41,7 @@ class HiddenRange:
         total = self._counts.sum()
         if not total:
             return None
-        numbers = torch.arange(len(self._counts) + 1, dtype=torch.int32) + (_FIRST + 127) * _EACH
+        numbers = torch.arange(len(self._counts) + 1, dtype=torch.int32) + _BELOW
         edges = (numbers << _SHIFT).view(torch.float32).double()
         centers, highest = (edges[1:] + edges[:-1]) / 2, edges[1:][self._counts > 0]
         beyond = (centers - highest.unsqueeze(1)).clamp_min(0).square() @ self._counts
