@@ -6,7 +6,7 @@ static int block(const void *x, const float *taps, const float *bias, float eps,
                  const Saved &saved, void *out, int64_t n, int64_t height, int64_t width, int64_t kernel) {
     const Block<P, DTYPE> block = {taps, bias, eps, w, kernel, keep, saved, grn};
     if (grn.gamma) return grn_block(x, block, out, n, height, width);
-    return block.all_rows(x, out, n * height, height, width);
+    return all_rows(block, x, out, n * height, height, width);
 }
 
 // Reads 16 rows of a matrix (rows, columns) from a row and column on, as 16 vectors of a column each; 0 beyond the matrix. One of the steps

@@ -155,12 +155,4 @@ template <class P, int DTYPE> struct Block {
                 project<P, DTYPE>(slab.hidden, weights, {c, c + 32}, scratch, count, x, out, keep, height * width, 0);
         });
     }
-
-    // Computes `rows` rows of the map in all threads. Returns OK or OUT_OF_MEMORY.
-    int all_rows(const void *x, void *out, int64_t rows, int64_t height, int64_t width) const {
-        if (shares_columns(rows * width, bytes())) return by_columns(x, out, rows, height, width);
-        return for_each_slab<P>(rows, rows_at_once(width), [&](int64_t first, int64_t last, typename P::Scratch &scratch) {
-            return this->rows(x, out, height, width, first, last, scratch);
-        });
-    }
 };

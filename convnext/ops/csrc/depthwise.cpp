@@ -60,7 +60,7 @@ static int weight_gradient(const void *x, const void *dy, float *dtaps, float *d
     int failed = 0;
 #pragma omp parallel for schedule(dynamic) reduction(| : failed)
     for (int64_t block = 0; block < blocks; block++) {
-        const int64_t c = first_channel(block * LANES, channels), overlap = block * LANES - c;
+        const int64_t c = first_channel(block * LANES, channels, LANES), overlap = block * LANES - c;
         const int count = (int)min(LANES, channels);
         float *in = (float *)aligned_alloc(64, ((band + K - 1) * padded + band * width) * LANES * sizeof(float));
         if (!in) { failed = OUT_OF_MEMORY; continue; }

@@ -37,11 +37,6 @@ static void depthwise_tile(const Image &image, const float *weight, const float 
     for (int t = 0; t < T; t++) store_native(at(y, t * image.channels, Y_DTYPE), sums[t], Y_DTYPE, lanes);
 }
 
-// The first channel of a register of channels; see first_channel.
-INLINE int64_t first_of_register(int64_t block, int64_t channels) {
-    return block + NATIVE <= channels || channels < NATIVE ? block : channels - NATIVE;
-}
-
 // Computes rows first to last - 1 of maps (n * height rows in all) into y, which begins with the first of them. A register of channels
 // passes through all rows before the next, so that the input that K rows share is read from the first-level cache. Where no tile divides the width,
 // the last tile moves left and computes some outputs again.
@@ -50,7 +45,7 @@ static void depthwise_rows(Image maps, const float *weight, const float *bias, c
     const int64_t width = maps.width, channels = maps.channels, tile = width >= 14 && NATIVE == 16 ? 14 : width >= 7 ? 7 : 1;
     const int lanes = (int)min(NATIVE, channels);
     for (int64_t block = 0; block < channels; block += NATIVE) {
-        const int64_t c = first_of_register(block, channels);
+        const int64_t c = first_channel(block, channels, NATIVE);
         const float *weight_c = weight + c, *bias_c = bias ? bias + c : nullptr;
         for (int64_t row = first; row < last; row++) {
             const int64_t h = row % maps.height, begin = (row - first) * width * channels + c;

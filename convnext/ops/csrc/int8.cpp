@@ -39,7 +39,7 @@ extern "C" int int8_block_forward(const float *x, const float *taps, const float
 #if defined(HAS_INT8)
     const Gelu8 gelu = {table, (int16_t)multiplier, (int)step, (int)fraction};
     const Block8 block = {taps, bias, eps, first, second, first_scale, first_bias, second_scale, second_bias, gelu, channels, hidden, kernel};
-    return block.all_rows(x, out, n * height, height, width);
+    return all_rows(block, x, out, n * height, height, width);
 #else
     (void)x, (void)taps, (void)bias, (void)eps, (void)first, (void)first_bias, (void)second, (void)second_bias, (void)first_scale;
     (void)second_scale, (void)table, (void)out, (void)multiplier, (void)step, (void)fraction, (void)n, (void)height, (void)width;

@@ -200,8 +200,10 @@ struct Block8 {
     }
 
     // Computes `rows` rows of the map in all threads, which share the columns of the weights. Returns OK or OUT_OF_MEMORY.
-    int by_columns(const float *x, float *out, int64_t rows, int64_t height, int64_t width) const {
+    int by_columns(const void *map, void *result, int64_t rows, int64_t height, int64_t width) const {
         const int64_t count = rows * width;
+        const float *x = (const float *)map;
+        float *out = (float *)result;
         const Slab8 slab = allocate<COLUMNS_SLOT>(count);
         if (!slab.scales) return OUT_OF_MEMORY;
         return in_parallel<Int8>([&](Int8::Scratch &scratch) {
@@ -211,14 +213,6 @@ struct Block8 {
             for (int64_t c = 0; c < all_hidden().last; c += 32) expand(slab, count, {c, c + 32}, scratch);
 #pragma omp for schedule(static)
             for (int64_t c = 0; c < all_channels().last; c += 32) project(slab, count, {c, c + 32}, x, out, scratch);
-        });
-    }
-
-    // Computes `rows` rows of the map in all threads. Returns OK or OUT_OF_MEMORY.
-    int all_rows(const void *x, void *out, int64_t rows, int64_t height, int64_t width) const {
-        if (shares_columns(rows * width, bytes())) return by_columns((const float *)x, (float *)out, rows, height, width);
-        return for_each_slab<Int8>(rows, rows_at_once(width), [&](int64_t begin, int64_t end, Int8::Scratch &scratch) {
-            return this->rows(x, out, height, width, begin, end, scratch);
         });
     }
 };

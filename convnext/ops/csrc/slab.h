@@ -69,3 +69,12 @@ template <class P, class Work> static int for_each_slab(int64_t rows, int64_t ea
             if (!work(rows * s / slabs, rows * (s + 1) / slabs, scratch)) scratch.failed = true;
     });
 }
+
+// Computes `rows` rows of the map in all threads, by a block without GRN. Returns OK or OUT_OF_MEMORY.
+template <class Block> static int all_rows(const Block &block, const void *x, void *out, int64_t rows, int64_t height, int64_t width) {
+    typedef typename Block::Products P;
+    if (shares_columns(rows * width, block.bytes())) return block.by_columns(x, out, rows, height, width);
+    return for_each_slab<P>(rows, block.rows_at_once(width), [&](int64_t first, int64_t last, typename P::Scratch &scratch) {
+        return block.rows(x, out, height, width, first, last, scratch);
+    });
+}

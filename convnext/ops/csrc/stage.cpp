@@ -38,13 +38,19 @@ template <class Work> static bool in_parts(int64_t count, int64_t each, Work wor
     return ok;
 }
 
+// A block without GRN on whole images, in one thread.
+template <class Block>
+static bool by_rows(const Block &block, const float *map, float *to, int64_t images, int64_t height, int64_t width,
+                    typename Block::Products::Scratch &scratch) {
+    return in_parts(images * height, block.rows_at_once(width), [&](int64_t top, int64_t bottom) {
+        return block.rows(map, to, height, width, top, bottom, scratch);
+    });
+}
+
 template <class P>
 static bool whole_block(const Block<P, FLOAT32> &block, const float *map, float *to, int64_t images, int64_t height, int64_t width,
                         typename P::Scratch &scratch) {
-    if (!block.grn.gamma)
-        return in_parts(images * height, block.rows_at_once(width), [&](int64_t top, int64_t bottom) {
-            return block.rows(map, to, height, width, top, bottom, scratch);
-        });
+    if (!block.grn.gamma) return by_rows(block, map, to, images, height, width, scratch);
     const GrnBlock<P, FLOAT32> grn = {block, height, width};
     const int64_t values = height * width * block.weights.width;
     return in_parts(images, grn.images_at_once(), [&](int64_t first, int64_t last) {
@@ -52,22 +58,21 @@ static bool whole_block(const Block<P, FLOAT32> &block, const float *map, float 
     });
 }
 
+// The same on n images in all threads. Returns OK or OUT_OF_MEMORY.
 template <class P>
 static int whole_map(const Block<P, FLOAT32> &block, const float *map, float *to, int64_t n, int64_t height, int64_t width) {
     if (block.grn.gamma) return grn_block(map, block, to, n, height, width);
-    return block.all_rows(map, to, n * height, height, width);
+    return all_rows(block, map, to, n * height, height, width);
 }
 
 #if defined(HAS_INT8)
-static int whole_map(const Block8 &block, const float *map, float *to, int64_t n, int64_t height, int64_t width) {
-    return block.all_rows(map, to, n * height, height, width);
-}
-
 static bool whole_block(const Block8 &block, const float *map, float *to, int64_t images, int64_t height, int64_t width,
                         Int8::Scratch &scratch) {
-    return in_parts(images * height, block.rows_at_once(width), [&](int64_t top, int64_t bottom) {
-        return block.rows(map, to, height, width, top, bottom, scratch);
-    });
+    return by_rows(block, map, to, images, height, width, scratch);
+}
+
+static int whole_map(const Block8 &block, const float *map, float *to, int64_t n, int64_t height, int64_t width) {
+    return all_rows(block, map, to, n * height, height, width);
 }
 #endif
 

@@ -56,9 +56,9 @@ INLINE int64_t bytes_of(int dtype) { return dtype == BFLOAT16 ? 2 : 4; }
 INLINE const void *at(const void *base, int64_t index, int dtype) { return (const char *)base + index * bytes_of(dtype); }
 INLINE void *at(void *base, int64_t index, int dtype) { return (char *)base + index * bytes_of(dtype); }
 
-// The first of the 16 channels of a block. Where fewer than 16 remain, the last block moves left and computes some channels again.
-INLINE int64_t first_channel(int64_t block, int64_t channels) {
-    return block + LANES <= channels || channels < LANES ? block : channels - LANES;
+// The first of the `lanes` channels of a block. Where fewer remain, the last block moves left and computes some channels again.
+INLINE int64_t first_channel(int64_t block, int64_t channels, int64_t lanes) {
+    return block + lanes <= channels || channels < lanes ? block : channels - lanes;
 }
 
 // load reads the first `count` of 16 lanes; the others become 0, and their memory is not read. store writes the first `count` lanes.
