@@ -25,8 +25,7 @@ def read_names(path: Path) -> list[str | None]:
     """
     if not path.is_file():
         raise UsageError(f"no file {path}")
-    text = read_text(path)
-    names: list[str | None] = _from_yaml(text, path) if path.suffix.lower() in YAML else [*_from_lines(text, path)]
+    names: list[str | None] = _from_yaml(path) if path.suffix.lower() in YAML else [*_from_lines(read_text(path), path)]
     if not names:
         raise ConvnextError(f"{path} names no class")
     if twice := [name for name in names if name is not None and names.count(name) > 1]:
@@ -85,13 +84,18 @@ def _from_lines(text: str, path: Path) -> list[str]:
     return names
 
 
-def _from_yaml(text: str, path: Path) -> list[str | None]:
+def yaml_mapping(path: Path) -> dict[object, object]:
+    """Return the content of a YAML file, empty if it is no mapping. Raises ConvnextError if it is not YAML."""
+    text = read_text(path)
     try:
         content: object = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         raise ConvnextError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        content = {}
+    return content if isinstance(content, dict) else {}
+
+
+def _from_yaml(path: Path) -> list[str | None]:
+    content = yaml_mapping(path)
     given: object = content.get("names")
     if isinstance(given, dict):
         given = _in_order(given, path)

@@ -3,15 +3,12 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
-
-from convnext.data.annotations.names import YAML
+from convnext.data.annotations.names import YAML, yaml_mapping
 from convnext.data.convert.common import Conversion, Converted, FoundImage, FoundObject, MistakeError
 from convnext.data.convert.files import upright_size
 from convnext.data.convert.shapes import Size, box_object, polygon_object
 from convnext.data.walk import walk
 from convnext.errors import ConvnextError, UsageError, nearest
-from convnext.text import read_text
 
 _PARTS = ("train", "val", "test")
 
@@ -93,7 +90,7 @@ def data_yaml(images: Path) -> Path | None:
 
 def refuse_poses(file: Path) -> None:
     """Raise UsageError if a data.yaml says that the labels are poses."""
-    if (shape := _content(file).get("kpt_shape")) is not None:
+    if (shape := yaml_mapping(file).get("kpt_shape")) is not None:
         raise UsageError(
             f"{file} has kpt_shape {shape}: its label files are poses, whose lines of boxes and keypoints would be read as polygons. "
             "There is no task for keypoints; write the first five columns of each line to files of their own to train on the boxes"
@@ -108,7 +105,7 @@ def yolo_part(file: Path, part: str | None) -> tuple[Path, Path]:
 
     Raises UsageError if it does not name the part, or names no folder of images.
     """
-    content = _content(file)
+    content = yaml_mapping(file)
     parts = {name: content[name] for name in _PARTS if content.get(name)}
     if part is None or part not in parts:
         raise UsageError(f"{file} has the parts {', '.join(parts) or 'none'}: choose one with --part")
@@ -136,11 +133,3 @@ def labels_of(images: Path) -> Path:
     if existing := [folder for folder in candidates if folder.is_dir()]:
         return existing[0]
     return images if walk(images, (".txt",)).images else candidates[0]
-
-
-def _content(file: Path) -> dict[object, object]:
-    try:
-        content: object = yaml.safe_load(read_text(file))
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConvnextError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
-    return content if isinstance(content, dict) else {}
