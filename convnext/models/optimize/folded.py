@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from convnext.models.backbones.convnext import Block
 from convnext.models.backbones.norms import LayerNorm
-from convnext.models.optimize.quantize import Int8Block
+from convnext.models.optimize.quantize import Int8Block, PackedBlock
 from convnext.ops import dispatch, inference, native
 from convnext.ops.folded import folded_block, folded_patchify, folded_stage
 from convnext.ops.interface import SPLIT
@@ -18,34 +18,19 @@ def _products(dtype: torch.dtype) -> torch.dtype:
     return SPLIT if dtype == torch.float32 and dispatch.compiled(torch.bfloat16) else dtype
 
 
-class FoldedBlock(nn.Module):
-    """A block as one compiled operator with packed weights."""
+class FoldedBlock(PackedBlock):
+    """A block with products in float32 or bf16."""
 
-    taps: Tensor
-    bias: Tensor
-    first: Tensor
-    first_bias: Tensor
-    second: Tensor
-    second_bias: Tensor
     grn: Tensor
 
     names = ("taps", "bias", "first", "first_bias", "second", "second_bias", "grn")
 
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.eps, bias = block.norm.eps, block.dwconv.bias
-        assert bias is not None
         linear = block.pwconv1.weight, block.pwconv1.bias, block.pwconv2.weight, block.pwconv2.bias
         grn = None if block.grn is None else block.grn.operand()
         weights = native.pack_mlp(*linear, block.gamma, (block.norm.weight, block.norm.bias), _products(dtype), grn)
-        self.hidden, self.grn_eps = weights.hidden, weights.grn_eps
-        tensors = (native.taps_of(block.dwconv.weight), bias.detach().clone(), *weights[:5])
-        for name, tensor in zip(self.names, tensors, strict=True):
-            self.register_buffer(name, tensor)
-
-    def tensors(self) -> list[Tensor]:
-        """Return the block's tensors as `PackedBlocks` holds them."""
-        return [self.get_buffer(name) for name in self.names]
+        super().__init__(block, weights[:5], weights.hidden)
+        self.grn_eps = weights.grn_eps
 
     def forward(self, x: Tensor) -> Tensor:
         weights = self.first, self.first_bias, self.second, self.second_bias, self.grn, self.grn_eps, self.hidden
@@ -87,7 +72,7 @@ class FoldedStage(nn.Module):
 
     gelu_parameters: Tensor | None
 
-    def __init__(self, before: FoldedPatchify, blocks: Sequence[FoldedBlock | Int8Block]) -> None:
+    def __init__(self, before: FoldedPatchify, blocks: Sequence[PackedBlock]) -> None:
         super().__init__()
         self.before, self.blocks, self.eps, self.hidden = before, nn.Sequential(*blocks), blocks[0].eps, blocks[0].hidden
         self.grn_eps = blocks[0].grn_eps if isinstance(blocks[0], FoldedBlock) else 0.0
@@ -95,5 +80,5 @@ class FoldedStage(nn.Module):
         self.register_buffer("gelu_parameters", torch.tensor(parameters) if parameters else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        tensors = [tensor for block in self.blocks if isinstance(block, FoldedBlock | Int8Block) for tensor in block.tensors()]
+        tensors = [tensor for block in self.blocks if isinstance(block, PackedBlock) for tensor in block.tensors()]
         return folded_stage(x, *self.before.arguments(), tensors, self.gelu_parameters, self.eps, self.grn_eps, self.hidden)

@@ -21,7 +21,7 @@ from convnext.models.backbones.norms import LayerNorm2d
 from convnext.models.backbones.untouched import untouched
 from convnext.models.optimize.engines import ENGINES
 from convnext.models.optimize.folded import FoldedBlock, FoldedPatchify, FoldedStage
-from convnext.models.optimize.quantize import Int8Block, Ranges, calibrate
+from convnext.models.optimize.quantize import Int8Block, PackedBlock, Ranges, calibrate
 from convnext.models.optimize.sliced import SlicedBlock
 from convnext.ops import dispatch
 from convnext.ops.interface import KERNELS
@@ -213,14 +213,14 @@ def _join_stages(network: ConvNeXt) -> None:
     for i, (before, stage) in enumerate(zip(network.downsample_layers, network.stages, strict=True)):
         if not isinstance(before, FoldedPatchify) or not untouched(stage, nn.Sequential):
             continue
-        blocks = [block for block in stage.children() if isinstance(block, FoldedBlock | Int8Block)]
+        blocks = [block for block in stage.children() if isinstance(block, PackedBlock)]
         if blocks and len(blocks) == len(stage) and len(set(map(_common, blocks))) == 1:
             network.downsample_layers[i], network.stages[i] = nn.Identity(), nn.Sequential(FoldedStage(before, blocks))
 
 
 def _common(block: nn.Module) -> tuple[object, ...]:
     """Return what the blocks of a stage have in common if one operator computes them."""
-    assert isinstance(block, FoldedBlock | Int8Block)
+    assert isinstance(block, PackedBlock)
     return type(block), block.eps, block.hidden, block.taps.shape, block.grn_eps if isinstance(block, FoldedBlock) else None
 
 

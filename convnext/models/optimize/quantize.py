@@ -5,7 +5,7 @@ each output. Normalised values have a scale for each position, which is computed
 add to stay float32; stem, downsampling layers and head are not quantized.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -79,8 +79,8 @@ def _counting(hidden: HiddenRange) -> Callable[[nn.Module, tuple[Tensor, ...], T
     return count
 
 
-class Int8Block(nn.Module):
-    """A block as one compiled operator with products of 8 bits."""
+class PackedBlock(nn.Module):
+    """A block as one compiled operator. Its tensors are buffers: the convolution's, then those of the packed MLP, as `names` lists them."""
 
     taps: Tensor
     bias: Tensor
@@ -88,6 +88,25 @@ class Int8Block(nn.Module):
     first_bias: Tensor
     second: Tensor
     second_bias: Tensor
+
+    names: tuple[str, ...]
+
+    def __init__(self, block: Block, mlp: Sequence[Tensor], hidden: int) -> None:
+        super().__init__()
+        self.eps, self.hidden, bias = block.norm.eps, hidden, block.dwconv.bias
+        assert bias is not None
+        tensors = (native.taps_of(block.dwconv.weight), bias.clone(), *mlp)
+        for name, tensor in zip(self.names, tensors, strict=True):
+            self.register_buffer(name, tensor.detach())
+
+    def tensors(self) -> list[Tensor]:
+        """Return the block's tensors as `PackedBlocks` holds them."""
+        return [self.get_buffer(name) for name in self.names]
+
+
+class Int8Block(PackedBlock):
+    """A block with products of 8 bits."""
+
     first_scale: Tensor
     second_scale: Tensor
     table: Tensor
@@ -95,23 +114,14 @@ class Int8Block(nn.Module):
     names = ("taps", "bias", "first", "first_bias", "second", "second_bias", "first_scale", "second_scale", "table")
 
     def __init__(self, block: Block, scale: float, zero: int) -> None:
-        super().__init__()
-        norm, first, second, bias = block.norm, block.pwconv1, block.pwconv2, block.dwconv.bias
-        assert bias is not None
+        norm, first, second = block.norm, block.pwconv1, block.pwconv2
         gamma = torch.ones_like(norm.weight) if block.gamma is None else block.gamma
         with torch.no_grad():
             folded1 = first.weight * norm.weight, first.bias + first.weight @ norm.bias
             folded2 = second.weight * gamma.unsqueeze(1), second.bias * gamma
             weights = inference.quantize_mlp(*folded1, *folded2, scale, zero)
-        self.eps, self.hidden = norm.eps, weights.hidden
+        super().__init__(block, weights[:7], weights.hidden)
         self.gelu_parameters = weights.multiplier, weights.step, weights.fraction
-        tensors = (native.taps_of(block.dwconv.weight), bias.detach().clone(), *weights[:7])
-        for name, tensor in zip(self.names, tensors, strict=True):
-            self.register_buffer(name, tensor.detach())
-
-    def tensors(self) -> list[Tensor]:
-        """Return the block's tensors as `PackedBlocks` holds them."""
-        return [self.get_buffer(name) for name in self.names]
 
     def forward(self, x: Tensor) -> Tensor:
         tensors = self.taps, self.bias, self.eps, self.first, self.first_bias, self.second, self.second_bias
