@@ -1,11 +1,12 @@
 """Measure other programs on the images and weights of `small_data.py`: fastai, the Trainer of transformers, LightlyTrain.
 
-    python benchmarks/small_data_others.py DATA PROGRAM [--frozen] [--epochs N] [--seed 0] [--shots N] [--work build/small_data]
+    python benchmarks/small_data_others.py DATA PROGRAM [--frozen] [--epochs N] [--seed 0] [--shots N] [--set hymenoptera] [--val N]
+        [--work build/small_data]
 
-DATA holds hymenoptera/train and val. PROGRAM is fastai, trainer, lightly or finetune, our own recipe, each with its defaults but for the
-number of epochs. `--frozen` trains the head alone. `--shots` draws so many training images of each class by the seed, the same as
-`small_data.py` draws. Prints a line of a Markdown table: top-1 on the validation images, and the CPU time of this whole process and its
-workers.
+DATA/SET holds train and val with a folder of images for each class. PROGRAM is fastai, trainer, lightly or finetune, our own recipe, each
+with its defaults but for the number of epochs. `--frozen` trains the head alone. `--shots` draws so many training images of each class by
+the seed, the same as `small_data.py` draws; `--val` draws validation images likewise. Prints a line of a Markdown table: top-1 on the
+validation images, and the CPU time of this whole process and its workers.
 
 AutoGluon's multimodal predictor is not measured: autogluon.multimodal 1.6.3 needs torch < 2.14.
 """
@@ -24,7 +25,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 NAME = "tf_efficientnet_lite0"
-CLASSES = ("ants", "bees")
 
 
 def weights_of_timm(work: Path) -> str:
@@ -40,18 +40,21 @@ def weights_of_timm(work: Path) -> str:
     return str(file)
 
 
-def linked(data: Path, shots: int | None, seed: int, folder: Path) -> Path:
-    """Make train/ and val/ of links to hymenoptera's images in a folder, so many of each class to train on; return the folder."""
-    rng = np.random.default_rng(seed)
-    for part in ("train", "val"):
-        for name in CLASSES:
-            files = sorted((data / "hymenoptera" / part / name).iterdir())
-            if shots is not None and part == "train":
-                files = [files[place] for place in rng.permutation(len(files))[:shots]]
-            (folder / part / name).mkdir(parents=True)
-            for file in files:
-                (folder / part / name / file.name).symlink_to(file.resolve())
+def linked(data: Path, shots: int | None, val: int | None, seed: int, folder: Path) -> Path:
+    """Make train/ and val/ of links to images in a folder, at most so many of each class; return the folder."""
+    for part, each, part_seed in (("train", shots, seed), ("val", val, 0)):
+        rng = np.random.default_rng(part_seed)
+        for classes in sorted((data / part).iterdir()):
+            files = sorted(classes.iterdir())
+            (folder / part / classes.name).mkdir(parents=True)
+            for place in rng.permutation(len(files))[:each]:
+                (folder / part / classes.name / files[place].name).symlink_to(files[place].resolve())
     return folder
+
+
+def classes_of(folder: Path) -> list[str]:
+    """Return the names of the classes."""
+    return sorted(one.name for one in (folder / "train").iterdir())
 
 
 def by_fastai(folder: Path, weights: str, frozen: bool, epochs: int, seed: int) -> float:
@@ -74,8 +77,9 @@ def by_trainer(folder: Path, weights: str, frozen: bool, epochs: int, seed: int)
     from transformers.trainer_utils import set_seed
 
     set_seed(seed)
-    given = timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay={"file": weights}, num_classes=len(CLASSES))
-    model = TimmWrapperForImageClassification(TimmWrapperConfig(architecture=NAME, num_labels=len(CLASSES)))
+    classes = classes_of(folder)
+    given = timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay={"file": weights}, num_classes=len(classes))
+    model = TimmWrapperForImageClassification(TimmWrapperConfig(architecture=NAME, num_labels=len(classes)))
     model.timm_model.load_state_dict(given.state_dict())
     if frozen:
         for key, parameter in model.timm_model.named_parameters():
@@ -92,7 +96,7 @@ def by_trainer(folder: Path, weights: str, frozen: bool, epochs: int, seed: int)
 
         def __getitem__(self, index: int) -> dict[str, object]:
             file = self.files[index]
-            return {"pixel_values": self.transform(Image.open(file).convert("RGB")), "labels": CLASSES.index(file.parent.name)}
+            return {"pixel_values": self.transform(Image.open(file).convert("RGB")), "labels": classes.index(file.parent.name)}
 
     output = str(folder / "trainer")
     settings = TrainingArguments(output, num_train_epochs=epochs, seed=seed, report_to=[], save_strategy="no", disable_tqdm=True)
@@ -106,11 +110,11 @@ def by_lightly(folder: Path, weights: str, frozen: bool, epochs: int, seed: int)
     """Train by LightlyTrain, for so many epochs in place of its 100,000 steps; return top-1 in percent."""
     import lightly_train
 
-    count = len(list(folder.glob("train/*/*")))
+    count, classes = len(list(folder.glob("train/*/*"))), classes_of(folder)
     overlay = {"backbone_args": {"pretrained": True, "pretrained_cfg_overlay": {"file": weights}}, "backbone_freeze": frozen}
     lightly_train.train_image_classification(
         out=folder / "lightly",
-        data={"train": str(folder / "train"), "val": str(folder / "val"), "classes": dict(enumerate(CLASSES))},
+        data={"train": str(folder / "train"), "val": str(folder / "val"), "classes": dict(enumerate(classes))},
         model=f"timm/{NAME}",
         steps=max(1, count // 16) * epochs,
         batch_size=min(16, count),
@@ -119,7 +123,7 @@ def by_lightly(folder: Path, weights: str, frozen: bool, epochs: int, seed: int)
     )
     model = lightly_train.load_model(folder / "lightly" / "exported_models" / "exported_last.pt")
     files = sorted(folder.glob("val/*/*"))
-    return 100 * float(np.mean([int(model.predict(file)["labels"][0]) == CLASSES.index(file.parent.name) for file in files]))
+    return 100 * float(np.mean([int(model.predict(file)["labels"][0]) == classes.index(file.parent.name) for file in files]))
 
 
 def by_finetune(folder: Path, weights: str, frozen: bool, epochs: int, seed: int) -> float:
@@ -145,11 +149,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shots", type=int)
+    parser.add_argument("--set", default="hymenoptera")
+    parser.add_argument("--val", type=int)
     parser.add_argument("--work", type=Path, default=Path("build/small_data"))
     options = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
-        folder = linked(options.data, options.shots, options.seed, Path(name))
+        folder = linked(options.data / options.set, options.shots, options.val, options.seed, Path(name))
         weights = weights_of_timm(options.work)
         top1 = PROGRAMS[options.program](folder, weights, options.frozen, options.epochs, options.seed)
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

@@ -93,7 +93,7 @@ def _forward(
 
         parameters = Parameters(dwconv_weight, dwconv_bias, norm_weight, norm_bias, w1, b1, w2, b2, gamma)
         return triton_block.forward(x, parameters, keep, eps=eps, dtype=dtype)
-    weights = native.pack_mlp(w1, b1, w2, b2, gamma, (norm_weight, norm_bias), dtype, reuse=True)
+    weights = native.pack_mlp(w1, b1, w2, b2, gamma, (norm_weight, norm_bias), dtype, once=True)
     taps, bias = native.taps_of(dwconv_weight), dwconv_bias.float().contiguous()
     out, *saved = native.block_forward(x, taps, bias, eps, weights, keep, train)
     convolved, means, scales = (x.new_empty(0) if part is None else part for part in saved)
@@ -120,7 +120,7 @@ def _grn_forward(
     grn_eps: float,
 ) -> Tensor:
     """Return the result of a block with GRN; it has no backward pass."""
-    weights = native.pack_mlp(w1, b1, w2, b2, gamma, (norm_weight, norm_bias), dtype, Grn(grn_gamma, grn_beta, grn_eps), reuse=True)
+    weights = native.pack_mlp(w1, b1, w2, b2, gamma, (norm_weight, norm_bias), dtype, Grn(grn_gamma, grn_beta, grn_eps), once=True)
     return native.block_forward(x, native.taps_of(dwconv_weight), dwconv_bias.float().contiguous(), eps, weights, keep, False)[0]
 
 

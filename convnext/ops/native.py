@@ -91,18 +91,26 @@ def pack(
     Both sides are padded to multiples of 32. `scratch` names memory of this thread that the result takes until the next call with that
     name: new memory costs a page fault every 4 KB, which takes longer than packing.
     """
-    if 1 not in weight.stride():
-        weight = weight.contiguous()
-    n, k = weight.shape
-    count = -(-n // 32) * -(-k // 32) * 1024
-    packed = weight.new_empty(count, dtype=products) if scratch is None else _reused(weight, scratch, count, products)
+    weight, packed = _readable(weight), _memory(weight, products, scratch)
     row_step, column_step = weight.stride()
     call(
         "pack_weight",
-        weight=weight.float(), row_step=row_step, column_step=column_step, row_scale=_contiguous_float32(row_scale),
-        column_scale=_contiguous_float32(column_scale), packed=packed, n=n, k=k, products=PRODUCTS[products],
+        weight=weight, row_step=row_step, column_step=column_step, row_scale=_contiguous_float32(row_scale),
+        column_scale=_contiguous_float32(column_scale), packed=packed, n=len(weight), k=weight.shape[1], products=PRODUCTS[products],
     )  # fmt: skip
     return packed
+
+
+def _readable(weight: Tensor) -> Tensor:
+    """Return a matrix in float32 with a step of 1 along rows or columns."""
+    return (weight if 1 in weight.stride() else weight.contiguous()).float()
+
+
+def _memory(weight: Tensor, products: torch.dtype, scratch: str | None) -> Tensor:
+    """Return memory for a packed matrix (n, k): new, or this thread's of a name."""
+    n, k = weight.shape
+    count = -(-n // 32) * -(-k // 32) * 1024
+    return weight.new_empty(count, dtype=products) if scratch is None else _reused(weight, scratch, count, products)
 
 
 def _reused(like: Tensor, name: str, count: int, dtype: torch.dtype) -> Tensor:
@@ -124,6 +132,15 @@ def pad(bias: Tensor) -> Tensor:
     return F.pad(bias.float(), (0, -bias.shape[-1] % 32))
 
 
+class LooseMlp(NamedTuple):
+    """The weights of a block's MLP as they are, float32, to be packed while they are used."""
+
+    w1: Tensor
+    norm_weight: Tensor
+    w2: Tensor
+    gamma: Tensor | None
+
+
 class PackedMlp(NamedTuple):
     """The weights of a block's MLP in the order in which the compiled operators read them."""
 
@@ -134,6 +151,7 @@ class PackedMlp(NamedTuple):
     grn: Tensor  # GRN's gamma and beta; no values without GRN
     grn_eps: float
     hidden: int
+    loose: LooseMlp | None = None  # if given, `first` and `second` are memory to pack these
 
 
 def pack_mlp(
@@ -146,21 +164,31 @@ def pack_mlp(
     products: torch.dtype,
     grn: Grn | None = None,
     *,
-    reuse: bool = False,
+    once: bool = False,
 ) -> PackedMlp:
     """Return the weights for the forward pass, with the norm's weight and bias and the layer scale folded in, exactly.
 
-    With `reuse` they are valid until this thread's next call with it.
+    With `once` they are for one call, which packs them: into this thread's memory, or for few positions, where reading the weights takes
+    most of the time, a few columns at a time in the cores' caches.
     """
     weight, bias = norm
-    first_bias = torch.addmv(b1.float(), w1.float(), bias.float())
-    second_bias = b2 if gamma is None else b2.float() * gamma
-    names = ("first", "second") if reuse else (None, None)
-    first, second = pack(w1, None, weight, products, names[0]), pack(w2, gamma, None, products, names[1])
-    packed = first, pad(first_bias), second, pad(second_bias)
-    if grn is None:
-        return PackedMlp(*packed, w1.new_empty(0), 0.0, len(w1))
-    return PackedMlp(*packed, pad(torch.stack((grn.gamma, grn.beta))), grn.eps, len(w1))
+    first_bias = pad(torch.addmv(b1.float(), w1.float(), bias.float()))
+    second_bias = pad(b2 if gamma is None else b2.float() * gamma)
+    both, eps = (w1.new_empty(0), 0.0) if grn is None else (pad(torch.stack((grn.gamma, grn.beta))), grn.eps)
+    if once:
+        loose = LooseMlp(_readable(w1), weight.float().contiguous(), _readable(w2), _contiguous_float32(gamma))
+        first, second = _memory(w1, products, "first"), _memory(w2, products, "second")
+        return PackedMlp(first, first_bias, second, second_bias, both, eps, len(w1), loose)
+    first, second = pack(w1, None, weight, products), pack(w2, gamma, None, products)
+    return PackedMlp(first, first_bias, second, second_bias, both, eps, len(w1))
+
+
+def _loose(weights: LooseMlp | None) -> dict[str, Tensor | int | None]:
+    """Return the arguments of `block_forward` for weights that are not packed."""
+    tensors: tuple[Tensor | None, ...] = (None,) * 4 if weights is None else weights
+    (w1_row, w1_column), (w2_row, w2_column) = ((0, 0), (0, 0)) if weights is None else (weights.w1.stride(), weights.w2.stride())
+    steps = {"w1_row_step": w1_row, "w1_column_step": w1_column, "w2_row_step": w2_row, "w2_column_step": w2_column}
+    return {**dict(zip(LooseMlp._fields, tensors, strict=True)), **steps}
 
 
 def norm_mlp_backward(convolved: Tensor, dout: Tensor, of: NormMlp, keep: Tensor | None) -> Gradients:
@@ -215,7 +243,7 @@ def block_forward(
     call(
         "block_forward",
         x=x, taps=taps, bias=bias, eps=eps, first=weights.first, first_bias=weights.first_bias, second=weights.second,
-        second_bias=weights.second_bias, grn=weights.grn, grn_eps=weights.grn_eps, keep=_contiguous_float32(keep),
+        second_bias=weights.second_bias, **_loose(weights.loose), grn=weights.grn, grn_eps=weights.grn_eps, keep=_contiguous_float32(keep),
         convolved=convolved, means=means, scales=scales, out=out, dtype=x.dtype, n=n, height=height, width=width, channels=channels,
         hidden=weights.hidden, kernel=taps.shape[0], products=PRODUCTS[weights.first.dtype],
     )  # fmt: skip

@@ -120,6 +120,28 @@ def test_a_second_derivative_is_refused_and_not_wrong():
 
 
 @needs_compiler
+@pytest.mark.parametrize("side", [6, 20])  # few positions, whose threads share the columns, and many
+@pytest.mark.parametrize("transposed", [False, True])
+def test_weights_for_one_call_give_the_bits_of_packed_weights(side, transposed):
+    threads = torch.get_num_threads()
+    channels = 300  # 2.9 MB of weights, not a multiple of 32
+    *conv, norm_weight, norm_bias, w1, b1, w2, b2, gamma = (part.detach() for part in parameters(channels, 7, 0) if part is not None)
+    if transposed:
+        w1, w2 = w1.T.contiguous().T, w2.T.contiguous().T
+    x = torch.randn(1, channels, side, side)
+    mlp = (w1, b1, w2, b2, gamma, (norm_weight, norm_bias), torch.float32)
+    try:
+        torch.set_num_threads(2)
+        packed, loose = (
+            native.block_forward(x, native.taps_of(conv[0]), conv[1], 1e-6, native.pack_mlp(*mlp, once=once), None, False)[0]
+            for once in (False, True)
+        )
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(packed, loose)
+
+
+@needs_compiler
 def test_an_unsupported_kernel_size_is_reported():
     x, held = torch.randn(1, 8, 5, 5), parameters(8, 3, 0)
     with pytest.raises(ConvnextError, match="block_forward has no kernel of this size: use one of 3, 5, 7, 9, 11"):

@@ -1,52 +1,15 @@
 // ConvNeXt's block on whole maps, and the order in which products read weights.
 #include "grn.h"
 
+// With `loose` weights packs them into `first` and `second`, unless threads share the columns: then each packs those that it reads.
 template <class P, int DTYPE>
 static int block(const void *x, const float *taps, const float *bias, float eps, const Weights &w, const Grn &grn, const float *keep,
                  const Saved &saved, void *out, int64_t n, int64_t height, int64_t width, int64_t kernel) {
     const Block<P, DTYPE> block = {taps, bias, eps, w, kernel, keep, saved, grn};
+    if (w.loose && (grn.gamma || !shares_columns(n * height * width, block.bytes())))
+        pack<P>(w.loose[0], (void *)w.first), pack<P>(w.loose[1], (void *)w.second);
     if (grn.gamma) return grn_block(x, block, out, n, height, width);
     return all_rows(block, x, out, n * height, height, width);
-}
-
-// Reads 16 rows of a matrix (rows, columns) from a row and column on, as 16 vectors of a column each; 0 beyond the matrix. One of the steps
-// is 1, and memory is read along it.
-static void read_columns(const float *weight, int64_t row_step, int64_t column_step, int64_t rows, int64_t columns, f32x16 *found) {
-    if (row_step == 1) {
-        for (int i = 0; i < LANES; i++)
-            found[i] = i < columns ? load(weight + i * column_step, FLOAT32, (int)max(0, min(LANES, rows))) : broadcast(0);
-        return;
-    }
-    for (int i = 0; i < LANES; i++)
-        found[i] = i < rows ? load(weight + i * row_step, FLOAT32, (int)max(0, min(LANES, columns))) : broadcast(0);
-    transpose16(found);
-}
-
-template <class P>
-static void pack(const float *weight, int64_t row_step, int64_t column_step, const float *row_scale, const float *column_scale,
-                 void *packed, int64_t n, int64_t k) {
-    const int64_t depth = (k + 31) / 32 * 32;
-#pragma omp parallel for schedule(static)
-    for (int64_t row = 0; row < n; row += 32) {
-        typename P::Writer writer = {(typename P::Value *)packed + row * depth};
-        f32x16 scales[2];
-        for (int half = 0; half < 2; half++)
-            scales[half] = row_scale ? load(row_scale + row + half * LANES, FLOAT32, (int)max(0, min(LANES, n - row - half * LANES)))
-                                     : broadcast(1);
-        for (int64_t column = 0; column < depth; column += LANES) {
-            f32x16 values[2][LANES];
-            for (int half = 0; half < 2; half++) {
-                const int64_t first = row + half * LANES;
-                read_columns(weight + first * row_step + column * column_step, row_step, column_step, n - first, k - column, values[half]);
-            }
-            for (int j = 0; j < LANES; j++) {
-                f32x16 left = values[0][j], right = values[1][j];
-                if (row_scale) left *= scales[0], right *= scales[1];
-                if (column_scale && column + j < k) left *= column_scale[column + j], right *= column_scale[column + j];
-                writer.put(column + j, left, right);
-            }
-        }
-    }
 }
 
 extern "C" int has_tiles() {
@@ -63,27 +26,33 @@ extern "C" int use_threads(int64_t threads) {
     return OK;
 }
 
-// Packs weight (n, k), float32 with a step of 1 along rows or columns, times a factor for each row and column (or null), for these products. Returns OK or
-// NEEDS_TILES.
+// Packs weight (n, k), float32 with a step of 1 along rows or columns, times a factor for each row and column (or null), for these
+// products. Returns OK or NEEDS_TILES.
 extern "C" int pack_weight(const float *weight, int64_t row_step, int64_t column_step, const float *row_scale, const float *column_scale,
                            void *packed, int64_t n, int64_t k, int products) {
     if (products != PRODUCTS_FLOAT32 && !TILES_COMPILED) return NEEDS_TILES;
     const auto run = products == PRODUCTS_SPLIT ? pack<SplitTiles> : products == PRODUCTS_BF16 ? pack<Tiles> : pack<Float32>;
-    run(weight, row_step, column_step, row_scale, column_scale, packed, n, k);
+    run({weight, row_step, column_step, row_scale, column_scale, n, k}, packed);
     return OK;
 }
 
 // The block of the map x, which is float32, or with products of bf16 of either dtype; so is the result. keep (a factor for each image) may
-// be null, and so may grn, GRN's gamma and beta, both padded. convolved, means and scales are written for the backward pass, or all null, as with GRN;
-// convolved has the products' dtype. Returns OK, OUT_OF_MEMORY, UNSUPPORTED_KERNEL, UNSUPPORTED_DTYPES or NEEDS_TILES.
+// be null, and so may grn, GRN's gamma and beta, both padded. convolved, means and scales are written for the backward pass, or all null, as
+// with GRN; convolved has the products' dtype. If w1 is given, it and w2 are the weights as `pack_weight` takes them, norm_weight is the
+// factor of w1's columns, gamma of w2's rows or null, and first and second are memory to pack them. Returns OK, OUT_OF_MEMORY,
+// UNSUPPORTED_KERNEL, UNSUPPORTED_DTYPES or NEEDS_TILES.
 extern "C" int block_forward(const void *x, const float *taps, const float *bias, float eps, const void *first, const float *first_bias,
-                             const void *second, const float *second_bias, const float *grn, float grn_eps, const float *keep,
-                             void *convolved, float *means, float *scales, void *out, int dtype, int64_t n, int64_t height, int64_t width,
-                             int64_t channels, int64_t hidden, int64_t kernel, int products) {
+                             const void *second, const float *second_bias, const float *w1, const float *norm_weight, const float *w2,
+                             const float *gamma, const float *grn, float grn_eps, const float *keep, void *convolved, float *means,
+                             float *scales, void *out, int dtype, int64_t n, int64_t height, int64_t width, int64_t channels,
+                             int64_t hidden, int64_t w1_row_step, int64_t w1_column_step, int64_t w2_row_step, int64_t w2_column_step,
+                             int64_t kernel, int products) {
     if (!is_kernel(kernel)) return UNSUPPORTED_KERNEL;
     if (products != PRODUCTS_FLOAT32 && !TILES_COMPILED) return NEEDS_TILES;
     if (products != PRODUCTS_BF16 && dtype != FLOAT32) return UNSUPPORTED_DTYPES;
-    const Weights w = {first, second, first_bias, second_bias, channels, hidden};
+    const Loose loose[] = {{w1, w1_row_step, w1_column_step, nullptr, norm_weight, hidden, channels},
+                           {w2, w2_row_step, w2_column_step, gamma, nullptr, channels, hidden}};
+    const Weights w = {first, second, first_bias, second_bias, channels, hidden, w1 ? loose : nullptr};
     auto run = products == PRODUCTS_FLOAT32 ? block<Float32, FLOAT32>
                : products == PRODUCTS_SPLIT ? block<SplitTiles, FLOAT32>
                : dtype == FLOAT32           ? block<Tiles, FLOAT32>

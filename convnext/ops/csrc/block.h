@@ -5,7 +5,7 @@
 #pragma once
 #include "depthwise.h"
 #include "norm.h"
-#include "slab.h"
+#include "pack.h"
 
 template <class P> struct Slab {
     typename P::Value *y, *hidden;
@@ -34,11 +34,20 @@ struct Columns {  // of a product: first to last - 1, multiples of 32
     int64_t first, last;
 };
 
-// The second product: out = shortcut + keep (hidden W2ᵀ + b2), for `rows` positions from first_row on.
+// Returns 32 columns of the first or second weight, which a thread packs into its scratch buffer if they are not packed. Null if memory
+// ran out.
+template <class P> static const typename P::Value *panel(const Weights &w, bool second, int64_t column) {
+    typedef typename P::Value Value;
+    if (!w.loose) return (const Value *)(second ? w.second : w.first) + column * (second ? w.padded_hidden() : w.padded_width());
+    Value *packed = (Value *)scratch_buffer<PANEL_SLOT>(32 * w.loose[second].depth() * sizeof(Value));
+    if (packed) pack_panel<P>(w.loose[second], column, packed);
+    return packed;
+}
+
+// The second product: out = shortcut + keep (hidden W2ᵀ + b2), for `rows` positions from first_row on; `weights` begins with the columns.
 template <class P, int DTYPE>
-static void project(const typename P::Value *hidden, const Weights &w, Columns columns, typename P::Scratch &scratch, int64_t rows,
+static void project(const typename P::Value *hidden, const typename P::Value *weights, const Weights &w, Columns columns, typename P::Scratch &scratch, int64_t rows,
                     const void *shortcut, void *out, const float *keep, int64_t positions, int64_t first_row) {
-    const typename P::Value *weights = (const typename P::Value *)w.second + columns.first * w.padded_hidden();
     P::multiply(hidden, rows, weights, w.padded_hidden(), columns.last - columns.first, w.second_bias + columns.first, scratch,
                 [&](int64_t row, int64_t column, f32x16 left, f32x16 right) __attribute__((always_inline)) {
                     const float factor = keep ? keep[(first_row + row) / positions] : 1;
@@ -58,12 +67,11 @@ static void project(const typename P::Value *hidden, const Weights &w, Columns c
                 });
 }
 
-// The first product: hidden = GELU(y W1ᵀ + b1), for `rows` positions. Meanwhile it fetches the first `lines` x rows cache lines of `out`,
+// The first product: hidden = GELU(y W1ᵀ + b1), for `rows` positions; `weights` begins with the columns. Meanwhile it fetches the first `lines` x rows cache lines of `out`,
 // which the second product writes.
 template <class P>
-static void expand(const Slab<P> &slab, const Weights &w, Columns columns, typename P::Scratch &scratch, int64_t rows, const void *out,
-                   int64_t lines) {
-    const typename P::Value *weights = (const typename P::Value *)w.first + columns.first * w.padded_width();
+static void expand(const Slab<P> &slab, const typename P::Value *weights, const Weights &w, Columns columns, typename P::Scratch &scratch,
+                   int64_t rows, const void *out, int64_t lines) {
     P::multiply(slab.y, rows, weights, w.padded_width(), columns.last - columns.first, w.first_bias + columns.first, scratch,
                 [&](int64_t row, int64_t column, f32x16 left, f32x16 right) __attribute__((always_inline)) {
                     column += columns.first;
@@ -133,9 +141,10 @@ template <class P, int DTYPE> struct Block {
         if (!slab.allocate(weights, count)) return false;
         void *to = at(out, begin, DTYPE);
         normalised(x, height, width, first, last, first, slab);
-        expand(slab, weights, {0, weights.padded_hidden()}, scratch, count, to, weights.width * bytes_of(DTYPE) / 64);
-        project<P, DTYPE>(slab.hidden, weights, {0, weights.padded_width()}, scratch, count, at(x, begin, DTYPE), to, keep, height * width,
-                          first * width);
+        typedef const typename P::Value *Packed;
+        expand(slab, (Packed)weights.first, weights, {0, weights.padded_hidden()}, scratch, count, to, weights.width * bytes_of(DTYPE) / 64);
+        project<P, DTYPE>(slab.hidden, (Packed)weights.second, weights, {0, weights.padded_width()}, scratch, count,
+                          at(x, begin, DTYPE), to, keep, height * width, first * width);
         return true;
     }
 
@@ -149,10 +158,17 @@ template <class P, int DTYPE> struct Block {
 #pragma omp for schedule(static)
             for (int64_t row = 0; row < rows; row++) normalised(x, height, width, row, row + 1, 0, slab);
 #pragma omp for schedule(static)
-            for (int64_t c = 0; c < weights.padded_hidden(); c += 32) expand(slab, weights, {c, c + 32}, scratch, count, nullptr, 0);
+            for (int64_t c = 0; c < weights.padded_hidden(); c += 32) {
+                const auto columns = panel<P>(weights, false, c);
+                if (columns) expand(slab, columns, weights, {c, c + 32}, scratch, count, nullptr, 0);
+                else scratch.failed = true;
+            }
 #pragma omp for schedule(static)
-            for (int64_t c = 0; c < weights.padded_width(); c += 32)
-                project<P, DTYPE>(slab.hidden, weights, {c, c + 32}, scratch, count, x, out, keep, height * width, 0);
+            for (int64_t c = 0; c < weights.padded_width(); c += 32) {
+                const auto columns = panel<P>(weights, true, c);
+                if (columns) project<P, DTYPE>(slab.hidden, columns, weights, {c, c + 32}, scratch, count, x, out, keep, height * width, 0);
+                else scratch.failed = true;
+            }
         });
     }
 };

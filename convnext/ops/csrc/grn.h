@@ -88,7 +88,8 @@ template <class P, int DTYPE> struct GrnBlock {
                 P::store32(values, left, right);
             }
         }
-        project<P, DTYPE>(hidden, w, {0, w.padded_width()}, scratch, count, at(x, begin, DTYPE), at(out, begin, DTYPE), keep, positions, first * width);
+        project<P, DTYPE>(hidden, (const Value *)w.second, w, {0, w.padded_width()}, scratch, count, at(x, begin, DTYPE),
+                          at(out, begin, DTYPE), keep, positions, first * width);
     }
 
     // The number of images whose positions are about a slab, at least one.

@@ -6,10 +6,19 @@
 
 #include <omp.h>
 
+struct Loose {  // a weight (n, k) that is not packed, with a step of 1 along rows or columns, and factors of rows and columns or null
+    const float *values;
+    int64_t row_step, column_step;
+    const float *row_scale, *column_scale;
+    int64_t n, k;
+    int64_t depth() const { return (k + 31) / 32 * 32; }
+};
+
 struct Weights {  // packed; widths and biases are padded with zeros to multiples of 32
     const void *first, *second;
     const float *first_bias, *second_bias;
     int64_t width, hidden;
+    const Loose *loose = nullptr;  // both, if `first` and `second` are memory for them instead
     int64_t padded_width() const { return (width + 31) / 32 * 32; }
     int64_t padded_hidden() const { return (hidden + 31) / 32 * 32; }
 };
@@ -36,7 +45,8 @@ typedef Float32 Tiles, SplitTiles;  // never used: has_tiles() is 0
 
 enum { PRODUCTS_FLOAT32, PRODUCTS_BF16, PRODUCTS_SPLIT };  // kinds of products: PRODUCTS of ops/interface.py
 
-#define COLUMNS_SLOT 3         // the scratch buffer of a slab that all threads share
+#define COLUMNS_SLOT 3            // the scratch buffer of a slab that all threads share
+#define PANEL_SLOT 4              // the scratch buffer of 32 columns that a thread packs for itself
 #define MAX_SHARED_POSITIONS 256  // of such a slab
 #define MIN_SHARED_BYTES (1 << 20)
 
