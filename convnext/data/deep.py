@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 import numpy as np
 from PIL import Image
 
+from convnext.data.orientation import turned_array
 from convnext.errors import CorruptImageError
 from convnext.text import counted
 
@@ -52,6 +53,11 @@ class DeepImage:
     def limits(self) -> tuple[float, float]:
         """The smallest and the largest number in it, as int or float."""
         return self.values.min().item(), self.values.max().item()
+
+    def turned(self, orientation: int) -> "DeepImage":
+        """Return the image turned by that orientation; see `orientation.turned_array`."""
+        alpha = None if self.alpha is None else turned_array(self.alpha, orientation)
+        return replace(self, values=turned_array(self.values, orientation), alpha=alpha)
 
     def pixels(self, scale: Range | None, channels: int = 3) -> "Tensor":
         """Return a float32 (channels, H, W) tensor from 0 (black) to 255 (white) that keeps every level.

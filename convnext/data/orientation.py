@@ -34,7 +34,7 @@ def upright(image: Image.Image) -> Image.Image:
     """Return a loaded image turned upright, without the metadata that describe its orientation; an upright image itself."""
     if (orientation := orientation_of(image)) == 1:
         return image
-    turned = image.transpose(_TURNS[orientation][0])
+    turned = turned_image(image, orientation)
     for key in _METADATA:
         turned.info.pop(key, None)
     return turned
@@ -46,6 +46,16 @@ def turned(pixels: "Tensor", orientation: int) -> "Tensor":
         return pixels
     _, exchanged, reversed_axes = _TURNS[orientation]
     return (pixels.transpose(-1, -2) if exchanged else pixels).flip(reversed_axes)
+
+
+def as_stored(orientation: int) -> int:
+    """Return the orientation whose turn undoes that of `orientation`, so that an upright image is again as its file has it."""
+    return {6: 8, 8: 6}.get(orientation, orientation)
+
+
+def turned_image(image: Image.Image, orientation: int) -> Image.Image:
+    """Return an image of that orientation turned upright, whatever its metadata say."""
+    return image if orientation == 1 else image.transpose(_TURNS[orientation][0])
 
 
 def turned_array(values: np.ndarray, orientation: int) -> np.ndarray:

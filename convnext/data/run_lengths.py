@@ -118,19 +118,11 @@ def sampled(runs: RunLengths, rows: np.ndarray, columns: np.ndarray) -> np.ndarr
     """
     height = runs["size"][0]
     found = np.zeros((len(rows), len(columns)), dtype=np.uint8)
-    ends = lengths(runs).cumsum()
-    stops = ends[1::2]
-    starts = ends[0::2][: len(stops)]
-    full = stops > starts
-    starts, stops = starts[full], stops[full]
-    if not len(starts):
+    starts, stops = _ones(runs)
+    if (box := _box(starts, stops, height)) is None:
         return found
     # Only rows and columns within the mask's box need a value.
-    left, right = starts[0] // height, (stops[-1] - 1) // height
-    tops, bottoms = starts % height, (stops - 1) % height
-    wraps = ((stops - 1) // height > starts // height).any()
-    top, bottom = (0, height - 1) if wraps else (tops.min(), bottoms.max())
-    inner_rows, inner_columns = _between(rows, top, bottom), _between(columns, left, right)
+    inner_rows, inner_columns = _between(rows, box[1], box[3] - 1), _between(columns, box[0], box[2] - 1)
     wanted_rows, to_rows = np.unique(rows[inner_rows], return_inverse=True)
     wanted_columns, to_columns = np.unique(columns[inner_columns], return_inverse=True)
     count = len(wanted_rows) * len(wanted_columns)
@@ -142,6 +134,30 @@ def sampled(runs: RunLengths, rows: np.ndarray, columns: np.ndarray) -> np.ndarr
     small = values.reshape(len(wanted_columns), len(wanted_rows)).T
     found[inner_rows, inner_columns] = small[to_rows][:, to_columns]
     return found
+
+
+def extent(runs: RunLengths) -> tuple[int, int, int, int] | None:
+    """Return left, top, right and bottom of a mask's pixels, the last two outside of it; None for a mask without a pixel."""
+    return _box(*_ones(runs), runs["size"][0])
+
+
+def _ones(runs: RunLengths) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the runs of ones begin and end, int64, counted column by column."""
+    ends = lengths(runs).cumsum()
+    stops = ends[1::2]
+    starts = ends[0::2][: len(stops)]
+    full = stops > starts
+    return starts[full], stops[full]
+
+
+def _box(starts: np.ndarray, stops: np.ndarray, height: int) -> tuple[int, int, int, int] | None:
+    if not len(starts):
+        return None
+    left, right = starts[0] // height, (stops[-1] - 1) // height
+    tops, bottoms = starts % height, (stops - 1) % height
+    wraps = ((stops - 1) // height > starts // height).any()
+    top, bottom = (0, height - 1) if wraps else (tops.min(), bottoms.max())
+    return int(left), int(top), int(right) + 1, int(bottom) + 1
 
 
 def _between(positions: np.ndarray, first: int, last: int) -> slice:

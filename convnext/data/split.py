@@ -37,6 +37,33 @@ def split(source: Listed, fraction: float, seed: int, groups: Sequence[int]) -> 
     return [index for index in range(len(source)) if index not in held], sorted(held)
 
 
+def held_out(
+    source: Listed,
+    labels: Sequence[int],
+    fraction: float,
+    seed: int,
+    groups: Sequence[str] | None = None,
+    fold: tuple[int, int] | None = None,
+) -> tuple[list[int], list[int]]:
+    """Return the positions of a source in two parts, in their order: those to train on, and those held out.
+
+    Args:
+        source: the images.
+        labels: what each part shall have its share of, for instance the class of each image.
+        fraction: of the images to hold out, from 0 to 1, without `fold`.
+        seed: another seed holds out other images, without `fold`.
+        groups: the group of each image, if no group shall have images in both parts.
+        fold: a number, from 1, and how many: that fold is held out.
+    """
+    if fold is None:
+        return split(source, fraction, seed, labels) if groups is None else split_groups(fraction, seed, labels, groups)
+    number, count = fold
+    keys = [source.key(index) for index in range(len(source))]
+    found = folds(keys, count, labels) if groups is None else group_folds(count, labels, groups)
+    rest, held = ([i for i, one in enumerate(found) if (one == number - 1) == wanted] for wanted in (False, True))
+    return rest, held
+
+
 def _hash(key: str, seed: int) -> float:
     """Return a number from 0 to 1. Unicode is composed and separators are slashes, so that it is the same on every system."""
     text = unicodedata.normalize("NFC", key.replace(os.sep, "/"))

@@ -22,7 +22,7 @@ _CLASSIFIERS = ("classify", "multilabel", "regress")
 _WITH_LABELS = "eval.metrics augment.mixup augment.cutmix train.loss"
 _ON_WHOLE_IMAGES = (*_CLASSIFIERS, "pretrain")  # tasks of one sample for each image
 _OF_WHOLE_IMAGES = """
-    eval. data.image_column data.label_column data.root data.group_column data.group data.fold
+    eval. data.image_column data.label_column data.root data.group_column
     augment.crop augment.crop_scale augment.crop_aspect augment.rand_augment augment.trivial_augment augment.color_jitter
     augment.random_erasing augment.extra
 """
@@ -35,7 +35,9 @@ _USED_BY: dict[str, tuple[str, ...]] = {
     "segment.": ("segment",),
     "eval.best_by": tuple(BEST_METRICS),
     "data.image_size": (*_ON_WHOLE_IMAGES, "segment"),
-    "data.val_fraction": (*_ON_WHOLE_IMAGES, "segment"),
+    **dict.fromkeys(["data.val_fraction", "data.group", "data.fold"], (*_ON_WHOLE_IMAGES, "detect", "segment")),
+    **dict.fromkeys(["data.classes", "data.crowds", "data.masks_from_boxes"], ("detect", "segment")),
+    "data.keep_empty": ("detect",),
     "data.sampler": ("classify",),
     "augment.rotate": (*_ON_WHOLE_IMAGES, "segment"),
     "train.label_smoothing": ("classify", "multilabel"),
@@ -52,6 +54,7 @@ _BESIDE: list[tuple[str, str, Callable[[Recipe], bool], str]] = [
     ("augment.crop_aspect", "augment.crop", lambda r: r.augment.crop == "none", "augment.crop=none takes the whole image"),
     ("data.val_fraction", "data.val", lambda r: r.data.val is not None, "data.val names the validation images"),
     ("data.val_fraction", "data.fold", lambda r: r.data.fold is not None, "data.fold chooses the validation images"),
+    ("data.masks_from_boxes", "model.masks", lambda r: r.model.get("masks") is False, "model.masks=false finds boxes alone"),
     ("eval.warp", "eval.letterbox", lambda r: r.eval.letterbox, "eval.letterbox takes the whole image in another way"),
     ("eval.crop_ratio", "eval.warp", lambda r: r.eval.warp, "eval.warp takes the whole image"),
     ("eval.crop_ratio", "eval.letterbox", lambda r: r.eval.letterbox, "eval.letterbox takes the whole image"),

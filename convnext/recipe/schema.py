@@ -26,6 +26,13 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 _MAX_SIDE = 4096  # pixels
 
 
+def _name(value: object) -> str:
+    """Return a class name, which YAML may have read as a number. Raises ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise ValueError(f"{value!r} is not a class name: write names in quotation marks")
+    return class_name(str(value).strip())
+
+
 class RecipeSection(BaseModel):
     """A part of the recipe: unknown keys are errors, values cannot change once read."""
 
@@ -93,8 +100,18 @@ class Data(RecipeSection):
         0.2, gt=0, lt=1, description="without val: about the fraction of each class that is held out, chosen by file name"
     )
     image_size: int | tuple[int, int] = Field(224, description="pixels a side, or [height, width], in training and evaluation")
+    classes: tuple[str, ...] | dict[str, tuple[str, ...]] | None = Field(
+        None, description="of a COCO file: the categories to use, as [car, bus], or united, as {vehicle: [car, bus], person: person}"
+    )
+    crowds: Literal["ignore", "objects"] = Field(
+        "ignore", description="of a COCO file: objects with iscrowd 1 are left out; objects: each is an object, as CVAT writes masks"
+    )
+    masks_from_boxes: bool = Field(False, description="of a COCO file: the mask of an object without one is its box")
+    keep_empty: bool = Field(False, description="detect: train on images without objects too")
     workers: int = Field(2, ge=0, description="processes that decode images; results do not depend on their number")
-    max_corrupt: float = Field(0.01, ge=0, le=1, description="fraction of the images that may be unreadable before the run stops")
+    max_corrupt: float = Field(
+        0.01, ge=0, le=1, description="fraction of the images that may be unreadable, and of a COCO file's objects that may be invalid"
+    )
     channels: int = Field(3, ge=1, le=16, description="channels of the images: 3 for RGB, 1 for grey, others for files with as many bands")
     max_pixels: int | None = Field(None, ge=1, description="largest image that is opened, width x height; default 89478485")
     mean: tuple[float, ...] | Literal["auto"] = Field(
@@ -142,6 +159,21 @@ class Data(RecipeSection):
         except re.error as error:
             raise ValueError(f"not a regular expression ({error})") from error
         return value
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _class_names(cls, value: object) -> object:
+        if isinstance(value, dict):
+            return {_name(new): tuple(map(_name, own if isinstance(own, list | tuple) else [own])) for new, own in value.items()}
+        if isinstance(value, list | tuple) and value:
+            return tuple(map(_name, value))
+        if value is not None:
+            raise ValueError(f"name classes, as in [car, bus], or unite some, as in {{vehicle: [car, bus]}}, not {value!r}")
+        return value
+
+    def united_classes(self) -> dict[str, tuple[str, ...]]:
+        """Return each of `classes` with the categories of the data that it unites; nothing without it."""
+        return self.classes if isinstance(self.classes, dict) else {name: (name,) for name in self.classes or ()}
 
     @field_validator("image_size", mode="before")
     @classmethod

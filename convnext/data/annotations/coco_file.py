@@ -3,18 +3,25 @@
 Source: Lin et al., *Microsoft COCO: Common Objects in Context* (2014), https://cocodataset.org/#format-data.
 """
 
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
-from convnext.data.run_lengths import Segmentation
+import numpy as np
+
+from convnext.data.annotations.choices import EVERYTHING, Choices
+from convnext.data.annotations.coco_faults import box_fault, ids_fault, mask_fault
+from convnext.data.annotations.json_file import read_json
+from convnext.data.run_lengths import RunLengths, Segmentation, lengths
 from convnext.errors import ConvnextError, UsageError, nearest
-from convnext.text import class_name
+from convnext.text import class_name, counted
 
 _KEYS: dict[str, tuple[str, ...]] = {"images": ("id", "file_name", "height", "width"), "annotations": (), "categories": ("id", "name")}
+_MAX_BYTES = 4 << 30  # of a file: the largest public ones have some 2 GB
+_MAX_SIDE = 1 << 20  # pixels
+_MAX_ID = 1 << 62
 
 
 class CocoImage(TypedDict):
@@ -40,7 +47,7 @@ class CocoAnnotation(TypedDict):
     image_id: int
     category_id: int
     bbox: list[float]  # left, top, width, height in pixels
-    area: NotRequired[float]  # pixels
+    area: NotRequired[float | None]  # pixels
     iscrowd: NotRequired[int]
     segmentation: NotRequired[Segmentation]
 
@@ -58,39 +65,143 @@ class CocoFile:
     """The content of an annotation file, checked."""
 
     images: dict[int, CocoImage]  # by id, in the file's order
-    annotations: list[CocoAnnotation]  # the valid ones
     classes: list[str]
-    labels: dict[int, int]  # category id → position in `classes`
-    problems: list[str] = field(default_factory=list)  # what is wrong with the others, by file and annotation id
+    labels: dict[int, int]  # category id → position in `classes`, of the categories that are used
+    category_ids: dict[str, int]  # class → category id; of several that a class unites, that of its name, or else the first
+    count: int  # annotations in the file
+    annotations: list[CocoAnnotation] = field(default_factory=list)  # the valid ones of the used categories
+    invalid: list[str] = field(default_factory=list)  # what is wrong with those that are not, by file and annotation id
+    corrected: list[str] = field(default_factory=list)  # what is wrong with those of which a part is used, likewise
+    remarks: list[str] = field(default_factory=list)  # what else to report to the user, one per line
 
 
-def read_coco(file: Path, classes: Sequence[str] | None = None) -> CocoFile:
-    """Return the content of an annotation file, its invalid annotations listed as problems.
+def read_coco(file: Path, classes: Sequence[str] | None = None, choices: Choices = EVERYTHING) -> CocoFile:
+    """Return the content of an annotation file, with what is wrong with its invalid annotations.
 
     Args:
         file: the JSON.
-        classes: the class names that the labels count; by default the file's categories in the order of their ids.
+        classes: the class names that the labels count; by default those of `choices`, or else the file's categories in the order of
+            their ids.
+        choices: the categories to use. Annotations of others are dropped and counted.
 
-    Raises UsageError if there is no such file, ConvnextError if it is not a COCO file or has a category that `classes` lack.
+    Raises UsageError if there is no such file or it lacks a chosen category, ConvnextError if it is not a COCO file or has a category
+    that `classes` lack.
     """
     content = cast(CocoContent, _load(file, _KEYS))  # its annotations are checked below
-    images = {image["id"]: image for image in content["images"]}
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    names = [category["name"] for category in categories]
-    known = [class_name(name) for name in classes] if classes is not None else names
-    if unknown := [name for name in names if name not in known]:
-        raise ConvnextError(f"{file}: category {unknown[0]!r} is not one of the classes trained on{nearest(unknown[0], known)}")
-    found = CocoFile(images, [], known, {category["id"]: known.index(category["name"]) for category in categories})
-    seen: set[int] = set()
-    for position, annotation in enumerate(content["annotations"]):
-        fault = _ids_fault(annotation, found, seen) or _box_fault(annotation, images[annotation["image_id"]])
-        fault = fault or _mask_fault(annotation.get("segmentation") or [], images[annotation["image_id"]])
-        if fault is None:
-            found.annotations.append(annotation)
+    found = _with_classes(file, content, classes, choices)
+    categories = {category["id"]: category["name"] for category in content["categories"]}
+    others: Counter[str] = Counter()
+    for position, (annotation, key) in enumerate(zip(content["annotations"], _own_ids(content["annotations"]), strict=True)):
+        where = f"{file}: annotation {key if key is not None else f'at position {position}'}"
+        if (fault := ids_fault(annotation, found.images, categories)) is not None:
+            found.invalid.append(f"{where} {fault}")
+        elif annotation["category_id"] not in found.labels:
+            others[categories[annotation["category_id"]]] += 1
         else:
-            key = annotation.get("id") if isinstance(annotation, dict) else None
-            found.problems.append(f"{file}: annotation {key if key is not None else f'without id at position {position}'} {fault}")
+            _add(found, annotation if key is not None else annotation | {"id": -1 - position}, where)
+    if without := sum(annotation["id"] < 0 for annotation in found.annotations):
+        found.remarks.append(f"{file}: numbered {without} of {counted(found.count, 'annotation')} anew, whose id is missing or repeated")
+    if others:
+        some = ", ".join(f"{name} {count}" for name, count in others.most_common(5)) + (" …" if len(others) > 5 else "")
+        found.remarks.append(f"{file}: dropped {counted(others.total(), 'object')} of other categories than the chosen classes: {some}")
     return found
+
+
+def annotation_name(key: int) -> str:
+    """Return what messages call an annotation of `CocoFile`; an id below 0 says the position of one without an id of its own."""
+    return f"annotation {key if key >= 0 else f'at position {-1 - key}'}"
+
+
+def area_of(annotation: CocoAnnotation) -> float:
+    """Return an object's area in pixels: the file's, or else that of its mask, by the shoelace formula for polygons, or of its box."""
+    if (area := annotation.get("area")) is not None:
+        return float(area)
+    segmentation = annotation.get("segmentation")
+    if not segmentation:
+        return float(annotation["bbox"][2]) * float(annotation["bbox"][3])
+    if isinstance(segmentation, dict):
+        counts = segmentation["counts"]
+        return float(sum(counts[1::2]) if isinstance(counts, list) else lengths(cast(RunLengths, segmentation))[1::2].sum())
+    points = [np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
+    return float(sum(abs(np.dot(one[:, 0], np.roll(one[:, 1], -1)) - np.dot(one[:, 1], np.roll(one[:, 0], -1))) / 2 for one in points))
+
+
+def _own_ids(annotations: Sequence[object]) -> Iterator[int | None]:
+    """Yield the id of each annotation; None where it is missing, is not a number, or is that of an earlier one."""
+    seen: set[int] = set()
+    for annotation in annotations:
+        key = annotation.get("id") if isinstance(annotation, dict) else None
+        if not isinstance(key, int) or not 0 <= key < _MAX_ID or key in seen:
+            yield None
+        else:
+            seen.add(key)
+            yield key
+
+
+def _add(found: CocoFile, annotation: CocoAnnotation, where: str) -> None:
+    """Add an annotation whose ids are valid, without the invalid ones of its polygons, or what is wrong with it."""
+    image = found.images[annotation["image_id"]]
+    width, height = image["width"], image["height"]
+    if (fault := box_fault(annotation.get("bbox"), annotation.get("area"), width, height)) is not None:
+        found.invalid.append(f"{where} {fault}")
+        return
+    given = annotation.get("segmentation")
+    fault, kept = mask_fault(given, width, height)
+    if fault is not None and kept is None:
+        found.invalid.append(f"{where} {fault}")
+        return
+    if fault is not None:
+        found.corrected.append(f"{where} {fault}; its other polygons are used")
+    if isinstance(given, list) and kept != given:
+        annotation = annotation | {"segmentation": kept}
+    found.annotations.append(annotation)
+
+
+def _with_classes(file: Path, content: CocoContent, classes: Sequence[str] | None, choices: Choices) -> CocoFile:
+    """Return the content without annotations, its categories matched with the classes."""
+    known = [class_name(name) for name in classes] if classes is not None else choices.names or None
+    categories, remarks = _one_of_a_name(file, content, known if not choices.classes else None)
+    names = [category["name"] for category in categories]
+    known = names if known is None else known
+    unites = {own: name for name, every in choices.classes for own in every}
+    if classes is None and (unknown := [own for own in unites if own not in names]):
+        raise UsageError(f"data.classes: {file} has no category {unknown[0]!r}{nearest(unknown[0], names)}")
+    wanted = list(unites.values()) if choices.classes else names
+    if other := [name for name in wanted if name not in known]:
+        hint = f"{nearest(other[0], known)}; to use some categories only, name them at the end of the data's name, as in :classes=car,bus"
+        raise ConvnextError(f"{file}: category {other[0]!r} is not one of the classes trained on{hint if not choices.classes else ''}")
+    chosen = {category["id"]: unites.get(category["name"]) if unites else category["name"] for category in categories}
+    labels = {key: known.index(name) for key, name in chosen.items() if name is not None}
+    ids: dict[str, int] = {}
+    for category in categories:
+        if (name := chosen[category["id"]]) is not None and (name not in ids or name == category["name"]):
+            ids[name] = category["id"]
+    images = {image["id"]: image for image in content["images"]}
+    return CocoFile(images, known, labels, ids, len(content["annotations"]), remarks=remarks)
+
+
+def _one_of_a_name(file: Path, content: CocoContent, known: Container[str] | None) -> tuple[list[CocoCategory], list[str]]:
+    """Return the categories in the order of their ids, and what to report of those that are left out.
+
+    A category without an annotation is left out if another one has its name, as Roboflow's root may, or if it is not `known`.
+    Raises ConvnextError if two with annotations have one name.
+    """
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    annotations: Sequence[object] = content.get("annotations") or ()
+    used = {one.get("category_id") for one in annotations if isinstance(one, dict) and isinstance(one.get("category_id"), int)}
+    kept: list[CocoCategory] = []
+    remarks: list[str] = []
+    for category in categories:
+        name, is_used = category["name"], category["id"] in used
+        twin = next((one for one in categories if one is not category and one["name"] == name), None)
+        if twin is not None and (is_used == (twin["id"] in used)):
+            raise ConvnextError(f"{file}: two categories are called {name!r}: rename one, or give their annotations one id")
+        if is_used or (twin is None and (known is None or name in known)):
+            kept.append(category)
+        else:
+            why = "another one has its name" if twin is not None else "it is not one of the classes trained on"
+            remarks.append(f"{file}: ignored the category {name!r} (id {category['id']}), which has no annotation: {why}")
+    return kept, remarks
 
 
 @dataclass(frozen=True)
@@ -106,18 +217,15 @@ def read_ids(file: Path) -> CocoIds:
     """Return the ids of an annotation file, or of one that lists test images without annotations. Raises as `read_coco` does."""
     content = cast(CocoContent, _load(file, {"images": ("id", "file_name"), "categories": ("id", "name")}))
     images = [(image["file_name"], image["id"]) for image in content["images"]]
-    return CocoIds(file, images, {category["name"]: category["id"] for category in content["categories"]})
+    categories, _ = _one_of_a_name(file, content, None)
+    return CocoIds(file, images, {category["name"]: category["id"] for category in categories})
 
 
 def _load(file: Path, wanted: Mapping[str, tuple[str, ...]]) -> object:
     """Return the JSON after checking that it has the lists `wanted`, and their entries the keys."""
-    try:
-        with open(file, "rb") as stream:
-            content: object = json.load(stream)
-    except OSError as error:
-        raise UsageError(f"no annotation file {file}: {error.strerror}") from error
-    except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
-        raise ConvnextError(f"{file} is not JSON: {error}") from error
+    if not file.is_file():
+        raise UsageError(f"no annotation file {file}")
+    content = read_json(file, _MAX_BYTES)
     if not isinstance(content, dict):
         content = {}
     if lacking := [key for key in wanted if not isinstance(content.get(key), list)]:
@@ -126,9 +234,6 @@ def _load(file: Path, wanted: Mapping[str, tuple[str, ...]]) -> object:
         _check_entries(file, kind, content[kind], keys)
     for category in content["categories"]:
         category["name"] = class_name(category["name"])
-    names = [category["name"] for category in content["categories"]]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ConvnextError(f"{file}: two categories are called {twice[0]!r}: rename one, or give their annotations one id")
     return content
 
 
@@ -144,69 +249,6 @@ def _check_entries(file: Path, kind: str, entries: list[object], keys: tuple[str
         assert isinstance(entry, dict)  # there are keys
         if entry["id"] in seen:
             raise ConvnextError(f"{where} has the id {entry['id']} of an earlier one: give each its own")
-        if "height" in keys and min(entry["height"], entry["width"]) < 1:
+        if "height" in keys and not 1 <= min(entry["height"], entry["width"]) <= max(entry["height"], entry["width"]) <= _MAX_SIDE:
             raise ConvnextError(f"{where}, id {entry['id']}, is {entry['width']} x {entry['height']} pixels")
         seen.add(entry["id"])
-
-
-def _ids_fault(annotation: object, found: CocoFile, seen: set[int]) -> str | None:
-    """Return what is wrong with an annotation's ids, as a predicate; None if nothing is. Adds its id to `seen`."""
-    if not isinstance(annotation, dict):
-        return "is not a JSON object"
-    for key in ("id", "image_id", "category_id"):
-        if not isinstance(annotation.get(key), int):
-            return f"has no {key!r} that is a whole number"
-    if annotation["id"] in seen:
-        return "has the id of an earlier one"
-    seen.add(annotation["id"])
-    if annotation["image_id"] not in found.images:
-        return f"is of image {annotation['image_id']}, which the file does not list"
-    if annotation["category_id"] not in found.labels:
-        return f"is of category {annotation['category_id']}, which the file does not list"
-    return None
-
-
-def _box_fault(annotation: CocoAnnotation, image: CocoImage) -> str | None:
-    box: object = annotation.get("bbox")
-    try:
-        x, y, width, height = map(float, box)  # type: ignore[call-overload]  # whatever the file has there
-        area = float(annotation.get("area", 0))
-    except (TypeError, ValueError):
-        return f"has no box of four numbers, or an area that is not a number: {box}, {annotation.get('area')}"
-    if not math.isfinite(x + y + width + height + area):
-        return f"has a box or area that is not finite: {box}, {area}"
-    if width <= 0 or height <= 0:
-        return f"has a box without area: {box}"
-    if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
-        return f"has a box outside its image of {image['width']} x {image['height']}: {box}"
-    return None
-
-
-def _mask_fault(segmentation: Segmentation, image: CocoImage) -> str | None:
-    height, width = image["height"], image["width"]
-    try:
-        if isinstance(segmentation, list):
-            return next((fault for polygon in segmentation if (fault := _polygon_fault(polygon, max(height, width)))), None)
-        if segmentation is None:
-            return None
-        size, counts = segmentation["size"], segmentation["counts"]
-        if list(size) != [height, width]:
-            return f"has a mask of {size[1]} x {size[0]}, its image is {width} x {height}"
-        if isinstance(counts, list) and (min(counts) < 0 or sum(counts) != height * width):
-            return f"has a mask whose runs cover {sum(counts)} of the image's {height * width} pixels"
-        if not isinstance(counts, (list, str)):
-            return "has a mask whose counts are neither a list nor a text"
-    except (TypeError, KeyError, IndexError, ValueError):
-        return "has a segmentation that is neither polygons nor run lengths"
-    return None
-
-
-def _polygon_fault(polygon: list[float], longest: int) -> str | None:
-    if len(polygon) < 6 or len(polygon) % 2:
-        return f"has a polygon of {len(polygon)} numbers: three points or more have six or more"
-    if not math.isfinite(sum(polygon)):
-        return "has a polygon with a number that is not finite"
-    # The decoder's memory grows with the polygon's length in pixels: one stray coordinate of 1e9 would exhaust it.
-    if min(polygon) < -longest or max(polygon) > 2 * longest:
-        return f"has a polygon far outside its image, from {min(polygon):g} to {max(polygon):g}"
-    return None

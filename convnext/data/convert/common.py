@@ -7,16 +7,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from convnext.data.annotations.coco_file import CocoAnnotation, CocoContent
+from convnext.data.annotations.json_file import MistakeError
 from convnext.data.run_lengths import Segmentation
 from convnext.errors import ConvnextError
 from convnext.text import counted
 
 _REPORTED = 5  # mistakes that are listed
 _MAX_PIXELS = 1 << 30
-
-
-class MistakeError(ConvnextError):
-    """A mistake in an annotation file; `str()` of it says what is wrong, and where if the reader knows."""
 
 
 @dataclass

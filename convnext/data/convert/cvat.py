@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from convnext.data.convert.common import Conversion, Converted, FoundImage, FoundObject, MistakeError
+from convnext.data.annotations.json_file import MistakeError
+from convnext.data.convert.common import Conversion, Converted, FoundImage, FoundObject
 from convnext.data.convert.files import Element, NamedImages, read_xml
 from convnext.data.convert.shapes import Point, Size, box_object, corners_of, ellipse, finite, mask_object, polygon_object, turned
 from convnext.text import class_name, counted

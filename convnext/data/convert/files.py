@@ -1,20 +1,17 @@
-"""Files that conversions read: XML and JSON of bounded size, and the images that annotations name by paths of another machine."""
+"""Files that conversions read: XML of bounded size, and the images that annotations name by paths of another machine."""
 
-import json
-import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from xml.parsers import expat
 
-from convnext.data.convert.common import MistakeError
+from convnext.data.annotations.json_file import MAX_BYTES, MistakeError, like_xml, read_json
 from convnext.data.convert.shapes import Size, finite
 from convnext.data.images import size_of
 from convnext.data.walk import walk
 from convnext.errors import ConvnextError, UsageError
 
-_MAX_BYTES = 1 << 30
 _CHUNK = 1 << 20
 _MAX_DEPTH = 64  # of XML; annotations have less than ten
 
@@ -75,7 +72,7 @@ def read_xml(file: Path, root: str, what: str) -> Iterator[Element]:
 
     def start(tag: str, attributes: dict[str, str]) -> None:
         if len(tree) == 1 and tag != root:
-            raise UsageError(f"{file} is not {what}, whose root is <{root}>: its root is <{tag}>{_like_xml(tag)}")
+            raise UsageError(f"{file} is not {what}, whose root is <{root}>: its root is <{tag}>{like_xml(tag)}")
         if len(tree) > _MAX_DEPTH:
             raise MistakeError(f"{file}, line {parser.CurrentLineNumber}: elements are nested more than {_MAX_DEPTH} deep")
         element = Element(tag, file, parser.CurrentLineNumber, attributes)
@@ -93,8 +90,8 @@ def read_xml(file: Path, root: str, what: str) -> Iterator[Element]:
     parser.buffer_text = True
     try:
         with open(file, "rb") as stream:
-            if file.stat().st_size > _MAX_BYTES:
-                raise ConvnextError(f"{file} has more than {_MAX_BYTES >> 30} GiB: export parts of it")
+            if file.stat().st_size > MAX_BYTES:
+                raise ConvnextError(f"{file} has more than {MAX_BYTES >> 30} GiB: export parts of it")
             while True:
                 chunk = stream.read(_CHUNK)
                 parser.Parse(chunk, not chunk)
@@ -117,11 +114,6 @@ def read_xml(file: Path, root: str, what: str) -> Iterator[Element]:
         raise MistakeError(f"{file}, line {error.lineno}: {expat.ErrorString(error.code)}") from error
 
 
-def _like_xml(tag: str) -> str:
-    kinds = {"annotation": "Pascal VOC: convnext data convert voc FOLDER", "annotations": "CVAT: convnext data convert cvat FILE"}
-    return f"; it looks like {kinds[tag]}" if tag in kinds else ""
-
-
 def _like(file: Path) -> str:
     """Return the end of an error message: the format that a file looks like that is not XML, or nothing."""
     with open(file, "rb") as stream:
@@ -132,27 +124,6 @@ def _like(file: Path) -> str:
         return like_json(read_json(file)) or "; it looks like JSON"
     except MistakeError:
         return "; it looks like JSON"
-
-
-def read_json(file: Path) -> object:
-    """Return the content of a JSON file of at most 1 GiB.
-
-    Raises UsageError if it can't be read or is XML, MistakeError if it is damaged.
-    """
-    try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise ConvnextError(f"{file} has more than {_MAX_BYTES >> 30} GiB: export parts of it")
-        with open(file, "rb") as stream:
-            content: object = json.load(stream)
-            return content
-    except OSError as error:
-        raise UsageError(f"{file} can't be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # ValueError: JSONDecodeError or UnicodeDecodeError
-        with open(file, "rb") as stream:
-            tag = re.search(rb"\A[\s\xef\xbb\xbf]*(?:<[?!][^>]*>\s*)*<(\w+)", stream.read(10_000))
-        if tag is not None:
-            raise UsageError(f"{file} is XML, not JSON{_like_xml(tag[1].decode())}") from error
-        raise MistakeError(f"{file} is not JSON: {error}") from error
 
 
 def like_json(content: object) -> str:

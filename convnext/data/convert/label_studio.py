@@ -12,8 +12,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from convnext.data.convert.common import Conversion, Converted, FoundImage, FoundObject, MistakeError
-from convnext.data.convert.files import NamedImages, like_json, read_json
+from convnext.data.annotations.json_file import MistakeError, read_json
+from convnext.data.convert.common import Conversion, Converted, FoundImage, FoundObject
+from convnext.data.convert.files import NamedImages, like_json
 from convnext.data.convert.shapes import Point, Size, box_object, corners_of, ellipse, finite, mask_object, polygon_object, turned
 from convnext.data.images import ENDINGS
 from convnext.errors import UsageError

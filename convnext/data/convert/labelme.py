@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL.Image import Image
 
-from convnext.data.convert.common import Conversion, Converted, FoundImage, FoundObject, MistakeError
-from convnext.data.convert.files import NamedImages, like_json, read_json
+from convnext.data.annotations.json_file import MistakeError, read_json
+from convnext.data.convert.common import Conversion, Converted, FoundImage, FoundObject
+from convnext.data.convert.files import NamedImages, like_json
 from convnext.data.convert.shapes import Point, Size, box_object, corners_of, ellipse, finite, mask_object, polygon_object
 from convnext.data.images import CorruptImageError, read_image
 from convnext.data.run_lengths import decode, from_segmentation

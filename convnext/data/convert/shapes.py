@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from convnext.data.convert.common import FoundObject, MistakeError
+from convnext.data.annotations.json_file import MistakeError
+from convnext.data.convert.common import FoundObject
 from convnext.data.run_lengths import from_columns
 from convnext.text import counted
 

@@ -5,7 +5,8 @@ from contextlib import suppress
 from itertools import count, takewhile
 from pathlib import Path, PurePosixPath
 
-from convnext.data.convert.common import Conversion, Converted, FoundImage, FoundObject, MistakeError
+from convnext.data.annotations.json_file import MistakeError
+from convnext.data.convert.common import Conversion, Converted, FoundImage, FoundObject
 from convnext.data.convert.files import Element, NamedImages, read_xml
 from convnext.data.convert.shapes import Point, Size, box_object, polygon_object
 from convnext.data.walk import folders_in, is_clutter

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from convnext.data.annotations.json_file import MistakeError
 from convnext.data.annotations.names import YAML, yaml_mapping
-from convnext.data.convert.common import Conversion, Converted, FoundImage, FoundObject, MistakeError
+from convnext.data.convert.common import Conversion, Converted, FoundImage, FoundObject
 from convnext.data.convert.files import upright_size
 from convnext.data.convert.shapes import Size, box_object, polygon_object
 from convnext.data.walk import walk

@@ -157,3 +157,37 @@ class SegmentSubset(Subset[SegmentSource]):
 
     def mask(self, index: int) -> Tensor:
         return self.source.mask(self.indices[index])
+
+
+class DetectSubset(Subset[DetectSource]):
+    """Some positions of a source with objects."""
+
+    def __init__(self, source: DetectSource, indices: Sequence[int]) -> None:
+        super().__init__(source, indices)
+        self.has_masks, self.category_ids = source.has_masks, source.category_ids
+        self.heights, self.widths = source.heights[list(indices)], source.widths[list(indices)]
+
+    def target(self, index: int) -> ImageObjects:
+        return self.source.target(self.indices[index])
+
+    def encoded_target(self, index: int) -> ImageObjects:
+        return self.source.encoded_target(self.indices[index])
+
+    def object_labels(self, index: int) -> list[int]:
+        return object_labels(self.source, self.indices[index])
+
+    def objects_by_class(self) -> list[int] | None:
+        if self.source.objects_by_class() is None:
+            return None
+        labels = [label for index in range(len(self)) for label in self.object_labels(index)]
+        counts: list[int] = np.bincount(labels, minlength=len(self.classes)).tolist()
+        return counts
+
+
+def object_labels(source: DetectSource, index: int) -> list[int]:
+    """Return the labels of an image's objects, without crowds: by the source's method of this name, or else by reading them."""
+    if hasattr(source, "object_labels"):
+        labels: list[int] = source.object_labels(index)
+        return labels
+    objects = source.encoded_target(index)
+    return [int(label) for label in objects.labels[~objects.iscrowd]]

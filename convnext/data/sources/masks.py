@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -12,9 +13,9 @@ from torch import Tensor
 from convnext.data.annotations.mask_files import IGNORED
 from convnext.data.deep import DeepImage, Depths
 from convnext.data.images import CorruptImageError
-from convnext.data.run_lengths import decode
-from convnext.data.sources.base import DetectSource, MaskIds, SegmentSource, SegmentSubset
-from convnext.data.split import split
+from convnext.data.run_lengths import extent, lengths, sampled
+from convnext.data.sources.base import DetectSource, MaskIds, SegmentSource
+from convnext.data.sources.coco import CocoSource
 from convnext.errors import ConvnextError
 
 BACKGROUND = "background"
@@ -65,14 +66,11 @@ def check(source: SegmentSource, depths: Depths | None = None) -> list[str]:
     return problems
 
 
-def hold_out(source: SegmentSource, fraction: float, seed: int) -> tuple[SegmentSource, SegmentSource]:
-    """Return a source in two parts, the second with about `fraction` of the images, at least one, chosen by name; see `split.split`."""
-    rest, held = split(source, fraction, seed, groups=[0] * len(source))
-    return SegmentSubset(source, rest), SegmentSubset(source, held)
-
-
 class Semantic:
-    """Images of a detection source with masks (H, W): 0 for background, 1 for its first class. Later objects cover earlier ones."""
+    """Images of a detection source with masks (H, W): 0 for background, 1 for its first class.
+
+    Smaller objects cover larger ones, whatever their order: a plate lies on a table. What only an object without a mask covers is ignored.
+    """
 
     def __init__(self, source: DetectSource) -> None:
         self.source, self.classes = source, [BACKGROUND, *source.classes]
@@ -93,8 +91,14 @@ class Semantic:
         """Return the class of each pixel, uint8 (H, W). Raises CorruptImageError if an object's mask can't be decoded."""
         objects = self.source.encoded_target(index)
         found = torch.zeros(int(self.source.heights[index]), int(self.source.widths[index]), dtype=torch.uint8)
-        for runs, label in zip(objects.run_lengths() or (), objects.labels, strict=True):
-            found[decode(runs).bool()] = int(label) + 1
+        is_known = self.source.with_mask(index) if isinstance(self.source, CocoSource) else [True] * len(objects)
+        labels = [label + 1 if known else IGNORED for label, known in zip(objects.labels.tolist(), is_known, strict=True)]
+        shapes = zip(labels, objects.run_lengths() or (), strict=True)
+        for label, runs in sorted(shapes, key=lambda one: (one[0] != IGNORED, -int(lengths(one[1])[1::2].sum()))):
+            if (box := extent(runs)) is not None:
+                left, top, right, bottom = box
+                ink = torch.from_numpy(sampled(runs, np.arange(top, bottom), np.arange(left, right))).bool()
+                found[top:bottom, left:right][ink] = label
         return found
 
     def name(self, index: int) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from convnext.data import imagenet
 from convnext.data.sources.base import (
@@ -23,16 +24,16 @@ from convnext.data.sources.cifar import VERSIONS, open_cifar
 from convnext.data.sources.coco import open_coco, open_coco_layout
 from convnext.data.sources.digits import open_digit_facts, open_digit_values, open_digits
 from convnext.data.sources.folder import ImageFolder, parts_of
-from convnext.data.sources.mask_folder import open_ade20k, open_mask_folder
 from convnext.data.sources.masks import open_semantic
 from convnext.data.sources.own import is_own, open_own, open_own_masks, open_own_objects
 from convnext.data.sources.packed.archive import ArchiveFolder, archive_parts, is_archive
 from convnext.data.sources.packed.embedded import is_embedded, open_embedded
 from convnext.data.sources.packed.shards import is_shards, open_shards
+from convnext.data.sources.pixelwise.mask_folder import open_ade20k, open_mask_folder
 from convnext.data.sources.scenes import open_scenes
 from convnext.data.sources.table import is_table, open_table
 from convnext.data.sources.unlabelled import Unlabelled, UnlabelledFolder
-from convnext.data.split import folds, group_folds, split, split_groups
+from convnext.data.split import held_out
 from convnext.data.tables.columns import TargetKind
 from convnext.errors import UsageError, nearest
 from convnext.extend import SOURCES
@@ -55,6 +56,7 @@ class SourceFormat:
     values: Callable[[str, Classes], ValueSource] | None = None
     detect: Callable[[str, Classes, bool], DetectSource] | None = None  # the flag: whether to keep images without objects
     segment: Callable[[str, Classes], SegmentSource] | None = None
+    has_choices: bool = False  # whether options at the end of a name choose objects; see `annotations.choices`
 
     def takes(self, where: str) -> bool:
         """Return whether a name is of this format."""
@@ -87,7 +89,7 @@ _FORMATS = [
     SourceFormat("digits as numbers", ("digit-values",), values=open_digit_values),
     SourceFormat("CIFAR", tuple(VERSIONS), classify=open_cifar),
     SourceFormat("scenes", ("scenes",), detect=open_scenes, segment=partial(open_semantic, open_scenes)),
-    SourceFormat("COCO file", ("coco",), detect=open_coco, segment=partial(open_semantic, open_coco)),
+    SourceFormat("COCO file", ("coco",), detect=open_coco, segment=partial(open_semantic, open_coco), has_choices=True),
     SourceFormat("ADE20K", ("ade20k",), segment=open_ade20k),
     SourceFormat("tables of images", (), is_embedded, classify=open_embedded),
     SourceFormat("tables", (), is_table, classify=open_table),
@@ -95,7 +97,7 @@ _FORMATS = [
     SourceFormat("shards", (), is_shards, classify=open_shards),
     SourceFormat("from outside", (), is_own, classify=open_own, detect=open_own_objects, segment=open_own_masks),
     SourceFormat("folders of classes", (), _is_path, classify=_open_image_folder),
-    SourceFormat("COCO's layout", (), _any_name, detect=open_coco_layout),
+    SourceFormat("COCO's layout", (), _any_name, detect=open_coco_layout, has_choices=True),
     SourceFormat("images and masks", (), _any_name, segment=open_mask_folder),
 ]
 
@@ -180,7 +182,8 @@ def open_detection(where: str, classes: Classes = None, keep_empty: bool = True)
 
     Args:
         where: `scenes:train` or `scenes:val`; `coco:ANNOTATIONS.json:FOLDER`; or a folder of images in COCO's own layout, such as
-            `coco/train2017`, with its annotations in `coco/annotations/instances_train2017.json`.
+            `coco/train2017`, with its annotations in `coco/annotations/instances_train2017.json`; options behind the last two choose
+            objects, see `parse_choices`.
         classes: the class names that the labels count, if a network already has some.
         keep_empty: whether to keep the images without objects; see `CocoSource`.
 
@@ -212,6 +215,19 @@ def open_segmentation(where: str, classes: Classes = None) -> SegmentSource:
     raise UsageError(f"unknown dataset {where!r}")
 
 
+def takes_choices(where: str, kind: Literal["detect", "segment"]) -> bool:
+    """Return whether options at the end of that name of data for detection or segmentation choose objects."""
+    return next(entry.has_choices for entry in _FORMATS if getattr(entry, kind) is not None and entry.takes(where))
+
+
+def kind_of(where: str) -> str:
+    """Return what the data of that name are made for: "detect" or "segment" for a prefix of such data alone, else "classify"."""
+    first = next((entry for entry in _FORMATS if entry.prefixes and entry.takes(where)), None)
+    if first is None or first.classify or first.multilabel or first.values:
+        return "classify"
+    return "detect" if first.detect is not None else "segment"
+
+
 def train_and_val(where: str) -> tuple[str, str]:
     """Return the two names, for `open_source`, of the training and the validation part of a dataset.
 
@@ -240,8 +256,7 @@ def hold_out(
 
     With `groups`, the group of each image, no group has images in both; see `split.split_groups`.
     """
-    labels = _strata(source)
-    rest, held = split(source, fraction, seed, labels) if groups is None else split_groups(fraction, seed, labels, groups)
+    rest, held = held_out(source, _strata(source), fraction, seed, groups)
     return ClassifySubset(source, rest), ClassifySubset(source, held)
 
 
@@ -249,10 +264,7 @@ def hold_out_fold(
     source: ClassifySource, fold: int, count: int, groups: Sequence[str] | None = None
 ) -> tuple[ClassifySource, ClassifySource]:
     """Return a source in two parts, the second being fold number `fold`, from 1, of `count`; see `split.folds` and `split.group_folds`."""
-    labels = _strata(source)
-    keys = [source.key(index) for index in range(len(source))]
-    found = folds(keys, count, labels) if groups is None else group_folds(count, labels, groups)
-    rest, held = ([i for i, one in enumerate(found) if (one == fold - 1) == wanted] for wanted in (False, True))
+    rest, held = held_out(source, _strata(source), 0, 0, groups, (fold, count))
     return ClassifySubset(source, rest), ClassifySubset(source, held)
 
 

@@ -1,7 +1,5 @@
 """The training and the validation part of a classifier's data, as a recipe names them."""
 
-import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -15,6 +13,7 @@ from convnext.data.sources.table import TableName, TableSource
 from convnext.errors import ConvnextError, UsageError
 from convnext.recipe.schema import Data, Recipe
 from convnext.tasks.classify.imbalance import labels_of
+from convnext.tasks.held_out import groups_by_path, shared_images
 from convnext.tasks.shared import check_class_count, reading_of, skipped_remarks
 from convnext.text import counted, printable
 
@@ -118,18 +117,7 @@ def groups_of(source: ClassifySource, data: Data) -> tuple[list[str] | None, lis
         return source.groups, []
     if data.group is None:
         return None, []
-    found: list[str] = []
-    alone: list[str] = []
-    for index in range(len(source)):
-        key = source.key(index).replace(os.sep, "/")
-        match = re.search(data.group, key)
-        if match is None:
-            alone.append(key)
-        found.append(f"/{key}" if match is None else "/".join(part or "" for part in match.groups() or (match[0],)))
-    if len(alone) == len(found) and found:
-        raise ConvnextError(f"data.group={data.group} fits no image, for instance not {printable(alone[0])}")
-    remark = f"data.group fits {len(found) - len(alone)} of {counted(len(found), 'image')}, not {printable(alone[0])}" if alone else ""
-    return found, [f"{remark}: each of the others is a group of its own"] if alone else []
+    return groups_by_path(source, data.group)
 
 
 def parts_of(source: ClassifySource, data: Data) -> Sequence[str] | None:
@@ -231,9 +219,7 @@ def _shared_files(train: ClassifySource, val: ClassifySource) -> list[str]:
     """Return what to report of images that are trained and evaluated on, where a table names either part."""
     if not isinstance(train, TableSource) and not isinstance(val, TableSource):
         return []
-    known = {train.name(index) for index in range(len(train))}
-    both = [name for index in range(len(val)) if (name := val.name(index)) in known]
-    return [f"{len(both)} of the {len(val)} validation images are trained on too, the first {printable(both[0])}"] if both else []
+    return shared_images(train, val)
 
 
 def remarks_on(source: ClassifySource) -> list[str]:

@@ -12,7 +12,7 @@ from convnext.data.images import AS_RGB, Reading
 from convnext.data.loader import Sample, Samples
 from convnext.data.sources.base import DetectSource, read_by
 from convnext.data.sources.coco import CocoSource
-from convnext.data.sources.coco import check as check_coco
+from convnext.data.sources.coco_check import check as check_coco
 from convnext.data.sources.open import open_detection
 from convnext.data.transforms.detect import DetectAugmentation, DetectPreprocessing, train_transform
 from convnext.data.transforms.preprocessing import Preprocessing
@@ -23,8 +23,10 @@ from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Report
 from convnext.tasks.detect import prediction
 from convnext.tasks.detect.batch import DetectBatch, DetectEvaluationSamples, DetectTrainingSamples
 from convnext.tasks.detect.loss import DetectCriterion
+from convnext.tasks.detect.parts import open_parts
 from convnext.tasks.detect.prediction import Detections, DetectNetwork, DetectOptions, DetectPrediction
-from convnext.tasks.shared import check_class_count, measured, measured_remarks, reading_of, refuse_options, skipped_remarks
+from convnext.tasks.objects import with_options
+from convnext.tasks.shared import measured, measured_remarks, refuse_options, skipped_remarks
 
 if TYPE_CHECKING:
     from convnext.tasks.exported import TaskExport
@@ -51,24 +53,9 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
     def open(self, recipe: Recipe) -> TaskData:
         """Open the training and validation images of a recipe. Raises ConvnextError for data that a detector can't learn from."""
         data, sizes, augment = recipe.data, recipe.detect, recipe.augment
-        train = open_detection(data.train, keep_empty=False)
-        read_by(train, reading_of(recipe))
-        check_class_count(recipe, train.classes)
         if (recipe.eval.best_by or "").startswith("mask") and recipe.model.get("masks") is False:
             raise UsageError(f"eval.best_by={recipe.eval.best_by}: with model.masks=false there are no masks to measure")
-        if data.val is None:
-            raise ConvnextError(f"no data.val given: name the images to evaluate on, in the notation of data.train={data.train}")
-        val = open_detection(data.val, train.classes)
-        read_by(val, reading_of(recipe))
-        remarks = []
-        for where, source in (("train", train), ("val", val)):
-            remarks += [f"{where}: {remark}" for remark in (self.counts(source), *self.remarks_on(source))]
-            if not len(source):
-                raise ConvnextError(f"no images in data.{where}")
-            if not source.has_masks and recipe.model.get("masks") is not False:
-                raise ConvnextError(
-                    f"data.{where} has boxes but no masks: annotate instance masks, or detect boxes alone with model.masks=false"
-                )
+        train, val, remarks = open_parts(recipe, lambda source: [self.counts(source), *self.remarks_on(source)])
         given, recipe = recipe, measured(recipe, train)
         remarks += deep.remarks(train, data.range) + measured_remarks(recipe, given)
         augmentation = DetectAugmentation(
@@ -89,6 +76,10 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
         if len(source.classes) != num_classes:
             raise ConvnextError(f"{where} has {len(source.classes)} classes, the network {num_classes}: evaluate on data of its classes")
         return source
+
+    def named(self, where: str, recipe: Recipe) -> str:
+        """Return the name of a dataset with the objects that the recipe chooses, unless it has its own choices."""
+        return with_options(where, recipe, "detect")
 
     def check(self, where: str, how: Reading = AS_RGB) -> list[str]:
         """Return everything wrong with images and annotations, one problem per line, by file and annotation id; reads all of them."""

@@ -12,8 +12,7 @@ from convnext.data.counts import described
 from convnext.data.images import AS_RGB, Reading
 from convnext.data.loader import Sample, Samples
 from convnext.data.sources import masks
-from convnext.data.sources.base import SegmentSource, read_by
-from convnext.data.sources.masks import hold_out
+from convnext.data.sources.base import SegmentSource, SegmentSubset, read_by
 from convnext.data.sources.open import open_segmentation
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.data.transforms.segment import SegmentPreprocessing, TrainTransform
@@ -21,6 +20,8 @@ from convnext.errors import ConvnextError, UsageError
 from convnext.models.segmentation import inference
 from convnext.recipe import BEST_METRICS, Recipe
 from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData
+from convnext.tasks.held_out import hold_out, shared_images
+from convnext.tasks.objects import refuse_invalid, with_options
 from convnext.tasks.segment import prediction
 from convnext.tasks.segment.batch import SegmentBatch, SegmentEvaluationSamples, SegmentTrainingSamples
 from convnext.tasks.segment.loss import SegmentCriterion
@@ -57,20 +58,22 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
             raise UsageError(
                 f"segment.distort changes the colours of RGB images, not of {data.channels} channels: add segment.distort=false"
             )
-        train = open_segmentation(data.train)
+        train = open_segmentation(with_options(data.train, recipe, "segment"))
         read_by(train, reading_of(recipe))
         check_class_count(recipe, train.classes)
         remarks = []
         if data.val is not None:
-            val = open_segmentation(data.val, train.classes)
+            val = open_segmentation(with_options(data.val, recipe, "segment"), train.classes)
             read_by(val, reading_of(recipe))
+            remarks += shared_images(train, val)
         else:
-            train, val = hold_out(train, data.val_fraction, recipe.seed)
-            remarks.append(f"no data.val given: {len(val)} of the {len(train) + len(val)} images are held out for validation")
+            rest, held, remarks = hold_out(train, [0] * len(train), recipe)
+            train, val = SegmentSubset(train, rest), SegmentSubset(train, held)
         for where, source in (("train", train), ("val", val)):
             remarks += [f"{where}: {remark}" for remark in (self.counts(source), *self.remarks_on(source))]
             if not len(source):
                 raise ConvnextError(f"no images in data.{where}")
+            refuse_invalid(getattr(source, "source", None), data.max_corrupt)
             remarks += _refuse_problems(where, source)
         given, recipe = recipe, measured(recipe, train)
         remarks += deep.remarks(train, data.range) + measured_remarks(recipe, given)
@@ -84,6 +87,10 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
         if len(source.classes) != num_classes:
             raise ConvnextError(f"{where} has {len(source.classes)} classes, the network {num_classes}: evaluate on data of its classes")
         return source
+
+    def named(self, where: str, recipe: Recipe) -> str:
+        """Return the name of a dataset with the objects that the recipe chooses, unless it has its own choices."""
+        return with_options(where, recipe, "segment")
 
     def check(self, where: str, how: Reading = AS_RGB) -> list[str]:
         """Return everything wrong with the images and masks, one problem per line, by path and value; reads all of them."""

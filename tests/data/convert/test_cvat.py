@@ -7,7 +7,8 @@ import pytest
 from helpers import sample_image
 
 from convnext.data.convert.cvat import cvat_to_coco
-from convnext.data.sources.coco import CocoSource, check
+from convnext.data.sources.coco import CocoSource
+from convnext.data.sources.coco_check import check
 from convnext.errors import ConvnextError, UsageError
 
 HEAD = """<?xml version="1.0" encoding="utf-8"?>

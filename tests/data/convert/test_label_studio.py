@@ -7,7 +7,8 @@ import pytest
 from helpers import sample_image
 
 from convnext.data.convert.label_studio import label_studio_to_coco
-from convnext.data.sources.coco import CocoSource, check
+from convnext.data.sources.coco import CocoSource
+from convnext.data.sources.coco_check import check
 from convnext.errors import UsageError
 
 SIZE = {"original_width": 60, "original_height": 50, "image_rotation": 0}

@@ -10,7 +10,8 @@ from helpers import sample_image
 from PIL import Image
 
 from convnext.data.convert.labelme import labelme_to_coco
-from convnext.data.sources.coco import CocoSource, check
+from convnext.data.sources.coco import CocoSource
+from convnext.data.sources.coco_check import check
 from convnext.errors import ConvnextError, UsageError
 
 

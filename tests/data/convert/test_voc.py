@@ -9,7 +9,8 @@ from helpers import sample_image
 
 from convnext.data.convert.formats import convert
 from convnext.data.convert.voc import voc_to_coco
-from convnext.data.sources.coco import CocoSource, check
+from convnext.data.sources.coco import CocoSource
+from convnext.data.sources.coco_check import check
 from convnext.errors import ConvnextError, UsageError
 
 OBJECT = """  <object>

@@ -11,7 +11,8 @@ from pycocotools.coco import COCO
 
 from convnext.data.convert.formats import convert
 from convnext.data.convert.yolo import yolo_to_coco
-from convnext.data.sources.coco import CocoSource, check
+from convnext.data.sources.coco import CocoSource
+from convnext.data.sources.coco_check import check
 from convnext.errors import ConvnextError, UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own

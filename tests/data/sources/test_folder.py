@@ -10,8 +10,8 @@ from helpers import image_folder, shared
 from convnext.data.counts import described
 from convnext.data.images import CorruptImageError
 from convnext.data.sources.folder import ImageFolder
-from convnext.data.sources.mask_folder import open_mask_folder
 from convnext.data.sources.open import open_source, train_and_val
+from convnext.data.sources.pixelwise.mask_folder import open_mask_folder
 from convnext.errors import ConvnextError
 from convnext.inference.inputs import find_items
 from convnext.recipe import load_recipe

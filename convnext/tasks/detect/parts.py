@@ -1,0 +1,76 @@
+"""The training and the validation part of a detector's data, as a recipe names them."""
+
+from collections import Counter
+from collections.abc import Callable
+
+from convnext.data.sources.base import DetectSource, DetectSubset, object_labels, read_by
+from convnext.data.sources.open import open_detection
+from convnext.errors import ConvnextError
+from convnext.recipe import Recipe
+from convnext.tasks.held_out import hold_out, shared_images
+from convnext.tasks.objects import refuse_invalid, with_options
+from convnext.tasks.shared import check_class_count, reading_of
+from convnext.text import counted
+
+_SHOWN = 5  # classes in a message
+_NO_OBJECT = -1  # stands for the class of an image without objects
+
+Described = Callable[[DetectSource], list[str]]
+
+
+def open_parts(recipe: Recipe, described: Described) -> tuple[DetectSource, DetectSource, list[str]]:
+    """Return the images to train on, those to evaluate on, and what to report of both.
+
+    Args:
+        recipe: that names them.
+        described: the task's lines on a source.
+
+    Raises ConvnextError for no images, no objects, another number of classes than the recipe's, or too many invalid annotations.
+    """
+    data = recipe.data
+    name = with_options(data.train, recipe, "detect")
+    train = open_detection(name, keep_empty=data.val is None or data.keep_empty)
+    check_class_count(recipe, train.classes)
+    refuse_invalid(train, data.max_corrupt)
+    remarks = [f"train: {remark}" for remark in described(train)]
+    if data.val is not None:
+        val = open_detection(with_options(data.val, recipe, "detect"), train.classes)
+        refuse_invalid(val, data.max_corrupt)
+        remarks += [f"val: {remark}" for remark in described(val)] + shared_images(train, val)
+    else:
+        train, val, found = _held_out(train, recipe)
+        remarks += found
+    for part, source in (("train", train), ("val", val)):
+        read_by(source, reading_of(recipe))
+        if not len(source):
+            raise ConvnextError(f"no images in data.{part}")
+        if (counts := source.objects_by_class()) is not None and not sum(counts):
+            what = "to train on" if part == "train" else "to evaluate on"
+            raise ConvnextError(f"the {counted(len(source), 'image')} of data.{part} {what} hold no object: give images with objects")
+        if not source.has_masks and recipe.model.get("masks") is not False:
+            raise ConvnextError(
+                f"data.{part} has boxes but no masks: annotate instance masks, or detect boxes alone with model.masks=false, or take the "
+                "boxes as masks with data.masks_from_boxes=true"
+            )
+    return train, val, remarks
+
+
+def _held_out(whole: DetectSource, recipe: Recipe) -> tuple[DetectSource, DetectSource, list[str]]:
+    """Return the images of `data.train` in two parts, and what to report of them.
+
+    Each part has its share of the images of each class, counted by the class of an image that fewest images have, and of those without
+    objects; of these only the validation part has some, unless the recipe keeps them.
+    """
+    labels = [object_labels(whole, index) for index in range(len(whole))]
+    images = Counter(label for found in labels for label in set(found))
+    strata = [min(found, key=lambda label: (images[label], label)) if found else _NO_OBJECT for found in labels]
+    rest, held, remarks = hold_out(whole, strata, recipe)
+    if not recipe.data.keep_empty and (empty := sum(not labels[index] for index in rest)):
+        rest = [index for index in rest if labels[index]]
+        remarks.append(f"train: skipped {counted(empty, 'image')} without objects (data.keep_empty=true trains on them)")
+    for indices, what in ((rest, "train on"), (held, "validate on")):
+        there = {label for index in indices for label in labels[index]}
+        if lacking := [name for label, name in enumerate(whole.classes) if label in images and label not in there]:
+            some = f"{', '.join(lacking[:_SHOWN])}{' …' if len(lacking) > _SHOWN else ''}"
+            remarks.append(f"no objects to {what} of {counted(len(lacking), 'class')}: {some}")
+    return DetectSubset(whole, rest), DetectSubset(whole, held), remarks

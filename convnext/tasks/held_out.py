@@ -1,0 +1,61 @@
+"""The images held out for validation, by the keys of a recipe: what the tasks share."""
+
+import os
+import re
+from collections.abc import Sequence
+
+from convnext.data.contents import Listed
+from convnext.data.sources.base import ImageSource
+from convnext.data.split import held_out
+from convnext.errors import ConvnextError
+from convnext.recipe.schema import Recipe
+from convnext.text import counted, printable
+
+
+def hold_out(source: Listed, labels: Sequence[int], recipe: Recipe) -> tuple[list[int], list[int], list[str]]:
+    """Return the positions to train on, those held out, and what to report, by `data.val_fraction`, `data.fold` and `data.group`.
+
+    Args:
+        source: the images of `data.train`.
+        labels: what each part shall have its share of.
+        recipe: with the keys.
+
+    Raises ConvnextError if there are fewer images or groups than folds, or nothing can be held out.
+    """
+    data, fold = recipe.data, recipe.data.fold_of()
+    groups, remarks = groups_by_path(source, data.group) if data.group is not None else (None, [])
+    units, what = (len(source), "image") if groups is None else (len(set(groups)), "group")
+    if fold is not None and fold[1] > units:
+        raise ConvnextError(f"data.fold={data.fold} needs {fold[1]} {what}s, and there are {units}")
+    rest, held = held_out(source, labels, data.val_fraction, recipe.seed, groups, fold)
+    if not rest or not held:
+        raise ConvnextError(f"nothing can be held out of {counted(units, what)} for validation: name the images to evaluate on as data.val")
+    among = f" ({len({groups[index] for index in held})} of {counted(units, what)})" if groups is not None else ""
+    why = "no data.val given" if fold is None else f"data.fold={data.fold}"
+    return rest, held, [*remarks, f"{why}: {len(held)} of the {len(source)} images{among} are held out for validation"]
+
+
+def groups_by_path(source: Listed, pattern: str) -> tuple[list[str], list[str]]:
+    """Return the group of each image, by what the regular expression finds in its path, and what to report.
+
+    Raises ConvnextError if it finds nothing in any path.
+    """
+    found: list[str] = []
+    alone: list[str] = []
+    for index in range(len(source)):
+        key = source.key(index).replace(os.sep, "/")
+        match = re.search(pattern, key)
+        if match is None:
+            alone.append(key)
+        found.append(f"/{key}" if match is None else "/".join(part or "" for part in match.groups() or (match[0],)))
+    if len(alone) == len(found) and found:
+        raise ConvnextError(f"data.group={pattern} fits no image, for instance not {printable(alone[0])}")
+    remark = f"data.group fits {len(found) - len(alone)} of {counted(len(found), 'image')}, not {printable(alone[0])}" if alone else ""
+    return found, [f"{remark}: each of the others is a group of its own"] if alone else []
+
+
+def shared_images(train: ImageSource, val: ImageSource) -> list[str]:
+    """Return what to report of images that are trained and evaluated on: at most one line."""
+    known = {os.path.abspath(train.name(index)) for index in range(len(train))}
+    both = [name for index in range(len(val)) if os.path.abspath(name := val.name(index)) in known]
+    return [f"{len(both)} of the {len(val)} validation images are trained on too, the first {printable(both[0])}"] if both else []
