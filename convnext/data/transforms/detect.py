@@ -19,8 +19,10 @@ from convnext.data.annotations.objects import ImageObjects
 from convnext.data.deep import DeepImage, Range
 from convnext.data.images import to_pixels
 from convnext.data.run_lengths import EncodedMasks
-from convnext.data.transforms.geometry import blurred, drawn
+from convnext.data.transforms.geometry import blurred, draw_angle, drawn
 from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, to_normalised
+from convnext.data.transforms.rotation import turned
+from convnext.data.transforms.visible import clipped
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class DetectAugmentation:
     vflip: float = 0.0  # probability of the image upside down
     blur: float = 0.0  # probability of a Gaussian blur
     channels: int = 3  # see `to_pixels`
+    rotate: float = 0.0  # largest angle in degrees, either way
 
 
 ObjectsTransform = Callable[[Image | DeepImage | Tensor, ImageObjects], tuple[Tensor, ImageObjects]]
@@ -98,6 +101,7 @@ def _augment(
         pixels, objects = resized(pixels, objects, _one_of(settings.crop_short), settings.longest)
         pixels, objects = cropped(pixels, objects, *_crop_window(pixels.shape[1], pixels.shape[2], settings.crop))
     pixels, objects = resized(pixels, objects, _one_of(settings.short), settings.longest)
+    pixels, objects = turned(pixels, objects, draw_angle(settings.rotate), [255 * value for value in settings.mean])
     return normalised(blurred(pixels, settings.blur)), objects
 
 
@@ -141,12 +145,12 @@ def resized(pixels: Tensor, objects: ImageObjects, short: int, longest: int) -> 
         masks = masks.resized(size)
     elif masks is not None:  # F.interpolate refuses an empty tensor
         masks = F.interpolate(masks[None], size, mode="nearest")[0] if len(masks) else masks.new_zeros(0, *size)
-    return _interpolated(pixels, size), replace(objects, boxes=_clipped(boxes, *size), masks=masks)
+    return _interpolated(pixels, size), replace(objects, boxes=clipped(boxes, *size), masks=masks)
 
 
 def cropped(pixels: Tensor, objects: ImageObjects, top: int, left: int, height: int, width: int) -> tuple[Tensor, ImageObjects]:
     """Return a window of an image (3, H, W) and the objects whose box overlaps with it."""
-    boxes = _clipped(objects.boxes - torch.tensor([left, top] * 2), height, width)
+    boxes = clipped(objects.boxes - torch.tensor([left, top] * 2), height, width)
     masks, rows, columns = objects.masks, slice(top, top + height), slice(left, left + width)
     if masks is not None:
         masks = masks.cropped(rows, columns) if isinstance(masks, EncodedMasks) else masks[:, rows, columns]
@@ -178,7 +182,3 @@ def upside_down(pixels: Tensor, objects: ImageObjects) -> tuple[Tensor, ImageObj
 
 def _interpolated(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(pixels[None].contiguous(memory_format=torch.channels_last), size, mode="bilinear", antialias=False)[0]
-
-
-def _clipped(boxes: Tensor, height: int, width: int) -> Tensor:
-    return boxes.clamp(min=torch.zeros(4), max=torch.tensor([width, height] * 2))

@@ -73,7 +73,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
         remarks += deep.remarks(train, data.range) + measured_remarks(recipe, given)
         augmentation = DetectAugmentation(
             sizes.short, sizes.longest, sizes.crop_short, sizes.crop, augment.flip, *recipe.data.normalisation(), data.range,
-            augment.vflip, augment.blur, data.channels,
+            augment.vflip, augment.blur, data.channels, augment.rotate,
         )  # fmt: skip
         transform = train_transform(augmentation)
         upright = (train.heights > train.widths).astype(int)
