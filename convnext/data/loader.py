@@ -46,6 +46,7 @@ LabelT = DefaultTypeVar("LabelT", default=Any)  # what is learned about an image
 SourceT = DefaultTypeVar("SourceT", bound=IndexedImages, default=Any)
 GivenT = TypeVar("GivenT", covariant=True)
 BatchT = TypeVar("BatchT")
+T = TypeVar("T")
 
 
 class Labelled(Protocol[GivenT]):
@@ -88,22 +89,38 @@ class Samples(Dataset[Sample[LabelT]], Generic[SourceT, LabelT]):
         """Return the image at a position of the source and its label, as they go into a batch."""
         return self.transform(image), cast(Labelled[LabelT], self.source).label(index)
 
+    def prepare_for_training(self, image: Any, index: int, corrupt: list[tuple[int, str]]) -> tuple[Tensor, LabelT]:
+        """Return what `prepare` does, augmented. A task that combines images overrides it, and takes the others from `another`."""
+        return self.prepare(image, index)
+
+    def another(self, read: Callable[[int], T], corrupt: list[tuple[int, str]]) -> T:
+        """Return what `read` gives for a random position, or else for the next one that it can read; the others go to `corrupt`."""
+        return self._first(np.random.randint(len(self.source)), read, corrupt)
+
     def __getitem__(self, key: Key) -> Sample[LabelT]:
         epoch, index = key
         corrupt: list[tuple[int, str]] = []
-        for i in range(index, index + len(self.source)):
-            at = i % len(self.source)
+        if epoch == EVALUATION:
             try:
-                if epoch == EVALUATION:
-                    # Decoded and resized with Pillow, as the published accuracies were measured.
-                    return Sample(*self.prepare(self.source.read(at), at), at, corrupt)
-                with seeded(self.seed, epoch, index):  # a dataset from outside may draw at random when it gives an item
-                    return Sample(*self.prepare(self.source.pixels(at), at), at, corrupt)
+                # Decoded and resized with Pillow, as the published accuracies were measured.
+                return Sample(*self.prepare(self.source.read(index), index), index, corrupt)
             except CorruptImageError as error:
-                corrupt.append((at, str(error)))
-                if epoch == EVALUATION:
-                    return Sample(torch.empty(0), cast(LabelT, None), index, corrupt)
-        raise ConvnextError(f"none of the {len(self.source)} images could be read; the first: {corrupt[0][1]}")
+                return Sample(torch.empty(0), cast(LabelT, None), index, [(index, str(error))])
+
+        def take(at: int) -> Sample[LabelT]:
+            with seeded(self.seed, epoch, index):  # a dataset from outside may draw at random when it gives an item
+                return Sample(*self.prepare_for_training(self.source.pixels(at), at, corrupt), at, corrupt)
+
+        return self._first(index, take, corrupt)
+
+    def _first(self, start: int, read: Callable[[int], T], corrupt: list[tuple[int, str]]) -> T:
+        count = len(self.source)
+        for index in range(start, start + count):
+            try:
+                return read(index % count)
+            except CorruptImageError as error:
+                corrupt.append((index % count, str(error)))
+        raise ConvnextError(f"none of the {count} images could be read; the first: {corrupt[0][1]}")
 
 
 class EpochOrder:

@@ -37,6 +37,8 @@ _USED_BY: dict[str, tuple[str, ...]] = {
     "data.image_size": (*_ON_WHOLE_IMAGES, "segment"),
     "data.val_fraction": (*_ON_WHOLE_IMAGES, "segment"),
     "data.sampler": ("classify",),
+    "augment.copy_paste": ("detect",),
+    "augment.mosaic": ("detect", "segment"),
     "train.label_smoothing": ("classify", "multilabel"),
     "train.class_weights": ("classify",),
     "train.focal_gamma": ("classify",),

@@ -188,6 +188,8 @@ class Augment(RecipeSection):
     random_erasing: float = Field(0.0, ge=0, le=1, description="probability of erasing a rectangle with per-pixel noise")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup, 0 for none (Zhang et al., 2018)")
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix, 0 for none (Yun et al., 2019)")
+    copy_paste: float = Field(0.0, ge=0, le=1, description="detect: probability that objects of another image are pasted on an image")
+    mosaic: float = Field(0.0, ge=0, le=1, description="detect, segment: probability of a mosaic of four images in place of one")
     extra: str | None = Field(None, description="an augmentation of your own behind these: a registered name, or module:function")
 
 

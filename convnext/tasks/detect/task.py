@@ -69,11 +69,16 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
                 raise ConvnextError(
                     f"data.{where} has boxes but no masks: annotate instance masks, or detect boxes alone with model.masks=false"
                 )
+        if augment.copy_paste and not train.has_masks:
+            raise UsageError(
+                f"augment.copy_paste={augment.copy_paste:g} cuts objects out by their masks, and data.train has boxes alone: "
+                "remove it, or take augment.mosaic"
+            )
         given, recipe = recipe, measured(recipe, train)
         remarks += deep.remarks(train, data.range) + measured_remarks(recipe, given)
         augmentation = DetectAugmentation(
             sizes.short, sizes.longest, sizes.crop_short, sizes.crop, augment.flip, *recipe.data.normalisation(), data.range,
-            augment.vflip, augment.blur, data.channels, augment.rotate,
+            augment.vflip, augment.blur, data.channels, augment.rotate, augment.copy_paste, augment.mosaic,
         )  # fmt: skip
         transform = train_transform(augmentation)
         upright = (train.heights > train.widths).astype(int)

@@ -209,6 +209,7 @@ def _train_transform(recipe: Recipe) -> TrainTransform:
         augment.rotate,
         augment.blur,
         data.channels,
+        augment.mosaic,
     )
 
 
