@@ -101,8 +101,11 @@ class Data(RecipeSection):
         (0.485, 0.456, 0.406), description="subtracted from each channel in 0 to 1 (ImageNet's); auto: mean and std of the training images"
     )
     std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="divided by after that (ImageNet's)")
-    sampler: Literal["shuffle", "balanced"] = Field(
-        "shuffle", description="images of an epoch; shuffle: each once; balanced (classify): every class equally often, with repeats"
+    sampler: Literal["shuffle", "balanced", "repeat_factor"] = Field(
+        "shuffle", description="images of an epoch: each once; balanced: every class equally often; repeat_factor: rare classes more often"
+    )
+    repeat_threshold: float = Field(
+        0.001, gt=0, le=1, description="sampler repeat_factor: fraction of the images below which a class is rare (LVIS: 0.001)"
     )
     range: AnyNumber | tuple[AnyNumber, AnyNumber] | None = Field(
         None, description="images with more than 8 bits: the value of white, or [black, white]; default 65535, or 1 for floats"

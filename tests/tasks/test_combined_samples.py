@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from convnext.data.images import CorruptImageError
-from convnext.data.loader import EpochOrder, make_loader
+from convnext.data.loader import make_loader
+from convnext.data.sampling.order import EpochOrder
 from convnext.data.sources.masks import Semantic
 from convnext.data.sources.scenes import Scenes
 from convnext.data.transforms.detect import DetectAugmentation, train_transform

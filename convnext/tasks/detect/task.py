@@ -10,7 +10,7 @@ from convnext.data import deep
 from convnext.data.counts import described
 from convnext.data.images import AS_RGB, Reading
 from convnext.data.loader import Sample, Samples
-from convnext.data.sources.base import DetectSource, read_by
+from convnext.data.sources.base import DetectSource, classes_of_objects, read_by
 from convnext.data.sources.coco import CocoSource
 from convnext.data.sources.coco import check as check_coco
 from convnext.data.sources.open import open_detection
@@ -24,7 +24,7 @@ from convnext.tasks.detect import prediction
 from convnext.tasks.detect.batch import DetectBatch, DetectEvaluationSamples, DetectTrainingSamples
 from convnext.tasks.detect.loss import DetectCriterion
 from convnext.tasks.detect.prediction import Detections, DetectNetwork, DetectOptions, DetectPrediction
-from convnext.tasks.shared import check_class_count, measured, measured_remarks, reading_of, refuse_options, skipped_remarks
+from convnext.tasks.shared import check_class_count, draw_of, measured, measured_remarks, reading_of, refuse_options, skipped_remarks
 
 if TYPE_CHECKING:
     from convnext.tasks.exported import TaskExport
@@ -86,7 +86,8 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
         groups = _groups(upright.tolist(), recipe.train.batch_size)
         ids = [train.category_ids[name] for name in train.classes] if train.category_ids else None
         val_samples = self.evaluation_samples(val, self.preprocessing(recipe))
-        return TaskData(samples, val_samples, train.classes, remarks, groups, ids, recipe=recipe)
+        draw, found = draw_of(recipe, train.classes, lambda: classes_of_objects(train))
+        return TaskData(samples, val_samples, train.classes, remarks + found, groups, ids, draw=draw, recipe=recipe)
 
     def open_labelled(self, where: str, classes: list[str] | None, num_classes: int) -> DetectSource:
         """Open annotated images to evaluate a network on."""

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from tiny_models import CLASSES, detector
 
 import convnext
-from convnext.data.loader import EVALUATION
 from convnext.data.run_lengths import decode
+from convnext.data.sampling.order import EVALUATION
 from convnext.data.sources.scenes import Scenes
 from convnext.errors import ConvnextError, TooLargeError, UsageError
 from convnext.evaluate import evaluate_loaded
