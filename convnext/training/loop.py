@@ -66,8 +66,7 @@ class Trainer:
         self.train_step = TrainStep(state, task.criterion(recipe, data), recipe, size, device)
         rank, world, micro_batch = distributed.rank(), distributed.world(), self.train_step.micro_batch
         self.order = EpochOrder(count, size, recipe.seed, rank, world, data.groups, micro_batch, data.draw)
-        self.per_epoch = self.order.batches
-        train = recipe.train
+        train, self.per_epoch = recipe.train, self.order.batches
         self.total = train.iterations or train.epochs * self.per_epoch
         self.warmup = round(train.warmup_epochs * self.per_epoch) if train.warmup_steps is None else train.warmup_steps
         self.loader: Loader[Batch, EpochOrder] = make_loader(data.train, self.order, task.collate, workers, pin)
