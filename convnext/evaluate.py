@@ -11,7 +11,8 @@ from torch import nn
 
 from convnext import __version__, distributed, tasks
 from convnext.data.images import Reading
-from convnext.data.loader import CorruptImages, InOrder, Samples, make_loader
+from convnext.data.loader import CorruptImages, Samples, make_loader
+from convnext.data.sampling.order import InOrder
 from convnext.data.sources.base import read_by
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError

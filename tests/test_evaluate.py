@@ -15,7 +15,8 @@ from timm.data import RealLabelsImagenet
 
 from convnext import tasks
 from convnext.data import imagenet
-from convnext.data.loader import EVALUATION, InOrder, make_loader
+from convnext.data.loader import make_loader
+from convnext.data.sampling.order import EVALUATION, InOrder
 from convnext.data.sources.corruptions import CORRUPTIONS
 from convnext.data.sources.evaluation_sets import EvaluationSet
 from convnext.data.sources.open import open_source

@@ -21,16 +21,14 @@ from typing_extensions import TypeVar as DefaultTypeVar
 from convnext.data.deep import DeepImage
 from convnext.data.images import CorruptImageError
 from convnext.data.randomness import seeded
+from convnext.data.sampling.order import EVALUATION, EpochOrder, InOrder, Key
 from convnext.errors import ConvnextError, first_line
 from convnext.text import counted, printable
 
 # The signals by which a system asks a process to end; Windows has no SIGHUP.
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-EVALUATION = -1  # the epoch of images that are not augmented
 PREFETCH = 2  # micro-batches that wait for each worker, the one it is at work on included
 _SHOWN = 5  # reasons in a message
-
-Key = tuple[int, int]  # epoch, index in the source
 
 
 class IndexedImages(Protocol):
@@ -46,6 +44,7 @@ LabelT = DefaultTypeVar("LabelT", default=Any)  # what is learned about an image
 SourceT = DefaultTypeVar("SourceT", bound=IndexedImages, default=Any)
 GivenT = TypeVar("GivenT", covariant=True)
 BatchT = TypeVar("BatchT")
+T = TypeVar("T")
 
 
 class Labelled(Protocol[GivenT]):
@@ -88,104 +87,38 @@ class Samples(Dataset[Sample[LabelT]], Generic[SourceT, LabelT]):
         """Return the image at a position of the source and its label, as they go into a batch."""
         return self.transform(image), cast(Labelled[LabelT], self.source).label(index)
 
+    def prepare_for_training(self, image: Any, index: int, corrupt: list[tuple[int, str]]) -> tuple[Tensor, LabelT]:
+        """Return what `prepare` does, augmented. A task that combines images overrides it, and takes the others from `another`."""
+        return self.prepare(image, index)
+
+    def another(self, read: Callable[[int], T], corrupt: list[tuple[int, str]]) -> T:
+        """Return what `read` gives for a random position, or else for the next one that it can read; the others go to `corrupt`."""
+        return self._first(np.random.randint(len(self.source)), read, corrupt)
+
     def __getitem__(self, key: Key) -> Sample[LabelT]:
         epoch, index = key
         corrupt: list[tuple[int, str]] = []
-        for i in range(index, index + len(self.source)):
-            at = i % len(self.source)
+        if epoch == EVALUATION:
             try:
-                if epoch == EVALUATION:
-                    # Decoded and resized with Pillow, as the published accuracies were measured.
-                    return Sample(*self.prepare(self.source.read(at), at), at, corrupt)
-                with seeded(self.seed, epoch, index):  # a dataset from outside may draw at random when it gives an item
-                    return Sample(*self.prepare(self.source.pixels(at), at), at, corrupt)
+                # Decoded and resized with Pillow, as the published accuracies were measured.
+                return Sample(*self.prepare(self.source.read(index), index), index, corrupt)
             except CorruptImageError as error:
-                corrupt.append((at, str(error)))
-                if epoch == EVALUATION:
-                    return Sample(torch.empty(0), cast(LabelT, None), index, corrupt)
-        raise ConvnextError(f"none of the {len(self.source)} images could be read; the first: {corrupt[0][1]}")
+                return Sample(torch.empty(0), cast(LabelT, None), index, [(index, str(error))])
 
+        def take(at: int) -> Sample[LabelT]:
+            with seeded(self.seed, epoch, index):  # a dataset from outside may draw at random when it gives an item
+                return Sample(*self.prepare_for_training(self.source.pixels(at), at, corrupt), at, corrupt)
 
-class EpochOrder:
-    """Micro-batches of (epoch, index), the part of every batch that this process takes, in a fresh order every epoch.
+        return self._first(index, take, corrupt)
 
-    The order is a function of (seed, epoch) alone. Set `epoch` and `start`, the first batch to give, before iterating: that is
-    how a run resumes in the middle of an epoch. A last batch that would not be full is dropped, as published.
-
-    Args:
-        count: samples in the source.
-        batch_size: samples in a batch, all processes together; a multiple of `world`.
-        seed: of the order.
-        rank: which of `world` equal parts of each batch to give.
-        groups: of each sample, where a batch shall hold samples of one group only (portrait or landscape images, so that little
-            of the padding is empty). Samples that do not fill a batch of their group are dropped.
-        balance: the class of each sample, if an epoch shall draw every class equally often. An epoch still has `count` samples. The
-            k-th repeat of sample i is called i + k * count, so that each repeat is augmented in its own way; see `Samples`.
-        micro_batch: samples in a micro-batch, the last of a part may have fewer; by default the whole part.
-    """
-
-    def __init__(
-        self,
-        count: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        groups: Sequence[int] | None = None,
-        micro_batch: int | None = None,
-        balance: Sequence[int] | None = None,
-    ) -> None:
-        self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.members = None if balance is None else [np.flatnonzero(np.equal(balance, one)) for one in np.unique(balance)]  # by class
-        self.groups = np.zeros(count, dtype=int) if groups is None else np.asarray(groups)
-        self.share = batch_size // world
-        self.micro_batch = min(micro_batch or self.share, self.share)
-        self.first = rank * self.share
-        self.batches = int(sum(np.unique(self.groups, return_counts=True)[1] // batch_size))  # in an epoch
-        self.epoch, self.start = 0, 0
-
-    def __len__(self) -> int:
-        return (self.batches - self.start) * -(-self.share // self.micro_batch)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        generator = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
-        order = generator.permutation(self.count) if self.members is None else self._balanced(self.members, generator)
-        groups = self.groups[order % self.count]
-        batches = [batch for group in np.unique(self.groups) for batch in self._full(order[groups == group])]
-        if len(np.unique(self.groups)) > 1:
-            batches = [batches[i] for i in generator.permutation(len(batches))]
-        for batch in batches[self.start :]:
-            share = batch[self.first : self.first + self.share]
-            for begin in range(0, self.share, self.micro_batch):
-                yield [(self.epoch, int(index)) for index in share[begin : begin + self.micro_batch]]
-
-    def _balanced(self, members: list[np.ndarray], generator: np.random.Generator) -> np.ndarray:
-        """Return `count` positions in random order, of each class equally many or one more; none is repeated before all of its class."""
-        share, more = divmod(self.count, len(members))
-        luckier = set(generator.permutation(len(members))[:more].tolist())
-        drawn = []
-        for number, positions in enumerate(members):
-            repeats, rest = divmod(share + (number in luckier), len(positions))
-            drawn += [positions + repeat * self.count for repeat in range(repeats)]
-            drawn.append(generator.permutation(positions)[:rest] + repeats * self.count)
-        return generator.permutation(np.concatenate(drawn))
-
-    def _full(self, order: np.ndarray) -> list[np.ndarray]:
-        return [order[i : i + self.batch_size] for i in range(0, len(order) - self.batch_size + 1, self.batch_size)]
-
-
-class InOrder:
-    """Batches of (EVALUATION, index) that this process takes: every `world`-th sample from the `rank`-th on, each sample once in all."""
-
-    def __init__(self, count: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.indices, self.batch_size = range(rank, count, world), batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for start in range(0, len(self.indices), self.batch_size):
-            yield [(EVALUATION, index) for index in self.indices[start : start + self.batch_size]]
+    def _first(self, start: int, read: Callable[[int], T], corrupt: list[tuple[int, str]]) -> T:
+        count = len(self.source)
+        for index in range(start, start + count):
+            try:
+                return read(index % count)
+            except CorruptImageError as error:
+                corrupt.append((index % count, str(error)))
+        raise ConvnextError(f"none of the {count} images could be read; the first: {corrupt[0][1]}")
 
 
 OrderT = TypeVar("OrderT", EpochOrder, InOrder)

@@ -118,8 +118,11 @@ class Data(RecipeSection):
         (0.485, 0.456, 0.406), description="subtracted from each channel in 0 to 1 (ImageNet's); auto: mean and std of the training images"
     )
     std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="divided by after that (ImageNet's)")
-    sampler: Literal["shuffle", "balanced"] = Field(
-        "shuffle", description="images of an epoch; shuffle: each once; balanced (classify): every class equally often, with repeats"
+    sampler: Literal["shuffle", "balanced", "repeat_factor"] = Field(
+        "shuffle", description="images of an epoch: each once; balanced: every class equally often; repeat_factor: rare classes more often"
+    )
+    repeat_threshold: float = Field(
+        0.001, gt=0, le=1, description="sampler repeat_factor: fraction of the images below which a class is rare (LVIS: 0.001)"
     )
     range: AnyNumber | tuple[AnyNumber, AnyNumber] | None = Field(
         None, description="images with more than 8 bits: the value of white, or [black, white]; default 65535, or 1 for floats"
@@ -220,6 +223,8 @@ class Augment(RecipeSection):
     random_erasing: float = Field(0.0, ge=0, le=1, description="probability of erasing a rectangle with per-pixel noise")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup, 0 for none (Zhang et al., 2018)")
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix, 0 for none (Yun et al., 2019)")
+    copy_paste: float = Field(0.0, ge=0, le=1, description="detect: probability that objects of another image are pasted on an image")
+    mosaic: float = Field(0.0, ge=0, le=1, description="detect, segment: probability of a mosaic of four images in place of one")
     extra: str | None = Field(None, description="an augmentation of your own behind these: a registered name, or module:function")
 
 

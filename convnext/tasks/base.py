@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from convnext.data.deep import DeepImage
 from convnext.data.images import AS_RGB, Reading
 from convnext.data.loader import Sample, Samples
+from convnext.data.sampling.draws import Draw
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import UsageError
 from convnext.models.calibration import Calibration
@@ -136,7 +137,7 @@ class TaskData:
     class_ids: ClassIds | None = None  # the data's own number of each class, to travel with the weights
     class_counts: Sequence[int] | None = None  # training images of each class, where each image has one class
     how: Preprocessing | None = None  # of the trained network's images, where that depends on the data
-    balance: Sequence[int] | None = None  # the class of each training sample, where an epoch shall draw every class equally often
+    draw: Draw | None = None  # which training samples an epoch consists of, where not of each once
     recipe: Recipe | None = None  # with the numbers that were measured on the images; None if none were
 
 

@@ -11,16 +11,18 @@ from torch import Tensor, nn
 from convnext.data.deep import DeepImage
 from convnext.data.images import Reading
 from convnext.data.loader import Sample
+from convnext.data.sampling.draws import Draw, Present, balanced, repeat_factors, repeated
 from convnext.data.sources.base import ImageSource
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.data.transforms.statistics import measure
 from convnext.errors import ConvnextError, NotFiniteError, UsageError, nearest
 from convnext.recipe import Recipe
 from convnext.tasks.base import Losses, OpenedImage, Prepared
-from convnext.text import counted, printable
+from convnext.text import counted, printable, shortened
 
 # The modules of detectors and segmenters whose outputs decide. A NaN in the backbone comes out of these, too.
 _DECIDING = ("neck", "rpn_head", "roi_head.bbox_head", "roi_head.mask_head", "decode_head")
+_SHOWN = 40  # characters of a class name
 
 
 def readable(samples: Sequence[Sample]) -> tuple[list[Sample], list[tuple[int, str]]]:
@@ -97,6 +99,31 @@ def measured_remarks(recipe: Recipe, before: Recipe) -> list[str]:
         return []
     mean, std = ([round(value, 4) for value in values] for values in recipe.data.normalisation())
     return [f"measured on the training images: data.mean={mean} data.std={std}"]
+
+
+def draw_of(recipe: Recipe, classes: Sequence[str], present: Callable[[], Present]) -> tuple[Draw | None, list[str]]:
+    """Return which training samples an epoch consists of by `data.sampler`, None for each once, and what to report of it.
+
+    Args:
+        recipe: with the sampler.
+        classes: their names.
+        present: a function that gives the classes of each training image; called only if they matter.
+    """
+    sampler, threshold = recipe.data.sampler, recipe.data.repeat_threshold
+    if sampler == "shuffle":
+        return None, []
+    if sampler == "balanced":
+        return balanced(present()), []
+    found = present()
+    factors, least = repeat_factors(found, threshold), f"{100 * threshold:g} %"
+    images = int((factors > 1).sum())
+    if not images:
+        why = f"every class is in at least {least} of the images (data.repeat_threshold={threshold:g})"
+        return None, [f"data.sampler=repeat_factor repeats no image: {why}; a higher threshold repeats those of rare classes"]
+    rarest = int(factors.argmax())
+    name = classes[min(found[rarest], key=lambda one: sum(one in shown for shown in found))]
+    line = f"{counted(images, 'image')} of {len(factors)} with classes in less than {least} of them come more often, up to "
+    return repeated(factors), [f"data.sampler=repeat_factor: {line}{factors[rarest]:.1f} times as often (class {shortened(name, _SHOWN)})"]
 
 
 def why_no_embeddings(model: nn.Module, method: str) -> str | None:

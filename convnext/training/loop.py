@@ -9,7 +9,8 @@ from functools import partial
 import torch
 
 from convnext import distributed
-from convnext.data.loader import CorruptImages, EpochOrder, Loader, LostWorkerError, make_loader
+from convnext.data.loader import CorruptImages, Loader, LostWorkerError, make_loader
+from convnext.data.sampling.order import EpochOrder
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.evaluate import Evaluation, evaluate, evaluation_loader, without_nan
 from convnext.models.freeze import eval_frozen
@@ -64,9 +65,8 @@ class Trainer:
         size = batch_size_for(recipe, count)
         self.train_step = TrainStep(state, task.criterion(recipe, data), recipe, size, device)
         rank, world, micro_batch = distributed.rank(), distributed.world(), self.train_step.micro_batch
-        self.order = EpochOrder(count, size, recipe.seed, rank, world, data.groups, micro_batch, data.balance)
-        self.per_epoch = self.order.batches
-        train = recipe.train
+        self.order = EpochOrder(count, size, recipe.seed, rank, world, data.groups, micro_batch, data.draw)
+        train, self.per_epoch = recipe.train, self.order.batches
         self.total = train.iterations or train.epochs * self.per_epoch
         self.warmup = round(train.warmup_epochs * self.per_epoch) if train.warmup_steps is None else train.warmup_steps
         self.loader: Loader[Batch, EpochOrder] = make_loader(data.train, self.order, task.collate, workers, pin)

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from convnext import distributed
-from convnext.data.loader import EpochOrder
+from convnext.data.sampling.order import EpochOrder
 from convnext.errors import ConvnextError, UsageError
 from convnext.models.network import Network
 from convnext.recipe import Recipe

@@ -14,7 +14,7 @@ from convnext import tasks
 from convnext.data import deep
 from convnext.data.annotations.objects import ImageObjects
 from convnext.data.images import CorruptImageError, read_image, read_pixels, to_pixels
-from convnext.data.loader import EVALUATION
+from convnext.data.sampling.order import EVALUATION
 from convnext.data.sources.open import open_detection, open_segmentation
 from convnext.data.transforms.classify import train_transform
 from convnext.data.transforms.detect import DetectAugmentation, DetectPreprocessing

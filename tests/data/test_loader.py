@@ -10,11 +10,8 @@ import torch
 from helpers import image_folder
 
 from convnext.data.loader import (
-    EVALUATION,
     PREFETCH,
     CorruptImages,
-    EpochOrder,
-    InOrder,
     Loader,
     LostWorkerError,
     Sample,
@@ -22,6 +19,8 @@ from convnext.data.loader import (
     make_loader,
 )
 from convnext.data.randomness import generators_kept, seed_everything, seeded
+from convnext.data.sampling.draws import balanced
+from convnext.data.sampling.order import EVALUATION, EpochOrder, InOrder
 from convnext.data.sources.open import open_source
 from convnext.data.transforms.classify import Augmentation, train_transform
 from convnext.errors import ConvnextError
@@ -279,9 +278,13 @@ def test_the_callers_generators_are_left_as_they_were_after_an_error_too():
     assert [first, draw()] == expected
 
 
+def by_class(labels):
+    return balanced([[label] for label in labels])
+
+
 def test_a_balanced_epoch_draws_every_class_equally_often_and_repeats_rare_images_augmented_anew(tmp_path):
     labels = [0] * 70 + [1] * 25 + [2] * 5
-    order = EpochOrder(100, 10, seed=2, balance=labels)
+    order = EpochOrder(100, 10, seed=2, draw=by_class(labels))
     keys = [key for batch in order for key in batch]
     assert len(keys) == len(set(keys)) == 100  # a repeat has an index of its own
     positions = [index % 100 for _, index in keys]
@@ -298,8 +301,8 @@ def test_a_balanced_epoch_draws_every_class_equally_often_and_repeats_rare_image
 
 def test_a_balanced_order_is_a_function_of_seed_and_epoch_for_any_processes_and_any_start():
     labels = [0] * 30 + [1] * 10
-    order = EpochOrder(40, 8, seed=2, balance=labels)
-    whole, shares = list(order), [list(EpochOrder(40, 8, 2, rank, 2, balance=labels)) for rank in range(2)]
+    order = EpochOrder(40, 8, seed=2, draw=by_class(labels))
+    whole, shares = list(order), [list(EpochOrder(40, 8, 2, rank, 2, draw=by_class(labels))) for rank in range(2)]
     assert [first + second for first, second in zip(*shares, strict=True)] == whole
     order.start = 3
     assert list(order) == whole[3:]

@@ -12,7 +12,8 @@ from PIL import Image
 
 import convnext
 from convnext import tasks
-from convnext.data.loader import EVALUATION, Sample
+from convnext.data.loader import Sample
+from convnext.data.sampling.order import EVALUATION
 from convnext.errors import UsageError
 from convnext.evaluate import evaluate, evaluation_loader
 from convnext.recipe import load_recipe

@@ -13,7 +13,7 @@ from torch import Tensor
 from convnext.data.annotations.objects import ImageObjects
 from convnext.data.contents import Listed
 from convnext.data.deep import DeepImage
-from convnext.data.images import Reading
+from convnext.data.images import CorruptImageError, Reading
 from convnext.data.tables.columns import TargetKind
 
 MaskIds = list[int | tuple[int, int, int]]  # the value, or the colour R, G, B, that stands for each class in mask files
@@ -101,6 +101,19 @@ def read_by(source: object, how: Reading) -> None:
     inner = getattr(source, "source", None)
     for one in [*getattr(source, "sources", ()), *([] if inner is None else [inner])]:
         read_by(one, how)
+
+
+def classes_of_objects(source: DetectSource) -> list[list[int]]:
+    """Return the classes of each image's objects, crowds not counted; none where an annotation can't be decoded. Reads no image."""
+    found: list[list[int]] = []
+    for index in range(len(source)):
+        try:
+            objects = source.encoded_target(index)
+        except CorruptImageError:  # which training reports
+            found.append([])
+        else:
+            found.append(objects.labels[~objects.iscrowd].unique().tolist())
+    return found
 
 
 SourceT = TypeVar("SourceT", bound=ImageSource)

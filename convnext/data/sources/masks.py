@@ -66,6 +66,20 @@ def check(source: SegmentSource, depths: Depths | None = None) -> list[str]:
     return problems
 
 
+def classes_of_masks(source: SegmentSource) -> list[list[int]]:
+    """Return the classes that each image's mask shows; none where it can't be read. Reads all masks, in up to eight threads."""
+
+    def read(index: int) -> list[int]:
+        try:
+            mask = source.mask(index)
+        except CorruptImageError:  # which training reports
+            return []
+        return [value for value in torch.bincount(mask.flatten()).nonzero().flatten().tolist() if value != IGNORED]
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(read, range(len(source))))
+
+
 class Semantic:
     """Images of a detection source with masks (H, W): 0 for background, 1 for its first class.
 

@@ -8,6 +8,7 @@ equals PyTorch's "nearest".
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 
 import numpy as np
 import torch
@@ -19,8 +20,11 @@ from convnext.data.annotations.objects import ImageObjects
 from convnext.data.deep import DeepImage, Range
 from convnext.data.images import to_pixels
 from convnext.data.run_lengths import EncodedMasks
-from convnext.data.transforms.geometry import blurred, drawn
+from convnext.data.transforms.combined import assembled, draw_quarters, draw_window, pasted, seen_through
+from convnext.data.transforms.geometry import blurred, draw_angle, drawn
 from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, to_normalised
+from convnext.data.transforms.rotation import turned
+from convnext.data.transforms.visible import clipped
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,14 @@ class DetectAugmentation:
     vflip: float = 0.0  # probability of the image upside down
     blur: float = 0.0  # probability of a Gaussian blur
     channels: int = 3  # see `to_pixels`
+    rotate: float = 0.0  # largest angle in degrees, either way
+    copy_paste: float = 0.0  # probability of objects of another image on an image, for objects with masks
+    mosaic: float = 0.0  # probability of a mosaic of four images
 
 
-ObjectsTransform = Callable[[Image | DeepImage | Tensor, ImageObjects], tuple[Tensor, ImageObjects]]
+Opened = Image | DeepImage | Tensor
+Others = Callable[[], tuple[Opened, ImageObjects]]  # gives another training image at random, and its objects
+ObjectsTransform = Callable[..., tuple[Tensor, ImageObjects]]  # of an opened image and its objects, and of `Others`
 
 
 def train_transform(settings: DetectAugmentation) -> ObjectsTransform:
@@ -49,6 +58,9 @@ def train_transform(settings: DetectAugmentation) -> ObjectsTransform:
     The function also takes an image's uint8 tensor (3, H, W). It flips, and then either resizes, or resizes, crops and resizes, with
     equal probability. Before that it drops crowds and objects less than a pixel wide or high, as published; a crop may leave an image
     without objects. Sizes differ from image to image, nothing is padded. It draws from NumPy's global generator: call it under `seeded`.
+
+    A mosaic takes the place of flip, resize and crop; copy-paste, rotation and blur follow. The first two take other images from the
+    function's third argument, `Others`.
     """
     return partial(_augment, settings=settings, normalised=to_normalised(settings.mean, settings.std, channels=settings.channels))
 
@@ -82,23 +94,66 @@ class DetectPreprocessing(Preprocessing):
 
 
 def _augment(
-    image: Image | DeepImage | Tensor,
+    image: Opened,
     objects: ImageObjects,
+    others: Others | None = None,
+    *,
     settings: DetectAugmentation,
     normalised: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, ImageObjects]:
-    pixels = to_pixels(image, settings.range, settings.channels)
+    pixels, objects = _trainable(image, objects, settings)
+    ground = [255 * value for value in settings.mean]
+    if others is not None and drawn(settings.mosaic):
+        pixels, objects = _mosaic(pixels, objects, others, settings, ground)
+    else:
+        pixels, objects = _jittered(pixels, objects, settings)
+    if others is not None and drawn(settings.copy_paste):
+        pixels, objects = pasted(pixels, objects, *_jittered(*_trainable(*others(), settings), settings))
+    pixels, objects = turned(pixels, objects, draw_angle(settings.rotate), ground)
+    return normalised(blurred(pixels, settings.blur)), objects
+
+
+def _trainable(image: Opened, objects: ImageObjects, settings: DetectAugmentation) -> tuple[Tensor, ImageObjects]:
+    """Return the pixels (C, H, W) of an opened image, and its objects that are trained on."""
     sides = objects.boxes[:, 2:] - objects.boxes[:, :2]
-    objects = objects.take(~objects.iscrowd & (sides >= 1).all(1))
+    return to_pixels(image, settings.range, settings.channels), objects.take(~objects.iscrowd & (sides >= 1).all(1))
+
+
+def _mirrored(pixels: Tensor, objects: ImageObjects, settings: DetectAugmentation) -> tuple[Tensor, ImageObjects]:
     if np.random.random() < settings.flip:
         pixels, objects = flipped(pixels, objects)
-    if drawn(settings.vflip):
-        pixels, objects = upside_down(pixels, objects)
+    return upside_down(pixels, objects) if drawn(settings.vflip) else (pixels, objects)
+
+
+def _jittered(pixels: Tensor, objects: ImageObjects, settings: DetectAugmentation) -> tuple[Tensor, ImageObjects]:
+    """Return an image and its objects after the published flip, resize and crop."""
+    pixels, objects = _mirrored(pixels, objects, settings)
     if np.random.random() < 0.5:
         pixels, objects = resized(pixels, objects, _one_of(settings.crop_short), settings.longest)
         pixels, objects = cropped(pixels, objects, *_crop_window(pixels.shape[1], pixels.shape[2], settings.crop))
-    pixels, objects = resized(pixels, objects, _one_of(settings.short), settings.longest)
-    return normalised(blurred(pixels, settings.blur)), objects
+    return resized(pixels, objects, _one_of(settings.short), settings.longest)
+
+
+def _mosaic(
+    pixels: Tensor, objects: ImageObjects, others: Others, settings: DetectAugmentation, fill: list[float]
+) -> tuple[Tensor, ImageObjects]:
+    """Return a mosaic of the first image's size in training. Its four images are between as small as fills their quarters and usual size.
+
+    One image after the other is read and resized, so that at most two are in memory in their own size.
+    """
+    short = _one_of(settings.short)
+    size = rescaled_size(pixels.shape[1], pixels.shape[2], short, settings.longest)
+    parts, quarters = [], draw_quarters(*size)
+    for number, quarter in enumerate(quarters):
+        if number:
+            pixels, objects = _trainable(*others(), settings)
+        pixels, objects = _mirrored(pixels, objects, settings)
+        usual = rescaled_size(pixels.shape[1], pixels.shape[2], short, settings.longest)
+        factor = np.random.uniform(min(1, max(quarter[2] / usual[0], quarter[3] / usual[1])), 1)
+        pixels, objects = scaled(pixels, objects, (ceil(usual[0] * factor), ceil(usual[1] * factor)))
+        top, left, height, width = window = draw_window(pixels.shape[1], pixels.shape[2], quarter)
+        parts.append((pixels[:, top : top + height, left : left + width], seen_through(objects, window)))
+    return assembled(parts, quarters, size, fill)
 
 
 def _prepare(
@@ -133,20 +188,24 @@ def rescaled_size(height: int, width: int, short: int, longest: int) -> tuple[in
 
 def resized(pixels: Tensor, objects: ImageObjects, short: int, longest: int) -> tuple[Tensor, ImageObjects]:
     """Return an image uint8 (3, H, W) and its objects, resized to `rescaled_size`; boxes are clipped to the image."""
+    return scaled(pixels, objects, rescaled_size(pixels.shape[1], pixels.shape[2], short, longest))
+
+
+def scaled(pixels: Tensor, objects: ImageObjects, size: tuple[int, int]) -> tuple[Tensor, ImageObjects]:
+    """Return an image uint8 (3, H, W) and its objects, resized to (height, width); boxes are clipped to the image."""
     height, width = pixels.shape[1:]
-    size = rescaled_size(height, width, short, longest)
     boxes = objects.boxes * torch.tensor([size[1] / width, size[0] / height] * 2)
     masks = objects.masks
     if isinstance(masks, EncodedMasks):
         masks = masks.resized(size)
     elif masks is not None:  # F.interpolate refuses an empty tensor
         masks = F.interpolate(masks[None], size, mode="nearest")[0] if len(masks) else masks.new_zeros(0, *size)
-    return _interpolated(pixels, size), replace(objects, boxes=_clipped(boxes, *size), masks=masks)
+    return _interpolated(pixels, size), replace(objects, boxes=clipped(boxes, *size), masks=masks)
 
 
 def cropped(pixels: Tensor, objects: ImageObjects, top: int, left: int, height: int, width: int) -> tuple[Tensor, ImageObjects]:
     """Return a window of an image (3, H, W) and the objects whose box overlaps with it."""
-    boxes = _clipped(objects.boxes - torch.tensor([left, top] * 2), height, width)
+    boxes = clipped(objects.boxes - torch.tensor([left, top] * 2), height, width)
     masks, rows, columns = objects.masks, slice(top, top + height), slice(left, left + width)
     if masks is not None:
         masks = masks.cropped(rows, columns) if isinstance(masks, EncodedMasks) else masks[:, rows, columns]
@@ -178,7 +237,3 @@ def upside_down(pixels: Tensor, objects: ImageObjects) -> tuple[Tensor, ImageObj
 
 def _interpolated(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(pixels[None].contiguous(memory_format=torch.channels_last), size, mode="bilinear", antialias=False)[0]
-
-
-def _clipped(boxes: Tensor, height: int, width: int) -> Tensor:
-    return boxes.clamp(min=torch.zeros(4), max=torch.tensor([width, height] * 2))

@@ -16,10 +16,13 @@ from torch import Tensor
 from convnext.data.annotations.mask_files import IGNORED
 from convnext.data.deep import DeepImage, Range, to_bytes
 from convnext.data.images import to_pixels
+from convnext.data.transforms.combined import draw_quarters, draw_window, on_canvas
 from convnext.data.transforms.geometry import blurred, draw_angle, drawn, rotated
 from convnext.data.transforms.photometric import PhotometricDistortion
 from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, ImageSize, Preprocessing, sides, to_normalised
 
+Opened = Image | DeepImage | Tensor
+MaskedOthers = Callable[[], tuple[Opened, Tensor]]  # gives another training image at random, and its mask
 _TRIES = 10  # for a crop that shows more than one class
 
 
@@ -27,9 +30,9 @@ class TrainTransform:
     """A function from an opened image, or its uint8 (3, H, W) tensor, and its mask to an augmented image and mask of one size.
 
     The steps: a random resize that keeps the proportions, a random crop, a mirror image, an image upside down, a rotation, photometric
-    distortion, blur, normalisation, and padding to the crop size on the right and below, with 0 and, in the mask, with 255 (ignored).
-    A rotation leaves corners with the mean colour and 255. Returns a float32 (3, height, width) image and a uint8 (height, width) mask
-    of the crop's size.
+    distortion, blur, a mosaic of four images, normalisation, and padding to the crop size on the right and below, with 0 and, in the
+    mask, with 255 (ignored). A rotation leaves corners with the mean colour and 255. Returns a float32 (3, height, width) image and a
+    uint8 (height, width) mask of the crop's size.
 
     It draws from NumPy's global generator: call it under `seeded`.
 
@@ -47,6 +50,7 @@ class TrainTransform:
         rotate: largest angle in degrees, either way.
         blur: probability of a Gaussian blur.
         channels: see `to_pixels`; colours are distorted of three only.
+        mosaic: probability of a mosaic.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class TrainTransform:
         rotate: float = 0.0,
         blur: float = 0.0,
         channels: int = 3,
+        mosaic: float = 0.0,
     ) -> None:
         import torchvision.transforms.v2  # noqa: F401  # now, so that each loader process, forked from this one, does not import it again
 
@@ -72,9 +77,18 @@ class TrainTransform:
         self.max_class_share, self.flip = max_class_share, flip
         self.distortion = PhotometricDistortion() if distort else None
         self.normalise: Callable[[Image | DeepImage | Tensor], Tensor] = to_normalised(mean, std, channels=channels)
-        self.range, self.channels = value_range, channels
+        self.range, self.channels, self.mosaic = value_range, channels, mosaic
 
-    def __call__(self, image: Image | DeepImage | Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, image: Opened, mask: Tensor, others: MaskedOthers | None = None) -> tuple[Tensor, Tensor]:
+        """Return the image (C, height, width) and the mask; `others` gives those of which mosaics are made."""
+        pixels, mask = self._augmented(image, mask)
+        if others is not None and drawn(self.mosaic):
+            pixels, mask = self._mosaic(pixels, mask, others)
+        padding = (0, self.crop_size[1] - mask.shape[1], 0, self.crop_size[0] - mask.shape[0])
+        return F.pad(self.normalise(pixels), padding), F.pad(mask, padding, value=IGNORED)
+
+    def _augmented(self, image: Opened, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the pixels (C, h, w) of an image and its mask, no larger than the crop, after all steps up to the blur."""
         pixels = to_pixels(image, self.range, self.channels)
         size = self._draw_size(mask.shape[0], mask.shape[1])
         mask = resize_mask(mask, size)
@@ -88,9 +102,19 @@ class TrainTransform:
         mask, pixels = rotated(mask[None], angle, [IGNORED], "nearest")[0], rotated(pixels, angle, self.fill)
         if self.distortion is not None:
             pixels = self.distortion(to_bytes(pixels).contiguous())
-        pixels = blurred(pixels, self.blur)
-        padding = (0, self.crop_size[1] - mask.shape[1], 0, self.crop_size[0] - mask.shape[0])
-        return F.pad(self.normalise(pixels), padding), F.pad(mask, padding, value=IGNORED)
+        return blurred(pixels, self.blur), mask
+
+    def _mosaic(self, pixels: Tensor, mask: Tensor, others: MaskedOthers) -> tuple[Tensor, Tensor]:
+        """Return a mosaic of the crop's size: a part of each of four augmented images, the first given."""
+        quarters, parts, masks = draw_quarters(*self.crop_size), [], torch.full(self.crop_size, IGNORED, dtype=torch.uint8)
+        for number, quarter in enumerate(quarters):
+            if number:
+                pixels, mask = self._augmented(*others())
+            top, left, height, width = draw_window(mask.shape[0], mask.shape[1], quarter)
+            parts.append(pixels[:, top : top + height, left : left + width])
+            part = mask[top : top + height, left : left + width]
+            masks[quarter[0] : quarter[0] + height, quarter[1] : quarter[1] + width] = part
+        return on_canvas(parts, quarters, self.crop_size, self.fill), masks
 
     def _draw_size(self, height: int, width: int) -> tuple[int, int]:
         low, high = self.ratio_range

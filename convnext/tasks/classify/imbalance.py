@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convnext.data.sampling.draws import class_factors
 from convnext.data.sources.base import ClassifySource
 from convnext.errors import UsageError, nearest
 from convnext.recipe import Recipe
@@ -46,13 +47,15 @@ def class_weights(recipe: Recipe, classes: Sequence[str], counts: Sequence[int])
         weights = np.array([given.get(name, 1.0) for name in classes])
     if recipe.data.sampler == "balanced":
         drawn = present.astype(float)
+    elif recipe.data.sampler == "repeat_factor":
+        drawn *= class_factors(drawn / drawn.sum(), recipe.data.repeat_threshold)
     return torch.tensor(weights * drawn.sum() / (weights * drawn).sum(), dtype=torch.float32)
 
 
 def remarks(recipe: Recipe, classes: Sequence[str], counts: Sequence[int]) -> list[str]:
     """Return what to report of the numbers of training images: one line if they differ tenfold and the recipe does nothing about it."""
     train = recipe.train
-    if train.class_weights or train.focal_gamma or recipe.data.sampler == "balanced":
+    if train.class_weights or train.focal_gamma or recipe.data.sampler != "shuffle":
         return []
     present = [index for index, count in enumerate(counts) if count]
     fewest, most = min(present, key=counts.__getitem__), max(present, key=counts.__getitem__)

@@ -25,7 +25,7 @@ from convnext.tasks.classify.known import KnownOptions
 from convnext.tasks.classify.parts import counts, open_classes, open_parts, remarks_on, with_columns
 from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.own import own_loss, own_transform, title
-from convnext.tasks.shared import measured, measured_remarks, refuse_options
+from convnext.tasks.shared import draw_of, measured, measured_remarks, refuse_options
 from convnext.text import printable
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
         ]
         samples = Samples(train, train_transform(augmentation(recipe)), recipe.seed)
         val_samples = self.evaluation_samples(val, self.preprocessing(recipe))
-        balance = labels.tolist() if recipe.data.sampler == "balanced" else None
-        return TaskData(samples, val_samples, train.classes, remarks, class_counts=class_counts, balance=balance, recipe=recipe)
+        draw, found = draw_of(recipe, train.classes, lambda: labels[:, None].tolist())
+        return TaskData(samples, val_samples, train.classes, remarks + found, class_counts=class_counts, draw=draw, recipe=recipe)
 
     def open_labelled(self, where: str, classes: list[str] | None, num_classes: int) -> ClassifySource:
         """Open labelled images to evaluate a network on.

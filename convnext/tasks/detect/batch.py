@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NotRequired, TypedDict, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from convnext.data.annotations.objects import ImageObjects
 from convnext.data.deep import DeepImage
 from convnext.data.loader import Sample, Samples
 from convnext.data.run_lengths import RunLengths
@@ -67,12 +69,16 @@ class DetectBatch:
 
 
 class DetectTrainingSamples(Samples):
-    """Images whose objects are transformed with them."""
+    """Images whose objects are transformed with them, and which are combined with others of their source."""
 
-    def prepare(self, image: Tensor | DeepImage, index: int) -> tuple[Tensor, DetectTarget]:
+    def prepare_for_training(self, image: Tensor | DeepImage, index: int, corrupt: list[tuple[int, str]]) -> tuple[Tensor, DetectTarget]:
         """Return the image (3, H, W) and its objects."""
-        prepared, objects = self.transform(image, self.source.encoded_target(index))
+        others = partial(self.another, self._read, corrupt)
+        prepared, objects = self.transform(image, self.source.encoded_target(index), others)
         return prepared, objects.to_dict()
+
+    def _read(self, index: int) -> tuple[Tensor | DeepImage, ImageObjects]:
+        return self.source.pixels(index), self.source.encoded_target(index)
 
 
 class DetectEvaluationSamples(Samples):

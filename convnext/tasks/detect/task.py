@@ -10,7 +10,7 @@ from convnext.data import deep
 from convnext.data.counts import described
 from convnext.data.images import AS_RGB, Reading
 from convnext.data.loader import Sample, Samples
-from convnext.data.sources.base import DetectSource, read_by
+from convnext.data.sources.base import DetectSource, classes_of_objects, read_by
 from convnext.data.sources.coco import CocoSource
 from convnext.data.sources.coco_check import check as check_coco
 from convnext.data.sources.open import open_detection
@@ -26,7 +26,7 @@ from convnext.tasks.detect.loss import DetectCriterion
 from convnext.tasks.detect.parts import open_parts
 from convnext.tasks.detect.prediction import Detections, DetectNetwork, DetectOptions, DetectPrediction
 from convnext.tasks.objects import with_options
-from convnext.tasks.shared import measured, measured_remarks, refuse_options, skipped_remarks
+from convnext.tasks.shared import draw_of, measured, measured_remarks, refuse_options, skipped_remarks
 
 if TYPE_CHECKING:
     from convnext.tasks.exported import TaskExport
@@ -56,11 +56,16 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
         if (recipe.eval.best_by or "").startswith("mask") and recipe.model.get("masks") is False:
             raise UsageError(f"eval.best_by={recipe.eval.best_by}: with model.masks=false there are no masks to measure")
         train, val, remarks = open_parts(recipe, lambda source: [self.counts(source), *self.remarks_on(source)])
+        if augment.copy_paste and not train.has_masks:
+            raise UsageError(
+                f"augment.copy_paste={augment.copy_paste:g} cuts objects out by their masks, and data.train has boxes alone: "
+                "remove it, or take augment.mosaic"
+            )
         given, recipe = recipe, measured(recipe, train)
         remarks += deep.remarks(train, data.range) + measured_remarks(recipe, given)
         augmentation = DetectAugmentation(
             sizes.short, sizes.longest, sizes.crop_short, sizes.crop, augment.flip, *recipe.data.normalisation(), data.range,
-            augment.vflip, augment.blur, data.channels,
+            augment.vflip, augment.blur, data.channels, augment.rotate, augment.copy_paste, augment.mosaic,
         )  # fmt: skip
         transform = train_transform(augmentation)
         upright = (train.heights > train.widths).astype(int)
@@ -68,7 +73,8 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
         groups = _groups(upright.tolist(), recipe.train.batch_size)
         ids = [train.category_ids[name] for name in train.classes] if train.category_ids else None
         val_samples = self.evaluation_samples(val, self.preprocessing(recipe))
-        return TaskData(samples, val_samples, train.classes, remarks, groups, ids, recipe=recipe)
+        draw, found = draw_of(recipe, train.classes, lambda: classes_of_objects(train))
+        return TaskData(samples, val_samples, train.classes, remarks + found, groups, ids, draw=draw, recipe=recipe)
 
     def open_labelled(self, where: str, classes: list[str] | None, num_classes: int) -> DetectSource:
         """Open annotated images to evaluate a network on."""

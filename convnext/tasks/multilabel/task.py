@@ -22,7 +22,7 @@ from convnext.tasks.classify.parts import open_parts
 from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.classify.task import ClassifyTask, augmentation, unreadable
 from convnext.tasks.multilabel import data, prediction
-from convnext.tasks.shared import measured, measured_remarks, refuse_options
+from convnext.tasks.shared import draw_of, measured, measured_remarks, refuse_options
 
 
 class MultilabelTask(ClassifyTask):
@@ -47,7 +47,9 @@ class MultilabelTask(ClassifyTask):
         given, recipe = recipe, measured(recipe, train)
         remarks += [*deep.remarks(train, recipe.data.range), *measured_remarks(recipe, given)]
         samples = data.LabelSamples(train, train_transform(augmentation(recipe)), recipe.seed)
-        return TaskData(samples, self.evaluation_samples(val, self.preprocessing(recipe)), train.classes, remarks, recipe=recipe)
+        draw, found = draw_of(recipe, train.classes, lambda: [data.label_set(train, index) for index in range(len(train))])
+        val_samples = self.evaluation_samples(val, self.preprocessing(recipe))
+        return TaskData(samples, val_samples, train.classes, remarks + found, draw=draw, recipe=recipe)
 
     def open_labelled(self, where: str, classes: list[str] | None, num_classes: int) -> ClassifySource:
         """Open labelled images to evaluate a network on. Raises ConvnextError unless they have the network's number of classes."""

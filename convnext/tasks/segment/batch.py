@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL import Image
@@ -55,11 +56,15 @@ def _pinned(tensors: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
 
 
 class SegmentTrainingSamples(Samples):
-    """Images whose mask is transformed with them."""
+    """Images whose mask is transformed with them, and which are combined with others of their source."""
 
-    def prepare(self, image: Tensor | DeepImage, index: int) -> tuple[Tensor, Tensor]:
+    def prepare_for_training(self, image: Tensor | DeepImage, index: int, corrupt: list[tuple[int, str]]) -> tuple[Tensor, Tensor]:
         """Return the image (3, crop, crop) and the mask (crop, crop)."""
-        return self.transform(image, mask_of(self.source, index, image))
+        return self.transform(image, mask_of(self.source, index, image), partial(self.another, self._read, corrupt))
+
+    def _read(self, index: int) -> tuple[Tensor | DeepImage, Tensor]:
+        image = self.source.pixels(index)
+        return image, mask_of(self.source, index, image)
 
 
 class SegmentEvaluationSamples(Samples):

@@ -26,7 +26,7 @@ from convnext.tasks.segment import prediction
 from convnext.tasks.segment.batch import SegmentBatch, SegmentEvaluationSamples, SegmentTrainingSamples
 from convnext.tasks.segment.loss import SegmentCriterion
 from convnext.tasks.segment.prediction import SegmentPrediction
-from convnext.tasks.shared import check_class_count, measured, measured_remarks, reading_of, refuse_options, skipped_remarks
+from convnext.tasks.shared import check_class_count, draw_of, measured, measured_remarks, reading_of, refuse_options, skipped_remarks
 from convnext.text import counted
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
         remarks += deep.remarks(train, data.range) + measured_remarks(recipe, given)
         samples = SegmentTrainingSamples(train, _train_transform(recipe), recipe.seed)
         val_samples = self.evaluation_samples(val, self.preprocessing(recipe))
-        return TaskData(samples, val_samples, train.classes, remarks, class_ids=train.class_ids, recipe=recipe)
+        draw, found = draw_of(recipe, train.classes, lambda: masks.classes_of_masks(train))
+        return TaskData(samples, val_samples, train.classes, remarks + found, class_ids=train.class_ids, draw=draw, recipe=recipe)
 
     def open_labelled(self, where: str, classes: list[str] | None, num_classes: int) -> SegmentSource:
         """Open images with masks to evaluate a network on."""
@@ -216,6 +217,7 @@ def _train_transform(recipe: Recipe) -> TrainTransform:
         augment.rotate,
         augment.blur,
         data.channels,
+        augment.mosaic,
     )
 
 

@@ -5,7 +5,8 @@ import pytest
 from source_files import EACH, archive
 
 from convnext.data import download
-from convnext.data.loader import InOrder, Samples, make_loader
+from convnext.data.loader import Samples, make_loader
+from convnext.data.sampling.order import InOrder
 from convnext.data.sources import cifar
 from convnext.data.sources.cifar import VERSIONS, open_cifar
 from convnext.data.sources.open import formats

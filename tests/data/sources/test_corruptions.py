@@ -9,7 +9,8 @@ from helpers import sample_image
 from PIL import Image
 from torchvision.transforms import v2
 
-from convnext.data.loader import EVALUATION, InOrder, Samples, make_loader
+from convnext.data.loader import Samples, make_loader
+from convnext.data.sampling.order import EVALUATION, InOrder
 from convnext.data.sources.corruptions import CORRUPTIONS, open_corrupted
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import UsageError

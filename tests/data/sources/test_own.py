@@ -8,7 +8,8 @@ import torch
 from helpers import sample_image
 
 from convnext.data.deep import DeepImage
-from convnext.data.loader import EVALUATION, Samples
+from convnext.data.loader import Samples
+from convnext.data.sampling.order import EVALUATION
 from convnext.data.sources import own
 from convnext.data.sources.open import open_detection, open_segmentation, open_source
 from convnext.data.sources.own import OwnDataset

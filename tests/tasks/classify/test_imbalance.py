@@ -50,8 +50,8 @@ def test_an_unknown_class_is_refused_with_the_nearest_name(tmp_path):
         ({"train__class_weights": "balanced", "data__sampler": "balanced"}, "data.sampler=balanced balances already"),
         ({"train__focal_gamma": -1}, "greater than or equal to 0"),
         (
-            {"data__sampler": "balanced", "task": "segment"},
-            "data.sampler=balanced has no effect: task segment does not use it, only classify",
+            {"data__sampler": "balanced", "task": "regress"},
+            "data.sampler=balanced has no effect: task regress does not use it, only classify, multilabel, detect, segment",
         ),
     ],
 )

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from tiny_models import CLASSES, detector
 
 import convnext
-from convnext.data.loader import EVALUATION
 from convnext.data.run_lengths import decode
+from convnext.data.sampling.order import EVALUATION
 from convnext.data.sources.scenes import Scenes
-from convnext.errors import ConvnextError, TooLargeError
+from convnext.errors import ConvnextError, TooLargeError, UsageError
 from convnext.evaluate import evaluate_loaded
 from convnext.models.load import load
 
@@ -147,6 +147,7 @@ def test_evaluation_keeps_neither_masks_nor_annotations_as_pixels(coco, tmp_path
 
 def test_a_run_resumes_to_the_same_bits(coco, tmp_path):
     more = {"train.checkpoint_every": 1, "train.keep_checkpoints": 10, "model.drop_path": 0.2}
+    more |= {"augment.mosaic": 0.5, "augment.copy_paste": 0.5, "augment.rotate": 20}
     for name in ("whole", "again"):
         convnext.train("detect_digits", TINY | coco | more, output=tmp_path / name)
     for path in sorted((tmp_path / "again" / "checkpoints").iterdir())[2:]:
@@ -175,6 +176,9 @@ def test_data_that_no_detector_learns_from_are_refused(coco, tmp_path):
     boxes = str(write_coco(root, "train", 3, boxes_only=True))
     with pytest.raises(ConvnextError, match=r"has boxes but no masks.*model\.masks=false"):
         convnext.train("detect_digits", TINY | coco | {"data.train": boxes}, output=tmp_path / "run")
+    alone = TINY | {"data.train": boxes, "data.val": boxes, "model.masks": False, "augment.copy_paste": 0.5}
+    with pytest.raises(UsageError, match=r"augment\.copy_paste=0\.5 cuts objects out by their masks, and data\.train has boxes alone"):
+        convnext.train("detect_digits", alone, output=tmp_path / "run")
     empty = str(write_coco(tmp_path / "empty", "val", 1))
     with pytest.raises(ConvnextError, match="hold no object"):
         convnext.train("detect_digits", TINY | coco | {"data.val": empty}, output=tmp_path / "run")

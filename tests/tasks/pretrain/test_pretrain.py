@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import convnext
 from convnext import tasks
-from convnext.data.loader import EVALUATION
+from convnext.data.sampling.order import EVALUATION
 from convnext.errors import ConvnextError, UsageError
 from convnext.recipe import load_recipe
 from convnext.tasks.pretrain.metric import decoded

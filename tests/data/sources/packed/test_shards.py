@@ -10,7 +10,8 @@ from PIL import Image
 from shard_files import NUMBERS, decoded, jpeg, pixels, samples, shard, three_shards
 
 from convnext.data.images import CorruptImageError
-from convnext.data.loader import EVALUATION, EpochOrder, InOrder, Samples, make_loader
+from convnext.data.loader import Samples, make_loader
+from convnext.data.sampling.order import EVALUATION, EpochOrder, InOrder
 from convnext.data.sources.packed import shards
 from convnext.data.sources.packed.shards import is_shards, open_shards
 from convnext.errors import ConvnextError, UsageError

@@ -1,0 +1,1 @@
+"""Which samples an epoch consists of, and in which order."""

@@ -1,0 +1,101 @@
+"""Samples made of several images of their source: a function of (seed, epoch, index), whatever reads them, and damaged images noted."""
+
+import numpy as np
+import pytest
+import torch
+
+from convnext.data.images import CorruptImageError
+from convnext.data.loader import make_loader
+from convnext.data.sampling.order import EpochOrder
+from convnext.data.sources.masks import Semantic
+from convnext.data.sources.scenes import Scenes
+from convnext.data.transforms.detect import DetectAugmentation, train_transform
+from convnext.data.transforms.segment import TrainTransform
+from convnext.errors import UsageError
+from convnext.recipe import load_recipe
+from convnext.tasks.detect.batch import DetectBatch, DetectTrainingSamples
+from convnext.tasks.segment.batch import SegmentBatch, SegmentTrainingSamples
+
+SIZES = {"short": (64,), "longest": 64, "crop_short": (72,), "crop": (48, 64)}
+
+
+class Damaged(Scenes):
+    """Scenes of which the fourth and fifth can't be read, and a note of what was."""
+
+    def __init__(self):
+        super().__init__("train", 6, size=64)
+        self.opened = []
+
+    def pixels(self, index):
+        self.opened.append(index)
+        if index in (3, 4):
+            raise CorruptImageError(f"scene {index} is damaged")
+        return super().pixels(index)
+
+
+def detection(source, **keys):
+    return DetectTrainingSamples(source, train_transform(DetectAugmentation(**SIZES, **keys)), seed=7)
+
+
+def segmentation(source, **keys):
+    return SegmentTrainingSamples(Semantic(source), TrainTransform((48, 64), None, distort=False, **keys), seed=7)
+
+
+def loaded(samples, collate, workers, epoch=0):
+    order = EpochOrder(len(samples), 3, seed=1)
+    order.epoch = epoch
+    return list(make_loader(samples, order, collate, workers, pin=False))
+
+
+@pytest.mark.parametrize("make", [detection, segmentation])
+def test_combined_images_depend_neither_on_workers_nor_on_what_was_read_before(make):
+    collate = DetectBatch.collate if make is detection else SegmentBatch.collate
+    keys = {"mosaic": 0.7} | ({"copy_paste": 0.7} if make is detection else {})
+    found = [loaded(make(Damaged(), **keys), collate, workers) for workers in (0, 2)]
+    other = loaded(make(Damaged(), **keys), collate, 0, epoch=1)
+    for one, two in zip(*found, strict=True):
+        assert (one.indices, one.corrupt) == (two.indices, two.corrupt)
+        assert all(torch.equal(a, b) for a, b in zip(one.images, two.images, strict=True))
+    assert not all(torch.equal(a.images[0], b.images[0]) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("make", [detection, segmentation])
+def test_a_partner_that_cannot_be_read_is_replaced_by_the_next_and_noted(make):
+    noted = {}
+    for epoch in range(6):
+        source = Damaged()
+        sample = make(source, mosaic=1.0)[epoch, 0]
+        read = [index for index in source.opened if index not in (3, 4)]
+        assert len(read) == 4
+        assert read[0] == sample.index == 0
+        assert [index for index, _ in sample.corrupt] == [index for index in source.opened if index in (3, 4)]
+        for at, index in enumerate(source.opened[:-1]):
+            assert index not in (3, 4) or source.opened[at + 1] == index + 1
+        noted |= dict(sample.corrupt)
+    assert noted == {3: "scene 3 is damaged", 4: "scene 4 is damaged"}
+
+
+def test_without_the_keys_an_image_is_read_alone():
+    for make in (detection, segmentation):
+        source = Damaged()
+        make(source)[0, 0]
+        assert source.opened == [0]
+
+
+def test_partners_are_drawn_from_the_whole_source():
+    source = Scenes("train", 40, size=64)
+    drawn = []
+    samples = detection(source, copy_paste=1.0)
+    samples._read = lambda index: drawn.append(index) or (source.pixels(index), source.encoded_target(index))
+    for index in range(40):
+        samples[0, index]
+    assert len(drawn) == 40
+    assert len(set(drawn)) > 15
+    assert np.mean(drawn) == pytest.approx(19.5, abs=6)
+
+
+def test_tasks_that_do_not_combine_images_refuse_the_keys():
+    with pytest.raises(UsageError, match=r"augment\.copy_paste=0\.5 has no effect: task segment does not use it, only detect"):
+        load_recipe("segment_digits", ["augment.copy_paste=0.5"])
+    with pytest.raises(UsageError, match=r"augment\.mosaic=0\.5 has no effect: task classify does not use it, only detect, segment"):
+        load_recipe("digits", ["augment.mosaic=0.5"])
