@@ -61,7 +61,10 @@ class ValueSource(ImageSource, Protocol):
 
 
 class DetectSource(ImageSource, Protocol):
-    """Images with their objects."""
+    """Images with their objects.
+
+    A source that knows without reading an image how many objects it has says so by an attribute `object_counts`; see the function.
+    """
 
     has_masks: bool
     category_ids: dict[str, int]  # the data's own numbers of their classes, by name; empty if they have none
@@ -92,6 +95,12 @@ def target_kind_of(source: ClassifySource) -> TargetKind:
     """Return what the labels of a source are: "class" (an int), "classes" (a tuple of ints) or "value" (a float)."""
     kind: TargetKind = getattr(source, "target_kind", "class")
     return kind
+
+
+def object_counts(source: DetectSource) -> np.ndarray | None:
+    """Return the number of objects of each image, int64 (images,), crowds not counted; None if the source does not know."""
+    counts: np.ndarray | None = getattr(source, "object_counts", None)
+    return counts
 
 
 def read_by(source: object, how: Reading) -> None:

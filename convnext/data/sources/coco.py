@@ -88,6 +88,7 @@ class CocoSource:
         self._boxes = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]).astype(np.float32)
         self._labels = np.array([labels[annotation["category_id"]] for annotation in annotations], dtype=np.int64)
         self._crowd = np.array([bool(annotation.get("iscrowd")) for annotation in annotations], dtype=bool)
+        self.object_counts = np.bincount(np.array(positions, dtype=np.int64)[~self._crowd], minlength=len(self.ids))
         areas = [annotation.get("area", w * h) for annotation, (_, _, w, h) in zip(annotations, boxes, strict=True)]
         self._areas = np.array(areas, dtype=np.float32)
         self._annotation_ids = np.array([annotation["id"] for annotation in annotations], dtype=np.int64)
