@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 _SOURCES = "Images, folders of them, patterns as 'photos/**/*.jpg', shards, photos.zip, labels.csv; - for a list on standard input."
 _OUTPUT = "Write to a .jsonl, .csv or .json (COCO results) file, or to a folder (masks); a call that was stopped is resumed."
 _COVERAGE = "The fraction of images whose class shall be in the set that is printed, as 0.95; of a network that `convnext fit` made."
+_THRESHOLD = "Detectors: the score that an object exceeds, 0 to 1; by default 0.05."
+_NMS = "Detectors: drop an object whose box has a larger IoU than this with a likelier one of its class; by default 0.5."
+_CLASSES = "Detectors: find only these classes, as car,bus; may be given several times."
 _UNKNOWN = "Print how unlike the training images an image is, 0 to 1, and whether it is unknown; of a network that `convnext fit` made."
 
 
@@ -55,6 +58,10 @@ def predict(
     top: Annotated[int | None, typer.Option(min=1, help="How many classes or objects of an image to list.")] = None,
     coverage: Annotated[float | None, typer.Option(min=0, max=1, help=_COVERAGE)] = None,
     unknown: Annotated[bool, typer.Option("--unknown", help=_UNKNOWN)] = False,
+    threshold: Annotated[float | None, typer.Option(min=0, max=1, help=_THRESHOLD)] = None,
+    nms: Annotated[float | None, typer.Option(min=0, max=1, help=_NMS)] = None,
+    class_agnostic: Annotated[bool, typer.Option("--class-agnostic", help="Detectors: --nms between objects of any classes.")] = False,
+    classes: Annotated[list[str] | None, typer.Option(help=_CLASSES)] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time; by default the task's.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that decode images; by default one per core.")] = None,
     size: Size = None,
@@ -81,7 +88,7 @@ def predict(
     _refuse(output, kind, annotations, features, engine, optimize, as_json)
     if tta is not None and (other := "--engine" if engine is not None else "--features" if features is not None else None):
         raise UsageError(f"--tta can't be used with {other}: omit one of them")
-    task_options = asked(coverage, unknown)
+    task_options = asked(coverage, unknown, threshold, nms, class_agnostic, classes)
     _refuse_options(task_options, tta, size, features is not None and output is None and draw is None and not as_json)
     items = find_items(images)
     original = load(model, weights, device=device, max_pixels=max_pixels, size=pixels).with_options(**task_options)
@@ -140,8 +147,9 @@ def _refuse_options(given: Mapping[str, object], tta: str | None, size: str | No
     """Raise UsageError for options of the task that make no sense with others."""
     for name in given:
         if only_features:
-            raise UsageError(f"--{name} is of predictions, and --features alone writes embeddings: add --output, --draw or --json")
-        if size is not None:
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} is of predictions, and --features alone writes embeddings: add --output, --draw or --json")
+        if size is not None and name in ("coverage", "unknown"):
             raise UsageError(f"--{name} can't be used with --size: the calibration is of images of the network's own size")
     if tta is not None and "coverage" in given:
         raise UsageError(f"--coverage can't be used with --tta {tta}: the calibration is of probabilities of the images alone")

@@ -42,7 +42,7 @@ class ExportGraph(nn.Module):
         model = copy.deepcopy(loaded.model).to("cpu", DTYPES[form.precision]).eval().requires_grad_(False)
         _replace_adaptive_pooling(model)
         self.rules, self.channels = tasks.get(loaded.task).export(), loaded.preprocessing.channels
-        self.pixels, self.dtype, self.network = form.pixels, DTYPES[form.precision], self.rules.graph(model)
+        self.pixels, self.dtype, self.network = form.pixels, DTYPES[form.precision], self.rules.graph(model, loaded.preprocessing)
         mean, std = (torch.tensor(values)[:, None, None] for values in (loaded.preprocessing.mean, loaded.preprocessing.std))
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)

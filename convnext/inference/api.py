@@ -52,6 +52,10 @@ def predict(
     top: int | None = None,
     coverage: float | None = None,
     unknown: bool = False,
+    threshold: float | None = None,
+    nms: float | None = None,
+    class_agnostic: bool = False,
+    classes: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     threads: int | None = None,
     max_pixels: int | None = None,
@@ -76,6 +80,10 @@ def predict(
         top: how many classes or objects of an image to write.
         coverage: of a classifier made by `convnext fit`, the fraction of images whose class shall be in its set of classes.
         unknown: whether to compare each image with those that such a network was trained on.
+        threshold: of a detector, the score that an object exceeds; by default 0.05.
+        nms: of a detector, the IoU with a likelier object of its class above which one is dropped; by default 0.5.
+        class_agnostic: let a detector's objects drop those of other classes too.
+        classes: of a detector, the names of the classes to find; by default all.
         batch_size: images at a time; by default the task's.
         threads: threads that decode images; by default one per core.
         max_pixels: of an image; as for `convnext.load`, ignored for a predictor, which has its own.
@@ -94,7 +102,7 @@ def predict(
     predictor: Predictor[Prediction] = (
         model if isinstance(model, Predictor) else load(str(model), weights, device=device, max_pixels=max_pixels, size=size)
     )
-    predictor = predictor.with_options(**asked(coverage, unknown))
+    predictor = predictor.with_options(**asked(coverage, unknown, threshold, nms, class_agnostic, classes))
     outputs = open_outputs(
         predictor,
         items,
@@ -114,9 +122,17 @@ def predict(
     return Predicted(collected.predictions, errors)
 
 
-def asked(coverage: float | None, unknown: bool) -> dict[str, object]:
+def asked(
+    coverage: float | None,
+    unknown: bool,
+    threshold: float | None,
+    nms: float | None,
+    class_agnostic: bool,
+    classes: str | Sequence[str] | None,
+) -> dict[str, object]:
     """Return the options of a task that were given; see `predict`."""
-    given: dict[str, object] = {"coverage": coverage, "unknown": unknown or None}
+    given: dict[str, object] = {"coverage": coverage, "unknown": unknown or None, "threshold": threshold, "nms": nms}
+    given |= {"class_agnostic": class_agnostic or None, "classes": classes}
     return {name: value for name, value in given.items() if value is not None}
 
 

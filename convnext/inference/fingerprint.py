@@ -124,10 +124,12 @@ def path_beside(output: Path) -> Path:
 
 
 def _given(options: Options) -> dict[str, str]:
-    return {name: str(value) for name, value in options.items() if value is not None}
+    texts = {name: ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value) for name, value in options.items()}
+    return {name: text for name, text in texts.items() if options[name] is not None}
 
 
 def _changed(name: str, then: str | None, now: str | None) -> str:
+    name = name.replace("_", "-")
     given = f"--{name}" if then == str(True) else f"--{name} {then}"
     if then is None:
         return f"no --{name}" if now == str(True) else f"no --{name} (now {now})"

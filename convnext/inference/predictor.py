@@ -73,7 +73,7 @@ class Predictor(Generic[PredictionT]):
         """
         task = tasks.get(self.task)
         for name, value in options.items():
-            if (reason := task.why_not(name, value, self.model, self.calibration)) is not None:
+            if (reason := task.why_not(name, value, self.model, self.calibration, self.classes)) is not None:
                 raise UsageError(reason)
         asked = copy.copy(self)
         asked.options = self.options | options

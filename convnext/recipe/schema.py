@@ -229,7 +229,7 @@ class Augment(RecipeSection):
 
 
 class Detect(RecipeSection):
-    """Image sizes of a detector, instead of data.image_size. Defaults: as published for COCO (Carion et al., 2020)."""
+    """Image sizes of a detector, instead of data.image_size, and its results. Defaults: as published for COCO (Carion et al., 2020)."""
 
     short: tuple[int, ...] = Field(
         tuple(range(480, 801, 32)), description="pixels of the short side in training; one of them is drawn for each image"
@@ -239,6 +239,7 @@ class Detect(RecipeSection):
     crop: tuple[int, int] = Field((384, 600), description="minimum and maximum side of the crop in pixels")
     test_short: int = Field(800, ge=1, description="pixels of the short side in evaluation")
     test_longest: int = Field(1333, ge=1, description="largest number of pixels of the long side in evaluation")
+    most: int = Field(100, ge=1, le=10_000, description="largest number of objects that are found in an image, the likeliest first")
 
 
 class Segment(RecipeSection):

@@ -46,6 +46,9 @@ _REFUSALS: dict[int | str, OpenApi] = {
 }
 _PAGE = {"": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 _COVERAGE = "The fraction of images whose class shall be in the set, as 0.95. For models with this option in /models."
+_NMS = "The IoU with a likelier object of its class above which one is dropped; by default 0.5. For models with this option in /models."
+_AGNOSTIC = "1: a likelier object of any class drops another. For models with this option in /models."
+_CLASSES = "Names of the classes to find, as car,bus; by default all. For models with this option in /models."
 _UNKNOWN = "1: compare the image with the training images. For models with this option in /models."
 
 ModelName = Annotated[str | None, Query(description="One of /models; by default the first.")]
@@ -164,6 +167,9 @@ def _add_models(app: FastAPI, service: Service, check: Callable[..., Awaitable[N
                 ge=0, le=1, allow_inf_nan=False, description="The score that an object exceeds; by default 0.05. For models that detect."
             ),
         ] = None,
+        nms: Annotated[float | None, Query(ge=0, le=1, allow_inf_nan=False, description=_NMS)] = None,
+        class_agnostic: Annotated[bool | None, Query(description=_AGNOSTIC)] = None,
+        classes: Annotated[str | None, Query(description=_CLASSES)] = None,
         coverage: Annotated[float | None, Query(gt=0, lt=1, allow_inf_nan=False, description=_COVERAGE)] = None,
         unknown: Annotated[bool | None, Query(description=_UNKNOWN)] = None,
     ) -> Response:
@@ -178,7 +184,7 @@ def _add_models(app: FastAPI, service: Service, check: Callable[..., Awaitable[N
 
         With `coverage` also `coverage` and `set`, a list like `top`; with `unknown` also `novelty` (0 to 1) and `unknown` (true or false).
         """
-        served, options = service.model(model), RequestOptions(masks, threshold, coverage, unknown)
+        served, options = service.model(model), RequestOptions(masks, threshold, nms, class_agnostic, classes, coverage, unknown)
         served.check(options)
 
         def item(image: Opened) -> PredictRequest:

@@ -44,6 +44,9 @@ class RequestOptions:
 
     masks: bool | None = None
     threshold: float | None = None
+    nms: float | None = None
+    class_agnostic: bool | None = None
+    classes: str | None = None
     coverage: float | None = None
     unknown: bool | None = None
 
@@ -111,13 +114,13 @@ class ServedModel:
 
     def check(self, options: RequestOptions) -> None:
         """Raise HTTPException (422) for an option that the network has no answer to."""
-        for name in options.given():
-            if (reason := self._why_not(name)) is not None:
+        for name, value in options.given().items():
+            if (reason := self._why_not(name, value)) is not None:
                 raise HTTPException(422, f"{self.name} can't answer {reason}")
 
-    def _why_not(self, option: str) -> str | None:
-        predictor = self.predictor
-        return tasks.get(predictor.task).why_not(option, None, predictor.model, predictor.calibration)
+    def _why_not(self, option: str, value: object = None) -> str | None:
+        one = self.predictor
+        return tasks.get(one.task).why_not(option, value, one.model, one.calibration, one.classes)
 
     def _predict(self, items: list[PredictRequest], check: Callable[[], None]) -> Sequence[Prediction]:
         predictor, found = copy.copy(self._fast), dict[int, Prediction]()

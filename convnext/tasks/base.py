@@ -258,14 +258,20 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
         preprocessing: Preprocessing,
         classes: Sequence[str],
         device: torch.device,
+        /,
         *,
         class_ids: ClassIds | None = None,
         **options: object,
     ) -> list[PredictionT]:
         """Return the prediction for each opened or prepared image. `options` are the task's own; UsageError for one that it has not."""
 
-    def why_not(self, option: str, value: object, model: nn.Module, calibration: Calibration | None) -> str | None:
-        """Return why a network with that calibration has no answer to an option of `infer` with that value, None for any; or None."""
+    def why_not(
+        self, option: str, value: object, model: nn.Module, calibration: Calibration | None, classes: Sequence[str] = ()
+    ) -> str | None:
+        """Return why a network with that calibration and those classes has no answer to an option of `infer`; None if it has one.
+
+        `value` is the option's; None asks whether it has an answer to any.
+        """
         return None if option in self.options else f"{option}: the task {self.name!r} has no such option"
 
     def columns_with(self, options: Mapping[str, object]) -> tuple[str, ...]:

@@ -90,8 +90,8 @@ class TaskExport(ABC):
     can_fix_size: ClassVar[bool] = True  # whether a graph for images of one size is of use
     refused: ClassVar[Mapping[str, str]] = MappingProxyType({})  # precisions that are not offered, with the reason
 
-    def graph(self, model: nn.Module) -> nn.Module:
-        """Return the module that is traced: by default the network itself."""
+    def graph(self, model: nn.Module, how: Preprocessing) -> nn.Module:
+        """Return the module that is traced: by default the network itself; `how` is its preprocessing."""
         return model
 
     @abstractmethod

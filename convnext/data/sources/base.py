@@ -61,7 +61,10 @@ class ValueSource(ImageSource, Protocol):
 
 
 class DetectSource(ImageSource, Protocol):
-    """Images with their objects."""
+    """Images with their objects.
+
+    A source that knows without reading an image how many objects it has says so by an attribute `object_counts`; see the function.
+    """
 
     has_masks: bool
     category_ids: dict[str, int]  # the data's own numbers of their classes, by name; empty if they have none
@@ -92,6 +95,12 @@ def target_kind_of(source: ClassifySource) -> TargetKind:
     """Return what the labels of a source are: "class" (an int), "classes" (a tuple of ints) or "value" (a float)."""
     kind: TargetKind = getattr(source, "target_kind", "class")
     return kind
+
+
+def object_counts(source: DetectSource) -> np.ndarray | None:
+    """Return the number of objects of each image, int64 (images,), crowds not counted; None if the source does not know."""
+    counts: np.ndarray | None = getattr(source, "object_counts", None)
+    return counts
 
 
 def read_by(source: object, how: Reading) -> None:
@@ -179,6 +188,8 @@ class DetectSubset(Subset[DetectSource]):
         super().__init__(source, indices)
         self.has_masks, self.category_ids = source.has_masks, source.category_ids
         self.heights, self.widths = source.heights[list(indices)], source.widths[list(indices)]
+        counts = object_counts(source)
+        self.object_counts = None if counts is None else counts[list(indices)]
 
     def target(self, index: int) -> ImageObjects:
         return self.source.target(self.indices[index])

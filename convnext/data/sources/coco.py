@@ -144,6 +144,7 @@ class CocoSource:
         self._boxes = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]).astype(np.float32)
         self._labels = np.array([labels[annotation["category_id"]] for annotation in annotations], dtype=np.int64)
         self._crowd = is_crowd[order]
+        self.object_counts = np.bincount(positions[order][~self._crowd], minlength=len(self.ids))
         self._areas = np.array([area_of(annotation) for annotation in annotations], dtype=np.float32)
         self._annotation_ids = np.array([annotation["id"] for annotation in annotations], dtype=np.int64)
         masks = [marshal.dumps(cast(str, annotation.get("segmentation") or None)) for annotation in annotations]  # lists and dicts are fine

@@ -67,13 +67,14 @@ def train_transform(settings: DetectAugmentation) -> ObjectsTransform:
 
 @dataclass(frozen=True)
 class DetectPreprocessing(Preprocessing):
-    """How a detector takes its images.
+    """How a detector takes its images, and how many objects it gives.
 
     Args:
         short, longest: pixels of the short side, or fewer if the long side would be longer than `longest`; published: 800, 1333.
         mean, std: subtracted from RGB in 0 to 1, and divided by.
         range: of images with more than 8 bits: the number that is white, or those that are black and white.
         channels: see `to_pixels`.
+        most: max number of objects in an image.
     """
 
     short: int = 800
@@ -82,6 +83,7 @@ class DetectPreprocessing(Preprocessing):
     std: tuple[float, ...] = IMAGENET_STD
     range: Range | None = None
     channels: int = 3
+    most: int = 100
 
     def transform(self) -> Callable[[Image | DeepImage | Tensor], Tensor]:
         """Return the function from an opened image, or its uint8 (3, H, W) tensor, to a float32 (3, H', W').

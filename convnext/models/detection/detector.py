@@ -10,7 +10,7 @@ from convnext.errors import UsageError
 from convnext.models.backbones.norms import LayerNorm2d
 from convnext.models.detection.boxes import Size
 from convnext.models.detection.layers import FeaturePyramid
-from convnext.models.detection.postprocess import SCORE, Masks
+from convnext.models.detection.postprocess import AS_PUBLISHED, SCORE, Masks, Selection
 from convnext.models.detection.roi_head import RoIHead
 from convnext.models.detection.rpn import ProposalLimits, Proposals, RPNHead
 from convnext.models.detection.targets import prepare
@@ -74,9 +74,14 @@ class Detector(Network):
 
     @torch.no_grad()
     def predict(
-        self, images: Sequence[Tensor], output_sizes: Sequence[Size] | None = None, threshold: float = SCORE, masks: Masks = "pasted"
+        self,
+        images: Sequence[Tensor],
+        output_sizes: Sequence[Size] | None = None,
+        threshold: float = SCORE,
+        masks: Masks = "pasted",
+        selection: Selection = AS_PUBLISHED,
     ) -> list[dict[str, Tensor]]:
-        """Return at most 100 detections in each image, best first.
+        """Return the detections in each image, at most `selection.most`, best first.
 
         Args:
             images: images (3, H, W) float32, resized and normalised, of any sizes.
@@ -85,13 +90,14 @@ class Detector(Network):
             threshold: detections have a higher score.
             masks: "pasted" gives the pixels of the whole image, up to a hundred times its size; "small" gives the mask head's output,
                 for `postprocess.encode_masks`; "none" does not compute them.
+            selection: which boxes above the threshold are detections.
 
         Returns: for each image a dict of `boxes` (n, 4) float32, x1, y1, x2, y2 in pixels, `labels` (n,) int64, `scores` (n,)
         and, with a mask head, `masks`: pasted (n, 1, H, W) bool, or small (n, 28, 28) float32, 0 to 1.
         """
         sizes, levels = _sizes(images), self.pyramid(images)
         boxes = [proposal.boxes for proposal in self.propose(levels, sizes)]
-        return self.roi_head.detect(levels[:-1], boxes, sizes, output_sizes or sizes, threshold, masks)
+        return self.roi_head.detect(levels[:-1], boxes, sizes, output_sizes or sizes, threshold, masks, selection)
 
     def maps(self, images: Sequence[Tensor]) -> list[Tensor]:
         """Return the backbone's maps (N, channels[i], H / stride, W / stride) of the images, padded to one size."""

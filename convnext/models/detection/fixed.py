@@ -46,22 +46,23 @@ class FixedDetector(nn.Module):
 
     Args:
         detector: in evaluation mode.
+        most: number of detections that it gives.
     """
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Detector, most: int = postprocess.MAX_DETECTIONS) -> None:
         super().__init__()
-        self.detector = detector
+        self.detector, self.most = detector, most
 
     def forward(self, image: Tensor, size: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
-        """Return the 100 best detections, the best first.
+        """Return the `most` best detections, the best first.
 
         Args:
             image: (1, 3, H, W), zeros right of and below the image; H and W are multiples of 32.
             size: (2,) int64, height and width of the image within it.
             threshold: () float32; detections have a higher score (0.05 in `Detector.predict`).
 
-        Returns: boxes (100, 4) in pixels of `image`, labels (100,) int64, scores (100,), 0 in padding rows, and, of a
-        detector with a mask head, masks (100, 28, 28), 0 to 1, each to be stretched over its box.
+        Returns: boxes (most, 4) in pixels of `image`, labels (most,) int64, scores (most,), 0 in padding rows, and, of a
+        detector with a mask head, masks (most, 28, 28), 0 to 1, each to be stretched over its box.
         """
         net = self.detector
         border = size.flip(0).repeat(2).float()
@@ -97,7 +98,7 @@ class FixedDetector(nn.Module):
     def _detect(
         self, levels: list[Tensor], boxes: Tensor, real: Tensor, border: Tensor, threshold: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return boxes, labels and scores of the 100 best."""
+        """Return boxes, labels and scores of the best."""
         head = self.detector.roi_head
         stage_logits = []
         for number, (stage, box_head) in enumerate(zip(head.stages, head.box_heads, strict=True)):
@@ -109,7 +110,7 @@ class FixedDetector(nn.Module):
         scores = torch.stack(stage_logits).mean(0).softmax(1)[:, :-1] * real[:, None]
         by_class = _clip(head.stages[-1].coder.decode(boxes[:, None], deltas), border).transpose(0, 1).contiguous()
         kept = keep(by_class, scores.t().contiguous(), postprocess.NMS_IOU, threshold)
-        best, index = torch.where(kept, scores.t(), 0.0).flatten().topk(postprocess.MAX_DETECTIONS)
+        best, index = torch.where(kept, scores.t(), 0.0).flatten().topk(min(self.most, kept.numel()))
         return by_class.flatten(0, 1)[index], index // len(boxes), best
 
     def _pool(self, levels: list[Tensor], boxes: Tensor, side: int) -> Tensor:

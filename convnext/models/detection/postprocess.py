@@ -1,6 +1,7 @@
 """From scored boxes and small masks to detections: threshold, non-maximum suppression, pasting."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -28,7 +29,28 @@ AT_ONCE = {"cpu": 1, "cuda": 2**26}  # pixels pasted together, at least one mask
 Masks = Literal["pasted", "small", "none"]
 
 
-def select(coder: DeltaCoder, boxes: Tensor, deltas: Tensor, scores: Tensor, size: Size, threshold: float = SCORE) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Selection:
+    """Which of the boxes above the threshold are detections."""
+
+    most: int = MAX_DETECTIONS  # in an image, those of the highest score
+    nms: float = NMS_IOU  # a box is dropped if its IoU with one of a higher score and the same class is above this
+    class_agnostic: bool = False  # the same of any class
+    labels: tuple[int, ...] | None = None  # only boxes of these classes are considered; None for all
+
+
+AS_PUBLISHED = Selection()
+
+
+def select(
+    coder: DeltaCoder,
+    boxes: Tensor,
+    deltas: Tensor,
+    scores: Tensor,
+    size: Size,
+    threshold: float = SCORE,
+    selection: Selection = AS_PUBLISHED,
+) -> dict[str, Tensor]:
     """Return the detections in one image: `boxes` (k, 4), `labels` (k,) and `scores` (k,), best first.
 
     Args:
@@ -38,11 +60,18 @@ def select(coder: DeltaCoder, boxes: Tensor, deltas: Tensor, scores: Tensor, siz
         scores: (n, classes + 1), background last.
         size: of the image.
         threshold: detections have a higher score.
+        selection: says which of those remain.
     """
-    which, labels = (scores[:, :-1] > threshold).nonzero(as_tuple=True)
+    is_considered = scores[:, :-1] > threshold
+    if selection.labels is not None:
+        wanted = torch.zeros_like(is_considered[0])
+        wanted[list(selection.labels)] = True
+        is_considered &= wanted
+    which, labels = is_considered.nonzero(as_tuple=True)
     found = coder.decode(boxes[which], deltas[which, labels], size)
     scores = scores[which, labels]
-    kept = batched_nms(found, scores, labels, NMS_IOU)[:MAX_DETECTIONS]
+    groups = torch.zeros_like(labels) if selection.class_agnostic else labels
+    kept = batched_nms(found, scores, groups, selection.nms)[: selection.most]
     return {"boxes": found[kept], "labels": labels[kept], "scores": scores[kept]}
 
 

@@ -12,7 +12,7 @@ from convnext.models.detection.box_heads import BoxHead, BoxLoss
 from convnext.models.detection.boxes import DeltaCoder, Size
 from convnext.models.detection.mask_head import REGION as MASK_REGION
 from convnext.models.detection.mask_head import MaskHead, mask_loss, mask_targets
-from convnext.models.detection.postprocess import SCORE, Masks, paste_masks, select
+from convnext.models.detection.postprocess import AS_PUBLISHED, SCORE, Masks, Selection, paste_masks, select
 from convnext.models.detection.roi_align import pool, to_rois
 from convnext.models.detection.targets import Matcher, Sampler, Truth
 
@@ -160,6 +160,7 @@ class RoIHead(nn.Module):
         output_sizes: Sequence[Size],
         threshold: float = SCORE,
         masks: Masks = "pasted",
+        selection: Selection = AS_PUBLISHED,
     ) -> list[dict[str, Tensor]]:
         """Return the detections in each image, best first; see `Detector.predict`. Other arguments are as for `losses`."""
         levels = [level.float() for level in levels]
@@ -174,7 +175,7 @@ class RoIHead(nn.Module):
                 proposals = [stage.coder.decode(boxes, delta, size) for boxes, delta, size in parts]
         scores = torch.stack(stage_logits).mean(0).softmax(1)
         images = zip(proposals, torch.split(deltas, counts), torch.split(scores, counts), sizes, strict=True)
-        found = [select(self.stages[-1].coder, *image, threshold) for image in images]
+        found = [select(self.stages[-1].coder, *image, threshold, selection) for image in images]
         drawn: Sequence[Tensor] = []
         if self.has_masks and masks != "none":
             drawn = torch.split(self._masks(levels, found), [len(image["labels"]) for image in found])

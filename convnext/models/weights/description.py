@@ -177,6 +177,7 @@ class ForDetection(Normalised):
 
     short: Pixels
     longest: Pixels
+    most: int = Field(100, ge=1, le=10_000)
 
 
 class ForSegmentation(Normalised):

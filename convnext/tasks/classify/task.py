@@ -198,7 +198,9 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
         refuse_options(self.name, options, self.options)
         return prediction.infer(model, images, preprocessing, classes, device, cast(KnownOptions, options))
 
-    def why_not(self, option: str, value: object, model: nn.Module, calibration: Calibration | None) -> str | None:
+    def why_not(
+        self, option: str, value: object, model: nn.Module, calibration: Calibration | None, classes: Sequence[str] = ()
+    ) -> str | None:
         """Return why a network has no answer to an option of `infer`; None if it has one."""
         return super().why_not(option, value, model, calibration) or known.why_not(option, value, calibration, model)
 

@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from convnext.data.transforms.detect import DetectPreprocessing
 from convnext.data.transforms.preprocessing import ImageSize, Preprocessing, sides
-from convnext.errors import ConvnextError
-from convnext.models.detection import postprocess
+from convnext.errors import ConvnextError, UsageError
 from convnext.models.detection.boxes import Size
 from convnext.models.detection.detector import Detector
 from convnext.models.detection.fixed import FixedDetector
+from convnext.models.detection.postprocess import AS_PUBLISHED, SCORE, Masks, Selection, paste_masks
 from convnext.tasks.exported import ExportedNetwork, TaskExport
 
 _SIDE = 320  # pixels: a size to trace and compare at; the graph takes any other too
@@ -33,23 +34,32 @@ class ExportedDetector(ExportedNetwork):
         self,
         images: Sequence[Tensor],
         output_sizes: Sequence[Size] | None = None,
-        threshold: float = postprocess.SCORE,
-        masks: postprocess.Masks = "pasted",
+        threshold: float = SCORE,
+        masks: Masks = "pasted",
+        selection: Selection = AS_PUBLISHED,
     ) -> list[dict[str, Tensor]]:
-        """Return the objects of each image; see `Detector.predict`."""
-        sizes = output_sizes or [(image.shape[1], image.shape[2]) for image in images]
-        return [self._predict(image, size, threshold, masks) for image, size in zip(images, sizes, strict=True)]
+        """Return the objects of each image; see `Detector.predict`. Of `selection` it has the classes and the number.
 
-    def _predict(self, image: Tensor, size: Size, threshold: float, kind: postprocess.Masks) -> dict[str, Tensor]:
+        Raises UsageError for another non-maximum suppression than that in the graph.
+        """
+        if (selection.nms, selection.class_agnostic) != (AS_PUBLISHED.nms, AS_PUBLISHED.class_agnostic):
+            raise UsageError(f"non-maximum suppression is a part of {self.path}: predict with the weights that it was made from")
+        sizes = output_sizes or [(image.shape[1], image.shape[2]) for image in images]
+        return [self._predict(image, size, threshold, masks, selection) for image, size in zip(images, sizes, strict=True)]
+
+    def _predict(self, image: Tensor, size: Size, threshold: float, kind: Masks, selection: Selection) -> dict[str, Tensor]:
         height, width = image.shape[1:]
         padded = F.pad(image, (0, -width % _STRIDE, 0, -height % _STRIDE))[None]
         boxes, labels, scores, *masks = self.call(padded, torch.tensor([height, width]), torch.tensor(threshold))
         found = scores > 0
+        if selection.labels is not None:
+            found &= torch.isin(labels, torch.tensor(selection.labels, device=labels.device))
+        found = found.nonzero().flatten()[: selection.most]
         boxes = boxes[found] * boxes.new_tensor((size[1] / width, size[0] / height) * 2)
         result = {"boxes": boxes, "labels": labels[found], "scores": scores[found]}
         if masks and kind != "none":
             small = masks[0][found]
-            result["masks"] = postprocess.paste_masks(small, boxes, size)[:, None] if kind == "pasted" else small
+            result["masks"] = paste_masks(small, boxes, size)[:, None] if kind == "pasted" else small
         return result
 
 
@@ -66,9 +76,10 @@ class DetectExport(TaskExport):
         "so a file in fp16 finds other objects now and then, and could not be verified"
     }
 
-    def graph(self, model: nn.Module) -> nn.Module:
+    def graph(self, model: nn.Module, how: Preprocessing) -> nn.Module:
         assert isinstance(model, Detector)
-        return FixedDetector(model)
+        assert isinstance(how, DetectPreprocessing)
+        return FixedDetector(model, how.most)
 
     def run(self, graph: nn.Module, images: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         outputs: tuple[Tensor, ...] = graph(images, *others)
@@ -80,7 +91,7 @@ class DetectExport(TaskExport):
         return images * rows[:, None] * columns
 
     def example(self, height: int, width: int) -> tuple[Tensor, ...]:
-        return torch.tensor([height, width]), torch.tensor(postprocess.SCORE)
+        return torch.tensor([height, width]), torch.tensor(SCORE)
 
     def outputs(self, model: nn.Module) -> list[str]:
         assert isinstance(model, Detector)

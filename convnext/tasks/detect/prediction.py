@@ -1,6 +1,6 @@
 """The objects in an image: boxes, classes, scores and masks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NotRequired, Protocol, TypedDict, cast
 
@@ -12,9 +12,10 @@ from convnext.data.run_lengths import RunLengths, decode
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import TooLargeError
 from convnext.models.detection.boxes import Size
-from convnext.models.detection.postprocess import SCORE, Masks, encode_masks
+from convnext.models.detection.postprocess import AS_PUBLISHED, SCORE, Masks, Selection, encode_masks
 from convnext.report import drawing
 from convnext.tasks.base import Json, OpenedImage
+from convnext.tasks.detect.options import DetectOptions, selection_of
 from convnext.tasks.shared import finite_outputs, prepared, require_embeddings, require_finite, same_size
 from convnext.text import counted
 
@@ -26,7 +27,12 @@ class DetectNetwork(Protocol):
     """A detector, or an exported one, in evaluation mode; see `models.detection.detector.Detector`."""
 
     def predict(
-        self, images: Sequence[Tensor], output_sizes: Sequence[Size] | None, threshold: float = SCORE, masks: Masks = "pasted"
+        self,
+        images: Sequence[Tensor],
+        output_sizes: Sequence[Size] | None,
+        threshold: float = SCORE,
+        masks: Masks = "pasted",
+        selection: Selection = AS_PUBLISHED,
     ) -> list[dict[str, Tensor]]: ...
     def maps(self, images: Sequence[Tensor]) -> list[Tensor]: ...
 
@@ -40,22 +46,13 @@ class Detections(TypedDict):
     masks: NotRequired[list[RunLengths] | Tensor]  # n; as a tensor bool (n, H, W) or (n, 1, H, W)
 
 
-class DetectOptions(TypedDict, total=False):
-    """What a caller can say of how to detect."""
-
-    threshold: float  # the score that a detection exceeds
-    masks: bool  # whether a detector that has masks gives them
-    max_pixels: int | None  # that the boxes of an image's objects may hold together for their masks to be made
-    check: Callable[[], object]  # called before each mask is made; it may raise an error to end the work
-
-
 @dataclass(frozen=True, eq=False)
 class DetectPrediction:
-    """At most 100 objects, those of the highest score first, in the pixels of the image; tensors are on the CPU."""
+    """The objects that were found, those of the highest score first, in the pixels of the image; tensors are on the CPU."""
 
     boxes: Tensor  # float32 (n, 4): left, top, right, bottom
     labels: Tensor  # int64 (n,)
-    scores: Tensor  # float32 (n,), from 0.05
+    scores: Tensor  # float32 (n,), above the threshold, 0.05 by default
     masks: Sequence[RunLengths] | None  # n; None of a detector without masks
     classes: Sequence[str]
 
@@ -117,14 +114,14 @@ def infer(
 
     Raises TooLargeError where the boxes hold more, NotFiniteError for an output that says nothing.
     """
-    network, ready = cast(DetectNetwork, model), prepared(images, preprocessing)
+    ready, selection = prepared(images, preprocessing), selection_of(preprocessing, options, classes)
     threshold, max_pixels = options.get("threshold", SCORE), options.get("max_pixels")
     masks: Masks = "small" if options.get("masks", True) else "none"
     predictions: dict[int, DetectPrediction] = {}
     for indices in same_size(ready):
         inputs, sizes = [ready[index].image.to(device) for index in indices], [ready[index].size for index in indices]
         with finite_outputs(model):
-            detections = network.predict(inputs, sizes, threshold, masks)
+            detections = detect(model, inputs, sizes, selection, threshold, masks)
         for index, one in zip(indices, detections, strict=True):
             if "masks" in one and max_pixels is not None:
                 _refuse_large(one["boxes"], max_pixels)
@@ -132,6 +129,21 @@ def infer(
             boxes, labels, scores = one["boxes"].float().cpu(), one["labels"].cpu(), one["scores"].float().cpu()
             predictions[index] = DetectPrediction(boxes, labels, scores, runs, classes)
     return [predictions[index] for index in range(len(ready))]
+
+
+def detect(
+    model: nn.Module,
+    images: Sequence[Tensor],
+    sizes: Sequence[Size],
+    selection: Selection,
+    threshold: float = SCORE,
+    masks: Masks = "small",
+) -> list[dict[str, Tensor]]:
+    """Return what `Detector.predict` returns for prepared images, whose heights and widths were `sizes`."""
+    network = cast(DetectNetwork, model)
+    # A network from outside may have no such argument.
+    more = {} if selection == AS_PUBLISHED else {"selection": selection}
+    return network.predict(images, sizes, threshold, masks, **more)
 
 
 @torch.no_grad()  # not in inference mode: embeddings may be trained on

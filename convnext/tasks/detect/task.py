@@ -17,14 +17,18 @@ from convnext.data.sources.open import open_detection
 from convnext.data.transforms.detect import DetectAugmentation, DetectPreprocessing, train_transform
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError
+from convnext.models.calibration import Calibration
 from convnext.models.detection.postprocess import encode_masks
 from convnext.recipe import BEST_METRICS, Recipe
 from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData
+from convnext.tasks.detect import options as detect_options
 from convnext.tasks.detect import prediction
 from convnext.tasks.detect.batch import DetectBatch, DetectEvaluationSamples, DetectTrainingSamples
+from convnext.tasks.detect.limits import limit_remarks
 from convnext.tasks.detect.loss import DetectCriterion
+from convnext.tasks.detect.options import DetectOptions
 from convnext.tasks.detect.parts import open_parts
-from convnext.tasks.detect.prediction import Detections, DetectNetwork, DetectOptions, DetectPrediction
+from convnext.tasks.detect.prediction import Detections, DetectPrediction
 from convnext.tasks.objects import with_options
 from convnext.tasks.shared import draw_of, measured, measured_remarks, refuse_options, skipped_remarks
 
@@ -43,7 +47,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
     batch_size: ClassVar[int] = 2  # they go through the network at some 800 x 1333 pixels
     columns: ClassVar[tuple[str, ...]] = prediction.COLUMNS
     formats: ClassVar[tuple[str, ...]] = ("coco",)
-    options: ClassVar[tuple[str, ...]] = ("threshold", "masks", "max_pixels", "check")
+    options: ClassVar[tuple[str, ...]] = ("threshold", "nms", "class_agnostic", "classes", "masks", "max_pixels", "check")
     reorders_head: ClassVar[bool] = False
     hub_pipeline: ClassVar[str] = "object-detection"
     demo_recipe: ClassVar[str | None] = "detect_digits"
@@ -62,6 +66,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
                 "remove it, or take augment.mosaic"
             )
         given, recipe = recipe, measured(recipe, train)
+        remarks += limit_remarks(recipe, {"train": train, "val": val})
         remarks += deep.remarks(train, data.range) + measured_remarks(recipe, given)
         augmentation = DetectAugmentation(
             sizes.short, sizes.longest, sizes.crop_short, sizes.crop, augment.flip, *recipe.data.normalisation(), data.range,
@@ -114,7 +119,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
     def preprocessing(self, recipe: Recipe) -> DetectPreprocessing:
         """Return how the trained network will take its images."""
         data, sizes = recipe.data, recipe.detect
-        return DetectPreprocessing(sizes.test_short, sizes.test_longest, *data.normalisation(), data.range, data.channels)
+        return DetectPreprocessing(sizes.test_short, sizes.test_longest, *data.normalisation(), data.range, data.channels, sizes.most)
 
     def evaluation_samples(self, source: DetectSource, how: Preprocessing) -> Samples:
         """Return images prepared as the network takes them, with their objects as annotated."""
@@ -134,7 +139,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
         """Return the detections in each image."""
         sizes = [target["size"] for target in batch.targets]
         outputs: list[Detections] = []
-        for one, size in zip(cast(DetectNetwork, model).predict(batch.images, sizes, masks="small"), sizes, strict=True):
+        for one, size in zip(prediction.detect(model, batch.images, sizes, detect_options.selection_of(how)), sizes, strict=True):
             found: Detections = {"boxes": one["boxes"], "labels": one["labels"], "scores": one["scores"]}
             if "masks" in one:
                 found["masks"] = encode_masks(one["masks"], one["boxes"], size)
@@ -164,6 +169,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
         preprocessing: Preprocessing,
         classes: Sequence[str],
         device: torch.device,
+        /,
         *,
         class_ids: ClassIds | None = None,
         **options: object,
@@ -171,6 +177,12 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
         """Return the objects in each image. `options` are `DetectOptions`. Predictions bear names, and so need no `class_ids`."""
         refuse_options(self.name, options, self.options)
         return prediction.infer(model, images, preprocessing, classes, device, cast(DetectOptions, options))
+
+    def why_not(
+        self, option: str, value: object, model: nn.Module, calibration: Calibration | None, classes: Sequence[str] = ()
+    ) -> str | None:
+        """Return why a network has no answer to an option of `infer`; None if it has one."""
+        return super().why_not(option, value, model, calibration) or detect_options.why_not(option, value, model, classes)
 
     def embed(self, model: nn.Module, images: Sequence[OpenedImage], preprocessing: Preprocessing, device: torch.device) -> Tensor:
         """Return the mean of the backbone's last map of each image, (N, C) float32 on the CPU."""

@@ -17,6 +17,7 @@ from convnext.data.sources.open import open_segmentation
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.data.transforms.segment import SegmentPreprocessing, TrainTransform
 from convnext.errors import ConvnextError, UsageError
+from convnext.models.calibration import Calibration
 from convnext.models.segmentation import inference
 from convnext.recipe import BEST_METRICS, Recipe
 from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData
@@ -180,6 +181,14 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
         """Return the class of every pixel of each image; `class_ids` are the values or colours that masks are written in."""
         refuse_options(self.name, options, self.options)
         return prediction.infer(model, images, preprocessing, classes, device, class_ids)
+
+    def why_not(
+        self, option: str, value: object, model: nn.Module, calibration: Calibration | None, classes: Sequence[str] = ()
+    ) -> str | None:
+        """Return why a network has no answer to an option of `infer`."""
+        if option == "classes":
+            return "classes: a segmenter gives every pixel a class, so none can be omitted: choose among the values of its masks instead"
+        return super().why_not(option, value, model, calibration)
 
     def embed(self, model: nn.Module, images: Sequence[OpenedImage], preprocessing: Preprocessing, device: torch.device) -> Tensor:
         """Return the mean of the backbone's last map of each image, (N, C) float32 on the CPU."""
