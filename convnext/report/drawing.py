@@ -19,7 +19,9 @@ _OPACITY = 0.45  # of masks
 _GAP = 8  # pixels between images side by side
 
 
-def draw(image: Image, objects: Mapping[str, object], classes: Sequence[str]) -> Image:
+def draw(
+    image: Image, objects: Mapping[str, object], classes: Sequence[str], colours: Sequence[tuple[int, int, int]] | None = None
+) -> Image:
     """Return a copy of the image with its objects drawn on it; small images come back enlarged by a whole factor.
 
     Args:
@@ -28,10 +30,11 @@ def draw(image: Image, objects: Mapping[str, object], classes: Sequence[str]) ->
             (n, 1, H, W) or an iterator over single masks, drawn beneath all boxes, `scores` (n,), written beside the names, and
             `iscrowd` (n,). That is `Objects.to_dict()`, or what a detector returns.
         classes: the names of the labels, which also choose the colours.
+        colours: red, green and blue, 0 to 255, of each object instead.
     """
     factor = max(1, -(-_MIN_SIDE // max(image.size)))
     labels = [int(label) for label in _values(objects, "labels")]
-    colours = [palette.class_colour(label) for label in labels]
+    colours = [palette.class_colour(label) for label in labels] if colours is None else colours
     if (masks := objects.get("masks")) is not None and labels:
         image = _tinted(image, cast("Iterable[Tensor]", masks), colours)
     canvas = image.resize((image.width * factor, image.height * factor), Resampling.NEAREST)
@@ -58,7 +61,7 @@ def side_by_side(images: Sequence[Image]) -> Image:
     return sheet
 
 
-def _tinted(image: Image, masks: Iterable[Tensor], colours: list[tuple[int, int, int]]) -> Image:
+def _tinted(image: Image, masks: Iterable[Tensor], colours: Sequence[tuple[int, int, int]]) -> Image:
     pixels = np.asarray(image).astype(np.float32)
     for mask, colour in zip(masks, colours, strict=True):
         shown = mask.reshape(mask.shape[-2:]).cpu().numpy() > 0

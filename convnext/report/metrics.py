@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TypedDict
 
+from convnext.text import counted
+
 _LABELS = {
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
@@ -19,6 +21,10 @@ _LABELS = {
     "mce": "mean corruption error",
     "box_ap": "box AP",
     "mask_ap": "mask AP",
+    "box_f1": "F1 at the best threshold",
+    "box_precision": "precision at the best threshold",
+    "box_recall": "recall at the best threshold",
+    "false_alarms": "images without objects with a detection",
     "miou": "mIoU",
     "mean_accuracy": "mean class accuracy",
     "overall_accuracy": "pixel accuracy",
@@ -27,6 +33,7 @@ _LABELS = {
 _RAW = "raw_"  # prefix of a metric of the weights without EMA
 ERRORS = {"loss", "mae", "rmse"}  # the lowest is best, and they are no percentages
 _BOUNDS = ("_low", "_high")  # endings of the bounds of a metric's interval
+_FRACTIONS = {"best_threshold"}  # numbers of 0 to 1 that are no percentages
 _PROPORTIONS = {"top1", "top5"}  # of images that are independent of each other, so that an interval can be given
 _Z = 1.959963984540054  # of the normal distribution: 95 % lie within so many standard deviations
 
@@ -45,6 +52,9 @@ def label(name: str) -> str:
         return f"{label(name.removeprefix(_RAW))} of the raw weights"
     if name in _LABELS:
         return _LABELS[name]
+    kind, is_recall, count = name.partition("_ar")
+    if is_recall and count.isdigit():
+        return f"{kind} AR at {counted(int(count), 'detection')}"
     kind, is_ap, part = name.partition("_ap")
     if is_ap and part.isdigit():
         return f"{kind} AP at IoU 0.{part}"
@@ -58,6 +68,8 @@ def value(name: str, number: float) -> str:
     plain = name.removeprefix(_RAW)
     if plain == "count":
         return f"{number:.0f}"
+    if plain in _FRACTIONS:
+        return f"{number:.2f}"
     return f"{number:.4g}" if plain in ERRORS or plain.startswith("loss_") else percent(number)
 
 

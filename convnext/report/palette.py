@@ -31,6 +31,13 @@ BLUE, ORANGE = CLASSES[0], CLASSES[1]  # of one curve beside another
 GREY = "#748296"  # of what matters less; readable on white and on a dark page
 IGNORED = "#696969"  # of pixels without a label
 TRANSPARENT = (255, 255, 255, 0)  # the ground of sheets: white where transparency is lost
+ERRORS: Mapping[str, str] = {  # of boxes by what is right or wrong with them; missed objects and false detections are never in one image
+    "right": CLASSES[0],
+    "missed": CLASSES[4],
+    "false": CLASSES[1],
+    "confused": CLASSES[3],
+    "ignored": IGNORED,
+}
 RIGHT, WRONG = "#1a7f37", "#cf222e"  # of titles over images on white
 
 # The names are those of CSS variables; `light` is also the colour of figures in files.

@@ -6,6 +6,7 @@ SVG has a transparent ground: `page.figure` gives its text and axes the colours 
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
@@ -34,6 +35,16 @@ _SETTINGS = {
     **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), palette.SOFT),
     "grid.color": palette.THEMES["light"]["line"],
 }
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a figure: its points, None where there is no value, and how it is drawn."""
+
+    x: Sequence[float | None]
+    y: Sequence[float | None]
+    colour: str
+    width: float = 1.5
 
 
 @contextmanager
@@ -133,6 +144,26 @@ def reliability(bins: Sequence[CalibrationBin]) -> list[str]:
     axes.bar(edges, [100 * one["count"] / total for one in bins], 0.94 * width, align="edge", color=palette.GREY)
     axes.set(xlabel="confidence (%)", xlim=(0, 100))
     return [svg(calibration), svg(share)]
+
+
+@drawing()
+def percentages(lines: Sequence[Line], title: str, xlabel: str, limits: tuple[float, float], mark: float | None = None) -> str:
+    """Return lines of percentages over anything as one SVG, without a legend.
+
+    Args:
+        lines: what to draw; later ones lie over earlier ones.
+        title: what the percentages are.
+        xlabel: what they are drawn over.
+        limits: the ends of that axis.
+        mark: a position on it to mark, if any.
+    """
+    figure, axes = panel(title)
+    if mark is not None:
+        axes.axvline(mark, color=palette.SOFT, linestyle="--", linewidth=1)
+    for line in lines:
+        axes.plot(line.x, line.y, color=line.colour, linewidth=line.width)
+    axes.set(xlabel=xlabel, xlim=limits, ylim=(0, 102))
+    return svg(figure)
 
 
 @drawing()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from io import StringIO
 
 NONE = "–"
+_MAX_CONFUSED = 20  # pairs of classes
 _ALL, _WORST, _BEST = 24, 8, 4  # classes: up to so many are all shown; of more, so many of the worst and the best
 
 Rows = Sequence[Mapping[str, object]]
@@ -45,6 +46,12 @@ def by_class(columns: Sequence[Column], rows: Rows, key: str) -> str:
     shown = plain(columns, [*known[:_WORST], *known[-_BEST:]]).split("\n")
     shown.insert(1 + _WORST, f"… {len(known) - _WORST - _BEST} classes between (--json has all)")
     return "\n".join(shown)
+
+
+def most_confused(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> list[dict[str, object]]:
+    """Return the pairs of classes that are most often confused, the most frequent first, from counts by [true][predicted] class."""
+    pairs = [(n, i, j) for i, row in enumerate(confusion) for j, n in enumerate(row) if i != j and n]
+    return [{"is": classes[i], "taken for": classes[j], "times": n} for n, i, j in sorted(pairs, reverse=True)[:_MAX_CONFUSED]]
 
 
 def markdown(columns: Sequence[Column], rows: Rows) -> str:

@@ -225,11 +225,10 @@ class Trainer:
         state, name = self.state, self.task.headline
         check_finite(self.folder, self.state)
         result = self._measure(state.ema_or_model)
-        headline, message = result.metrics[name], self.task.summary_line(result.metrics)
-        best_by = self.recipe.eval.best_by or name
-        if best_by not in result.metrics:
-            raise UsageError(f"eval.best_by: the evaluation has no metric {best_by!r}{nearest(best_by, result.metrics)}")
-        value = result.metrics[best_by]
+        message, best_by = self.task.summary_line(result.metrics), self.recipe.eval.best_by or name
+        if best_by not in result.metrics:  # a user's metric, or data.val without objects
+            raise UsageError(f"eval.best_by: the evaluation has no metric {best_by!r}{nearest(best_by, result.metrics)} ({message})")
+        headline, value = result.metrics[name], result.metrics[best_by]
         is_best = metrics.is_better(best_by, value, state.best) and (keep or not math.isfinite(state.best))
         distributed.on_main(lambda: write_run_weights(self.folder, state, self.recipe, self.data, self.how, result.metrics, is_best))
         if state.ema is not None:

@@ -20,7 +20,6 @@ from convnext.tasks.classify.metric import ClassifyDetails
 from convnext.tasks.classify.prediction import infer
 
 _DEMO_IMAGES = 12
-_MAX_CONFUSED = 20  # pairs of classes in the table
 _SCORES = [  # columns of the table by class on a terminal
     tables.Column("recall", "recall %", 1),
     tables.Column("precision", "precision %", 1),
@@ -63,7 +62,7 @@ def sections(details: Json, classes: Sequence[str], source: ClassifySource) -> l
     if found["confusion"] is not None and len(names) <= plots.MAX_CLASSES_DRAWN:
         parts.append(page.PageSection("Confusion", page.figure(plots.confusion(found["confusion"], names))))
     elif found["confusion"] is not None:
-        parts.append(page.PageSection("Most confused", page.table(_most_confused(found["confusion"], names))))
+        parts.append(page.PageSection("Most confused", page.table(tables.most_confused(found["confusion"], names))))
     parts.append(page.PageSection("Calibration", page.figures(plots.reliability(found["calibration"]))))
     parts.append(page.PageSection("Scores by class", _by_class(found, names)))
     tiles = [
@@ -119,8 +118,3 @@ def _corruption_rows(details: ClassifyDetails) -> list[dict[str, str]]:
             row["CE"] = f"{found['ce']:.1f}"
         rows.append(row)
     return rows
-
-
-def _most_confused(confusion: list[list[int]], classes: Sequence[str]) -> list[Json]:
-    pairs = [(n, i, j) for i, row in enumerate(confusion) for j, n in enumerate(row) if i != j and n]
-    return [{"is": classes[i], "taken for": classes[j], "times": n} for n, i, j in sorted(pairs, reverse=True)[:_MAX_CONFUSED]]

@@ -1,7 +1,7 @@
 """An evaluation of a detector as text and as sections of a report, and the demo's image."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -14,35 +14,75 @@ from convnext.data.sources.base import DetectSource
 from convnext.data.sources.open import open_detection
 from convnext.report import drawing, page, tables
 from convnext.tasks.base import Json, Metrics
+from convnext.tasks.detect import error_report
 from convnext.tasks.detect.metric import DetectDetails, ShownDetections
 from convnext.tasks.detect.prediction import SHOWN_SCORE
 from convnext.tasks.shared import save_sheets
 from convnext.text import counted
 
 _DEMO_IMAGES = 4
+_COCO_DETECTIONS = 100  # of an image that COCO's own evaluation counts
+_HEADS = {  # of the columns of tables
+    "ap": "AP %", "ap50": "AP50 %", "ap75": "AP75 %", "ap_small": "small %", "ap_medium": "medium %", "ap_large": "large %", "ar": "AR %",
+}  # fmt: skip
+_ON_PAGE = {key: head.removesuffix(" %") for key, head in _HEADS.items()}
+_PLAIN = {"ap_small": "AP, small", "ap_medium": "AP, medium", "ap_large": "AP, large"}
 
 
 def summary_line(metrics: Metrics) -> str:
     """Return an evaluation in a few words."""
+    images = counted(int(metrics["count"]), "image")
+    if "box_ap" not in metrics:
+        alarms = f"false alarms in {metrics['false_alarms']:.2f} % of {images}" if "false_alarms" in metrics else images
+        return f"no AP without annotated objects, {alarms}"
     masks = f", mask AP {metrics['mask_ap']:.2f} %" if "mask_ap" in metrics else ""
-    return f"box AP {metrics['box_ap']:.2f} %{masks} ({counted(int(metrics['count']), 'image')})"
+    return f"box AP {metrics['box_ap']:.2f} %{masks} ({images})"
 
 
 def summary(metrics: Metrics, details: Json, classes: Sequence[str]) -> str:
-    """Return an evaluation as lines of text, `summary_line` first, average precision by class last."""
-    columns = [tables.Column("class", "class"), tables.Column("objects", "objects"), tables.Column("box_ap", "box AP %", 2)]
-    if "mask_ap" in metrics:
-        columns.append(tables.Column("mask_ap", "mask AP %", 2))
-    numbers = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-    return "\n".join([summary_line(metrics), numbers, tables.by_class(columns, cast(DetectDetails, details)["classes"], "box_ap")])
+    """Return an evaluation as lines of text, `summary_line` first: AP by class, by area and by IoU, then the errors."""
+    found = cast(DetectDetails, details)
+    lines = [summary_line(metrics), "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())]
+    if found["max_detections"] > _COCO_DETECTIONS:
+        lines.append(_more_detections(found["max_detections"]))
+    if "box_ap" in metrics:
+        kinds = _kinds(found)
+        scores = [tables.Column(f"{kind}_{part}", f"{kind} {_HEADS[part]}", 2) for kind in kinds for part in ("ap", "ap50")]
+        head = [tables.Column("class", "class"), tables.Column("objects", "objects")]
+        lines.append(tables.by_class([*head, *scores, *error_report.COLUMNS], found["classes"], "box_ap"))
+        scores = [tables.Column(f"{kind}_{part}", f"{kind} {_HEADS[part]}", 2) for kind in kinds for part in ("ap", "ar")]
+        lines.append(tables.plain([tables.Column("area", "area"), tables.Column("objects", "objects"), *scores], found["by_area"]))
+        columns = [tables.Column("kind", "AP % at IoU"), *(tables.Column(key, key, 1) for key in _ious(found))]
+        lines.append(tables.plain(columns, _by_iou(found)))
+    return "\n".join([*lines, *error_report.lines(found, classes)])
 
 
 def sections(details: Json, classes: Sequence[str], source: DetectSource) -> list[page.PageSection]:
-    """Return detections beside the annotated objects, and average precision by class."""
+    """Return detections beside the annotated objects, average precision by class, area and IoU, and the errors."""
     found = cast(DetectDetails, details)
     images = [page.image(sheet, caption) for sheet, caption in _examples(found, classes, source)]
-    rows = [{key: _percent(value) if key.endswith("_ap") else value for key, value in row.items()} for row in found["classes"]]
-    return [page.PageSection("Predictions", "".join(images)), page.PageSection("By class", page.table(rows))]
+    parts = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    by_class = [
+        {"class": row["class"], "objects": row["objects"]}
+        | {f"{kind} {_PLAIN.get(part, _ON_PAGE[part])}": _percent(row[f"{kind}_{part}"]) for kind in _kinds(found) for part in parts}
+        for row in found["classes"]
+    ]
+    by_area = [
+        {"area": row["area"], "objects": row["objects"]}
+        | {f"{kind} {_ON_PAGE[part]}": _percent(row[f"{kind}_{part}"]) for kind in _kinds(found) for part in ("ap", "ar")}
+        for row in found["by_area"]
+    ]
+    by_iou = [{"AP at IoU": row["kind"]} | {key: _percent(row[key]) for key in _ious(found)} for row in _by_iou(found)]
+    numbers = [page.tight(page.table(by_area)), page.tight(page.table(by_iou))]
+    if found["max_detections"] > _COCO_DETECTIONS:
+        numbers.append(page.paragraph(_more_detections(found["max_detections"]) + "."))
+    return [
+        page.PageSection("Predictions", "".join(images)),
+        *error_report.worst(found, classes, source),
+        page.PageSection("Average precision by area and by IoU", page.spaced(numbers)),
+        page.PageSection("Average precision by class", page.tight(page.table(by_class))),
+        *error_report.sections(found, classes),
+    ]
 
 
 def draw_demo(folder: Path) -> list[str]:
@@ -54,20 +94,37 @@ def draw_demo(folder: Path) -> list[str]:
     return []
 
 
-def _examples(details: DetectDetails, classes: Sequence[str], source: DetectSource) -> list[tuple[Image.Image, str]]:
-    """Return the first images, each with its annotated objects beside what was detected, and captions."""
-    sheets = []
+def _examples(details: DetectDetails, classes: Sequence[str], source: DetectSource) -> Iterator[tuple[Image.Image, str]]:
+    """Yield the first images, each with its annotated objects beside what was detected, and captions; one at a time is in memory."""
     for one in details["shown"]:
         image = deep.shown(source.read(one["index"]))
         annotated = source.encoded_target(one["index"]).to_encoded()
         truth = annotated | ({"masks": map(decode, annotated["masks"])} if "masks" in annotated else {})
         sheet = drawing.side_by_side([drawing.draw(image, objects, classes) for objects in (truth, _drawable(one))])
-        sheets.append((sheet, f"{source.name(one['index'])}: annotated, and found with a score of at least {SHOWN_SCORE:g}"))
-    return sheets
+        yield sheet, f"{source.name(one['index'])}: annotated, and found with a score of at least {SHOWN_SCORE:g}"
+
+
+def _kinds(details: DetectDetails) -> list[str]:
+    """Return what was measured: "box", and "mask" where there are masks."""
+    return [kind for kind in ("box", "mask") if f"{kind}_ap" in details["by_iou"][0]]
+
+
+def _ious(details: DetectDetails) -> list[str]:
+    return [f"{row['iou']:.2f}" for row in details["by_iou"]]
+
+
+def _by_iou(details: DetectDetails) -> list[Json]:
+    """Return a row of AP by IoU for each kind."""
+    aps = {kind: [row[f"{kind}_ap"] for row in details["by_iou"]] for kind in _kinds(details)}
+    return [{"kind": kind} | dict(zip(_ious(details), values, strict=True)) for kind, values in aps.items()]
+
+
+def _more_detections(count: int) -> str:
+    return f"up to {count} detections of an image count; COCO's own evaluation counts {_COCO_DETECTIONS}"
 
 
 def _percent(value: object) -> str:
-    return f"{value:.1f} %" if isinstance(value, float) else "–"
+    return f"{value:.1f} %" if isinstance(value, float) else tables.NONE
 
 
 def _drawable(shown: ShownDetections) -> Json:

@@ -22,6 +22,8 @@ _DEMO_IMAGES = 4
 def summary_line(metrics: Metrics) -> str:
     """Return an evaluation in a few words."""
     images = counted(int(metrics["count"]), "image")
+    if "miou" not in metrics:
+        return f"no mIoU without a labelled pixel ({images})"
     return f"mIoU {metrics['miou']:.2f} %, pixel accuracy {metrics['overall_accuracy']:.2f} % ({images})"
 
 

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from convnext.data.sources.open import open_detection
-from convnext.tasks.detect.metric import AveragePrecision
+from convnext.tasks.detect.average_precision import AveragePrecision
 
 SUFFIXES = ("", "50", "75", "_small", "_medium", "_large")
 
@@ -76,9 +76,16 @@ def measured(source, predictions, indices, with_masks=True):
     return metric
 
 
-def test_ap_is_that_of_pycocotools(real):
-    source, predictions, reference = real
-    metric = measured(source, predictions, range(100))
+@pytest.fixture(scope="module")
+def whole(real):
+    """Our evaluation of all of them."""
+    source, predictions, _ = real
+    return measured(source, predictions, range(100))
+
+
+def test_ap_is_that_of_pycocotools(real, whole):
+    source, _, reference = real
+    metric = whole
     found = metric.compute()
     assert found["count"] == 100
     for name, kind in (("box", "bbox"), ("mask", "segm")):
@@ -93,6 +100,40 @@ def test_ap_is_that_of_pycocotools(real):
     assert [row["class"] for row in rows] == source.classes
     assert sum(row["objects"] for row in rows) == 712 - 5  # without the crowds
     json.dumps(metric.by_class(), allow_nan=False)
+
+
+def test_recall_and_ap_by_area_and_iou_are_those_of_pycocotools(real, whole):
+    reference = real[2]
+    found, by_area, by_iou = whole.compute(), whole.by_area(), whole.by_iou()
+    assert [row["iou"] for row in by_iou] == pytest.approx(reference["bbox"].params.iouThrs)
+    for name, kind in (("box", "bbox"), ("mask", "segm")):
+        stats, precision = 100 * reference[kind].stats, reference[kind].eval["precision"][..., 0, -1]
+        assert [found[f"{name}_ar{count}"] for count in (1, 10, 100)] == pytest.approx(stats[6:9], abs=1e-6)
+        assert [row[f"{name}_ap"] for row in by_area] == pytest.approx(stats[[0, 3, 4, 5]], abs=1e-6)
+        assert [row[f"{name}_ar"] for row in by_area] == pytest.approx(stats[8:], abs=1e-6)
+        assert [row[f"{name}_ap"] for row in by_iou] == pytest.approx([100 * at[at > -1].mean() for at in precision], abs=1e-6)
+        for label, row in enumerate(whole.by_class()[:5]):
+            at, small = precision[5, :, label], reference[kind].eval["precision"][:, :, label, 1, -1]
+            assert row[f"{name}_ap75"] == pytest.approx(100 * at.mean(), abs=1e-6)
+            assert row[f"{name}_ap_small"] == (pytest.approx(100 * small.mean(), abs=1e-6) if small.min() > -1 else None)
+    assert [row["area"] for row in by_area] == ["all", "small", "medium", "large"]
+    assert by_area[0]["objects"] == 712 - 5
+
+
+@pytest.mark.parametrize("count", [100, 130])
+def test_more_than_100_detections_of_an_image_count_too(count):
+    """As many objects of one class, all of them found; a second image, so that the limit is that of the image with the most."""
+    corners = torch.arange(count, dtype=torch.float32)[:, None] * 20
+    boxes = torch.cat([corners, corners * 0, corners + 10, corners * 0 + 10], 1)
+    metric = AveragePrecision(["dot"], with_masks=False)
+    for image_id, some in enumerate((boxes, boxes[:3])):
+        zeros = torch.zeros(len(some))
+        truth = {"boxes": some, "labels": zeros.long(), "iscrowd": zeros.bool(), "area": zeros + 100, "image_id": image_id}
+        metric.update([{"boxes": some, "labels": zeros.long(), "scores": zeros + 0.5}], [truth])
+    found = metric.compute()
+    assert metric.max_detections() == count
+    assert (found["box_ap"], found["box_ap_small"], metric.by_area()[0]["box_ar"]) == (100, 100, 100)
+    assert found["box_ar100"] == pytest.approx(100 * 103 / (count + 3))
 
 
 def test_processes_together_measure_what_one_does(real):
@@ -129,7 +170,8 @@ def test_nothing_found_and_nothing_there(real):
     source, _, _ = real
     metric = AveragePrecision(source.classes, with_masks=True)
     assert metric.compute() == {"count": 0}
-    assert metric.by_class()[0] == {"class": "person", "objects": 0, "box_ap": None, "mask_ap": None}
+    first = metric.by_class()[0]
+    assert first.items() >= {"class": "person", "objects": 0, "box_ap": None, "mask_ap": None, "mask_ap_small": None}.items()
     objects = source.target(0)
     none = noisy(objects.take(torch.zeros(len(objects), dtype=torch.bool)), 80, np.random.default_rng(0))
     metric.update([none], [objects.to_dict()])
