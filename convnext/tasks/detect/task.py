@@ -20,7 +20,7 @@ from convnext.errors import ConvnextError, UsageError
 from convnext.models.detection.postprocess import encode_masks
 from convnext.recipe import BEST_METRICS, Recipe
 from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData
-from convnext.tasks.detect import prediction
+from convnext.tasks.detect import auto, prediction
 from convnext.tasks.detect.batch import DetectBatch, DetectEvaluationSamples, DetectTrainingSamples
 from convnext.tasks.detect.loss import DetectCriterion
 from convnext.tasks.detect.prediction import Detections, DetectNetwork, DetectOptions, DetectPrediction
@@ -50,10 +50,11 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
 
     def open(self, recipe: Recipe) -> TaskData:
         """Open the training and validation images of a recipe. Raises ConvnextError for data that a detector can't learn from."""
-        data, sizes, augment = recipe.data, recipe.detect, recipe.augment
+        data, augment = recipe.data, recipe.augment
         train = open_detection(data.train, keep_empty=False)
         read_by(train, reading_of(recipe))
         check_class_count(recipe, train.classes)
+        recipe, found = auto.measured(recipe, train)
         if (recipe.eval.best_by or "").startswith("mask") and recipe.model.get("masks") is False:
             raise UsageError(f"eval.best_by={recipe.eval.best_by}: with model.masks=false there are no masks to measure")
         if data.val is None:
@@ -70,9 +71,9 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
                     f"data.{where} has boxes but no masks: annotate instance masks, or detect boxes alone with model.masks=false"
                 )
         given, recipe = recipe, measured(recipe, train)
-        remarks += deep.remarks(train, data.range) + measured_remarks(recipe, given)
+        remarks += deep.remarks(train, data.range) + found + measured_remarks(recipe, given)
         augmentation = DetectAugmentation(
-            sizes.short, sizes.longest, sizes.crop_short, sizes.crop, augment.flip, *recipe.data.normalisation(), data.range,
+            *auto.training_sizes(recipe.detect), augment.flip, *recipe.data.normalisation(), data.range,
             augment.vflip, augment.blur, data.channels,
         )  # fmt: skip
         transform = train_transform(augmentation)
@@ -116,8 +117,8 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
 
     def preprocessing(self, recipe: Recipe) -> DetectPreprocessing:
         """Return how the trained network will take its images."""
-        data, sizes = recipe.data, recipe.detect
-        return DetectPreprocessing(sizes.test_short, sizes.test_longest, *data.normalisation(), data.range, data.channels)
+        data = recipe.data
+        return DetectPreprocessing(*auto.evaluation_sizes(recipe.detect), *data.normalisation(), data.range, data.channels)
 
     def evaluation_samples(self, source: DetectSource, how: Preprocessing) -> Samples:
         """Return images prepared as the network takes them, with their objects as annotated."""
