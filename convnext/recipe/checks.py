@@ -6,7 +6,8 @@ A key without effect is refused, because whoever sets it expects one. Imports no
 from collections.abc import Callable, Container, Iterator, Sequence
 
 from convnext.errors import UsageError
-from convnext.recipe.schema import Data, Recipe, RecipeSection
+from convnext.recipe.measured import MEASURED_BY, to_measure
+from convnext.recipe.schema import Data, Recipe, RecipeSection, Train
 
 # By task, the metrics that can choose the best weights. Here, so that another one is refused before PyTorch loads.
 BEST_METRICS = {
@@ -54,6 +55,10 @@ _BESIDE: list[tuple[str, str, Callable[[Recipe], bool], str]] = [
     ("augment.color_jitter", "augment.trivial_augment", lambda r: r.augment.trivial_augment, "augment.trivial_augment replaces it"),
     ("augment.crop_scale", "augment.crop", lambda r: r.augment.crop == "none", "augment.crop=none takes the whole image"),
     ("augment.crop_aspect", "augment.crop", lambda r: r.augment.crop == "none", "augment.crop=none takes the whole image"),
+    *(
+        (f"detect.{key}", "detect.size", lambda r: r.detect.size is not None, "detect.size replaces it")
+        for key in ("short", "longest", "crop_short", "crop", "test_short", "test_longest")
+    ),
     ("data.val_fraction", "data.val", lambda r: r.data.val is not None, "data.val names the validation images"),
     ("data.val_fraction", "data.fold", lambda r: r.data.fold is not None, "data.fold chooses the validation images"),
     ("data.masks_from_boxes", "model.masks", lambda r: r.model.get("masks") is False, "model.masks=false finds boxes alone"),
@@ -96,21 +101,38 @@ def settled(recipe: Recipe, overrides: Container[str]) -> Recipe:
 
 def check(recipe: Recipe, where: str = "recipe") -> None:
     """Raise UsageError, beginning with `where`, with the first thing that is wrong with a recipe and what to do."""
-    for problems in (_values, _channels, _batches, _schedule, _best_by, _without_effect):
+    for problems in (_values, _channels, _batches, _schedule, _best_by, _measured, _without_effect):
         for problem in problems(recipe):
             raise UsageError(f"{where}: {problem}")
 
 
-def check_warmup(recipe: Recipe, per_epoch: int, total: int) -> None:
-    """Raise UsageError if the warm-up is longer than the run, whose steps are known now: `per_epoch`, and `total` in all."""
-    train = recipe.train
-    steps = round(train.warmup_epochs * per_epoch) if train.warmup_steps is None else train.warmup_steps
+def warmup_steps(recipe: Recipe, per_epoch: int, total: int) -> int:
+    """Return the steps of the warm-up of a run of `total` steps, `per_epoch` of them in an epoch."""
+    steps = _stated_warmup(recipe.train, per_epoch)
+    return steps if recipe.train.warmup_share is None else min(steps, int(recipe.train.warmup_share * total))
+
+
+def check_warmup(recipe: Recipe, per_epoch: int, total: int) -> list[str]:
+    """Return what to report of a warm-up that is shortened, in a run whose steps are known now: `per_epoch`, and `total` in all.
+
+    Raises UsageError if the warm-up is longer than the run.
+    """
+    stated, steps = _stated_warmup(recipe.train, per_epoch), warmup_steps(recipe, per_epoch, total)
     if steps > total:
+        train = recipe.train
         given = f"train.warmup_epochs={train.warmup_epochs:g}" if train.warmup_steps is None else f"train.warmup_steps={steps}"
         raise UsageError(
             f"{given} is longer than the run: the warm-up takes {steps} steps of {total}, so the rate would never reach optim.lr; "
             f"add train.warmup_steps={total // 5}"
         )
+    if steps == stated:
+        return []
+    share = f"train.warmup_share={recipe.train.warmup_share:g}"
+    return [f"the warm-up takes {steps} of the run's {total} steps instead of {stated} ({share})"]
+
+
+def _stated_warmup(train: Train, per_epoch: int) -> int:
+    return round(train.warmup_epochs * per_epoch) if train.warmup_steps is None else train.warmup_steps
 
 
 def _values(recipe: Recipe) -> Iterator[str]:
@@ -127,7 +149,7 @@ def _values(recipe: Recipe) -> Iterator[str]:
     yield from _range("segment.ratio_range", segment.ratio_range)
     yield from _range("detect.crop", detect.crop)
     for key, sides in (("detect.short", detect.short), ("detect.crop_short", detect.crop_short), ("segment.scale", segment.scale)):
-        if sides is not None and (not sides or min(sides) < 1):
+        if isinstance(sides, tuple) and (not sides or min(sides) < 1):
             yield f"{key} must be numbers of pixels above 0, not {list(sides)}"
     if (segment.window is None) != (segment.stride is None):
         yield f"segment.window={_shown(segment.window)} with segment.stride={_shown(segment.stride)}: give both or neither"
@@ -169,10 +191,11 @@ def _batches(recipe: Recipe) -> Iterator[str]:
 def _schedule(recipe: Recipe) -> Iterator[str]:
     """Yield what is wrong with the learning rate's course, as far as it is known without the data."""
     train, optim = recipe.train, recipe.optim
-    if train.warmup_steps is None and train.iterations is None and train.warmup_epochs > train.epochs:
+    is_shortened = train.warmup_share is not None
+    if not is_shortened and train.warmup_steps is None and train.iterations is None and train.warmup_epochs > train.epochs:
         epochs, warmup = train.epochs, train.warmup_epochs
         yield f"train.warmup_epochs={warmup:g} is longer than train.epochs={epochs}: add train.warmup_epochs={epochs / 5:g}"
-    if train.warmup_steps is not None and train.iterations is not None and train.warmup_steps > train.iterations:
+    if not is_shortened and train.warmup_steps is not None and isinstance(train.iterations, int) and train.warmup_steps > train.iterations:
         steps, warmup = train.iterations, train.warmup_steps
         yield f"train.warmup_steps={warmup} is longer than train.iterations={steps}: add train.warmup_steps={steps // 5}"
     if optim.schedule == "step":
@@ -180,6 +203,8 @@ def _schedule(recipe: Recipe) -> Iterator[str]:
             yield "optim.schedule=step needs the epochs after which the rate falls: add optim.milestones=[8,11], for instance"
         if any(later <= earlier for earlier, later in zip((0.0, *optim.milestones), optim.milestones, strict=False)):
             yield f"optim.milestones must be epochs above 0 in increasing order, not {list(optim.milestones)}"
+        if optim.milestones and min(optim.milestones) < 1 <= max(optim.milestones):
+            yield f"optim.milestones must be epochs, or all be parts of the run below 1, not {list(optim.milestones)}"
     elif optim.min_lr > optim.lr:
         yield f"optim.min_lr={optim.min_lr:g} is above optim.lr={optim.lr:g}: the rate would rise; add optim.min_lr=0"
 
@@ -189,6 +214,13 @@ def _best_by(recipe: Recipe) -> Iterator[str]:
     best_by, known = recipe.eval.best_by, BEST_METRICS.get(recipe.task)
     if best_by is not None and known is not None and best_by not in known and not recipe.eval.metrics:  # whose names are not known yet
         yield f"eval.best_by: task {recipe.task} has no metric {best_by!r}; known: {', '.join(known)}"
+
+
+def _measured(recipe: Recipe) -> Iterator[str]:
+    """Yield a key that is to be measured and that the task does not measure."""
+    for key in to_measure(recipe):
+        if (tasks := MEASURED_BY[key]) is not None and recipe.task not in tasks:
+            yield f"{key}=auto: task {recipe.task} does not measure it, only {', '.join(tasks)}: give a value"
 
 
 def _without_effect(recipe: Recipe) -> Iterator[str]:

@@ -16,6 +16,7 @@ from convnext.models.arguments import Argument
 from convnext.models.registry import find, names
 from convnext.models.weights.tags.choose import best_tag
 from convnext.recipe.checks import check, settled
+from convnext.recipe.measured import MEASURED_BY
 from convnext.recipe.schema import Model, Recipe, keys
 from convnext.recipe.text import Values, override_value, read_values, split_override, take_as_written, text_arguments, text_keys
 from convnext.text import read_text
@@ -195,6 +196,8 @@ def _check_model(values: Values, where: str) -> None:
             continue
         if key not in arguments:
             raise UsageError(f"{where}: {model.get('name', Model().name)} has no argument {key!r}{nearest(key, arguments)}")
+        if f"model.{key}" in MEASURED_BY and value == "auto":
+            continue
         if own is None and (not arguments[key].accepts(value) or (isinstance(value, float) and not isfinite(value))):
             raise UsageError(f"{where}: model.{key} must be {arguments[key].annotation}, not {value!r}")
 

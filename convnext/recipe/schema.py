@@ -20,6 +20,7 @@ class _Dumper(yaml.SafeDumper):
 
 _Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True))
 
+Auto = Literal["auto"]  # a task measures the value on the training data; see `convnext.recipe.measured`
 AnyNumber = Annotated[float, Field(allow_inf_nan=True)]  # of which a validator of its own says what is wrong
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
@@ -231,6 +232,9 @@ class Augment(RecipeSection):
 class Detect(RecipeSection):
     """Image sizes of a detector, instead of data.image_size, and its results. Defaults: as published for COCO (Carion et al., 2020)."""
 
+    size: int | Auto | None = Field(
+        None, description="pixels of the long side, instead of all keys below; auto: so that all but the smallest objects can be seen"
+    )
     short: tuple[int, ...] = Field(
         tuple(range(480, 801, 32)), description="pixels of the short side in training; one of them is drawn for each image"
     )
@@ -245,8 +249,8 @@ class Detect(RecipeSection):
 class Segment(RecipeSection):
     """Images of a segmenter; its training crop is data.image_size. Defaults: as published for ADE20K."""
 
-    scale: tuple[int, int] | None = Field(
-        (2048, 512), description="largest number of pixels of the long and short side; null: images as they are"
+    scale: tuple[int, int] | Auto | None = Field(
+        (2048, 512), description="largest number of pixels of the long and short side; null: images as they are; auto: up to 512"
     )
     ratio_range: tuple[float, float] = Field((0.5, 2.0), description="factor on scale in training")
     max_class_share: float = Field(0.75, gt=0, le=1, description="largest fraction of a training crop that one class may cover")
@@ -268,7 +272,9 @@ class Optim(RecipeSection):
     schedule: Literal["cosine", "step", "linear"] = Field(
         "cosine", description="learning rate after the warm-up; step: a tenth at each milestone"
     )
-    milestones: tuple[float, ...] = Field((), description="schedule step: epochs after which the rate falls to a tenth")
+    milestones: tuple[float, ...] = Field(
+        (), description="schedule step: epochs after which the rate falls to a tenth; below 1: parts of the run, as in [0.67,0.92]"
+    )
     warmup_start: float = Field(0.0, ge=0, le=1, description="schedules step and linear: fraction of the rate at which the warm-up begins")
     weight_decay: float = Field(0.05, ge=0, description="not applied to biases and one-dimensional parameters")
     betas: tuple[float, float] = Field((0.9, 0.999), description="moment decays of AdamW and LAMB")
@@ -285,9 +291,14 @@ class Train(RecipeSection):
     """The run itself."""
 
     epochs: int = Field(300, ge=1, description="passes over the training images; as an override it replaces iterations")
-    iterations: int | None = Field(None, ge=1, description="optimizer steps in all, instead of epochs")
+    iterations: Annotated[int, Field(ge=1)] | Auto | None = Field(
+        None, description="optimizer steps in all, instead of epochs; auto (detect, segment): for minutes on two CPU cores"
+    )
     warmup_epochs: float = Field(20, ge=0, description="length of the linear warm-up in epochs")
     warmup_steps: int | None = Field(None, ge=0, description="length of the warm-up in optimizer steps, instead of epochs")
+    warmup_share: float | None = Field(
+        None, gt=0, le=1, description="largest part of the run that the warm-up may take; a longer one is shortened, and reported"
+    )
     batch_size: int = Field(4096, ge=1, description="images in one optimizer step, all devices together")
     device_batch_size: int | None = Field(None, ge=1, description="images of a micro-batch, by default what fits; gradients accumulate")
     label_smoothing: float = Field(
@@ -317,6 +328,11 @@ class Train(RecipeSection):
     keep_checkpoints: int = Field(2, ge=1, description="number of checkpoints that are kept")
     patience: int | None = Field(None, ge=1, description="stop after so many evaluations in a row without a better best; null: never")
     max_hours: float | None = Field(None, gt=0, description="stop after so many hours of the whole run, resumes included; null: never")
+
+    def steps(self) -> int | None:
+        """Return the optimizer steps of a run; None for one that is counted in epochs. `auto` is not known before the data are opened."""
+        assert self.iterations != "auto"
+        return self.iterations
 
     @field_validator("class_weights", mode="before")
     @classmethod

@@ -16,6 +16,7 @@ from convnext.evaluate import Evaluation, evaluate, evaluation_loader, without_n
 from convnext.models.freeze import eval_frozen
 from convnext.models.network import Network
 from convnext.recipe import Recipe
+from convnext.recipe.checks import warmup_steps
 from convnext.report import metrics
 from convnext.tasks.base import AnyTask, Batch, Json, TaskData
 from convnext.tasks.own import own_metrics
@@ -66,9 +67,9 @@ class Trainer:
         self.train_step = TrainStep(state, task.criterion(recipe, data), recipe, size, device)
         rank, world, micro_batch = distributed.rank(), distributed.world(), self.train_step.micro_batch
         self.order = EpochOrder(count, size, recipe.seed, rank, world, data.groups, micro_batch, data.draw)
-        train, self.per_epoch = recipe.train, self.order.batches
-        self.total = train.iterations or train.epochs * self.per_epoch
-        self.warmup = round(train.warmup_epochs * self.per_epoch) if train.warmup_steps is None else train.warmup_steps
+        self.per_epoch = self.order.batches
+        self.total = recipe.train.steps() or recipe.train.epochs * self.per_epoch
+        self.warmup = warmup_steps(recipe, self.per_epoch, self.total)
         self.loader: Loader[Batch, EpochOrder] = make_loader(data.train, self.order, task.collate, workers, pin)
         self.val_loader = evaluation_loader(data.val, task, task.batch_size, workers, device)
         self.corrupt = CorruptImages(count, recipe.data.max_corrupt)

@@ -120,7 +120,8 @@ def scheduled_rate(step: int, settings: Optim, warmup_steps: int, total_steps: i
     if settings.schedule == "cosine":
         return learning_rate(step, warmup_steps, total_steps, settings.lr, settings.min_lr)
     if settings.schedule == "step":
-        rate = settings.lr * 0.1 ** sum(step >= round(epoch * steps_per_epoch) for epoch in settings.milestones)
+        passed = (step >= round(at * (total_steps if at < 1 else steps_per_epoch)) for at in settings.milestones)
+        rate = settings.lr * 0.1 ** sum(passed)
     else:
         rate = settings.min_lr + (settings.lr - settings.min_lr) * (1 - step / total_steps)
     if step < warmup_steps:

@@ -140,8 +140,9 @@ def _prepare(recipe: Recipe, folder: RunFolder, device: torch.device, display: D
     _check_same_data(data)
     # What can't be trained is refused before anything is written.
     distributed.on_all(lambda: batch_size_for(recipe, len(data.train)))
+    length: list[str] = []
     if changed or not resume:  # a run of an earlier version may continue as it is
-        distributed.on_all(lambda: check_length(recipe, data))
+        length = distributed.on_all(lambda: check_length(recipe, data))
     seed_everything(recipe.seed, WEIGHTS)
     model = distributed.on_all(lambda: _build_started(start, data.classes)).to(device)
     if is_marker(recipe.model.name):  # each process made its own
@@ -155,7 +156,7 @@ def _prepare(recipe: Recipe, folder: RunFolder, device: torch.device, display: D
         distributed.on_all(lambda: check_batch_norm(model, recipe, len(data.train), device))
     if not resume:
         distributed.on_main(lambda: folder.begin(recipe, device))
-    for remark in [*start.remarks, *data.remarks, _opening(recipe, model, device, data)]:
+    for remark in [*start.remarks, *data.remarks, *length, _opening(recipe, model, device, data)]:
         display.report(remark)
     if device.type == "cpu" and (reason := slow_on_cpu(recipe.train.precision)):
         display.report(f"{reason}: train.precision=float32 trains faster here")

@@ -48,11 +48,11 @@ def smallest_part(model: nn.Module, recipe: Recipe) -> int:
     return 2 if recipe.augment.mixup or recipe.augment.cutmix or _batch_norm(model) else 1
 
 
-def check_length(recipe: Recipe, data: TaskData) -> None:
-    """Raise UsageError if the warm-up is longer than the run."""
+def check_length(recipe: Recipe, data: TaskData) -> list[str]:
+    """Return what to report of the run's length. Raises UsageError if the warm-up is longer than the run."""
     count = len(data.train)
     per_epoch = EpochOrder(count, batch_size_for(recipe, count), recipe.seed, groups=data.groups).batches
-    check_warmup(recipe, per_epoch, recipe.train.iterations or recipe.train.epochs * per_epoch)
+    return check_warmup(recipe, per_epoch, recipe.train.steps() or recipe.train.epochs * per_epoch)
 
 
 def check_batch_norm(model: Network, recipe: Recipe, count: int, device: torch.device) -> None:

@@ -5,7 +5,7 @@ import pytest
 from convnext import tasks
 from convnext.errors import UsageError
 from convnext.recipe import Recipe, keys, list_recipes, load_recipe
-from convnext.recipe.checks import _USED_BY, check_warmup
+from convnext.recipe.checks import _USED_BY, check_warmup, warmup_steps
 from convnext.recipe.schema import RecipeSection
 
 TASKS = {"classify": "digits", "detect": "detect_digits", "segment": "segment_digits", "pretrain": "pretrain_digits"}
@@ -202,3 +202,24 @@ def test_a_recipe_that_a_run_wrote_is_read_whatever_its_keys(tmp_path):
     assert load_recipe(str(path), written=True).detect.longest == 7
     with pytest.raises(UsageError, match="detect.longest=7 has no effect"):
         load_recipe(str(path))
+
+
+def test_a_warm_up_is_shortened_to_its_share_of_the_run():
+    recipe = load_recipe("detect_finetune", {"data.train": "photos"})
+    assert check_warmup(recipe, 5, 120) == ["the warm-up takes 24 of the run's 120 steps instead of 200 (train.warmup_share=0.2)"]
+    assert warmup_steps(recipe, 5, 120) == 24
+    assert check_warmup(recipe, 5, 1000) == []
+    assert warmup_steps(recipe, 5, 1000) == 200
+    load_recipe("digits", ["train.epochs=2", "train.warmup_share=0.1"])  # whose 20 epochs of warm-up are longer than the run
+
+
+@pytest.mark.parametrize("override", ["train.iterations=auto", "model.anchor_scale=auto", "detect.size=auto"])
+def test_a_value_that_the_task_does_not_measure_is_refused(override):
+    with pytest.raises(UsageError):
+        load_recipe("digits", [override])
+
+
+def test_detect_size_replaces_the_other_sizes():
+    assert load_recipe("detect_digits", ["detect.size=96"]).detect.test_short == 800  # the recipe's 128 would have no effect
+    with pytest.raises(UsageError, match=r"detect.test_short=64 has no effect: detect.size replaces it"):
+        load_recipe("detect_digits", ["detect.size=96", "detect.test_short=64"])

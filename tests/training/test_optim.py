@@ -40,6 +40,13 @@ def test_groups_of_one_block_are_refused_for_networks_without_them():
         build_optimizer(model, Optim(layer_decay=0.9, layer_decay_by="block"))
 
 
+def test_milestones_below_one_are_parts_of_the_run():
+    epochs = Optim(lr=1.0, schedule="step", milestones=(16, 22))
+    parts = Optim(lr=1.0, schedule="step", milestones=(16 / 24, 22 / 24))
+    for step in range(24 * 5):
+        assert scheduled_rate(step, parts, 0, 24 * 5, 5) == scheduled_rate(step, epochs, 0, 24 * 5, 5)
+
+
 def test_the_detectors_schedule_is_mmengines():
     """LinearLR from 0.001 over 500 iterations times MultiStepLR, as mmdetection chains them."""
     settings = Optim(lr=2e-4, schedule="step", milestones=(27, 33), warmup_start=0.001)

@@ -6,6 +6,7 @@ divided by the map's. Weights trained with one of the two lose accuracy with the
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from convnext.models.detection.boxes import Size
 
 SCALE = 8.0  # an anchor's side in strides, as published
 RATIOS = (0.5, 1.0, 2.0)  # height / width
+STRIDES = (4, 8, 16, 32, 64)  # of the levels of a pyramid
 
 
 def grid(sizes: Sequence[Size], strides: Sequence[int], device: torch.device, scale: float = SCALE) -> list[Tensor]:
@@ -43,3 +45,11 @@ def inside(anchors: Tensor, size: Size) -> Tensor:
     """Return which anchors (n, 4) lie wholly within an image of that size: (n,) bool."""
     x1, y1, x2, y2 = anchors.unbind(-1)
     return (x1 >= 0) & (y1 >= 0) & (x2 < size[1]) & (y2 < size[0])
+
+
+def best_iou(objects: np.ndarray, scale: float) -> np.ndarray:
+    """Return the IoU of objects (n, 2), width and height in pixels, with the anchor of the same centre that fits best: (n,)."""
+    sides, roots = scale * np.array(STRIDES, float)[:, None], np.sqrt(RATIOS)
+    anchors = np.stack([sides / roots, sides * roots], -1).reshape(-1, 2)
+    overlaps = np.minimum(objects[:, None], anchors).prod(-1)
+    return (overlaps / (objects.prod(-1)[:, None] + anchors.prod(-1) - overlaps)).max(1)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from convnext.data.sources.base import DetectSource, DetectSubset, object_labels, read_by
 from convnext.data.sources.open import open_detection
-from convnext.errors import ConvnextError
+from convnext.errors import ConvnextError, UsageError
 from convnext.recipe import Recipe
 from convnext.tasks.held_out import hold_out, shared_images
 from convnext.tasks.objects import refuse_invalid, with_options
@@ -47,12 +47,25 @@ def open_parts(recipe: Recipe, described: Described) -> tuple[DetectSource, Dete
         if (counts := source.objects_by_class()) is not None and not sum(counts):
             what = "to train on" if part == "train" else "to evaluate on"
             raise ConvnextError(f"the {counted(len(source), 'image')} of data.{part} {what} hold no object: give images with objects")
-        if not source.has_masks and recipe.model.get("masks") is not False:
+    return train, val, remarks
+
+
+def require_masks(recipe: Recipe, train: DetectSource, val: DetectSource) -> None:
+    """Raise ConvnextError or UsageError if the recipe needs masks that the data do not have, or measures masks without finding any."""
+    finds_masks = recipe.model.get("masks") is not False
+    if (recipe.eval.best_by or "").startswith("mask") and not finds_masks:
+        raise UsageError(f"eval.best_by={recipe.eval.best_by}: with model.masks=false there are no masks to measure")
+    for part, source in (("train", train), ("val", val)):
+        if finds_masks and not source.has_masks:
             raise ConvnextError(
                 f"data.{part} has boxes but no masks: annotate instance masks, or detect boxes alone with model.masks=false, or take the "
                 "boxes as masks with data.masks_from_boxes=true"
             )
-    return train, val, remarks
+    if recipe.augment.copy_paste and not train.has_masks:
+        raise UsageError(
+            f"augment.copy_paste={recipe.augment.copy_paste:g} cuts objects out by their masks, and data.train has boxes alone: "
+            "remove it, or take augment.mosaic"
+        )
 
 
 def _held_out(whole: DetectSource, recipe: Recipe) -> tuple[DetectSource, DetectSource, list[str]]:

@@ -16,18 +16,18 @@ from convnext.data.sources.coco_check import check as check_coco
 from convnext.data.sources.open import open_detection
 from convnext.data.transforms.detect import DetectAugmentation, DetectPreprocessing, train_transform
 from convnext.data.transforms.preprocessing import Preprocessing
-from convnext.errors import ConvnextError, UsageError
+from convnext.errors import ConvnextError
 from convnext.models.calibration import Calibration
 from convnext.models.detection.postprocess import encode_masks
 from convnext.recipe import BEST_METRICS, Recipe
 from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData
+from convnext.tasks.detect import auto, prediction
 from convnext.tasks.detect import options as detect_options
-from convnext.tasks.detect import prediction
 from convnext.tasks.detect.batch import DetectBatch, DetectEvaluationSamples, DetectTrainingSamples
 from convnext.tasks.detect.limits import limit_remarks
 from convnext.tasks.detect.loss import DetectCriterion
 from convnext.tasks.detect.options import DetectOptions
-from convnext.tasks.detect.parts import open_parts
+from convnext.tasks.detect.parts import open_parts, require_masks
 from convnext.tasks.detect.prediction import Detections, DetectPrediction
 from convnext.tasks.objects import with_options
 from convnext.tasks.shared import draw_of, measured, measured_remarks, refuse_options, skipped_remarks
@@ -56,20 +56,15 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
 
     def open(self, recipe: Recipe) -> TaskData:
         """Open the training and validation images of a recipe. Raises ConvnextError for data that a detector can't learn from."""
-        data, sizes, augment = recipe.data, recipe.detect, recipe.augment
-        if (recipe.eval.best_by or "").startswith("mask") and recipe.model.get("masks") is False:
-            raise UsageError(f"eval.best_by={recipe.eval.best_by}: with model.masks=false there are no masks to measure")
+        data, augment = recipe.data, recipe.augment
         train, val, remarks = open_parts(recipe, lambda source: [self.counts(source), *self.remarks_on(source)])
-        if augment.copy_paste and not train.has_masks:
-            raise UsageError(
-                f"augment.copy_paste={augment.copy_paste:g} cuts objects out by their masks, and data.train has boxes alone: "
-                "remove it, or take augment.mosaic"
-            )
+        recipe, found = auto.measured(recipe, train)
+        require_masks(recipe, train, val)
         given, recipe = recipe, measured(recipe, train)
         remarks += limit_remarks(recipe, {"train": train, "val": val})
-        remarks += deep.remarks(train, data.range) + measured_remarks(recipe, given)
+        remarks += deep.remarks(train, data.range) + found + measured_remarks(recipe, given)
         augmentation = DetectAugmentation(
-            sizes.short, sizes.longest, sizes.crop_short, sizes.crop, augment.flip, *recipe.data.normalisation(), data.range,
+            *auto.training_sizes(recipe.detect), augment.flip, *recipe.data.normalisation(), data.range,
             augment.vflip, augment.blur, data.channels, augment.rotate, augment.copy_paste, augment.mosaic,
         )  # fmt: skip
         transform = train_transform(augmentation)
@@ -118,8 +113,9 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
 
     def preprocessing(self, recipe: Recipe) -> DetectPreprocessing:
         """Return how the trained network will take its images."""
-        data, sizes = recipe.data, recipe.detect
-        return DetectPreprocessing(sizes.test_short, sizes.test_longest, *data.normalisation(), data.range, data.channels, sizes.most)
+        data, detect = recipe.data, recipe.detect
+        sizes = auto.evaluation_sizes(detect)
+        return DetectPreprocessing(*sizes, *data.normalisation(), data.range, data.channels, detect.most)
 
     def evaluation_samples(self, source: DetectSource, how: Preprocessing) -> Samples:
         """Return images prepared as the network takes them, with their objects as annotated."""

@@ -13,6 +13,7 @@ import torch
 from convnext.errors import ConvnextError, UsageError, first_line
 from convnext.models.weights.files import read_restricted, remove_temporaries, unwritable, write_atomically, write_text
 from convnext.recipe import Recipe, load_recipe
+from convnext.recipe.measured import to_measure, with_measured
 from convnext.report.lines import read_lines
 from convnext.tasks.base import Json
 from convnext.training.folder.environment import environment
@@ -86,12 +87,11 @@ class RunFolder(RunPaths):
         return changed
 
     def with_measured(self, recipe: Recipe) -> Recipe:
-        """Return the recipe with the numbers that the run measured in place of `data.mean=auto`."""
-        if recipe.data.mean != "auto":
+        """Return the recipe with what the run measured in place of `auto`."""
+        if not to_measure(recipe):
             return recipe
         with suppress(ConvnextError, ValueError):  # a damaged file: see `check_same`
-            found = load_recipe(str(self.recipe)).data
-            return recipe.model_copy(update={"data": recipe.data.model_copy(update={"mean": found.mean, "std": found.std})})
+            return with_measured(recipe, load_recipe(str(self.recipe)))
         return recipe
 
     def continue_with(self, recipe: Recipe | None, size: int) -> None:
@@ -122,7 +122,7 @@ class RunFolder(RunPaths):
         evaluations = [line for line in self.lines() if line["kind"] == "eval"]
         if not evaluations:
             return None
-        key, end = ("epoch", recipe.train.epochs) if recipe.train.iterations is None else ("step", recipe.train.iterations)
+        key, end = ("epoch", recipe.train.epochs) if recipe.train.iterations is None else ("step", recipe.train.steps())
         return evaluations[-1] if cast(int, evaluations[-1][key]) >= end else None
 
     def forget_after(self, size: int) -> None:
