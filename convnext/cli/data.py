@@ -75,42 +75,51 @@ def check_dataset(
 @data_app.command("convert")
 def convert_data(
     kind: Annotated[
-        Literal["cvat", "label-studio", "labelme", "voc", "yolo"],
+        Literal["coco", "cvat", "label-studio", "labelme", "voc", "yolo"],
         typer.Argument(help="The format of the annotations."),
     ],
     source: Annotated[
         Path,
         typer.Argument(
-            help="cvat: annotations.xml; label-studio: the export JSON; labelme: the folder of JSON files; voc: the folder with "
-            "Annotations/ and JPEGImages/, or with XML files beside images; yolo: the folder of images, or data.yaml."
+            help="coco: the JSON; cvat: annotations.xml; label-studio: the export JSON; labelme: the folder of JSON files; voc: the folder "
+            "with Annotations/ and JPEGImages/, or with XML files beside images; yolo: the folder of images, or data.yaml."
         ),
     ],
-    output: Annotated[Path, typer.Argument(help="The JSON file to write.")],
+    output: Annotated[Path, typer.Argument(help="What to write: a .json file; of cvat an .xml file; of labelme, voc and yolo a folder.")],
+    to: Annotated[Literal["coco", "cvat", "label-studio", "labelme", "voc", "yolo"], typer.Option(help="The format to write.")] = "coco",
     images: Annotated[
         Path | None,
-        typer.Option(help="cvat, label-studio, labelme: the folder of the images; by default images/ beside the file, or its folder."),
+        typer.Option(help="coco and labelling tools: the folder of the images; by default images/ beside the file, or its folder."),
     ] = None,
     part: Annotated[str | None, typer.Option(help="voc, yolo: the part to convert: of ImageSets/Main, of data.yaml, or a folder.")] = None,
     labels: Annotated[Path | None, typer.Option(help="yolo: the folder of text files; by default labels/ for images/.")] = None,
     names: Annotated[Path | None, typer.Option(help="yolo: data.yaml, or a text file of class names, one per line.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what another call wrote; a COCO file is always replaced.")
+    ] = False,
 ) -> None:
-    """Write the annotations of a labelling tool, of Pascal VOC or of YOLO as a COCO file."""
+    """Convert annotations between COCO, labelling tools, Pascal VOC and YOLO."""
     from convnext.data.convert import formats
+    from convnext.inference.datasets import refuse_output, save_content
     from convnext.models.weights.files import write_text
 
     given = {"--images": images, "--part": part, "--labels": labels, "--names": names}
     taken = formats.OPTIONS[kind]
     if unused := [name for name, value in given.items() if value is not None and name not in taken]:
         raise UsageError(f"{unused[0]} has no effect on {kind}; {kind} takes {' and '.join(taken)}")
+    refuse_output(kind, source, output, to, overwrite)
     found, folder = formats.convert(kind, source, images=images, part=part, labels=labels, names=names)
-    for remark in found.remarks:
+    content, remarks = found.content, list(found.remarks)
+    if to == "coco":
+        write_text(output, json.dumps(content) + "\n")
+    else:
+        remarks += save_content(content, folder, to, output)
+    classes = [category["name"] for category in content["categories"]]
+    for remark in [*remarks, f"classes: {', '.join(classes)}"]:
         print(printable(remark), file=sys.stderr)
-    content = found.content
-    print(printable(f"classes: {', '.join(category['name'] for category in content['categories'])}"), file=sys.stderr)
-    write_text(output, json.dumps(content) + "\n")
     counts = f"{counted(len(content['images']), 'image')}, {counted(len(content['annotations']), 'object')}"
-    of_classes = f"{counts} of {counted(len(content['categories']), 'class')}"
-    print(printable(f"{output}: {of_classes}; data.train=coco:{output}:{folder}"))
+    use = f"; data.train=coco:{output}:{folder}" if to == "coco" else ""
+    print(printable(f"{output}: {counts} of {counted(len(classes), 'class')}{use}"))
 
 
 @app.command()

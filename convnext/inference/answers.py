@@ -22,6 +22,7 @@ class Answer:
     prediction: Prediction | None = None
     features: np.ndarray | None = None  # float32 (C,)
     image: Image.Image | None = None
+    size: tuple[int, int] | None = None  # height and width of the image, of an answer without an error
 
     @property
     def predicted(self) -> Prediction:

@@ -146,8 +146,8 @@ def _run(predictor: Predictor[Prediction], good: Sequence[_Opened], needs: froze
         if len(good) == 1:
             return [Answer(good[0].item, f"{good[0].item.name}: {_one_line(error)}")]
         return [answer for one in good for answer in _run(predictor, [one], needs)]
-    found = zip(good, predictions, features, strict=True)
-    return [Answer(one.item, None, prediction, row, one.image) for one, prediction, row in found]
+    found = zip(good, images, predictions, features, strict=True)
+    return [Answer(one.item, None, prediction, row, one.image, image.size) for one, image, prediction, row in found]
 
 
 def _one_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from convnext.errors import UsageError, need
 from convnext.inference.answers import Answer
 from convnext.inference.fingerprint import Fingerprint
 from convnext.inference.journal import Journal, refuse_foreign
-from convnext.inference.outputs import Lines
+from convnext.inference.lines import Lines
 from convnext.models.weights.files import write_atomically
 from convnext.tasks.base import Json
 from convnext.text import printable

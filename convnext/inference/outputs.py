@@ -12,50 +12,16 @@ from pathlib import Path
 
 from convnext import tasks
 from convnext.data.annotations.coco_file import CocoIds, read_ids
+from convnext.data.convert.write.formats import FORMATS
 from convnext.errors import UsageError, nearest, writing
 from convnext.inference import coco_results, fingerprint
 from convnext.inference.answers import Answer, Done, MaskPrediction, Output, PredictsFor
+from convnext.inference.datasets import DatasetOutput
 from convnext.inference.fingerprint import Fingerprint
 from convnext.inference.inputs import Item, file_names
 from convnext.inference.journal import Journal, refuse_foreign
+from convnext.inference.lines import Lines
 from convnext.tasks.base import Json
-
-
-class Lines:
-    """JSON Lines: one object per image, `image` its name, with the prediction's own keys or an `error`."""
-
-    needs = frozenset({"prediction"})
-
-    def __init__(self, path: Path, top: int | None = None, overwrite: bool = False, of: Fingerprint | None = None) -> None:
-        self.top, self.journal, self.done = top, Journal(path, overwrite), Done()
-        end = 0
-        for line, end in self.journal.records():  # noqa: B007
-            row = self._parsed(line)
-            error = row.get("error")
-            self.done[str(row["image"])] = None if error is None else str(error)
-        fingerprint.check(path, of, bool(self.done))
-        self.journal.keep(end, b'{"image": ')
-
-    def _parsed(self, line: bytes) -> Json:
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise self.journal.foreign(f"has a line that is not JSON ({error})") from error
-        if not isinstance(row, dict) or not isinstance(row.get("image"), str):
-            raise self.journal.foreign("has a line without an 'image'")
-        parsed: Json = row
-        return parsed
-
-    def write(self, answers: Sequence[Answer]) -> None:
-        rows = [{"image": one.item.name} | ({"error": one.error} if one.error is not None else self.row(one)) for one in answers]
-        self.journal.append("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
-
-    def row(self, answer: Answer) -> Json:
-        """Return what a line holds beside the image's name."""
-        return answer.predicted.to_json(self.top)
-
-    def finish(self) -> None:
-        """Do nothing: every line is on the disk."""
 
 
 class TableOutput:
@@ -220,30 +186,34 @@ def open_output(
 
     Args:
         path: the file or folder.
-        kind: "jsonl", "csv", "coco" or "masks"; by default by the ending: .jsonl, .csv, .json, and no ending for a folder of masks.
+        kind: "jsonl", "csv", "coco", "masks" or one of FORMATS; by default by the ending: .jsonl, .csv, .json (coco), .xml (cvat), and no
+            ending for a folder of masks.
         predictor: makes the predictions.
         items: all images to be predicted.
         top: how many classes or objects of an image to write.
         overwrite: start again if the output exists.
         of: the network and options that the answers depend on; None notes and checks nothing.
-        annotations: the COCO file whose ids of images and categories COCO's results bear.
+        annotations: the COCO file whose ids of images and categories COCO's results, or a COCO dataset, bear.
 
     Raises UsageError if the ending or kind is unknown or not for the network's task, or if there is a file that we did not write, or that
     holds answers of another network, of other options, or for images that were changed since.
     """
     kind = kind or _KINDS.get(path.suffix.lower())
-    if kind is None or kind not in _KINDS.values():
-        problem = f"unknown format {kind!r}{nearest(kind, _KINDS.values())}" if kind else f"{path} has no known ending"
+    known = {*_KINDS.values(), *FORMATS}
+    if kind is None or kind not in known:
+        problem = f"unknown format {kind!r}{nearest(kind, known)}" if kind else f"{path} has no known ending"
         raise UsageError(f"{problem}: name a .jsonl, .csv, .json (COCO results) or a folder (masks), or add --format")
     task = tasks.get(predictor.task)
-    if kind in _OF_SOME_TASKS and kind not in task.formats:
+    if kind in (*_OF_SOME_TASKS, *FORMATS) and kind not in task.formats:
         raise UsageError(f"{path}: a network for the task {task.name!r} has no {kind} output: use .jsonl or .csv")
-    if annotations is not None and kind != "coco":
+    if annotations is not None and kind not in ("coco", "coco-dataset"):
         raise UsageError(f"--annotations is for COCO's results, and {path} is {kind}: name a .json file")
     if kind == "csv":
         return TableOutput(path, task.columns_with(predictor.options), top, overwrite, of)
     if kind == "coco":
         return CocoOutput(path, predictor, items, top, overwrite, of, annotations)
+    if kind in FORMATS:
+        return DatasetOutput(path, kind, predictor, items, top, overwrite, of, annotations)
     return MasksOutput(path, items, top, overwrite, of) if kind == "masks" else Lines(path, top, overwrite, of)
 
 
@@ -254,5 +224,5 @@ def refuse_changed(output: Output, items: Iterable[Item]) -> None:
         fingerprint.refuse_changed(output.journal.path, output.journal.written, images)
 
 
-_KINDS = {".jsonl": "jsonl", ".csv": "csv", ".json": "coco", "": "masks"}
+_KINDS = {".jsonl": "jsonl", ".csv": "csv", ".json": "coco", ".xml": "cvat", "": "masks"}
 _OF_SOME_TASKS = ("coco", "masks")

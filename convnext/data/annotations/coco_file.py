@@ -50,6 +50,7 @@ class CocoAnnotation(TypedDict):
     area: NotRequired[float | None]  # pixels
     iscrowd: NotRequired[int]
     segmentation: NotRequired[Segmentation]
+    score: NotRequired[float]  # 0 to 1, of an object that a network found
 
 
 class CocoContent(TypedDict):

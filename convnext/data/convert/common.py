@@ -25,6 +25,7 @@ class FoundObject:
     area: float  # pixels
     iscrowd: int = 0
     segmentation: Segmentation = None
+    score: float | None = None  # 0 to 1, of an object that a network found
 
 
 @dataclass
@@ -35,6 +36,7 @@ class FoundImage:
     width: int
     height: int
     objects: list[FoundObject] = field(default_factory=list)
+    key: int | None = None  # the image's id in a COCO file; by default its position, from 1
 
     def __post_init__(self) -> None:
         if min(self.width, self.height) < 1 or self.width * self.height > _MAX_PIXELS:
@@ -92,7 +94,7 @@ class Conversion:
             "images": [
                 {"id": i, "file_name": one.file_name, "width": one.width, "height": one.height} for i, one in enumerate(self.images, 1)
             ],
-            "annotations": [_annotation(i, image_id, number[one.class_name], one) for i, (image_id, one) in enumerate(objects, 1)],
+            "annotations": [coco_annotation(i, image_id, number[one.class_name], one) for i, (image_id, one) in enumerate(objects, 1)],
             "categories": [{"id": i, "name": name} for name, i in number.items()],
         }
         return Converted(content, self._remarks(objects))
@@ -116,7 +118,8 @@ class Conversion:
         return f"{before}… {len(self.mistakes)} mistakes in all" if len(self.mistakes) > _REPORTED else ""
 
 
-def _annotation(key: int, image_id: int, category_id: int, found: FoundObject) -> CocoAnnotation:
+def coco_annotation(key: int, image_id: int, category_id: int, found: FoundObject) -> CocoAnnotation:
+    """Return an object as an entry of a COCO file's list `annotations`."""
     annotation: CocoAnnotation = {
         "id": key,
         "image_id": image_id,
@@ -127,4 +130,6 @@ def _annotation(key: int, image_id: int, category_id: int, found: FoundObject) -
     }
     if found.segmentation is not None:
         annotation["segmentation"] = found.segmentation
+    if found.score is not None:
+        annotation["score"] = found.score
     return annotation

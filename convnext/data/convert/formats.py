@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from convnext.data.annotations.names import YAML, read_names
+from convnext.data.convert.coco import read_for_writing
 from convnext.data.convert.common import Converted
 from convnext.data.convert.cvat import cvat_to_coco
 from convnext.data.convert.label_studio import label_studio_to_coco
@@ -12,7 +13,7 @@ from convnext.data.convert.yolo import data_yaml, labels_of, refuse_poses, yolo_
 from convnext.data.walk import walk
 from convnext.errors import UsageError
 
-_TOOLS = {"cvat": cvat_to_coco, "labelme": labelme_to_coco, "label-studio": label_studio_to_coco}
+_TOOLS = {"coco": read_for_writing, "cvat": cvat_to_coco, "labelme": labelme_to_coco, "label-studio": label_studio_to_coco}
 OPTIONS = {**dict.fromkeys(_TOOLS, ("--images",)), "voc": ("--part",), "yolo": ("--part", "--labels", "--names")}
 
 
@@ -27,7 +28,7 @@ def convert(
     """Return what a conversion gives, and the folder that the file names start from.
 
     Args:
-        kind: cvat, label-studio, labelme, voc or yolo.
+        kind: coco, cvat, label-studio, labelme, voc or yolo.
         source: the file or folder of annotations; of YOLO the folder of images, or data.yaml.
         images, part, labels, names: as the options of `convnext data convert`; see OPTIONS for the formats that take them.
 

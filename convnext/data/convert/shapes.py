@@ -42,7 +42,7 @@ def polygon_object(name: str, points: Sequence[Point], size: Size) -> FoundObjec
     """Return the object within a polygon. The part outside the image is cut off. Raises MistakeError if nothing remains."""
     if len(points) < 3:
         raise MistakeError(f"polygon of {counted(len(points), 'point')}: it needs three")
-    inside = _clipped(points, size)
+    inside = clipped(points, size)
     # The shoelace formula.
     area = abs(sum(x * y2 - x2 * y for (x, y), (x2, y2) in zip(inside, [*inside[1:], *inside[:1]], strict=True))) / 2
     if not area:
@@ -52,7 +52,7 @@ def polygon_object(name: str, points: Sequence[Point], size: Size) -> FoundObjec
     return FoundObject(name, box, area, segmentation=[[round(value, 3) for point in inside for value in point]])
 
 
-def _clipped(points: Sequence[Point], size: Size) -> list[Point]:
+def clipped(points: Sequence[Point], size: Size) -> list[Point]:
     """Return the part of a polygon within the image, possibly nothing.
 
     Source: Sutherland, Hodgman, *Reentrant Polygon Clipping* (1974).

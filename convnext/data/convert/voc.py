@@ -9,7 +9,7 @@ from convnext.data.annotations.json_file import MistakeError
 from convnext.data.convert.common import Conversion, Converted, FoundImage, FoundObject
 from convnext.data.convert.files import Element, NamedImages, read_xml
 from convnext.data.convert.shapes import Point, Size, box_object, polygon_object
-from convnext.data.walk import folders_in, is_clutter
+from convnext.data.walk import folders_in, is_clutter, walk
 from convnext.errors import UsageError, nearest
 from convnext.text import class_name, counted, lines_of, read_text
 
@@ -20,7 +20,7 @@ def voc_images(folder: Path) -> Path:
 
 
 def voc_to_coco(folder: Path, part: str | None = None) -> Converted:
-    """Return a dataset in Pascal VOC's XML as COCO's JSON: `Annotations/*.xml` beside `JPEGImages`, or XML files beside their images.
+    """Return a dataset in Pascal VOC's XML as COCO's JSON: `Annotations/…/*.xml` for `JPEGImages/…`, or XML files beside their images.
 
     Classes are the objects' names, sorted; difficult objects become crowds, which count neither as found nor as missed. Corners are
     read as VOC defines them: whole pixels counted from 1, the last one included. A <polygon>, which Roboflow adds, becomes a mask.
@@ -39,9 +39,10 @@ def voc_to_coco(folder: Path, part: str | None = None) -> Converted:
     images = None
     with suppress(UsageError):  # the images need not be there
         images = NamedImages(voc_images(folder))
+    annotations = folder / "Annotations"
     for path in files:
         with found.skipping():
-            _read_voc(path, images, found)
+            _read_voc(path, path.parent.relative_to(annotations) if annotations.is_dir() else Path(), images, found)
     return found.converted(found.names())
 
 
@@ -54,7 +55,9 @@ def voc_part(folder: Path, part: str | None) -> tuple[Path, str | None]:
 
 def _files(folder: Path, part: str | None, found: Conversion) -> Iterable[Path]:
     annotations = folder / "Annotations" if (folder / "Annotations").is_dir() else folder
-    files = [path for path in sorted(annotations.glob("*.xml")) if not is_clutter(path.name)]
+    files = (
+        [annotations / path for path in sorted(walk(annotations, (".xml",)).images)] if annotations != folder else _beside_images(folder)
+    )
     parts = [name for name in (folders_in(folder) if folder.is_dir() else []) if any((folder / name).glob("*.xml"))]
     if not files and parts and annotations == folder:
         raise UsageError(f"{folder} has the parts {', '.join(parts)}: convert each by itself, with --part {parts[0]}")
@@ -69,22 +72,27 @@ def _files(folder: Path, part: str | None, found: Conversion) -> Iterable[Path]:
         return files
     if part not in lists:
         raise UsageError(f"no list {folder / 'ImageSets' / 'Main' / part}.txt{nearest(part, parts)}")
-    stems = {path.stem for path in files}
+    stems = {path: path.relative_to(annotations).with_suffix("").as_posix() for path in files}
+    known = set(stems.values())
     # Names may have spaces; a list by class has 1 or -1 behind each.
-    wanted = {line if line in stems else line.split()[0] for line in map(str.strip, lines_of(read_text(lists[part]))) if line}
-    missing = sorted(wanted - stems)
+    wanted = {line if line in known else line.split()[0] for line in map(str.strip, lines_of(read_text(lists[part]))) if line}
+    missing = sorted(wanted - known)
     if missing:
         found.mistakes.append(f"{lists[part]}: {counted(len(missing), 'image')} without annotations, the first {missing[0]}")
-    return [path for path in files if path.stem in wanted]
+    return [path for path, stem in stems.items() if stem in wanted]
 
 
-def _read_voc(file: Path, images: NamedImages | None, found: Conversion) -> None:
+def _beside_images(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("*.xml")) if not is_clutter(path.name)]
+
+
+def _read_voc(file: Path, below: Path, images: NamedImages | None, found: Conversion) -> None:
     root = Element("annotation", file, 1)
     try:
         root.children = list(read_xml(file, "annotation", "Pascal VOC's XML"))
     except UsageError as error:  # another kind of XML among the others
         raise MistakeError(str(error)) from error
-    name = _image_of(file, root, images)
+    name = _image_of(file, below, root, images)
     width, height = _size(root, name, images)
     image = FoundImage(name, width, height)
     with found.skipping(str(file)):
@@ -94,13 +102,14 @@ def _read_voc(file: Path, images: NamedImages | None, found: Conversion) -> None
                 image.objects.append(_object(element, (width, height)))
 
 
-def _image_of(file: Path, root: Element, images: NamedImages | None) -> str:
+def _image_of(file: Path, below: Path, root: Element, images: NamedImages | None) -> str:
+    """Return the image of an XML, which is in the folder `below` the images as the XML is below the annotations."""
     given = next((child.text.strip() for child in root.all("filename")), "")
     if images is None:
-        return PurePosixPath(given.replace("\\", "/")).name or f"{file.stem}.jpg"
+        return (below / (PurePosixPath(given.replace("\\", "/")).name or f"{file.stem}.jpg")).as_posix()
     for name in (given, file.stem):
         with suppress(MistakeError):
-            return images.find(name)
+            return images.find(name if below == Path() else f"{below.as_posix()}/{name}")
     raise MistakeError(f"{file}: no image {given or file.stem!r} in {images.folder}")
 
 

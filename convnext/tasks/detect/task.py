@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext.data import deep
+from convnext.data.convert.write.formats import FORMATS
 from convnext.data.counts import described
 from convnext.data.images import AS_RGB, Reading
 from convnext.data.loader import Sample, Samples
@@ -46,7 +47,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["detect"]
     batch_size: ClassVar[int] = 2  # they go through the network at some 800 x 1333 pixels
     columns: ClassVar[tuple[str, ...]] = prediction.COLUMNS
-    formats: ClassVar[tuple[str, ...]] = ("coco",)
+    formats: ClassVar[tuple[str, ...]] = ("coco", *FORMATS)
     options: ClassVar[tuple[str, ...]] = ("threshold", "nms", "class_agnostic", "classes", "masks", "max_pixels", "check")
     reorders_head: ClassVar[bool] = False
     hub_pipeline: ClassVar[str] = "object-detection"
