@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from convnext.inference.inputs import Item
     from convnext.models.cost import ImageSize
 
-_SOURCES = "Images, folders of them, patterns as 'photos/**/*.jpg', shards, photos.zip, labels.csv; - for a list on standard input."
+_SOURCES = "Images, folders of them, patterns as 'photos/**/*.jpg', videos, shards, photos.zip, labels.csv; - for a list on standard input."
+_DRAW = "A folder for the images with their predictions drawn on them, or a .mp4, .mov or .mkv file for a video of them."
+_FPS = "How many frames of each second of a video to take, by default all; of images drawn to a video, how many a second, by default 25."
 _OUTPUT = "Write to a .jsonl, .csv or .json (COCO results) file, or to a folder (masks); a call that was stopped is resumed."
 _COVERAGE = "The fraction of images whose class shall be in the set that is printed, as 0.95; of a network that `convnext fit` made."
 _THRESHOLD = "Detectors: the score that an object exceeds, 0 to 1; by default 0.05."
@@ -53,7 +55,8 @@ def predict(
     output: Annotated[Path | None, typer.Option(help=_OUTPUT)] = None,
     kind: Annotated[str | None, typer.Option("--format", help="jsonl, csv, coco or masks; by default by the output's ending.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="For COCO results: the file with the ids of images and categories.")] = None,
-    draw: Annotated[Path | None, typer.Option(help="A folder for the images with their predictions drawn on them.")] = None,
+    draw: Annotated[Path | None, typer.Option(help=_DRAW)] = None,
+    fps: Annotated[float | None, typer.Option(help=_FPS)] = None,
     features: Annotated[Path | None, typer.Option(help="Write embeddings to a .npy or .parquet file.")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="How many classes or objects of an image to list.")] = None,
     coverage: Annotated[float | None, typer.Option(min=0, max=1, help=_COVERAGE)] = None,
@@ -82,6 +85,7 @@ def predict(
         from convnext import tasks
         from convnext.inference.api import asked, open_outputs
         from convnext.inference.bulk import predict_all
+        from convnext.inference.drawn_video import in_order
         from convnext.inference.inputs import find_items
         from convnext.inference.predictor import load
 
@@ -90,7 +94,7 @@ def predict(
         raise UsageError(f"--tta can't be used with {other}: omit one of them")
     task_options = asked(coverage, unknown, threshold, nms, class_agnostic, classes)
     _refuse_options(task_options, tta, size, features is not None and output is None and draw is None and not as_json)
-    items = find_items(images)
+    items = in_order(find_items(images, fps), draw)
     original = load(model, weights, device=device, max_pixels=max_pixels, size=pixels).with_options(**task_options)
     if features is None or output is not None or draw is not None or as_json:
         original.require_head()
@@ -101,7 +105,7 @@ def predict(
         print(f"weights: {predictor.source}", file=sys.stderr)
     options = {"optimize": optimize, "calibration": " ".join(calibration or []) or None, "tta": tta, "size": size}
     files = {"output": output, "annotations": annotations, "features": features, "draw": draw}
-    outputs = open_outputs(original, items, options, **files, kind=kind, top=top, overwrite=overwrite)
+    outputs = open_outputs(original, items, options, **files, fps=fps, kind=kind, top=top, overwrite=overwrite)
     _report_done(outputs, items)
     prints = as_json or (output is None and features is None)
     if prints:
@@ -113,7 +117,7 @@ def predict(
         bar("predicting", shown=not (prints and sys.stdout.isatty())) as progress,
     ):
         errors = predict_all(predictor, items, outputs, batch_size=batch_size, threads=threads, progress=progress, engine=runs)
-    for error in errors.values():
+    for error in dict.fromkeys(errors.values()):  # frames that a video lacks have one reason
         print(f"skipped: {printable(error)}", file=sys.stderr)
     if len(errors) == len(items):
         raise ConvnextError(f"none of {counted(len(items), 'image')} could be predicted")
@@ -205,7 +209,7 @@ class _JsonValue:
     def write(self, answers: "Sequence[Answer]") -> None:
         for one in answers:
             found: dict[str, object] = {"error": one.error} if one.error is not None else one.predicted.to_json(self.top)
-            self.rows.append({"image": one.item.name} | found)
+            self.rows.append(one.item.label() | found)
 
     def finish(self) -> None:
         print_json(self.rows)

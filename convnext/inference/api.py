@@ -15,6 +15,7 @@ from convnext.export.load import load as load_network
 from convnext.extend import giving, marker, qualified
 from convnext.inference.answers import Answer, Output
 from convnext.inference.bulk import predict_all
+from convnext.inference.drawn_video import DrawnVideo, check_fps, in_order, is_video_file
 from convnext.inference.fingerprint import Options, fingerprint_of
 from convnext.inference.inputs import Item, find_items
 from convnext.inference.outputs import Drawings, open_output
@@ -49,6 +50,7 @@ def predict(
     annotations: Source | None = None,
     features: Source | None = None,
     draw: Source | None = None,
+    fps: float | None = None,
     top: int | None = None,
     coverage: float | None = None,
     unknown: bool = False,
@@ -70,13 +72,16 @@ def predict(
 
     Args:
         model: as for `convnext.load`, or a predictor.
-        sources: images, folders, shell patterns or shards, one or a list of them.
+        sources: images, videos, folders, shell patterns or shards, one or a list of them. The frames of clip.mp4 are clip.mp4/000000
+            and so on.
         output: a .jsonl, .csv or .json (COCO results) file or a folder (masks) for the predictions; by default they are returned.
         weights: as for `convnext.load`.
         kind: the format of `output`: jsonl, csv, coco or masks; by default by its ending.
         annotations: for COCO results, the file with the ids of images and categories.
         features: a .npy or .parquet file for embeddings.
-        draw: a folder for the images with their predictions drawn on them.
+        draw: a folder for the images with their predictions drawn on them, or a .mp4, .mov or .mkv file for a video of them.
+        fps: how many frames of each second of a video to take, by default all; of images drawn to a video, how many a second, by
+            default 25.
         top: how many classes or objects of an image to write.
         coverage: of a classifier made by `convnext fit`, the fraction of images whose class shall be in its set of classes.
         unknown: whether to compare each image with those that such a network was trained on.
@@ -98,7 +103,7 @@ def predict(
     if isinstance(model, Predictor) and size is not None:
         raise UsageError("a predictor takes images of its own size: give size to convnext.load, which makes it")
     names = [sources] if isinstance(sources, str | PathLike) else sources
-    items = find_items([str(source) for source in names])
+    items = in_order(find_items([str(source) for source in names], fps), None if draw is None else Path(draw))
     predictor: Predictor[Prediction] = (
         model if isinstance(model, Predictor) else load(str(model), weights, device=device, max_pixels=max_pixels, size=size)
     )
@@ -112,6 +117,7 @@ def predict(
         annotations=None if annotations is None else Path(annotations),
         features=None if features is None else Path(features),
         draw=None if draw is None else Path(draw),
+        fps=fps,
         top=top,
         overwrite=overwrite,
     )
@@ -146,6 +152,7 @@ def open_outputs(
     annotations: Path | None,
     features: Path | None,
     draw: Path | None,
+    fps: float | None,
     top: int | None,
     overwrite: bool,
 ) -> list[Output]:
@@ -158,6 +165,7 @@ def open_outputs(
 
     Raises UsageError as `open_output` does.
     """
+    check_fps(fps, items, draw)
     if output is None and features is None and draw is None:
         return []
     from convnext.inference.embeddings import FeaturesOutput
@@ -169,7 +177,10 @@ def open_outputs(
     if features is not None:
         outputs.append(FeaturesOutput(features, overwrite, network))
     # Opened last, so that it notes no network that another output refuses; written first, before a line says that the image is done.
-    return outputs if draw is None else [Drawings(draw, items, overwrite, network), *outputs]
+    if draw is None:
+        return outputs
+    drawn = DrawnVideo(draw, items, fps, overwrite, network) if is_video_file(draw) else Drawings(draw, items, overwrite, network)
+    return [drawn, *outputs]
 
 
 class _Collected:

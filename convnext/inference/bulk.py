@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from convnext import tasks
 from convnext.data.deep import DeepImage, shown
 from convnext.data.images import CorruptImageError, Reading
+from convnext.data.sources.packed.video import Frame
 from convnext.errors import ConvnextError
 from convnext.inference.answers import Answer, Output
 from convnext.inference.inputs import Item
@@ -100,12 +102,14 @@ def run_here(
 def _opened(items: Sequence[Item], how: Reading, transform: Transform, with_image: bool, ahead: int, threads: int) -> Iterator[_Opened]:
     """Yield the items in their order, opened in threads, at most `ahead` of them in advance."""
     waiting: deque[Future[_Opened]] = deque()
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as decoder:
         # Reading an image sets and restores Python's warning filters, in threads not always in that order: this filter is in all of them.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             for item in items:
-                waiting.append(pool.submit(_open, item, how, transform, with_image))
+                # A video is decoded from its beginning to its end: its frames are read in their order.
+                read = decoder.submit(item.read, how).result if isinstance(item.where, Frame) else partial(item.read, how)
+                waiting.append(pool.submit(_open, item, read, transform, with_image))
                 if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
@@ -115,9 +119,9 @@ def _opened(items: Sequence[Item], how: Reading, transform: Transform, with_imag
                 future.cancel()
 
 
-def _open(item: Item, how: Reading, transform: Transform, with_image: bool) -> _Opened:
+def _open(item: Item, read: Callable[[], Image.Image | DeepImage], transform: Transform, with_image: bool) -> _Opened:
     try:
-        image = item.read(how)
+        image = read()
         return _Opened(item, prepare(image, transform), shown(image) if with_image else None)
     except CorruptImageError as error:
         return _Opened(item, str(error))

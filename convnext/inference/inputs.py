@@ -1,4 +1,4 @@
-"""Find the images to predict: named one by one, in folders, by patterns, in a list on standard input, or in shards."""
+"""Find the images to predict: named one by one, in folders, by patterns, in a list on standard input, in shards, or in videos."""
 
 import glob
 import hashlib
@@ -16,6 +16,8 @@ from convnext.data.images import AS_RGB, ENDINGS, CorruptImageError, Reading, re
 from convnext.data.sources.packed.archive import ArchiveImage, images_in_archive, is_archive
 from convnext.data.sources.packed.embedded import is_embedded, open_embedded
 from convnext.data.sources.packed.shards import Member, find_shards, images_in, is_shards
+from convnext.data.sources.packed.video import ENDINGS as VIDEO_ENDINGS
+from convnext.data.sources.packed.video import Frame, list_frames
 from convnext.data.sources.table import images_of, is_table
 from convnext.data.walk import matching, walk
 from convnext.errors import ConvnextError, UsageError
@@ -28,13 +30,15 @@ _MAX_NAME = 255  # bytes of a name on all current file systems; in a shard it ma
 class Item:
     """An image to predict."""
 
-    name: str  # in the outputs: its path, or its shard's path and its own within the shard
+    name: str  # in the outputs: its path, or the path of its shard or video and its own within that
     below: str  # its path below the source that was named; files made from it are named after this
-    where: Path | Member | ArchiveImage | None  # None for a part of a shard that can't be read
+    where: Path | Member | ArchiveImage | Frame | None  # None for a part of a shard or video that can't be read
     fault: str = ""  # why it can't
 
     def file(self) -> Path | None:
-        """Return the file on the disk that has the image: its own, or its shard or archive."""
+        """Return the file on the disk that has the image: its own, or its shard, archive or video."""
+        if isinstance(self.where, Frame):
+            return self.where.video.path
         if isinstance(self.where, ArchiveImage):
             return self.where.archive
         return self.where.shard if isinstance(self.where, Member) else self.where
@@ -45,27 +49,36 @@ class Item:
             raise CorruptImageError(self.fault)
         if isinstance(self.where, Path):
             return read_image(self.where, how=how)
+        if isinstance(self.where, Frame):
+            return self.where.read(self.name, how)
         try:
             content = self.where.content()
         except OSError as error:
             raise CorruptImageError(f"{self.name}: {error}") from error
         return read_image(content, self.name, how)
 
+    def label(self) -> dict[str, object]:
+        """Return what JSON calls the image: its name, and of a frame of a video also its time in seconds."""
+        return {"image": self.name} | ({"time": self.where.seconds} if isinstance(self.where, Frame) else {})
 
-def find_items(sources: Sequence[str]) -> list[Item]:
+
+def find_items(sources: Sequence[str], fps: float | None = None) -> list[Item]:
     """Return all images of the sources in their order, each once.
 
     Args:
         sources: images; folders, with all images below them, sorted; shell patterns such as `photos/**/*.jpg`; shards, in the notation
             of `convnext.data.sources.packed.shards`, archives, or tables, whose images need no labels; or `-`, for paths on standard
-            input, one per line. A path on standard input that can't be read does not stop the others.
+            input, one per line. A path on standard input that can't be read does not stop the others. Videos, except those in folders,
+            stand for their frames.
+        fps: how many frames of each second of a video to take; by default all.
 
     Raises UsageError for an invalid source, and ConvnextError for a folder or list without images.
     """
     items: dict[str, Item] = {}
     for source in sources:
         for item in _listed() if source == STANDARD_INPUT else _expand(source):
-            items.setdefault(item.name, item)
+            for one in _frames(item, fps) if isinstance(item.where, Path) and _is_video(item.where) else [item]:
+                items.setdefault(one.name, one)
     return list(items.values())
 
 
@@ -75,7 +88,8 @@ def find_images(sources: Sequence[str]) -> Iterator[Path]:
         if source.is_dir():
             found = walk(source).images
             if not found:
-                raise ConvnextError(f"folder {source} holds no images")
+                videos = f", and its videos have to be named: '{source}/*.mp4'" if any(_is_video(path) for path in source.iterdir()) else ""
+                raise ConvnextError(f"folder {source} holds no images{videos}")
             yield from sorted(source / path for path in found)
         elif source.is_file():
             yield source
@@ -107,7 +121,7 @@ def _of_pattern(pattern: str) -> Iterator[Item]:
     files = [path for match in matching(os.path.expanduser(pattern)) if (path := Path(match)).is_file()]
     # A pattern without an ending may match files that are not images; an ending in the pattern is trusted.
     if not re.search(r"\.\w+$", pattern):
-        files = [path for path in files if path.suffix.lower() in ENDINGS]
+        files = [path for path in files if path.suffix.lower() in ENDINGS or _is_video(path)]
     if not files:
         raise UsageError(f"no image matches {pattern}")
     return _together(files)
@@ -130,6 +144,23 @@ def _together(paths: Sequence[Path]) -> Iterator[Item]:
 
 def _of_file(path: Path, below: str) -> Item:
     return Item(str(path), below, path)
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_ENDINGS
+
+
+def _frames(video: Item, fps: float | None) -> Iterator[Item]:
+    """Yield a video's frames, clip.mp4/000012 and so on, whose names sort in their order, and what ends it too early."""
+    assert isinstance(video.where, Path)
+    found = list_frames(video.where, fps)
+    digits = max(6, len(str(found.frames[-1].index))) if found.frames else 0
+    below, ending = os.path.splitext(video.below)
+    for frame in found.frames:
+        number = f"{frame.index:0{digits}d}"
+        yield Item(f"{video.name}/{number}", f"{below}/{number}{ending}", frame)
+    if found.fault:
+        yield Item(video.name, video.below, None, found.fault)
 
 
 def _of_shard(shard: Path) -> Iterator[Item]:

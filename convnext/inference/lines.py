@@ -37,7 +37,7 @@ class Lines:
         return parsed
 
     def write(self, answers: Sequence[Answer]) -> None:
-        rows = [{"image": one.item.name} | ({"error": one.error} if one.error is not None else self.row(one)) for one in answers]
+        rows = [one.item.label() | ({"error": one.error} if one.error is not None else self.row(one)) for one in answers]
         self.journal.append("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
 
     def row(self, answer: Answer) -> Json:

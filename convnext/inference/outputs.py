@@ -17,6 +17,7 @@ from convnext.errors import UsageError, nearest, writing
 from convnext.inference import coco_results, fingerprint
 from convnext.inference.answers import Answer, Done, MaskPrediction, Output, PredictsFor
 from convnext.inference.datasets import DatasetOutput
+from convnext.inference.drawn_video import DrawnVideo
 from convnext.inference.fingerprint import Fingerprint
 from convnext.inference.inputs import Item, file_names
 from convnext.inference.journal import Journal, refuse_foreign
@@ -219,7 +220,7 @@ def open_output(
 
 def refuse_changed(output: Output, items: Iterable[Item]) -> None:
     """Raise UsageError if images were changed after an output got their answers: those would be stale."""
-    if isinstance(output, (Lines, TableOutput)) and output.done:
+    if isinstance(output, (Lines, TableOutput, DrawnVideo)) and output.done:
         images = [file for item in items if item.name in output.done and (file := item.file()) is not None]
         fingerprint.refuse_changed(output.journal.path, output.journal.written, images)
 

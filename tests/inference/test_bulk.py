@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from helpers import sample_image
+from killing import KILLER
 from PIL import Image
 from tiny_models import CLASSES, classifier, detector, segmenter
 
@@ -17,33 +18,6 @@ from convnext.inference.bulk import predict_all
 from convnext.inference.embeddings import FeaturesOutput
 from convnext.inference.inputs import find_items
 from convnext.inference.outputs import Drawings, open_output
-
-# Starts the command line in a process of its own, kills it when its output has so many lines, and starts it again.
-KILLER = """
-import os, signal, sys, time
-import torch, PIL.Image, convnext.cli, convnext.inference.bulk, convnext.inference.embeddings
-output, targets, sys.argv = sys.argv[1], [int(number) for number in sys.argv[2].split(",")], ["convnext", *sys.argv[3:]]
-statuses = []
-for target in [*targets, None]:
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            convnext.cli.main()
-        except SystemExit as error:
-            code = error.code or 0
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    while target is not None and not (os.path.exists(output) and open(output, "rb").read().count(b"\\n") >= target):
-        if os.waitpid(child, os.WNOHANG)[0]:
-            sys.exit("it ended before it could be killed")
-        time.sleep(0.001)
-    if target is not None:
-        os.kill(child, signal.SIGKILL)
-    statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-print(statuses)
-"""
 
 
 def many(folder, count, kinds):
