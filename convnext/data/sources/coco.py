@@ -81,7 +81,8 @@ class CocoSource:
             kept = [annotation["image_id"] in full for annotation in usable]
             usable, is_crowd = [one for one, is_kept in zip(usable, kept, strict=True) if is_kept], is_crowd[kept]
         if not images:
-            raise ConvnextError(f"{annotations} lists no images{'' if keep_empty else ' with objects'}")
+            why = f": {'; '.join(self.remarks)}" if self.remarks else ""
+            raise ConvnextError(f"{annotations} lists no images{'' if keep_empty else f' with objects{why}'}")
         self._keep_images(images)
         self._keep_annotations(usable, is_crowd, content.labels)
         self.has_corners = False  # whether boxes look like left, top, right, bottom

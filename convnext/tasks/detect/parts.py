@@ -31,11 +31,11 @@ def open_parts(recipe: Recipe, described: Described) -> tuple[DetectSource, Dete
     name = with_options(data.train, recipe, "detect")
     train = open_detection(name, keep_empty=data.val is None or data.keep_empty)
     check_class_count(recipe, train.classes)
-    refuse_invalid(train, data.max_corrupt)
+    _refuse(train, "train", recipe)
     remarks = [f"train: {remark}" for remark in described(train)]
     if data.val is not None:
         val = open_detection(with_options(data.val, recipe, "detect"), train.classes)
-        refuse_invalid(val, data.max_corrupt)
+        _refuse(val, "val", recipe)
         remarks += [f"val: {remark}" for remark in described(val)] + shared_images(train, val)
     else:
         train, val, found = _held_out(train, recipe)
@@ -44,15 +44,20 @@ def open_parts(recipe: Recipe, described: Described) -> tuple[DetectSource, Dete
         read_by(source, reading_of(recipe))
         if not len(source):
             raise ConvnextError(f"no images in data.{part}")
-        if (counts := source.objects_by_class()) is not None and not sum(counts):
-            what = "to train on" if part == "train" else "to evaluate on"
-            raise ConvnextError(f"the {counted(len(source), 'image')} of data.{part} {what} hold no object: give images with objects")
-        if not source.has_masks and recipe.model.get("masks") is not False:
-            raise ConvnextError(
-                f"data.{part} has boxes but no masks: annotate instance masks, or detect boxes alone with model.masks=false, or take the "
-                "boxes as masks with data.masks_from_boxes=true"
-            )
     return train, val, remarks
+
+
+def _refuse(source: DetectSource, part: str, recipe: Recipe) -> None:
+    """Raise ConvnextError for data that a detector can't learn from, or be evaluated on."""
+    refuse_invalid(source, recipe.data.max_corrupt)
+    if (counts := source.objects_by_class()) is not None and not sum(counts):
+        why = f": {'; '.join(source.remarks)}" if source.remarks else ""
+        raise ConvnextError(f"the {counted(len(source), 'image')} of data.{part} hold no object{why}")
+    if not source.has_masks and recipe.model.get("masks") is not False:
+        raise ConvnextError(
+            f"data.{part} has boxes but no masks: annotate instance masks, or detect boxes alone with model.masks=false, or take the "
+            "boxes as masks with data.masks_from_boxes=true"
+        )
 
 
 def _held_out(whole: DetectSource, recipe: Recipe) -> tuple[DetectSource, DetectSource, list[str]]:
