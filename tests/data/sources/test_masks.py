@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import sample_image, shared
 from PIL import Image
-from source_files import cityscapes, mask_folder
+from source_files import mask_folder
 
 from convnext.data.images import CorruptImageError
 from convnext.data.sources.base import SegmentSubset
@@ -202,73 +202,6 @@ def test_a_part_of_the_images_has_their_masks(tmp_path):
     assert [part.name(i) for i in range(2)] == [source.name(3), source.name(5)]
     assert torch.equal(part.mask(0), source.mask(3))
     assert check(part) == []
-
-
-@pytest.mark.parametrize(
-    ("image", "mask"), [("", "_mask"), ("", "-mask"), ("", ".seg"), ("", "L"), ("_img", "_label"), ("_leftImg8bit", "")]
-)
-def test_masks_whose_names_end_otherwise_are_found(tmp_path, image, mask):
-    root = mask_folder(tmp_path, 12)
-    wanted = open_segmentation(str(root)).mask(3)
-    for folder, end in (("images", image), ("masks", mask)):
-        for path in (root / folder).iterdir():
-            path.rename(path.with_name(f"{path.stem}{end}{path.suffix}"))
-    source = open_segmentation(str(root))
-    assert source.remarks == [f"{root}/masks: the mask of NAME{image} is called NAME{mask}"]
-    assert check(source) == []
-    assert torch.equal(source.mask(3), wanted)
-    (root / "masks" / f"00{mask}.png").unlink()
-    assert check(open_segmentation(str(root))) == [
-        f"{root}/images/00{image}.jpg has no mask: add {root}/masks/00{mask}.png, or remove the image"
-    ]
-
-
-def test_a_suffix_chooses_among_several_files_for_an_image(tmp_path):
-    root = mask_folder(tmp_path)
-    for path in list((root / "masks").iterdir()):
-        path.with_name(f"{path.stem}_colour.png").write_bytes(b"")
-        path.rename(path.with_name(f"{path.stem}_ids.png"))
-    with pytest.raises(ConvnextError, match="not one image of .* has a mask"):
-        open_segmentation(str(root))
-    source = open_segmentation(f"{root}:suffix=_ids:ignore=7")
-    assert check(source) == []
-    assert source.mask(0).unique().tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("end", ["", "_mask"])
-def test_masks_that_formats_blur_are_refused_with_the_reason(tmp_path, end):
-    root = mask_folder(tmp_path)
-    for path in sorted((root / "masks").iterdir()):
-        Image.open(path).save(path.with_name(f"{path.stem}{end}.jpg"))
-        path.unlink()
-    with pytest.raises(ConvnextError, match=rf"masks/00{end}\.jpg is no mask: JPEG blurs values .*: export the masks as PNG"):
-        open_segmentation(str(root))
-    Image.fromarray(np.zeros((40, 48), np.uint8)).save(root / "masks" / f"00{end}.png")
-    if not end:
-        assert [problem.partition(" is no mask")[0] for problem in check(open_segmentation(str(root)))] == [
-            f"{root}/masks/0{i}.jpg" for i in (1, 2, 3)
-        ]
-
-
-def test_cityscapes_is_read_as_distributed(tmp_path, monkeypatch):
-    root = cityscapes(tmp_path)
-    source = open_segmentation(f"cityscapes:{root}:val")
-    assert (len(source), len(source.classes), source.classes[11], check(source)) == (2, 19, "person", [])
-    assert source.mask(0)[0, ::12].tolist() == [255, 0, 11, 18]
-    assert source.class_ids[:3] == [7, 8, 11]
-    monkeypatch.setenv("CONVNEXT_DATA", str(tmp_path.parent))
-    with pytest.raises(ConvnextError, match=r"no .*/cityscapes/leftImg8bit: unpack leftImg8bit_trainvaltest\.zip"):
-        open_segmentation("cityscapes:val")
-    with pytest.raises(UsageError, match="has no part 'vla'; did you mean 'val'"):
-        open_segmentation(f"cityscapes:{root}:vla")
-    with pytest.raises(UsageError, match=f"looks like Cityscapes: name it as in cityscapes:{root}:train"):
-        open_segmentation(f"{root}:val")
-
-
-def test_cityscapes_prepared_masks_are_read_where_there_are_no_others(tmp_path):
-    source = open_segmentation(f"cityscapes:{cityscapes(tmp_path, (0, 18, 255), 'labelTrainIds')}:val")
-    assert source.mask(1)[0, ::12].tolist() == [0, 18, 255]
-    assert check(source) == []
 
 
 def objects_file(root, boxes, segmentations):
