@@ -28,8 +28,7 @@ def open_parts(recipe: Recipe, described: Described) -> tuple[DetectSource, Dete
     Raises ConvnextError for no images, no objects, another number of classes than the recipe's, or too many invalid annotations.
     """
     data = recipe.data
-    name = with_options(data.train, recipe, "detect")
-    train = open_detection(name, keep_empty=data.val is None or data.keep_empty)
+    train = open_detection(with_options(data.train, recipe, "detect"), keep_empty=data.keep_empty or data.val is None)
     check_class_count(recipe, train.classes)
     _refuse(train, "train", recipe)
     remarks = [f"train: {remark}" for remark in described(train)]
@@ -64,13 +63,18 @@ def _held_out(whole: DetectSource, recipe: Recipe) -> tuple[DetectSource, Detect
     """Return the images of `data.train` in two parts, and what to report of them.
 
     Each part has its share of the images of each class, counted by the class of an image that fewest images have, and of those without
-    objects; of these only the validation part has some, unless the recipe keeps them.
+    objects; of these only the validation part has some, unless the recipe keeps them. Where counting would take reading all images,
+    they are all alike.
     """
+    if whole.objects_by_class() is None:
+        rest, held, remarks = hold_out(whole, [0] * len(whole), recipe)
+        return DetectSubset(whole, rest), DetectSubset(whole, held), remarks
     labels = [object_labels(whole, index) for index in range(len(whole))]
     images = Counter(label for found in labels for label in set(found))
     strata = [min(found, key=lambda label: (images[label], label)) if found else _NO_OBJECT for found in labels]
     rest, held, remarks = hold_out(whole, strata, recipe)
-    if not recipe.data.keep_empty and (empty := sum(not labels[index] for index in rest)):
+    empty = 0 if recipe.data.keep_empty else sum(not labels[index] for index in rest)
+    if empty:
         rest = [index for index in rest if labels[index]]
         remarks.append(f"train: skipped {counted(empty, 'image')} without objects (data.keep_empty=true trains on them)")
     for indices, what in ((rest, "train on"), (held, "validate on")):
