@@ -45,3 +45,16 @@ def mask_folder(root, count=4, part="", classes="ground\nthing\n", size=(48, 40)
         Image.fromarray(values).save(root / "masks" / part / f"{i:02d}.png")
     (root / "classes.txt").write_text(classes)
     return root
+
+
+def cityscapes(root, values=(0, 7, 24, 33), kind="labelIds"):
+    """Two images of Cityscapes' layout, whose masks have these values in columns."""
+    for folder in ("leftImg8bit/val/ulm", "gtFine/val/ulm"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    mask = Image.fromarray(np.repeat(np.array([values], np.uint8), 40, 0).repeat(12, 1))
+    for i in range(2):
+        name = f"ulm_00000{i}_000019"
+        sample_image(i, mask.size).save(root / f"leftImg8bit/val/ulm/{name}_leftImg8bit.png")
+        for other in (kind, "color", "instanceIds"):
+            mask.save(root / f"gtFine/val/ulm/{name}_gtFine_{other}.png")
+    return root

@@ -22,8 +22,9 @@ def check_dataset(
         str, typer.Argument(help="As for data.train: a folder, labels.csv, photos.zip, shards, coco:FILE:FOLDER, FOLDER:train …")
     ],
     task: Annotated[
-        str, typer.Option(help=f"The task to use it for: {', '.join(tasks.names())}.", autocompletion=tasks.names)
-    ] = tasks.names()[0],
+        str | None,
+        typer.Option(help=f"The task to use it for: {', '.join(tasks.names())}; by default its own.", autocompletion=tasks.names),
+    ] = None,
     channels: Annotated[int, typer.Option(min=1, max=16, help="As for data.channels.")] = 3,
     max_pixels: MaxPixels = None,
     deep: Annotated[bool, typer.Option("--deep", help="Look for wrong labels, near duplicates and outliers too.")] = False,
@@ -42,7 +43,9 @@ def check_dataset(
     if model is not None:
         check_model(model)
     from convnext.data.formats.opening import Reading
+    from convnext.data.sources.open import kind_of
 
+    task = task or kind_of(where)
     chosen = tasks.get(task)
     for line in chosen.overview(where):
         print(printable(line), flush=True)

@@ -4,6 +4,7 @@ from typing import Literal
 
 from convnext.data.annotations.choices import Choices, MasksRule, united, with_choices
 from convnext.data.sources.coco import CocoSource
+from convnext.data.sources.masks import Semantic
 from convnext.data.sources.open import takes_choices
 from convnext.errors import ConvnextError, UsageError
 from convnext.recipe.schema import Recipe
@@ -30,7 +31,11 @@ def with_options(where: str, recipe: Recipe, kind: Literal["detect", "segment"])
 
 
 def refuse_invalid(source: object, limit: float) -> None:
-    """Raise ConvnextError if more of a COCO file's annotations are invalid than may be: one always may."""
+    """Raise ConvnextError if more of a COCO file's annotations are invalid than may be: one always may.
+
+    `source` has the objects, or masks that are made of them.
+    """
+    source = source.source if isinstance(source, Semantic) else source
     if isinstance(source, CocoSource) and len(source.invalid) > max(1, limit * source.count):
         some = "; ".join(map(printable, source.invalid[:_SHOWN])) + (" …" if len(source.invalid) > _SHOWN else "")
         what = f"{len(source.invalid)} of {counted(source.count, 'annotation')} are invalid"

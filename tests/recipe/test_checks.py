@@ -29,8 +29,7 @@ class Watched:
 @pytest.mark.parametrize("task", TASKS)
 def test_the_keys_that_a_task_uses_are_those_that_are_accepted(task):
     seen = set()
-    overrides = ["data.val=null"] if task != "detect" else []
-    recipe = Watched(load_recipe(TASKS[task], overrides), seen)
+    recipe = Watched(load_recipe(TASKS[task], ["data.val=null"]), seen)
     room = tasks.get(task)
     data = room.open(recipe)
     room.criterion(recipe, data)
@@ -54,7 +53,10 @@ def test_the_packages_own_recipes_set_no_useless_key(name):
         ("classify", "segment.distort=false"),
         ("classify", "segment.scale=null"),
         ("detect", "data.image_size=640"),
-        ("detect", "data.val_fraction=0.1"),
+        ("segment", "data.keep_empty=true"),
+        ("classify", "data.classes=[ant]"),
+        ("classify", "data.crowds=objects"),
+        ("classify", "data.masks_from_boxes=true"),
         ("detect", "eval.warp=true"),
         ("detect", "augment.mixup=0.8"),
         ("detect", "segment.max_class_share=0.5"),
@@ -91,6 +93,12 @@ def test_a_key_of_another_task_is_refused(task, override):
         ("digits", ["eval.warp=true", "eval.crop_ratio=1"], "eval.crop_ratio=1 has no effect: eval.warp takes the whole image"),
         ("digits", ["eval.letterbox=true", "eval.warp=true"], "eval.warp=true has no effect: eval.letterbox takes the whole image"),
         ("finetune", ["data.val=photos", "data.val_fraction=0.1"], "data.val_fraction=0.1 has no effect: data.val names"),
+        (
+            "detect_digits",
+            ["model.masks=false", "data.masks_from_boxes=true"],
+            "data.masks_from_boxes=true has no effect: model.masks=false",
+        ),
+        ("detect_digits", ["data.val_fraction=0.1"], "data.val_fraction=0.1 has no effect: data.val names"),
         ("digits", ["model.keep_head=true"], "model.keep_head=true has no effect: without model.weights"),
         ("digits", ["optim.layer_decay_by=block"], "optim.layer_decay_by=block has no effect: optim.layer_decay=1 has no groups"),
         ("digits", ["optim.momentum=0.9"], "optim.momentum=0.9 has no effect: only optim.name=sgd and optim.name=muon have it"),

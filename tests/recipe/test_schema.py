@@ -156,3 +156,15 @@ def test_a_rectangle_survives_the_recipe_of_a_run_folder(tmp_path):
     recipe = load_recipe("digits", ["data.image_size=[48,80]", "eval.letterbox=true", "augment.crop=none"])
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
+
+
+def test_classes_are_a_list_or_unite_categories():
+    def classes(text):
+        return load_recipe("detect_digits", [f"data.classes={text}"]).data.united_classes()
+
+    assert load_recipe("detect_digits").data.united_classes() == {}
+    assert classes("[car, 3]") == {"car": ("car",), "3": ("3",)}
+    assert classes("{vehicle: [car, bus], person: person}") == {"vehicle": ("car", "bus"), "person": ("person",)}
+    for text in ("[]", "car", "[no]", "{vehicle: [car, '']}"):
+        with pytest.raises(UsageError, match="data.classes"):
+            classes(text)

@@ -81,7 +81,8 @@ class CocoSource:
             kept = [annotation["image_id"] in full for annotation in usable]
             usable, is_crowd = [one for one, is_kept in zip(usable, kept, strict=True) if is_kept], is_crowd[kept]
         if not images:
-            raise ConvnextError(f"{annotations} lists no images{'' if keep_empty else ' with objects'}")
+            why = f": {'; '.join(self.remarks)}" if self.remarks else ""
+            raise ConvnextError(f"{annotations} lists no images{'' if keep_empty else f' with objects{why}'}")
         self._keep_images(images)
         self._keep_annotations(usable, is_crowd, content.labels)
         self.has_corners = False  # whether boxes look like left, top, right, bottom
@@ -253,9 +254,10 @@ class CocoSource:
             return []
         given = self._boxes[:, 2:] - self._boxes[:, :2]  # as the file has them: width and height, or else right and bottom
         self.has_corners = bool(((given > self._boxes[:, :2]) & (given <= ends)).all())
-        hint = "; they look like corners, and COCO's are left, top, width, height: subtract left and top" if self.has_corners else ""
+        hint = "; boxes look like corners, and COCO's are left, top, width, height: subtract left and top" if self.has_corners else ""
         name = annotation_name(int(self._annotation_ids[over.argmax()]))
-        return [f"{self.file}: {over.sum()} of {counted(len(over), 'box')} reach over the border of their image, the first {name}{hint}"]
+        some = f"{over.sum()} of {counted(len(over), 'object')}"
+        return [f"{self.file}: {some} with a box that reaches over the border of its image, the first {name}{hint}"]
 
 
 def open_coco(where: str, classes: Sequence[str] | None = None, keep_empty: bool = True) -> CocoSource:

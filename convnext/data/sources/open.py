@@ -29,7 +29,8 @@ from convnext.data.sources.own import is_own, open_own, open_own_masks, open_own
 from convnext.data.sources.packed.archive import ArchiveFolder, archive_parts, is_archive
 from convnext.data.sources.packed.embedded import is_embedded, open_embedded
 from convnext.data.sources.packed.shards import is_shards, open_shards
-from convnext.data.sources.pixelwise.mask_folder import open_ade20k, open_mask_folder
+from convnext.data.sources.pixelwise.mask_folder import open_mask_folder
+from convnext.data.sources.pixelwise.published import open_ade20k, open_cityscapes
 from convnext.data.sources.scenes import open_scenes
 from convnext.data.sources.table import is_table, open_table
 from convnext.data.sources.unlabelled import Unlabelled, UnlabelledFolder
@@ -91,6 +92,7 @@ _FORMATS = [
     SourceFormat("scenes", ("scenes",), detect=open_scenes, segment=partial(open_semantic, open_scenes)),
     SourceFormat("COCO file", ("coco",), detect=open_coco, segment=partial(open_semantic, open_coco), has_choices=True),
     SourceFormat("ADE20K", ("ade20k",), segment=open_ade20k),
+    SourceFormat("Cityscapes", ("cityscapes",), segment=open_cityscapes),
     SourceFormat("tables of images", (), is_embedded, classify=open_embedded),
     SourceFormat("tables", (), is_table, classify=open_table),
     SourceFormat("archives", (), is_archive, classify=ArchiveFolder),
@@ -199,8 +201,8 @@ def open_segmentation(where: str, classes: Classes = None) -> SegmentSource:
     """Return the images with masks that `where` names.
 
     Args:
-        where: `ade20k:train`, `ade20k:val` or `ade20k:/folder:train`; a folder with images/, masks/ and classes.txt, or
-            `FOLDER:train` for its images/train and masks/train, followed by `:ignore=11` if the value 11 is no class;
+        where: `ade20k:train`, `ade20k:val` or `ade20k:/folder:train`; likewise `cityscapes:train`; a folder with images/, masks/ and
+            classes.txt, or `FOLDER:train` for its images/train and masks/train, followed by `:ignore=11` if the value 11 is no class;
             or detection data, `scenes:train` or `coco:ANNOTATIONS.json:FOLDER`, whose pixels are objects or background.
         classes: the class names that the masks count, if a network already has some.
 

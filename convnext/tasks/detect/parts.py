@@ -28,14 +28,13 @@ def open_parts(recipe: Recipe, described: Described) -> tuple[DetectSource, Dete
     Raises ConvnextError for no images, no objects, another number of classes than the recipe's, or too many invalid annotations.
     """
     data = recipe.data
-    name = with_options(data.train, recipe, "detect")
-    train = open_detection(name, keep_empty=data.val is None or data.keep_empty)
+    train = open_detection(with_options(data.train, recipe, "detect"), keep_empty=data.keep_empty or data.val is None)
     check_class_count(recipe, train.classes)
-    refuse_invalid(train, data.max_corrupt)
+    _refuse(train, "train", recipe)
     remarks = [f"train: {remark}" for remark in described(train)]
     if data.val is not None:
         val = open_detection(with_options(data.val, recipe, "detect"), train.classes)
-        refuse_invalid(val, data.max_corrupt)
+        _refuse(val, "val", recipe)
         remarks += [f"val: {remark}" for remark in described(val)] + shared_images(train, val)
     else:
         train, val, found = _held_out(train, recipe)
@@ -44,9 +43,6 @@ def open_parts(recipe: Recipe, described: Described) -> tuple[DetectSource, Dete
         read_by(source, reading_of(recipe))
         if not len(source):
             raise ConvnextError(f"no images in data.{part}")
-        if (counts := source.objects_by_class()) is not None and not sum(counts):
-            what = "to train on" if part == "train" else "to evaluate on"
-            raise ConvnextError(f"the {counted(len(source), 'image')} of data.{part} {what} hold no object: give images with objects")
     return train, val, remarks
 
 
@@ -68,17 +64,30 @@ def require_masks(recipe: Recipe, train: DetectSource, val: DetectSource) -> Non
         )
 
 
+def _refuse(source: DetectSource, part: str, recipe: Recipe) -> None:
+    """Raise ConvnextError for data that a detector can't learn from, or be evaluated on."""
+    refuse_invalid(source, recipe.data.max_corrupt)
+    if (counts := source.objects_by_class()) is not None and not sum(counts):
+        why = f": {'; '.join(source.remarks)}" if source.remarks else ""
+        raise ConvnextError(f"the {counted(len(source), 'image')} of data.{part} hold no object{why}")
+
+
 def _held_out(whole: DetectSource, recipe: Recipe) -> tuple[DetectSource, DetectSource, list[str]]:
     """Return the images of `data.train` in two parts, and what to report of them.
 
     Each part has its share of the images of each class, counted by the class of an image that fewest images have, and of those without
-    objects; of these only the validation part has some, unless the recipe keeps them.
+    objects; of these only the validation part has some, unless the recipe keeps them. Where counting would take reading all images,
+    they are all alike.
     """
+    if whole.objects_by_class() is None:
+        rest, held, remarks = hold_out(whole, [0] * len(whole), recipe)
+        return DetectSubset(whole, rest), DetectSubset(whole, held), remarks
     labels = [object_labels(whole, index) for index in range(len(whole))]
     images = Counter(label for found in labels for label in set(found))
     strata = [min(found, key=lambda label: (images[label], label)) if found else _NO_OBJECT for found in labels]
     rest, held, remarks = hold_out(whole, strata, recipe)
-    if not recipe.data.keep_empty and (empty := sum(not labels[index] for index in rest)):
+    empty = 0 if recipe.data.keep_empty else sum(not labels[index] for index in rest)
+    if empty:
         rest = [index for index in rest if labels[index]]
         remarks.append(f"train: skipped {counted(empty, 'image')} without objects (data.keep_empty=true trains on them)")
     for indices, what in ((rest, "train on"), (held, "validate on")):

@@ -60,11 +60,13 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
                 f"segment.distort changes the colours of RGB images, not of {data.channels} channels: add segment.distort=false"
             )
         train = open_segmentation(with_options(data.train, recipe, "segment"))
+        refuse_invalid(train, data.max_corrupt)
         read_by(train, reading_of(recipe))
         check_class_count(recipe, train.classes)
         remarks = []
         if data.val is not None:
             val = open_segmentation(with_options(data.val, recipe, "segment"), train.classes)
+            refuse_invalid(val, data.max_corrupt)
             read_by(val, reading_of(recipe))
             remarks += shared_images(train, val)
         else:
@@ -74,7 +76,6 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
             remarks += [f"{where}: {remark}" for remark in (self.counts(source), *self.remarks_on(source))]
             if not len(source):
                 raise ConvnextError(f"no images in data.{where}")
-            refuse_invalid(getattr(source, "source", None), data.max_corrupt)
             remarks += _refuse_problems(where, source)
         given, recipe = recipe, measured(recipe, train)
         remarks += deep.remarks(train, data.range) + measured_remarks(recipe, given)

@@ -10,7 +10,7 @@ import torch
 from helpers import image_folder, sample_image, shared
 from PIL import Image
 from shard_files import samples, three_shards
-from source_files import archive, mask_folder
+from source_files import archive, cityscapes, mask_folder
 
 from convnext.data import imagenet
 from convnext.data.annotations.objects import ImageObjects
@@ -103,6 +103,7 @@ EXAMPLES = {
     "scenes": lambda root, _: "scenes:val",
     "COCO file": lambda root, _: f"coco:{coco(root)}/annotations/instances_val2017.json:{root}/val2017",
     "ADE20K": lambda root, _: f"ade20k:{shared('data/ade20k')}:val",
+    "Cityscapes": lambda root, _: f"cityscapes:{cityscapes(root)}:val",
     "tables of images": embedded_table,
     "tables": lambda root, _: csv_table(root),
     "archives": lambda root, _: shutil.make_archive(str(root / "made"), "zip", image_folder(root / "photos", each=3)),

@@ -1,5 +1,6 @@
 """Folders of images with masks, ADE20K and CamVid, and the errors for invalid ones."""
 
+import json
 import pickle
 
 import numpy as np
@@ -201,3 +202,35 @@ def test_a_part_of_the_images_has_their_masks(tmp_path):
     assert [part.name(i) for i in range(2)] == [source.name(3), source.name(5)]
     assert torch.equal(part.mask(0), source.mask(3))
     assert check(part) == []
+
+
+def objects_file(root, boxes, segmentations):
+    sample_image(0, (48, 40)).save(root / "0.png")
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": i + 1, "bbox": box, "segmentation": shape}
+        for i, (box, shape) in enumerate(zip(boxes, segmentations, strict=True))
+    ]
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(("plate", "table", "cup"))]
+    images = [{"id": 1, "file_name": "0.png", "width": 48, "height": 40}]
+    (root / "a.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return f"coco:{root}/a.json:{root}"
+
+
+def polygon(left, top, width, height):
+    return [[left, top, left + width, top, left + width, top + height, left, top + height]]
+
+
+def test_smaller_objects_lie_on_larger_ones(tmp_path):
+    boxes = [[10, 10, 8, 8], [4, 4, 40, 30], [12, 12, 4, 4]]
+    source = open_segmentation(objects_file(tmp_path, boxes, [polygon(*box) for box in boxes]))
+    assert source.mask(0).unique(return_counts=True)[1].tolist() == [40 * 48 - 1200, 64 - 16, 1200 - 64, 16]
+
+
+def test_what_only_an_object_without_a_mask_covers_is_ignored(tmp_path):
+    boxes = [[10, 10, 8, 8], [4, 4, 40, 30], [12, 12, 4, 4]]
+    where = objects_file(tmp_path, boxes, [polygon(*boxes[0]), [], polygon(*boxes[2])])
+    source = open_segmentation(where)
+    assert dict(zip(*(one.tolist() for one in source.mask(0).unique(return_counts=True)), strict=True)) == {0: 720, 1: 48, 3: 16, 255: 1136}
+    assert open_segmentation(f"{where}:masks=boxes").mask(0).unique().tolist() == [0, 1, 2, 3]
+    named = open_segmentation(f"{where}:classes=dish=plate+cup")
+    assert (named.classes, named.mask(0).unique().tolist()) == (["background", "dish"], [0, 1])

@@ -1,8 +1,7 @@
-"""Folders of images with a folder of masks beside them, and ADE20K, which has this layout."""
+"""Folders of images with a folder of masks beside them."""
 
 import os
 import re
-import unicodedata
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,17 +15,24 @@ from convnext.data.annotations.mask_files import ClassLine, Coding, coding, read
 from convnext.data.deep import DeepImage
 from convnext.data.images import AS_RGB, Reading, read_image, read_pixels
 from convnext.data.sources.folder import part_kind
+from convnext.data.sources.pixelwise.pairing import stem, tails, why_lossy
 from convnext.data.walk import folders_in, walk
 from convnext.errors import ConvnextError, UsageError, nearest
-from convnext.text import class_name, read_lines
+from convnext.text import class_name
 
-ADE20K = "ade20k"
-_ADE20K_PARTS = {"train": "training", "val": "validation"}
+ADE20K, CITYSCAPES = "ade20k", "cityscapes"
+LEFT_IMAGES = "leftImg8bit"  # Cityscapes' folder of images
 _LAYOUT = "a folder needs images/ and masks/ with files of the same names, and classes.txt"
 
 
 class MaskFolder:
-    """The images under `images`, sorted by path, each with the mask under `masks` whose path differs at most in its ending.
+    """The images under `images`, sorted by path, each with the mask under `masks` of the same path, but for endings.
+
+    Args:
+        images, masks: the folders.
+        meaning: of the masks.
+        ends: how the names of all images, and of their masks, end before the ending: ("", "_mask") for a.jpg and a_mask.png. Masks whose
+            names end otherwise do not count. By default found from the names.
 
     `skipped` lists files that are not images, or not lossless ones for masks, by their ending; `problems` lists masks without an
     image, and masks of an image that has another. Reading the mask of an image that has none raises ConvnextError.
@@ -36,28 +42,51 @@ class MaskFolder:
 
     reading: Reading = AS_RGB
 
-    def __init__(self, images: Path, masks: Path, meaning: Coding) -> None:
+    def __init__(self, images: Path, masks: Path, meaning: Coding, ends: tuple[str, str] | None = None) -> None:
         self.images, self.masks, self.meaning = images, masks, meaning
         self.classes, self.class_ids = list(meaning.classes), meaning.class_ids
         self._meaning_bytes = b"%d:" % zlib.crc32(repr(meaning).encode("utf-8", "backslashreplace"))
         files, values = walk(images), walk(masks, mask_files.ENDINGS)
-        self.paths, found = files.images, values.images
+        self.paths = files.images
         self.skipped = [str(images / path) for path in files.others] + [str(masks / path) for path in values.others]
         self.remarks = [f"{folder}: {remark}" for folder, one in ((images, files), (masks, values)) for remark in one.remarks()]
-        self._masks = {_stem(path): path for path in found}
-        wanted = {_stem(path) for path in self.paths}
+        self.ends = ends or self._found_ends([*values.images, *(path for path in values.others if why_lossy(path))])
+        found = [path for path in values.images if stem(path).endswith(self.ends[1])]
+        self._masks = {self._mask_name(path): path for path in found}
+        self._lossy = {self._mask_name(path): path for path in values.others if why_lossy(path)}
+        wanted = {self._image_name(path) for path in self.paths}
         self.problems = [
-            f"{masks / path} is a mask without an image in {images}" for stem, path in self._masks.items() if stem not in wanted
+            f"{masks / path} is a mask without an image in {images}" for name, path in self._masks.items() if name not in wanted
         ]
         self.problems += [
             f"{masks / path} is a second mask of one image, beside {masks / used}"
             for path in found
-            if path != (used := self._masks[_stem(path)])
+            if path != (used := self._masks[self._mask_name(path)])
         ]
         if not self.paths:
             raise ConvnextError(f"{images} holds no images: {_LAYOUT}")
         if not wanted & self._masks.keys():
-            raise ConvnextError(f"not one image of {images} has a mask: {self.name(0)} needs {self._mask_path(0)}")
+            fault = self._lossy_fault(0) or f"{self.name(0)} needs {self._mask_path(0)}"
+            raise ConvnextError(f"not one image of {images} has a mask: {fault}")
+
+    def _found_ends(self, masks: Sequence[str]) -> tuple[str, str]:
+        """Return how names end where not one mask has the name of an image."""
+        stems = [stem(path) for path in self.paths]
+        found = None if {*stems} & {stem(path) for path in masks} else tails(stems, [stem(path) for path in masks])
+        if found is None:
+            return "", ""
+        self.remarks.append(f"{self.masks}: the mask of NAME{found[0]} is called NAME{found[1]}")
+        return found
+
+    def _image_name(self, path: str) -> str:
+        return stem(path).removesuffix(self.ends[0])
+
+    def _mask_name(self, path: str) -> str:
+        return stem(path).removesuffix(self.ends[1])
+
+    def _lossy_fault(self, index: int) -> str | None:
+        path = self._lossy.get(self._image_name(self.paths[index]))
+        return path and f"{self.masks / path} is no mask: {why_lossy(path)}"
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -73,8 +102,8 @@ class MaskFolder:
     def mask(self, index: int) -> Tensor:
         """Return an image's mask, uint8 (H, W), 255 where ignored. Raises as `read_mask` does, and ConvnextError if it is missing."""
         path = self._mask_path(index)
-        if _stem(self.paths[index]) not in self._masks:
-            raise ConvnextError(f"{self.name(index)} has no mask: add {path}, or remove the image")
+        if self._image_name(self.paths[index]) not in self._masks:
+            raise ConvnextError(self._lossy_fault(index) or f"{self.name(index)} has no mask: add {path}, or remove the image")
         return torch.from_numpy(read_mask(path, self.meaning, self.reading))
 
     def name(self, index: int) -> str:
@@ -91,27 +120,30 @@ class MaskFolder:
         return self._meaning_bytes + (b"%d" % path.stat().st_size if path.exists() else b"-")
 
     def _mask_path(self, index: int) -> Path:
-        return self.masks / self._masks.get(_stem(self.paths[index]), os.path.splitext(self.paths[index])[0] + ".png")
-
-
-def _stem(path: str) -> str:
-    """Return the part of a path that an image and its mask share: the path without its ending, é in one Unicode form."""
-    return unicodedata.normalize("NFC", os.path.splitext(path)[0])
+        name = os.path.splitext(self.paths[index])[0].removesuffix(self.ends[0]) + self.ends[1] + ".png"
+        return self.masks / self._masks.get(self._image_name(self.paths[index]), name)
 
 
 def open_mask_folder(where: str, classes: Sequence[str] | None = None) -> MaskFolder:
     """Return the images of `FOLDER`, or with `FOLDER:PART` those of FOLDER/images/PART and FOLDER/masks/PART.
 
-    `:ignore=11` after it (or `:ignore=11,12`) lists values of the masks that are ignored besides 255.
+    `:ignore=11` after it (or `:ignore=11,12`) lists values of the masks that are ignored besides 255; `:suffix=_mask` says that the mask of
+    a.jpg is a_mask.png, where masks/ holds other files too.
+
     Raises UsageError if there is no such folder, part or layout, and ConvnextError for an invalid `classes.txt`.
     """
-    text, separator, ignored = where.partition(":ignore=")
-    if separator and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", ignored):
+    text, options = where, dict[str, str]()
+    while match := re.search(r":(ignore|suffix)=([^:]*)$", text):
+        options[match[1]], text = match[2], text[: match.start()]
+    ignored, suffix = options.get("ignore"), options.get("suffix")
+    if ignored is not None and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", ignored):
         raise UsageError(f"{where}: write values of masks after ignore=, as in :ignore=11 or :ignore=11,12")
     folder, _, part = text.rpartition(":") if not Path(text).expanduser().is_dir() and ":" in text else (text, "", "")
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UsageError(f"no folder {root}: {_LAYOUT}; or give {ADE20K}:train")
+    if (root / LEFT_IMAGES).is_dir():
+        raise UsageError(f"{root} looks like Cityscapes: name it as in {CITYSCAPES}:{root}:train")
     if missing := [name for name in ("images", "masks") if not (root / name).is_dir()]:
         raise UsageError(f"{root} has no folder {missing[0]}: {_LAYOUT}; ADE20K is named as in {ADE20K}:{root}:train")
     parts = [name for name in folders_in(root / "images") if (root / "masks" / name).is_dir()]
@@ -123,7 +155,7 @@ def open_mask_folder(where: str, classes: Sequence[str] | None = None) -> MaskFo
     if beyond := [value for value in values if value > mask_files.IGNORED]:
         raise UsageError(f"{where}: {beyond[0]} is not a value of a mask: these are 0 to 255")
     meaning = _folder_coding(root, values, classes)
-    return MaskFolder(root / "images" / part, root / "masks" / part, meaning)
+    return MaskFolder(root / "images" / part, root / "masks" / part, meaning, None if suffix is None else ("", suffix))
 
 
 def _folder_coding(root: Path, ignored: list[int], classes: Sequence[str] | None) -> Coding:
@@ -141,26 +173,3 @@ def _folder_coding(root: Path, ignored: list[int], classes: Sequence[str] | None
             f"ignore={ignored[0]}: {path} gives colours; put the name of the class to ignore in parentheses there, as in '(void) 0 0 0'"
         )
     return coding(entries, str(path), ignored, classes)
-
-
-def open_ade20k(where: str, classes: Sequence[str] | None = None) -> MaskFolder:
-    """Return ADE20K as distributed for scene parsing, 150 classes: `ade20k:train` or `ade20k:val`.
-
-    Its folder is ADEChallengeData2016 in `$CONVNEXT_DATA`, by default `data`, or the one in `ade20k:/some/folder:train`.
-    The value 0, which means everything else, is ignored; 1 to 150 become 0 to 149. Of a class's names the first is used.
-    Source: Zhou et al., *Scene Parsing through ADE20K Dataset* (2017), http://sceneparsing.csail.mit.edu.
-
-    Raises UsageError for another part, and ConvnextError if files are missing.
-    """
-    given, _, part = where.partition(":")[2].rpartition(":")
-    if part not in _ADE20K_PARTS:
-        raise UsageError(f"unknown dataset {where!r}{nearest(where, [f'{ADE20K}:{part}' for part in _ADE20K_PARTS])}")
-    root = Path(given or Path(os.environ.get("CONVNEXT_DATA") or "data", "ADEChallengeData2016")).expanduser()
-    images, masks, names = root / "images" / _ADE20K_PARTS[part], root / "annotations" / _ADE20K_PARTS[part], root / "objectInfo150.txt"
-    if absent := [path for path in (images, masks, names) if not path.exists()]:
-        raise ConvnextError(
-            f"no {absent[0]}: unpack ADEChallengeData2016.zip and name its folder, as in {ADE20K}:/some/ADEChallengeData2016:{part}"
-        )
-    lines = read_lines(names)[1:]
-    entries = [ClassLine("(other)", is_ignored=True), *(ClassLine(line.split("\t")[-1].split(",")[0].strip()) for line in lines)]
-    return MaskFolder(images, masks, coding(entries, str(names), classes=classes))
