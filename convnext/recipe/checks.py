@@ -40,8 +40,9 @@ _USED_BY: dict[str, tuple[str, ...]] = {
     "data.sampler": ("classify",),
     "augment.rotate": (*_ON_WHOLE_IMAGES, "segment"),
     "train.label_smoothing": ("classify", "multilabel"),
-    "train.class_weights": ("classify",),
-    "train.focal_gamma": ("classify",),
+    "train.class_weights": ("classify", "detect", "segment"),
+    "train.focal_gamma": ("classify", "detect", "segment"),
+    "train.dice": ("segment",),
 }
 
 # Keys that other keys leave without effect: which do so, when, and why.

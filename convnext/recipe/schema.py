@@ -267,11 +267,12 @@ class Train(RecipeSection):
         0.1, ge=0, lt=1, description="fraction of the target that is spread over all classes; multilabel: to 1/2; regress: none"
     )
     class_weights: Literal["balanced"] | dict[str, float] | None = Field(
-        None, description="classify: factors on the loss by class, as {ant: 3}; balanced: N / (classes x images of the class)"
+        None, description="factors on the loss by class, as {ant: 3}; balanced: N / (classes x images, objects or pixels of the class)"
     )
     focal_gamma: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="classify: gamma of the focal loss (Lin et al., 2017), 0 for cross-entropy"
+        0.0, ge=0, allow_inf_nan=False, description="gamma of the focal loss of classes (Lin et al., 2017), 0 for cross-entropy"
     )
+    dice: float = Field(0.0, ge=0, description="segment: weight of the dice loss beside cross-entropy, 0 for none")
     loss: str | None = Field(
         None, description="in place of the task's: asymmetric (multilabel), mse (regress), a registered name, or module:function"
     )

@@ -1,7 +1,11 @@
 """What a detector's recipe leaves to the data: the size of the images, the anchors, the number of steps, and whether there are masks."""
 
+from collections.abc import Iterator
+from contextlib import suppress
+
 import numpy as np
 
+from convnext.data.annotations.objects import ImageObjects
 from convnext.data.images import CorruptImageError
 from convnext.data.sources.base import DetectSource
 from convnext.models.detection.anchors import best_iou
@@ -41,14 +45,17 @@ def measured(recipe: Recipe, train: DetectSource) -> tuple[Recipe, list[str]]:
     return with_values(recipe, values), [f"from the training data: {shown} ({what} in an image of {side})"]
 
 
+def sampled(source: DetectSource) -> Iterator[tuple[int, ImageObjects]]:
+    """Yield up to 500 positions of a source, evenly spread, and the objects there; images whose masks are damaged are skipped."""
+    for index in range(0, len(source), max(1, -(-len(source) // _MAX_IMAGES))):
+        with suppress(CorruptImageError):  # which training meets again, and reports
+            yield index, source.encoded_target(index)
+
+
 def _sizes(train: DetectSource) -> tuple[np.ndarray, float]:
     """Return width and height of objects (n, 2) as parts of their image's long side, crowds not counted, and the median long side."""
     long_sides, found = np.maximum(train.heights, train.widths), [np.zeros((0, 2))]
-    for index in range(0, len(train), max(1, -(-len(train) // _MAX_IMAGES))):
-        try:
-            objects = train.encoded_target(index)
-        except CorruptImageError:  # which training meets again, and reports
-            continue
+    for index, objects in sampled(train):
         boxes = objects.boxes[~objects.iscrowd].numpy()
         found.append((boxes[:, 2:] - boxes[:, :2]) / long_sides[index])
     return np.concatenate(found), float(np.median(long_sides))

@@ -131,8 +131,8 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
     # Training and evaluation
 
     def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[DetectBatch]:
-        """Return the detector's own losses."""
-        return DetectCriterion()
+        """Return the detector's own losses, with class weights and the focal factor where the recipe has them."""
+        return DetectCriterion(recipe, cast(DetectSource, data.train.source))
 
     def predict(self, model: nn.Module, batch: DetectBatch, how: Preprocessing) -> Sequence[Detections]:
         """Return the detections in each image."""

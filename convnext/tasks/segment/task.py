@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -132,8 +132,8 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
     # Training and evaluation
 
     def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[SegmentBatch]:
-        """Return cross-entropy of both heads."""
-        return SegmentCriterion()
+        """Return cross-entropy of both heads, with class weights, the focal factor and dice where the recipe has them."""
+        return SegmentCriterion(recipe, cast(SegmentSource, data.train.source))
 
     def predict(self, model: nn.Module, batch: SegmentBatch, how: Preprocessing) -> Sequence[Tensor]:
         """Return the class of every pixel of each image."""

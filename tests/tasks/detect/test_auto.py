@@ -14,7 +14,6 @@ from convnext.models.detection import anchors
 from convnext.recipe import load_recipe
 from convnext.tasks.detect import auto
 
-
 TINY = {"model.width": 8, "model.depths": [1, 1, 1, 1], "model.channels": 16, "model.fc_channels": 32, "data.workers": 0}
 
 
