@@ -46,17 +46,18 @@ class Model(RecipeSection):
     head_init_scale: float = Field(1.0, gt=0, description="factor on the head's initial weights (paper: 0.001 to fine-tune)")
     depths: tuple[int, ...] | None = Field(None, description="blocks of each stage; default as the name says")
     widths: tuple[int, ...] | None = Field(None, description="channels of each stage; default as the name says")
-    freeze: Literal["head_only"] | int | None = Field(
-        None, description="head_only: train the head alone; a number N: the stem and the first N stages stay as they are"
+    freeze: Literal["head_only", "backbone", "neck"] | int | None = Field(
+        None,
+        description="what stays as it is; N: stem and first N stages; backbone or head_only: all but the head; neck: the pyramid, too",
     )
     grad_checkpointing: bool = Field(False, description="recompute blocks in the backward pass: less memory, a third more time")
 
     @field_validator("freeze", mode="before")
     @classmethod
     def _head_or_number(cls, value: object) -> object:
-        if value in (None, "head_only") or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        if value in (None, "head_only", "backbone", "neck") or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
             return value
-        raise ValueError(f"must be head_only or a number of stages, as in model.freeze=2, not {value!r}")
+        raise ValueError(f"must be backbone, neck, head_only or a number of stages, as in model.freeze=2, not {value!r}")
 
     def arguments(self) -> dict[str, object]:
         """Return what `create_model` takes for this model, beside its name and the number of classes.
@@ -317,6 +318,9 @@ class Eval(RecipeSection):
     interpolation: Interpolation = Field("bicubic", description="filter of every resize, in training too")
     best_by: str | None = Field(
         None, description="metric that chooses the best weights: top1, balanced_accuracy, f1, auroc, loss; box_ap, mask_ap; miou, …"
+    )
+    loss: bool = Field(
+        False, description="detect, segment: also the loss of training on the validation images, by part; takes about as long again"
     )
     metrics: tuple[str, ...] = Field((), description="metrics of your own beside the task's: registered names, or module:function")
 

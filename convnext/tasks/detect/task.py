@@ -14,7 +14,7 @@ from convnext.data.sources.base import DetectSource, read_by
 from convnext.data.sources.coco import CocoSource
 from convnext.data.sources.coco import check as check_coco
 from convnext.data.sources.open import open_detection
-from convnext.data.transforms.detect import DetectAugmentation, DetectPreprocessing, train_transform
+from convnext.data.transforms.detect import DetectAugmentation, DetectPreprocessing, objects_transform, train_transform
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError
 from convnext.models.detection.postprocess import encode_masks
@@ -123,6 +123,11 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
     def evaluation_samples(self, source: DetectSource, how: Preprocessing) -> Samples:
         """Return images prepared as the network takes them, with their objects as annotated."""
         return DetectEvaluationSamples(source, how.transform(), seed=0)
+
+    def loss_samples(self, source: DetectSource, how: Preprocessing) -> Samples:
+        """Return images prepared as the network takes them, with their objects in the same pixels."""
+        assert isinstance(how, DetectPreprocessing)
+        return DetectTrainingSamples(source, objects_transform(how), seed=0)
 
     def collate(self, samples: list[Sample]) -> DetectBatch:
         """Return the samples as a batch."""

@@ -16,7 +16,7 @@ from convnext.data.sources.base import SegmentSource, read_by
 from convnext.data.sources.masks import hold_out
 from convnext.data.sources.open import open_segmentation
 from convnext.data.transforms.preprocessing import Preprocessing
-from convnext.data.transforms.segment import SegmentPreprocessing, TrainTransform
+from convnext.data.transforms.segment import SegmentPreprocessing, TrainTransform, mask_transform
 from convnext.errors import ConvnextError, UsageError
 from convnext.models.segmentation import inference
 from convnext.recipe import BEST_METRICS, Recipe
@@ -114,6 +114,11 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
     def evaluation_samples(self, source: SegmentSource, how: Preprocessing) -> Samples:
         """Return images prepared as the network takes them, with their masks."""
         return SegmentEvaluationSamples(source, how.transform(), seed=0)
+
+    def loss_samples(self, source: SegmentSource, how: Preprocessing) -> Samples:
+        """Return whole images and their masks, both at the size at which the network takes the image."""
+        assert isinstance(how, SegmentPreprocessing)
+        return SegmentTrainingSamples(source, mask_transform(how), seed=0)
 
     def collate(self, samples: list[Sample]) -> SegmentBatch:
         """Return the samples as a batch."""
