@@ -255,7 +255,7 @@ class Train(RecipeSection):
 
     epochs: int = Field(300, ge=1, description="passes over the training images; as an override it replaces iterations")
     iterations: Annotated[int, Field(ge=1)] | Auto | None = Field(
-        None, description="optimizer steps in all, instead of epochs; auto (detect, segment): for minutes on two CPU cores"
+        None, description="optimizer steps in all, instead of epochs; auto (detect): for minutes on two CPU cores"
     )
     warmup_epochs: float = Field(20, ge=0, description="length of the linear warm-up in epochs")
     warmup_steps: int | None = Field(None, ge=0, description="length of the warm-up in optimizer steps, instead of epochs")

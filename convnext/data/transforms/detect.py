@@ -108,7 +108,8 @@ def _augment(
     normalised: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, ImageObjects]:
     pixels = to_pixels(image, settings.range, settings.channels)
-    objects = _trained(objects)
+    sides = objects.boxes[:, 2:] - objects.boxes[:, :2]
+    objects = objects.take(~objects.iscrowd & (sides >= 1).all(1))
     if np.random.random() < settings.flip:
         pixels, objects = flipped(pixels, objects)
     if drawn(settings.vflip):

@@ -21,7 +21,7 @@ from convnext.errors import ConvnextError, UsageError
 from convnext.models.segmentation import inference
 from convnext.recipe import BEST_METRICS, Recipe
 from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData
-from convnext.tasks.segment import prediction
+from convnext.tasks.segment import auto, prediction
 from convnext.tasks.segment.batch import SegmentBatch, SegmentEvaluationSamples, SegmentTrainingSamples
 from convnext.tasks.segment.loss import SegmentCriterion
 from convnext.tasks.segment.prediction import SegmentPrediction
@@ -72,6 +72,8 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
             if not len(source):
                 raise ConvnextError(f"no images in data.{where}")
             remarks += _refuse_problems(where, source)
+        recipe, found = auto.measured(recipe, train)
+        remarks += found
         given, recipe = recipe, measured(recipe, train)
         remarks += deep.remarks(train, data.range) + measured_remarks(recipe, given)
         samples = SegmentTrainingSamples(train, _train_transform(recipe), recipe.seed)
@@ -108,7 +110,7 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
         """Return how the trained network will take its images."""
         data, segment = recipe.data, recipe.segment
         return SegmentPreprocessing(
-            segment.scale, segment.window, segment.stride, *data.normalisation(), range=data.range, channels=data.channels
+            auto.scale_of(segment), segment.window, segment.stride, *data.normalisation(), range=data.range, channels=data.channels
         )
 
     def evaluation_samples(self, source: SegmentSource, how: Preprocessing) -> Samples:
@@ -203,7 +205,7 @@ def _train_transform(recipe: Recipe) -> TrainTransform:
     data, segment, augment = recipe.data, recipe.segment, recipe.augment
     return TrainTransform(
         data.image_size,
-        segment.scale,
+        auto.scale_of(segment),
         segment.ratio_range,
         segment.max_class_share,
         augment.flip,
