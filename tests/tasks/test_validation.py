@@ -78,3 +78,13 @@ def test_what_has_no_such_loss_says_so():
         load_recipe("digits", ["eval.loss=true"])
     with pytest.raises(UsageError, match=r"eval.best_by=loss: .* add eval.loss=true"):
         load_recipe("detect_digits", ["eval.best_by=loss"])
+
+
+def test_a_detector_stops_early_by_average_precision(boxes, tmp_path):
+    length = {"train.iterations": 9, "train.warmup_steps": 0, "train.batch_size": 2, "train.eval_every": 1, "optim.lr": 1e-9}
+    result = convnext.train("detect_digits", boxes | length | {"train.patience": 1, "eval.best_by": "box_ap50"}, output=tmp_path / "run")
+    *before, last = (line["box_ap50"] for line in lines(tmp_path / "run", "eval"))
+    assert before == sorted(set(before))
+    assert last <= max(before) == result.best
+    assert result.step == len(before) + 1 < 9
+    assert "did not improve the best" in str(result.stopped)

@@ -20,6 +20,7 @@ _SIDES = (128, 448)  # smallest and largest long side
 _UNIT = 32  # of sides: the stride of the backbone's last map
 _WORK = 8.0e7  # steps x squared side: some minutes on two CPU cores
 _STEPS = (600, 3000)
+_AS_GOOD = 0.02  # of mean IoU
 _SCALES = (2.0, 3.0, 4.0, 6.0, 8.0)  # an anchor's side in strides
 
 
@@ -73,9 +74,12 @@ def size_for(objects: np.ndarray, image: float) -> int:
 
 
 def anchor_scale_for(objects: np.ndarray) -> float:
-    """Return the side of an anchor, in strides, whose grid fits objects (n, 2) in pixels best: by the mean IoU with the best anchor."""
+    """Return the side of an anchor, in strides, for objects (n, 2) in pixels: the largest whose grid fits them.
+
+    What counts is the mean IoU of objects and their best anchors. Larger anchors at equal fit find objects on finer maps.
+    """
     fits = [best_iou(objects, scale).mean() if len(objects) else 0.0 for scale in _SCALES]
-    return _SCALES[int(np.argmax(fits))]
+    return max(scale for scale, fit in zip(_SCALES, fits, strict=True) if fit >= max(fits) - _AS_GOOD)
 
 
 def steps_for(side: int) -> int:
