@@ -7,7 +7,9 @@ from convnext.models.network import Backbone, Network
 from convnext.models.registry import find
 from convnext.text import counted
 
-Freeze = Literal["head_only"] | int
+Freeze = Literal["head_only", "backbone", "neck"] | int
+
+_NECK = ("neck", *(f"decode_head.{part}" for part in ("psp_modules", "bottleneck", "lateral_convs", "fpn_convs")))
 
 
 def freeze(model: Network, what: Freeze) -> None:
@@ -15,12 +17,14 @@ def freeze(model: Network, what: Freeze) -> None:
 
     Args:
         model: a backbone, or a detector or segmenter over one.
-        what: "head_only" trains a classifier's last layer alone, or everything that a detector or segmenter puts on its backbone.
-            A number N freezes the stem and the first N stages.
+        what: "backbone" or "head_only" trains a classifier's last layer alone, or everything that a detector or segmenter puts on its
+            backbone. "neck" freezes the feature pyramid, too: the heads alone are trained. A number N freezes the stem and the first
+            N stages.
 
-    Raises UsageError if the network has fewer stages.
+    Raises UsageError if the network has fewer stages, or no feature pyramid.
     """
-    frozen = _backbone_parameters(model) if what == "head_only" else _first_stages(model, what)
+    names = {"neck": _up_to_neck, "backbone": _backbone_parameters, "head_only": _backbone_parameters}
+    frozen = _first_stages(model, what) if isinstance(what, int) else names[what](model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
 
@@ -48,11 +52,20 @@ def _backbone_parameters(model: Network) -> set[str]:
     return set(_stages(model))
 
 
+def _up_to_neck(model: Network) -> set[str]:
+    names = [name for name, _ in model.named_parameters()]
+    # The output norms, which a head puts on the backbone's maps, are part of what the pyramid gets.
+    found = {name for name in names if name.startswith(tuple(f"{part}." for part in ("backbone", *_NECK)))}
+    if not any(name.startswith(_NECK) for name in names):
+        raise UsageError(f"model.freeze=neck: {model.spec['name']} has no feature pyramid; give model.freeze=backbone")
+    return found
+
+
 def _first_stages(model: Network, count: int) -> set[str]:
     stages = _stages(model)
     if count > (last := max(stages.values())):
         name = model.spec["name"]
-        raise UsageError(f"model.freeze={count}: {name} has {counted(last, 'stage')}; give at most {last}, or model.freeze=head_only")
+        raise UsageError(f"model.freeze={count}: {name} has {counted(last, 'stage')}; give at most {last}, or model.freeze=backbone")
     return {name for name, stage in stages.items() if stage <= count}
 
 

@@ -14,8 +14,8 @@ BEST_METRICS = {
     "classify": ("top1", "balanced_accuracy", "f1", "auroc", "loss"),
     "multilabel": ("map", "f1", "micro_f1", "loss"),
     "regress": ("r2", "mae", "rmse"),
-    "detect": ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"),
-    "segment": ("miou", "mean_accuracy", "overall_accuracy"),
+    "detect": ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75", "loss"),
+    "segment": ("miou", "mean_accuracy", "overall_accuracy", "loss"),
     "pretrain": ("loss",),
 }
 
@@ -35,6 +35,7 @@ _USED_BY: dict[str, tuple[str, ...]] = {
     "detect.": ("detect",),
     "segment.": ("segment",),
     "eval.best_by": tuple(BEST_METRICS),
+    "eval.loss": ("detect", "segment"),
     "data.image_size": (*_ON_WHOLE_IMAGES, "segment"),
     **dict.fromkeys(["data.val_fraction", "data.group", "data.fold"], (*_ON_WHOLE_IMAGES, "detect", "segment")),
     **dict.fromkeys(["data.classes", "data.crowds", "data.masks_from_boxes"], ("detect", "segment")),
@@ -44,8 +45,9 @@ _USED_BY: dict[str, tuple[str, ...]] = {
     "augment.copy_paste": ("detect",),
     "augment.mosaic": ("detect", "segment"),
     "train.label_smoothing": ("classify", "multilabel"),
-    "train.class_weights": ("classify",),
-    "train.focal_gamma": ("classify",),
+    "train.class_weights": ("classify", "detect", "segment"),
+    "train.focal_gamma": ("classify", "detect", "segment"),
+    "train.dice": ("segment",),
 }
 
 # Keys that other keys leave without effect: which do so, when, and why.
@@ -214,6 +216,8 @@ def _best_by(recipe: Recipe) -> Iterator[str]:
     best_by, known = recipe.eval.best_by, BEST_METRICS.get(recipe.task)
     if best_by is not None and known is not None and best_by not in known and not recipe.eval.metrics:  # whose names are not known yet
         yield f"eval.best_by: task {recipe.task} has no metric {best_by!r}; known: {', '.join(known)}"
+    if best_by == "loss" and recipe.task in _USED_BY["eval.loss"] and not recipe.eval.loss:
+        yield "eval.best_by=loss: the loss on the validation images is not measured: add eval.loss=true"
 
 
 def _measured(recipe: Recipe) -> Iterator[str]:

@@ -8,7 +8,7 @@ MEASURED_BY: dict[str, tuple[str, ...] | None] = {  # the tasks of the package t
     "data.mean": None,
     "detect.size": ("detect",),
     "segment.scale": ("segment",),
-    "train.iterations": ("detect", "segment"),
+    "train.iterations": ("detect",),
     "model.anchor_scale": ("detect",),
     "model.masks": ("detect",),
 }

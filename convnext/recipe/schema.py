@@ -53,17 +53,18 @@ class Model(RecipeSection):
     head_init_scale: float = Field(1.0, gt=0, description="factor on the head's initial weights (paper: 0.001 to fine-tune)")
     depths: tuple[int, ...] | None = Field(None, description="blocks of each stage; default as the name says")
     widths: tuple[int, ...] | None = Field(None, description="channels of each stage; default as the name says")
-    freeze: Literal["head_only"] | int | None = Field(
-        None, description="head_only: train the head alone; a number N: the stem and the first N stages stay as they are"
+    freeze: Literal["head_only", "backbone", "neck"] | int | None = Field(
+        None,
+        description="what stays as it is; N: stem and first N stages; backbone or head_only: all but the head; neck: the pyramid, too",
     )
     grad_checkpointing: bool = Field(False, description="recompute blocks in the backward pass: less memory, a third more time")
 
     @field_validator("freeze", mode="before")
     @classmethod
     def _head_or_number(cls, value: object) -> object:
-        if value in (None, "head_only") or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        if value in (None, "head_only", "backbone", "neck") or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
             return value
-        raise ValueError(f"must be head_only or a number of stages, as in model.freeze=2, not {value!r}")
+        raise ValueError(f"must be backbone, neck, head_only or a number of stages, as in model.freeze=2, not {value!r}")
 
     def arguments(self) -> dict[str, object]:
         """Return what `create_model` takes for this model, beside its name and the number of classes.
@@ -292,7 +293,7 @@ class Train(RecipeSection):
 
     epochs: int = Field(300, ge=1, description="passes over the training images; as an override it replaces iterations")
     iterations: Annotated[int, Field(ge=1)] | Auto | None = Field(
-        None, description="optimizer steps in all, instead of epochs; auto (detect, segment): for minutes on two CPU cores"
+        None, description="optimizer steps in all, instead of epochs; auto (detect): for minutes on two CPU cores"
     )
     warmup_epochs: float = Field(20, ge=0, description="length of the linear warm-up in epochs")
     warmup_steps: int | None = Field(None, ge=0, description="length of the warm-up in optimizer steps, instead of epochs")
@@ -305,11 +306,12 @@ class Train(RecipeSection):
         0.1, ge=0, lt=1, description="fraction of the target that is spread over all classes; multilabel: to 1/2; regress: none"
     )
     class_weights: Literal["balanced"] | dict[str, float] | None = Field(
-        None, description="classify: factors on the loss by class, as {ant: 3}; balanced: N / (classes x images of the class)"
+        None, description="factors on the loss by class, as {ant: 3}; balanced: N / (classes x images, objects or pixels of the class)"
     )
     focal_gamma: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="classify: gamma of the focal loss (Lin et al., 2017), 0 for cross-entropy"
+        0.0, ge=0, allow_inf_nan=False, description="gamma of the focal loss of classes (Lin et al., 2017), 0 for cross-entropy"
     )
+    dice: float = Field(0.0, ge=0, description="segment: weight of the dice loss beside cross-entropy, 0 for none")
     loss: str | None = Field(
         None, description="in place of the task's: asymmetric (multilabel), mse (regress), a registered name, or module:function"
     )
@@ -354,6 +356,9 @@ class Eval(RecipeSection):
     interpolation: Interpolation = Field("bicubic", description="filter of every resize, in training too")
     best_by: str | None = Field(
         None, description="metric that chooses the best weights: top1, balanced_accuracy, f1, auroc, loss; box_ap, mask_ap; miou, …"
+    )
+    loss: bool = Field(
+        False, description="detect, segment: also the loss of training on the validation images, by part; takes about as long again"
     )
     metrics: tuple[str, ...] = Field((), description="metrics of your own beside the task's: registered names, or module:function")
 

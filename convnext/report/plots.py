@@ -75,7 +75,22 @@ def curves(lines: Sequence[LogLine], headline: str) -> list[str]:
         axes.legend(frameon=False)
     rate, axes = panel("Learning rate")
     _curve(axes, points(lines, "train", "lr"), palette.GREY, "")
-    return [svg(loss), svg(accuracy), svg(rate)]
+    return [svg(loss), svg(accuracy), svg(rate), *_parts(lines)]
+
+
+def _parts(lines: Sequence[LogLine]) -> list[str]:
+    """Return a drawing of the parts of the loss, if it has several: solid in training, dashed on the validation images."""
+    names = list(dict.fromkeys(key for line in lines for key in line if line["kind"] == "train" and key.startswith("loss_")))
+    if not names:
+        return []
+    figure, axes = panel("Loss by part", (5.2, 3.3))
+    for index, name in enumerate(names):
+        colour = style(index)[0]
+        _curve(axes, _thinned(points(lines, "train", name)), colour, name.removeprefix("loss_").replace("_", " "))
+        if validation := points(lines, "eval", name):
+            _curve(axes, validation, colour, "", "--")
+    axes.legend(frameon=False, fontsize=8)
+    return [svg(figure)]
 
 
 def style(index: int) -> tuple[str, str]:
@@ -260,6 +275,6 @@ def _dashes(index: int) -> tuple[int, ...]:
 
 
 def _thinned(found: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    size = -(-len(found) // _MAX_POINTS)
+    size = max(1, -(-len(found) // _MAX_POINTS))
     groups = (found[i : i + size] for i in range(0, len(found), size))
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]

@@ -196,6 +196,10 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     def evaluation_samples(self, source: SourceT, how: Preprocessing) -> Samples:
         """Return samples prepared as the network takes them, nothing random."""
 
+    def loss_samples(self, source: SourceT, how: Preprocessing) -> Samples:
+        """Return samples for the loss on validation images: nothing random, labels as in training. UsageError for a task without."""
+        raise UsageError(f"eval.loss: the task {self.name!r} has no such loss: leave it out")
+
     @abstractmethod
     def collate(self, samples: list[Sample]) -> BatchT:
         """Return the samples as a batch; those that could not be read are skipped and noted in it."""
@@ -293,8 +297,6 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     def class_ids(self, classes: Sequence[str] | None, count: int) -> ClassIds | None:
         """Return the data's own numbers of the classes of weights that do not say them; None where none are known."""
         return None
-
-    # Export
 
     @abstractmethod
     def export(self) -> "TaskExport":

@@ -20,24 +20,19 @@ from convnext.recipe.checks import warmup_steps
 from convnext.report import metrics
 from convnext.tasks.base import AnyTask, Batch, Json, TaskData
 from convnext.tasks.own import own_metrics
+from convnext.tasks.validation import losses_of
 from convnext.text import counted
 from convnext.training.callbacks import CallbackGroup, Moment
 from convnext.training.folder.run_folder import RunFolder
 from convnext.training.folder.weights import check_finite, remedy, write_run_weights
 from convnext.training.optim import scheduled_rate
-from convnext.training.progress import Display, Speed, stop_signals
+from convnext.training.progress import Display, Speed, StoppedError, stop_signals
 from convnext.training.sizes import batch_size_for
 from convnext.training.state import State
 from convnext.training.step import StepRecord, TrainStep
 
 _MAX_SKIPPED = 10  # steps in a row: a run of nothing else learns nothing
 _RESUME = "resume with the same command and --resume"
-
-
-class StoppedError(ConvnextError):
-    """The run was asked to stop and has saved its state."""
-
-    exit_code = 130
 
 
 class Trainer:
@@ -72,6 +67,7 @@ class Trainer:
         self.warmup = warmup_steps(recipe, self.per_epoch, self.total)
         self.loader: Loader[Batch, EpochOrder] = make_loader(data.train, self.order, task.collate, workers, pin)
         self.val_loader = evaluation_loader(data.val, task, task.batch_size, workers, device)
+        self.val_losses = losses_of(task, recipe, data, self.how, self.train_step.criterion, device)
         self.corrupt = CorruptImages(count, recipe.data.max_corrupt)
         self.corrupt.reasons = state.corrupt
         self.unread: deque[StepRecord] = deque()  # steps whose numbers were not read from the device yet
@@ -251,7 +247,7 @@ class Trainer:
     def _measure(self, model: Network) -> Evaluation:
         # Of the buffers, running statistics for instance, the main process's are saved.
         distributed.take_from_main(buffer for buffer in model.buffers() if buffer.is_floating_point())
-        return evaluate(
+        result = evaluate(
             model,
             self.task,
             self.val_loader,
@@ -263,6 +259,8 @@ class Trainer:
             progress=self._stop_evaluating,
             own=own_metrics(self.recipe),
         )
+        result.metrics |= self.val_losses(model)
+        return result
 
     def _save(self) -> None:
         check_finite(self.folder, self.state)

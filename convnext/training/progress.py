@@ -11,7 +11,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from convnext.data.loader import STOP_SIGNALS
+from convnext.errors import ConvnextError
 from convnext.text import printable
+
+
+class StoppedError(ConvnextError):
+    """The run was asked to stop and has saved its state."""
+
+    exit_code = 130
 
 
 class Display:

@@ -79,6 +79,27 @@ def test_head_only_leaves_the_head_alone_to_train(name, head):
     assert trained(model) == {key for key in every if key.startswith(head)}
 
 
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("mask_rcnn_convnext_tiny", ("rpn_head.", "roi_head.")),
+        ("cascade_mask_rcnn_resnet50", ("rpn_head.", "roi_head.")),
+        ("upernet_swin_tiny", ("decode_head.fpn_bottleneck.", "decode_head.conv_seg.", "auxiliary_head.")),
+    ],
+)
+def test_a_frozen_neck_leaves_the_heads_to_train(name, heads):
+    model = network(name)
+    every = trained(model)
+    freeze(model, "neck")
+    assert trained(model) == {key for key in every if key.startswith(heads)}
+    freeze(model, "backbone")
+    whole = trained(model)
+    freeze(model, "head_only")
+    assert trained(model) == whole
+    with pytest.raises(UsageError, match="model.freeze=neck: convnext_tiny has no feature pyramid; give model.freeze=backbone"):
+        freeze(network("convnext_tiny"), "neck")
+
+
 def test_frozen_modules_are_in_evaluation_mode_and_the_others_train():
     model = convnext.create_model("convnext_atto", num_classes=3, depths=(1, 1, 1, 1), widths=(4, 4, 8, 8), drop_path=0.5)
     freeze(model, 2)
@@ -158,7 +179,8 @@ def test_a_run_reports_what_trains_resumes_and_refuses_too_many_stages(tmp_path,
 
 def test_what_may_be_frozen_is_said():
     for value in ("true", "head", "-1", "1.5"):
-        with pytest.raises(UsageError, match="model.freeze: must be head_only or a number of stages, as in model.freeze=2"):
+        with pytest.raises(UsageError, match="model.freeze: must be backbone, neck, head_only or a number of stages, as in model.freeze=2"):
             load_recipe("digits", [f"model.freeze={value}"])
     assert load_recipe("digits", ["model.freeze=0"]).model.freeze == 0
+    assert load_recipe("detect_digits", ["model.freeze=neck"]).model.freeze == "neck"
     assert load_recipe("digits", ["model.freeze=head_only"]).model.freeze == "head_only"

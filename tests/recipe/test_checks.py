@@ -9,7 +9,15 @@ from convnext.recipe.checks import _USED_BY, check_warmup, warmup_steps
 from convnext.recipe.schema import RecipeSection
 
 TASKS = {"classify": "digits", "detect": "detect_digits", "segment": "segment_digits", "pretrain": "pretrain_digits"}
-BY_THE_LOOP = {"data.workers", "data.max_corrupt", "eval.best_by", "eval.metrics", "data.fold", "data.std"}  # or by a method of the section
+BY_THE_LOOP = {
+    "data.workers",
+    "data.max_corrupt",
+    "eval.best_by",
+    "eval.metrics",
+    "eval.loss",
+    "data.fold",
+    "data.std",
+}  # or by a method of the section
 
 
 class Watched:

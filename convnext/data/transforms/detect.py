@@ -95,6 +95,26 @@ class DetectPreprocessing(Preprocessing):
         return partial(_prepare, short=self.short, longest=self.longest, normalised=normalised, opened=opened)
 
 
+def objects_transform(how: DetectPreprocessing) -> ObjectsTransform:
+    """Return the function from an image and its objects to what the network takes and the objects in its pixels, nothing random.
+
+    As in training it drops crowds and objects less than a pixel wide or high.
+    """
+    return partial(_resize_only, how=how, normalised=to_normalised(how.mean, how.std, channels=how.channels))
+
+
+def _resize_only(
+    image: Image | DeepImage | Tensor, objects: ImageObjects, how: DetectPreprocessing, normalised: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, ImageObjects]:
+    pixels, objects = resized(to_pixels(image, how.range, how.channels), _trained(objects), how.short, how.longest)
+    return normalised(pixels), objects
+
+
+def _trained(objects: ImageObjects) -> ImageObjects:
+    sides = objects.boxes[:, 2:] - objects.boxes[:, :2]
+    return objects.take(~objects.iscrowd & (sides >= 1).all(1))
+
+
 def _augment(
     image: Opened,
     objects: ImageObjects,

@@ -6,6 +6,7 @@ NumPy's generator.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -173,6 +174,19 @@ class SegmentPreprocessing(Preprocessing):
         `convnext.models.segmentation.inference.predict` resizes it, and resizes the result back.
         """
         return to_normalised(self.mean, self.std, self.range, self.channels)
+
+
+def mask_transform(how: SegmentPreprocessing) -> Callable[[Image | DeepImage | Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return the function from an image and its mask (H, W) to both at the size at which the network takes the image, nothing random."""
+    return partial(_scaled, how=how, normalise=to_normalised(how.mean, how.std, channels=how.channels))
+
+
+def _scaled(
+    image: Image | DeepImage | Tensor, mask: Tensor, how: SegmentPreprocessing, normalise: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    height, width = mask.shape
+    size = (height, width) if how.scale is None else scaled_size(height, width, how.scale)
+    return normalise(resize(to_pixels(image, how.range, how.channels), size)), resize_mask(mask, size)
 
 
 def scaled_size(height: int, width: int, scale: tuple[int, int]) -> tuple[int, int]:

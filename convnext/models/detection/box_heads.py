@@ -49,6 +49,12 @@ class BoxHead(nn.Module):
 
 
 BoxLoss = Callable[[DeltaCoder, Tensor, Tensor, Tensor], Tensor]
+ClassLoss = Callable[[Tensor, Tensor], Tensor]  # of logits (n, num_classes + 1) and labels (n,), num_classes for background: the sum
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of regions, summed: the published loss of their classes."""
+    return F.cross_entropy(logits, labels, reduction="sum")
 
 
 def l1_loss(coder: DeltaCoder, proposals: Tensor, deltas: Tensor, boxes: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from convnext.errors import UsageError
 from convnext.models.backbones.norms import LayerNorm2d
+from convnext.models.detection.box_heads import ClassLoss, cross_entropy
 from convnext.models.detection.boxes import Size
 from convnext.models.detection.layers import FeaturePyramid
 from convnext.models.detection.postprocess import AS_PUBLISHED, SCORE, Masks, Selection
@@ -41,7 +42,9 @@ class Detector(Network):
             for i, channels in enumerate(backbone.channels):
                 backbone.add_module(f"norm{i}", LayerNorm2d(channels, eps=1e-6))
 
-    def forward(self, images: Sequence[Tensor], targets: Sequence[Target] | None = None) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[Target] | None = None, class_loss: ClassLoss = cross_entropy
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Return the losses in training, see `losses`; else the detections, see `predict`.
 
         Args:
@@ -49,14 +52,15 @@ class Detector(Network):
             targets: in training, a dict for each image: `boxes` (n, 4) float32, x1, y1, x2, y2 in pixels, `labels` (n,) int64 from 0,
                 `masks` (n, H, W) uint8 or bool, if the network has a mask head, and, if there are crowds, `iscrowd` (n,) bool.
                 Crowds are ignored.
+            class_loss: in training, the loss of the classes of regions.
         """
         if not self.training:
             return self.predict(images)
         if targets is None:
             raise UsageError("a detector in training mode needs the targets of its images: call it with targets, or call eval() first")
-        return self.losses(images, targets)
+        return self.losses(images, targets, class_loss)
 
-    def losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
+    def losses(self, images: Sequence[Tensor], targets: Sequence[Target], class_loss: ClassLoss = cross_entropy) -> dict[str, Tensor]:
         """Return the named losses (scalars); those with 'loss' in their name are to be minimised together, `acc` is a percentage.
 
         The anchors and regions of a step are drawn from torch's global generator of the device.
@@ -70,7 +74,7 @@ class Detector(Network):
         losses = self.rpn_head.losses(levels, outputs, sizes, truth)
         proposals = self.rpn_head.propose(levels, outputs, sizes, self.rpn_head.train_limits)
         boxes = [proposal.boxes for proposal in proposals]
-        return losses | self.roi_head.losses(levels[:-1], boxes, sizes, truth)
+        return losses | self.roi_head.losses(levels[:-1], boxes, sizes, truth, class_loss)
 
     @torch.no_grad()
     def predict(

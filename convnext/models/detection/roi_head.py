@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext.models.detection.box_heads import REGION as BOX_REGION
-from convnext.models.detection.box_heads import BoxHead, BoxLoss
+from convnext.models.detection.box_heads import BoxHead, BoxLoss, ClassLoss, cross_entropy
 from convnext.models.detection.boxes import DeltaCoder, Size
 from convnext.models.detection.mask_head import REGION as MASK_REGION
 from convnext.models.detection.mask_head import MaskHead, mask_loss, mask_targets
@@ -77,7 +76,12 @@ class RoIHead(nn.Module):
         return list(self.mask_head) if isinstance(self.mask_head, nn.ModuleList) else [self.mask_head]
 
     def losses(
-        self, levels: Sequence[Tensor], proposals: list[Tensor], sizes: Sequence[Size], targets: Sequence[Truth]
+        self,
+        levels: Sequence[Tensor],
+        proposals: list[Tensor],
+        sizes: Sequence[Size],
+        targets: Sequence[Truth],
+        class_loss: ClassLoss = cross_entropy,
     ) -> dict[str, Tensor]:
         """Return the losses (scalars) of all stages, and `acc`, the percentage of regions with the right class.
 
@@ -86,12 +90,13 @@ class RoIHead(nn.Module):
             proposals: boxes (n, 4) in each image.
             sizes: of the images before padding.
             targets: of the images.
+            class_loss: of the classes of regions.
         """
         levels = [level.float() for level in levels]  # RoIAlign converts boxes to the levels' type; in 16 bits they would be pixels off
         losses: dict[str, Tensor] = {}
         for number, stage in enumerate(self.stages):
             regions = [self._draw(stage, boxes, truth) for boxes, truth in zip(proposals, targets, strict=True)]
-            found, logits, deltas = self._box_losses(number, levels, regions, targets)
+            found, logits, deltas = self._box_losses(number, levels, regions, targets, class_loss)
             if self.has_masks:
                 found |= self._mask_losses(number, levels, regions, targets)
             prefix = f"s{number}." if len(self.stages) > 1 else ""
@@ -111,7 +116,7 @@ class RoIHead(nn.Module):
         return _Regions(boxes[torch.cat([positive, negative])], labels, matched[positive], positive < len(own))
 
     def _box_losses(
-        self, number: int, levels: list[Tensor], regions: list[_Regions], targets: Sequence[Truth]
+        self, number: int, levels: list[Tensor], regions: list[_Regions], targets: Sequence[Truth], class_loss: ClassLoss
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Return the losses of a stage's box head, and its logits and deltas for all regions."""
         stage = self.stages[number]
@@ -123,7 +128,7 @@ class RoIHead(nn.Module):
         boxes = torch.cat([truth.boxes[region.objects] for truth, region in zip(targets, regions, strict=True)])
         found = deltas[positive, labels[positive]]
         losses = {
-            "loss_cls": F.cross_entropy(logits, labels, reduction="sum") / count,
+            "loss_cls": class_loss(logits, labels) / count,
             "acc": 100 * (logits.detach().argmax(1) == labels).sum() / count,
             "loss_bbox": stage.box_loss(stage.coder, rois[positive, 1:], found, boxes) / count,
         }

@@ -5,7 +5,7 @@ mmsegmentation 1.2.2. Parameters are named as in the published weights.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -22,6 +22,8 @@ from convnext.text import counted
 IGNORED = 255  # in a mask: a pixel that is neither trained nor measured
 AUXILIARY_WEIGHT = 0.4
 _POOL_SIZES = (1, 2, 3, 6)
+
+PixelLoss = Callable[[Tensor, Tensor], Tensor]  # of logits (N, C, H, W) and masks (N, H, W) int64: (N, H, W), 0 on ignored pixels
 
 
 class UperNet(Network):
@@ -178,18 +180,44 @@ def loss(model: nn.Module, images: Tensor, masks: Tensor, ignore: int = IGNORED)
     return parts["decode"] + parts["auxiliary"]
 
 
-def losses(model: nn.Module, images: Tensor, masks: Tensor, ignore: int = IGNORED) -> dict[str, Tensor]:
-    """Return the two parts of `loss` by the names of their heads: "decode", and "auxiliary" with its weight of 0.4."""
+def losses(
+    model: nn.Module, images: Tensor, masks: Tensor, ignore: int = IGNORED, pixel_loss: PixelLoss | None = None, dice: float = 0.0
+) -> dict[str, Tensor]:
+    """Return the parts of `loss` by the names of their heads: "decode", and "auxiliary" with its weight of 0.4.
+
+    Args:
+        model, images, masks, ignore: as for `loss`.
+        pixel_loss: in place of cross-entropy, of each pixel.
+        dice: weight of the part "dice", `dice_loss` of the decode head; 0 for none.
+    """
     logits, auxiliary = model(images, auxiliary=True)
-    return {
-        "decode": _cross_entropy(logits, masks, ignore),
-        "auxiliary": AUXILIARY_WEIGHT * _cross_entropy(auxiliary, masks, ignore),
+    parts = {
+        "decode": _mean_loss(logits, masks, ignore, pixel_loss),
+        "auxiliary": AUXILIARY_WEIGHT * _mean_loss(auxiliary, masks, ignore, pixel_loss),
     }
+    return parts if not dice else parts | {"dice": dice * dice_loss(_resize(logits.float(), masks.shape[-2:]), masks, ignore)}
 
 
-def _cross_entropy(logits: Tensor, masks: Tensor, ignore: int) -> Tensor:
+def _mean_loss(logits: Tensor, masks: Tensor, ignore: int, pixel_loss: PixelLoss | None) -> Tensor:
     enlarged = _resize(logits.float(), masks.shape[-2:])
+    if pixel_loss is not None:
+        return pixel_loss(enlarged, masks.long()).sum() / masks.numel()
     return F.cross_entropy(enlarged, masks.long(), ignore_index=ignore, reduction="sum") / masks.numel()
+
+
+def dice_loss(logits: Tensor, masks: Tensor, ignore: int = IGNORED) -> Tensor:
+    """Return 1 minus the soft Dice coefficient of a batch, the mean over the classes that its masks show; 0 if they show none.
+
+    The coefficient of a class is 2 sum(p y) / (sum(p) + sum(y)) over all pixels of the batch that are not ignored (Milletari et al.,
+    *V-Net*, 2016, without the squares), p the softmax of the logits (N, C, H, W) and y whether a pixel of `masks` (N, H, W) is of it.
+    """
+    known = masks != ignore
+    probabilities = logits.softmax(1) * known[:, None]
+    truth = F.one_hot(torch.where(known, masks, 0).long(), logits.shape[1]).permute(0, 3, 1, 2) * known[:, None]
+    both, each = (probabilities * truth).sum((0, 2, 3)), truth.sum((0, 2, 3))
+    coefficients = 2 * both / (probabilities.sum((0, 2, 3)) + each).clamp_min(1e-6)
+    shown = each > 0
+    return ((1 - coefficients) * shown).sum() / shown.sum().clamp_min(1)
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:

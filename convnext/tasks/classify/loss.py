@@ -46,12 +46,20 @@ class ClassifyCriterion:
 
 
 def weighted_loss(logits: Tensor, targets: Tensor, weights: Tensor | None, gamma: float, label_smoothing: float) -> Tensor:
-    """Return the mean over samples of sum over c of q_c w_c (1 - p_c)^gamma CE_c, a scalar.
+    """Return the mean over samples of `weighted_losses`, a scalar.
+
+    The mean is over samples, not over weights, as `F.cross_entropy` takes it: thereby micro-batches and processes add up to the whole
+    batch.
+    """
+    return weighted_losses(logits, targets, weights, gamma, label_smoothing).mean()
+
+
+def weighted_losses(logits: Tensor, targets: Tensor, weights: Tensor | None, gamma: float, label_smoothing: float) -> Tensor:
+    """Return for each sample the sum over c of q_c w_c (1 - p_c)^gamma CE_c: (N,).
 
     CE_c is the cross-entropy with the smoothed target of class c: 1 - e of it on c, and e spread evenly over all classes, as in
     `F.cross_entropy`. So an image of class c counts w_c times, its smoothing included, and in a mix of two images each counts by its
-    part and its own weight. The mean is over samples, not over weights, as `F.cross_entropy` takes it: thereby micro-batches and
-    processes add up to the whole batch.
+    part and its own weight.
 
     Args:
         logits: float32 (N, C).
@@ -65,4 +73,4 @@ def weighted_loss(logits: Tensor, targets: Tensor, weights: Tensor | None, gamma
     factors = targets if weights is None else targets * weights
     if gamma:
         factors = factors * (-torch.expm1(log_probabilities)).clamp_min(_UNSURE) ** gamma
-    return (factors * losses).sum(1).mean()
+    return (factors * losses).sum(1)

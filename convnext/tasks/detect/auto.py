@@ -1,7 +1,11 @@
 """What a detector's recipe leaves to the data: the size of the images, the anchors, the number of steps, and whether there are masks."""
 
+from collections.abc import Iterator
+from contextlib import suppress
+
 import numpy as np
 
+from convnext.data.annotations.objects import ImageObjects
 from convnext.data.images import CorruptImageError
 from convnext.data.sources.base import DetectSource
 from convnext.models.detection.anchors import best_iou
@@ -16,6 +20,7 @@ _SIDES = (128, 448)  # smallest and largest long side
 _UNIT = 32  # of sides: the stride of the backbone's last map
 _WORK = 8.0e7  # steps x squared side: some minutes on two CPU cores
 _STEPS = (600, 3000)
+_AS_GOOD = 0.02  # of mean IoU
 _SCALES = (2.0, 3.0, 4.0, 6.0, 8.0)  # an anchor's side in strides
 
 
@@ -41,14 +46,17 @@ def measured(recipe: Recipe, train: DetectSource) -> tuple[Recipe, list[str]]:
     return with_values(recipe, values), [f"from the training data: {shown} ({what} in an image of {side})"]
 
 
+def sampled(source: DetectSource) -> Iterator[tuple[int, ImageObjects]]:
+    """Yield up to 500 positions of a source, evenly spread, and the objects there; images whose masks are damaged are skipped."""
+    for index in range(0, len(source), max(1, -(-len(source) // _MAX_IMAGES))):
+        with suppress(CorruptImageError):  # which training meets again, and reports
+            yield index, source.encoded_target(index)
+
+
 def _sizes(train: DetectSource) -> tuple[np.ndarray, float]:
     """Return width and height of objects (n, 2) as parts of their image's long side, crowds not counted, and the median long side."""
     long_sides, found = np.maximum(train.heights, train.widths), [np.zeros((0, 2))]
-    for index in range(0, len(train), max(1, -(-len(train) // _MAX_IMAGES))):
-        try:
-            objects = train.encoded_target(index)
-        except CorruptImageError:  # which training meets again, and reports
-            continue
+    for index, objects in sampled(train):
         boxes = objects.boxes[~objects.iscrowd].numpy()
         found.append((boxes[:, 2:] - boxes[:, :2]) / long_sides[index])
     return np.concatenate(found), float(np.median(long_sides))
@@ -66,9 +74,12 @@ def size_for(objects: np.ndarray, image: float) -> int:
 
 
 def anchor_scale_for(objects: np.ndarray) -> float:
-    """Return the side of an anchor, in strides, whose grid fits objects (n, 2) in pixels best: by the mean IoU with the best anchor."""
+    """Return the side of an anchor, in strides, for objects (n, 2) in pixels: the largest whose grid fits them.
+
+    What counts is the mean IoU of objects and their best anchors. Larger anchors at equal fit find objects on finer maps.
+    """
     fits = [best_iou(objects, scale).mean() if len(objects) else 0.0 for scale in _SCALES]
-    return _SCALES[int(np.argmax(fits))]
+    return max(scale for scale, fit in zip(_SCALES, fits, strict=True) if fit >= max(fits) - _AS_GOOD)
 
 
 def steps_for(side: int) -> int:

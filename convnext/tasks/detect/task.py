@@ -15,7 +15,7 @@ from convnext.data.sources.base import DetectSource, classes_of_objects, read_by
 from convnext.data.sources.coco import CocoSource
 from convnext.data.sources.coco_check import check as check_coco
 from convnext.data.sources.open import open_detection
-from convnext.data.transforms.detect import DetectAugmentation, DetectPreprocessing, train_transform
+from convnext.data.transforms.detect import DetectAugmentation, DetectPreprocessing, objects_transform, train_transform
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError
 from convnext.models.calibration import Calibration
@@ -122,6 +122,11 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
         """Return images prepared as the network takes them, with their objects as annotated."""
         return DetectEvaluationSamples(source, how.transform(), seed=0)
 
+    def loss_samples(self, source: DetectSource, how: Preprocessing) -> Samples:
+        """Return images prepared as the network takes them, with their objects in the same pixels."""
+        assert isinstance(how, DetectPreprocessing)
+        return DetectTrainingSamples(source, objects_transform(how), seed=0)
+
     def collate(self, samples: list[Sample]) -> DetectBatch:
         """Return the samples as a batch."""
         return DetectBatch.collate(samples)
@@ -129,8 +134,8 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
     # Training and evaluation
 
     def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[DetectBatch]:
-        """Return the detector's own losses."""
-        return DetectCriterion()
+        """Return the detector's own losses, with class weights and the focal factor where the recipe has them."""
+        return DetectCriterion(recipe, cast(DetectSource, data.train.source))
 
     def predict(self, model: nn.Module, batch: DetectBatch, how: Preprocessing) -> Sequence[Detections]:
         """Return the detections in each image."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from convnext.data.sources import masks
 from convnext.data.sources.base import SegmentSource, SegmentSubset, read_by
 from convnext.data.sources.open import open_segmentation
 from convnext.data.transforms.preprocessing import Preprocessing
-from convnext.data.transforms.segment import SegmentPreprocessing, TrainTransform
+from convnext.data.transforms.segment import SegmentPreprocessing, TrainTransform, mask_transform
 from convnext.errors import ConvnextError, UsageError
 from convnext.models.calibration import Calibration
 from convnext.models.segmentation import inference
@@ -23,7 +23,7 @@ from convnext.recipe import BEST_METRICS, Recipe
 from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData
 from convnext.tasks.held_out import hold_out, shared_images
 from convnext.tasks.objects import refuse_invalid, with_options
-from convnext.tasks.segment import prediction
+from convnext.tasks.segment import auto, prediction
 from convnext.tasks.segment.batch import SegmentBatch, SegmentEvaluationSamples, SegmentTrainingSamples
 from convnext.tasks.segment.loss import SegmentCriterion
 from convnext.tasks.segment.prediction import SegmentPrediction
@@ -77,6 +77,8 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
             if not len(source):
                 raise ConvnextError(f"no images in data.{where}")
             remarks += _refuse_problems(where, source)
+        recipe, found = auto.measured(recipe, train)
+        remarks += found
         given, recipe = recipe, measured(recipe, train)
         remarks += deep.remarks(train, data.range) + measured_remarks(recipe, given)
         samples = SegmentTrainingSamples(train, _train_transform(recipe), recipe.seed)
@@ -118,12 +120,17 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
         """Return how the trained network will take its images."""
         data, segment = recipe.data, recipe.segment
         return SegmentPreprocessing(
-            segment.scale, segment.window, segment.stride, *data.normalisation(), range=data.range, channels=data.channels
+            auto.scale_of(segment), segment.window, segment.stride, *data.normalisation(), range=data.range, channels=data.channels
         )
 
     def evaluation_samples(self, source: SegmentSource, how: Preprocessing) -> Samples:
         """Return images prepared as the network takes them, with their masks."""
         return SegmentEvaluationSamples(source, how.transform(), seed=0)
+
+    def loss_samples(self, source: SegmentSource, how: Preprocessing) -> Samples:
+        """Return whole images and their masks, both at the size at which the network takes the image."""
+        assert isinstance(how, SegmentPreprocessing)
+        return SegmentTrainingSamples(source, mask_transform(how), seed=0)
 
     def collate(self, samples: list[Sample]) -> SegmentBatch:
         """Return the samples as a batch."""
@@ -142,8 +149,8 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
     # Training and evaluation
 
     def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[SegmentBatch]:
-        """Return cross-entropy of both heads."""
-        return SegmentCriterion()
+        """Return cross-entropy of both heads, with class weights, the focal factor and dice where the recipe has them."""
+        return SegmentCriterion(recipe, cast(SegmentSource, data.train.source))
 
     def predict(self, model: nn.Module, batch: SegmentBatch, how: Preprocessing) -> Sequence[Tensor]:
         """Return the class of every pixel of each image."""
@@ -216,7 +223,7 @@ def _train_transform(recipe: Recipe) -> TrainTransform:
     data, segment, augment = recipe.data, recipe.segment, recipe.augment
     return TrainTransform(
         data.image_size,
-        segment.scale,
+        auto.scale_of(segment),
         segment.ratio_range,
         segment.max_class_share,
         augment.flip,
