@@ -43,6 +43,8 @@ Optimize = Annotated[
 ]
 Tta = Annotated[Literal["flip"] | None, typer.Option(help="Average probabilities over each image and its mirror image; not of detectors.")]
 Size = Annotated[str | None, typer.Option(help="Classifiers: pixels a side of their images, or HEIGHTxWIDTH; by default the weights' own.")]
+Tile = Annotated[int | None, typer.Option(help="Detectors: also cut images into tiles of so many pixels a side, for small objects.")]
+TileOverlap = Annotated[float | None, typer.Option(help="Of --tile: the fraction of its side that neighbours share; by default 0.2.")]
 Calibration = Annotated[list[str] | None, typer.Option(help="For --optimize int8: images or folders of them, like those to be predicted.")]
 
 
@@ -116,6 +118,12 @@ def image_size(text: str | None) -> int | tuple[int, int] | None:
     if numbers is None:
         raise UsageError(f"--size {text!r} is no size: give pixels a side, for instance 224, or HEIGHTxWIDTH, for instance 192x256")
     return int(numbers[1]) if numbers[2] in (None, numbers[1]) else (int(numbers[1]), int(numbers[2]))
+
+
+def check_tile(tile: int | None, overlap: float | None) -> None:
+    """Raise UsageError for an overlap of no tiles."""
+    if overlap is not None and tile is None:
+        raise UsageError("--tile-overlap is for --tile: give the side of the tiles too, for instance --tile 1024")
 
 
 def size_text(pixels: int | tuple[int, int]) -> str:

@@ -14,10 +14,13 @@ from convnext.cli.common import (
     MaxPixels,
     Optimize,
     Size,
+    Tile,
+    TileOverlap,
     Tta,
     Weights,
     app,
     check_model,
+    check_tile,
     counter,
     image_size,
     importing,
@@ -48,6 +51,8 @@ def evaluate(
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 2,
     multi_scale: Annotated[bool, typer.Option("--multi-scale", help="Segmenters: at six scales, with mirror images.")] = False,
     tta: Tta = None,
+    tile: Tile = None,
+    tile_overlap: TileOverlap = None,
     max_corrupt: Annotated[float, typer.Option(min=0, max=1, help="Largest fraction of unreadable images to tolerate.")] = 0.01,
     size: Size = None,
     max_pixels: MaxPixels = None,
@@ -62,6 +67,7 @@ def evaluate(
 ) -> None:
     """Measure a network on labelled images."""
     check_model(model)
+    check_tile(tile, tile_overlap)
     pixels = image_size(size)
     with importing():
         from convnext import tasks
@@ -83,6 +89,8 @@ def evaluate(
             loaded.preprocessing = task.multi_scale(loaded.preprocessing)
         if tta is not None:
             loaded.preprocessing = task.mirrored(loaded.preprocessing)
+        if tile is not None:
+            loaded.preprocessing = task.tiled(loaded.preprocessing, tile, tile_overlap)
         how = (loaded, data, batch_size, workers, max_corrupt, target, progress)
         found = evaluate_loaded(*how, with_results=output is not None and optimize is None, max_pixels=max_pixels)
         if optimize is not None:

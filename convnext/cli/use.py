@@ -16,12 +16,15 @@ from convnext.cli.common import (
     MaxPixels,
     Optimize,
     Size,
+    Tile,
+    TileOverlap,
     Tta,
     Weights,
     app,
     bar,
     check_images,
     check_model,
+    check_tile,
     image_size,
     importing,
     optimized,
@@ -72,6 +75,8 @@ def predict(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start outputs again that exist already.")] = False,
     engine: Annotated[Literal["ray"] | None, typer.Option(help="ray: on all of Ray's workers, here or on a cluster (RAY_ADDRESS).")] = None,
     tta: Tta = None,
+    tile: Tile = None,
+    tile_overlap: TileOverlap = None,
     optimize: Optimize = None,
     calibration: Calibration = None,
     device: Device = None,
@@ -90,6 +95,9 @@ def predict(
         from convnext.inference.predictor import load
 
     _refuse(output, kind, annotations, features, engine, optimize, as_json)
+    check_tile(tile, tile_overlap)
+    if tile is not None and (other := "--engine" if engine is not None else "--features" if features is not None else None):
+        raise UsageError(f"--tile can't be used with {other}: omit one of them")
     if tta is not None and (other := "--engine" if engine is not None else "--features" if features is not None else None):
         raise UsageError(f"--tta can't be used with {other}: omit one of them")
     task_options = asked(coverage, unknown, threshold, nms, class_agnostic, classes)
@@ -100,10 +108,13 @@ def predict(
         original.require_head()
     if tta is not None:
         original.preprocessing = tasks.get(original.task).mirrored(original.preprocessing)
+    if tile is not None:
+        original = original.tiled(tile, tile_overlap)
     predictor = optimized(original, optimize, calibration)
     if predictor.source is not None and not Path(weights or model).exists():
         print(f"weights: {predictor.source}", file=sys.stderr)
     options = {"optimize": optimize, "calibration": " ".join(calibration or []) or None, "tta": tta, "size": size}
+    options |= {"tile": tile, "tile_overlap": tile_overlap}
     files = {"output": output, "annotations": annotations, "features": features, "draw": draw}
     outputs = open_outputs(original, items, options, **files, fps=fps, kind=kind, top=top, overwrite=overwrite)
     _report_done(outputs, items)

@@ -58,6 +58,8 @@ def predict(
     nms: float | None = None,
     class_agnostic: bool = False,
     classes: str | Sequence[str] | None = None,
+    tile: int | None = None,
+    tile_overlap: float | None = None,
     batch_size: int | None = None,
     threads: int | None = None,
     max_pixels: int | None = None,
@@ -89,6 +91,8 @@ def predict(
         nms: of a detector, the IoU with a likelier object of its class above which one is dropped; by default 0.5.
         class_agnostic: let a detector's objects drop those of other classes too.
         classes: of a detector, the names of the classes to find; by default all.
+        tile: of a detector, the side in pixels of the tiles that it also looks at; see `Predictor.tiled`.
+        tile_overlap: the fraction of a side that neighbouring tiles share; by default 0.2.
         batch_size: images at a time; by default the task's.
         threads: threads that decode images; by default one per core.
         max_pixels: of an image; as for `convnext.load`, ignored for a predictor, which has its own.
@@ -108,10 +112,14 @@ def predict(
         model if isinstance(model, Predictor) else load(str(model), weights, device=device, max_pixels=max_pixels, size=size)
     )
     predictor = predictor.with_options(**asked(coverage, unknown, threshold, nms, class_agnostic, classes))
+    if tile is not None:
+        if features is not None:
+            raise UsageError("tile= can't be used with features=: omit one of them")
+        predictor = predictor.tiled(tile, tile_overlap)
     outputs = open_outputs(
         predictor,
         items,
-        {},
+        {"tile": tile, "tile_overlap": tile_overlap},
         output=None if output is None else Path(output),
         kind=kind,
         annotations=None if annotations is None else Path(annotations),
@@ -209,6 +217,8 @@ def evaluate(
     workers: int = 2,
     multi_scale: bool = False,
     tta: Literal["flip"] | None = None,
+    tile: int | None = None,
+    tile_overlap: float | None = None,
     max_corrupt: float = 0.01,
     max_pixels: int | None = None,
     size: ImageSize | None = None,
@@ -227,6 +237,8 @@ def evaluate(
         workers: processes that decode images.
         multi_scale: of a segmenter, test at six scales, with mirror images.
         tta: "flip": average the outputs for each image and its mirror image; not of a detector.
+        tile: of a detector, the side in pixels of the tiles that it also looks at; see `Predictor.tiled`.
+        tile_overlap: the fraction of a side that neighbouring tiles share; by default 0.2.
         max_corrupt: the fraction of the images that may be unreadable.
         max_pixels: of an image; larger ones are not opened. By default some 89 million.
         size: of prepared images; as for `convnext.load`.
@@ -247,6 +259,8 @@ def evaluate(
             loaded.preprocessing = tasks.get(loaded.task).multi_scale(loaded.preprocessing)
         if tta is not None:
             loaded.preprocessing = tasks.get(loaded.task).mirrored(loaded.preprocessing)
+        if tile is not None:
+            loaded.preprocessing = tasks.get(loaded.task).tiled(loaded.preprocessing, tile, tile_overlap)
         named = {column(qualified(one)): one for one in own}
         how = (loaded, where, batch_size, workers, max_corrupt, target, progress)
         return evaluate_loaded(*how, own=named or None, max_pixels=max_pixels)

@@ -79,6 +79,19 @@ class Predictor(Generic[PredictionT]):
         asked.options = self.options | options
         return asked
 
+    def tiled(self, tile: int, overlap: float | None = None) -> "Predictor[PredictionT]":
+        """Return the same predictor for small objects: it also looks at overlapping tiles of each image. Of detectors.
+
+        Args:
+            tile: pixels a side.
+            overlap: the fraction of a side that neighbouring tiles share; by default 0.2.
+
+        Raises UsageError for a network of another task, or numbers of no use.
+        """
+        fine = copy.copy(self)
+        fine.preprocessing = tasks.get(self.task).tiled(self.preprocessing, tile, overlap)
+        return fine
+
     def open(self, image: ImageLike) -> Image | DeepImage:
         """Return the image opened with the channels that the network takes. Raises as `read_image` does."""
         return read_image(image, how=self.reading)

@@ -159,7 +159,6 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     demo_next: ClassVar[tuple[str, ...]] = ("convnext eval {run}", "convnext predict {run} photo.jpg --draw drawn", "convnext serve {run}")
 
     # Data
-
     @abstractmethod
     def open(self, recipe: Recipe) -> TaskData:
         """Open the training and validation samples of a recipe. Raises ConvnextError for data that can't be learned from."""
@@ -212,8 +211,11 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
         """Return the preprocessing of a test with mirror images. Raises UsageError for a task without one."""
         raise UsageError(f"--tta flip: the objects found in an image and in its mirror image can't be averaged (task {self.name})")
 
-    # Training and evaluation
+    def tiled(self, how: Preprocessing, tile: int, overlap: float | None) -> Preprocessing:
+        """Return the preprocessing that also cuts images into tiles. Raises UsageError for a task without one, or numbers of no use."""
+        raise UsageError(f"--tile is for detectors, and this network's task is {self.name}")
 
+    # Training and evaluation
     @abstractmethod
     def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[BatchT]:
         """Return what gives the loss in training on the data that `open` returned."""
@@ -231,7 +233,6 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
         raise UsageError(f"the task {self.name!r} takes no metrics from outside: leave out eval.metrics")
 
     # Report
-
     @abstractmethod
     def reporter(self) -> Reporter[SourceT]:
         """Return what words and draws evaluations; imported when it is needed, because it loads Matplotlib."""
@@ -253,7 +254,6 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
         return self.reporter().draw_demo(folder)
 
     # Use
-
     @abstractmethod
     def infer(
         self,
@@ -272,10 +272,7 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     def why_not(
         self, option: str, value: object, model: nn.Module, calibration: Calibration | None, classes: Sequence[str] = ()
     ) -> str | None:
-        """Return why a network with that calibration and those classes has no answer to an option of `infer`; None if it has one.
-
-        `value` is the option's; None asks whether it has an answer to any.
-        """
+        """Return why a network of those classes can't answer an option of `infer` with that value, None for any; None if it can."""
         return None if option in self.options else f"{option}: the task {self.name!r} has no such option"
 
     def columns_with(self, options: Mapping[str, object]) -> tuple[str, ...]:

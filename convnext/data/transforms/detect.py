@@ -74,7 +74,9 @@ class DetectPreprocessing(Preprocessing):
         mean, std: subtracted from RGB in 0 to 1, and divided by.
         range: of images with more than 8 bits: the number that is white, or those that are black and white.
         channels: see `to_pixels`.
-        most: max number of objects in an image.
+        most: max number of objects in an image; with tiles, in each of them.
+        tile: side in pixels of the square tiles that the image is cut into, each taken like an image; None for the whole image alone.
+        overlap: of neighbouring tiles, as a fraction of their side.
     """
 
     short: int = 800
@@ -84,14 +86,18 @@ class DetectPreprocessing(Preprocessing):
     range: Range | None = None
     channels: int = 3
     most: int = 100
+    tile: int | None = None
+    overlap: float = 0.2
 
     def transform(self) -> Callable[[Image | DeepImage | Tensor], Tensor]:
-        """Return the function from an opened image, or its uint8 (3, H, W) tensor, to a float32 (3, H', W').
+        """Return the function from an opened image, or its uint8 (3, H, W) tensor, to a float32 (3, H', W'), or with tiles to its pixels.
 
         `Detector.predict(images, output_sizes)` gives boxes and masks in pixels of the original image.
         """
         normalised = to_normalised(self.mean, self.std, channels=self.channels)
         opened = partial(to_pixels, scale=self.range, channels=self.channels)
+        if self.tile is not None:
+            return opened
         return partial(_prepare, short=self.short, longest=self.longest, normalised=normalised, opened=opened)
 
 

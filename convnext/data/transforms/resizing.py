@@ -85,3 +85,9 @@ def fitting_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, i
     """Return the largest (height, width) of an image's proportions that fits into `size`, at least one pixel a side."""
     scale = min(size[0] / height, size[1] / width)
     return min(size[0], max(1, round(height * scale))), min(size[1], max(1, round(width * scale)))
+
+
+def window_starts(side: int, window: int, stride: int) -> list[int]:
+    """Return where windows that cover a side begin, `stride` pixels apart; the last one is moved back to end with the side."""
+    count = -(-(side - window) // stride) + 1
+    return [min(i * stride, side - window) for i in range(count)]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convnext.data.transforms.resizing import window_starts
 from convnext.data.transforms.segment import SegmentPreprocessing
 from convnext.errors import UsageError
 
@@ -142,7 +143,7 @@ class _View:
         self.model, self.image, self.size, self.flip, self.advance = model, image, size, flip, advance
         self.device = next(model.parameters()).device
         self.window = tuple(min(mode.window or side, side) for side in size)
-        self.tops, self.lefts = (_starts(side, window, mode.stride or side) for side, window in zip(size, self.window, strict=True))
+        self.tops, self.lefts = (window_starts(side, window, mode.stride or side) for side, window in zip(size, self.window, strict=True))
         self.rows: dict[int, list[Tensor]] = {}  # by a row's top: the logits (classes, h, w) of each window, at a quarter of its size
         self.begun = 0  # rows of windows that went through the network
 
@@ -190,12 +191,6 @@ class _View:
                 total[:, *here] += rows.resize(logits[:, rows.first : rows.last + 1], width)
                 count[here] += 1
         return total.div_(count)
-
-
-def _starts(side: int, window: int, stride: int) -> list[int]:
-    # The last window is moved back so that it ends with the image.
-    count = -(-(side - window) // stride) + 1
-    return [min(i * stride, side - window) for i in range(count)]
 
 
 class _Rows:

@@ -178,6 +178,8 @@ class ForDetection(Normalised):
     short: Pixels
     longest: Pixels
     most: int = Field(100, ge=1, le=10_000)
+    tile: Pixels | None = None
+    overlap: float = Field(0.2, ge=0, le=0.9)
 
 
 class ForSegmentation(Normalised):

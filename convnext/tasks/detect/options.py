@@ -1,16 +1,31 @@
 """What a caller can say of how to detect, and what a network can do of it."""
 
 from collections.abc import Callable, Sequence
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
-from torch import nn
+from torch import Tensor, nn
 
 from convnext.data.transforms.detect import DetectPreprocessing
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import UsageError, nearest
-from convnext.models.detection.postprocess import NMS_IOU, Selection
+from convnext.models.detection.boxes import Size
+from convnext.models.detection.postprocess import AS_PUBLISHED, NMS_IOU, SCORE, Masks, Selection
 from convnext.tasks.exported import ExportedNetwork
 from convnext.text import class_name
+
+
+class DetectNetwork(Protocol):
+    """A detector, or an exported one, in evaluation mode; see `models.detection.detector.Detector`."""
+
+    def predict(
+        self,
+        images: Sequence[Tensor],
+        output_sizes: Sequence[Size] | None,
+        threshold: float = SCORE,
+        masks: Masks = "pasted",
+        selection: Selection = AS_PUBLISHED,
+    ) -> list[dict[str, Tensor]]: ...
+    def maps(self, images: Sequence[Tensor]) -> list[Tensor]: ...
 
 
 class DetectOptions(TypedDict, total=False):

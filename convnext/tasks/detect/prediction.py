@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NotRequired, Protocol, TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 import torch
 from PIL import Image
@@ -11,30 +11,16 @@ from torch import Tensor, nn
 from convnext.data.run_lengths import RunLengths, decode
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import TooLargeError
-from convnext.models.detection.boxes import Size
-from convnext.models.detection.postprocess import AS_PUBLISHED, SCORE, Masks, Selection, encode_masks
+from convnext.models.detection.postprocess import SCORE, Masks, encode_masks
 from convnext.report import drawing
 from convnext.tasks.base import Json, OpenedImage
-from convnext.tasks.detect.options import DetectOptions, selection_of
+from convnext.tasks.detect import tiles
+from convnext.tasks.detect.options import DetectNetwork, DetectOptions, selection_of
 from convnext.tasks.shared import finite_outputs, prepared, require_embeddings, require_finite, same_size
 from convnext.text import counted
 
 COLUMNS = ("class", "score", "left", "top", "right", "bottom")
 SHOWN_SCORE = 0.5  # from which on a detection is drawn and printed
-
-
-class DetectNetwork(Protocol):
-    """A detector, or an exported one, in evaluation mode; see `models.detection.detector.Detector`."""
-
-    def predict(
-        self,
-        images: Sequence[Tensor],
-        output_sizes: Sequence[Size] | None,
-        threshold: float = SCORE,
-        masks: Masks = "pasted",
-        selection: Selection = AS_PUBLISHED,
-    ) -> list[dict[str, Tensor]]: ...
-    def maps(self, images: Sequence[Tensor]) -> list[Tensor]: ...
 
 
 class Detections(TypedDict):
@@ -121,7 +107,7 @@ def infer(
     for indices in same_size(ready):
         inputs, sizes = [ready[index].image.to(device) for index in indices], [ready[index].size for index in indices]
         with finite_outputs(model):
-            detections = detect(model, inputs, sizes, selection, threshold, masks)
+            detections = tiles.detect(model, inputs, sizes, preprocessing, selection, threshold, masks)
         for index, one in zip(indices, detections, strict=True):
             if "masks" in one and max_pixels is not None:
                 _refuse_large(one["boxes"], max_pixels)
@@ -129,21 +115,6 @@ def infer(
             boxes, labels, scores = one["boxes"].float().cpu(), one["labels"].cpu(), one["scores"].float().cpu()
             predictions[index] = DetectPrediction(boxes, labels, scores, runs, classes)
     return [predictions[index] for index in range(len(ready))]
-
-
-def detect(
-    model: nn.Module,
-    images: Sequence[Tensor],
-    sizes: Sequence[Size],
-    selection: Selection,
-    threshold: float = SCORE,
-    masks: Masks = "small",
-) -> list[dict[str, Tensor]]:
-    """Return what `Detector.predict` returns for prepared images, whose heights and widths were `sizes`."""
-    network = cast(DetectNetwork, model)
-    # A network from outside may have no such argument.
-    more = {} if selection == AS_PUBLISHED else {"selection": selection}
-    return network.predict(images, sizes, threshold, masks, **more)
 
 
 @torch.no_grad()  # not in inference mode: embeddings may be trained on

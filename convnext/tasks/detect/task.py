@@ -1,6 +1,7 @@
 """Detection and instance segmentation: boxes, classes and masks of the objects in an image."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
@@ -22,7 +23,7 @@ from convnext.models.calibration import Calibration
 from convnext.models.detection.postprocess import encode_masks
 from convnext.recipe import BEST_METRICS, Recipe
 from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData
-from convnext.tasks.detect import auto, prediction
+from convnext.tasks.detect import auto, prediction, tiles
 from convnext.tasks.detect import options as detect_options
 from convnext.tasks.detect.batch import DetectBatch, DetectEvaluationSamples, DetectTrainingSamples
 from convnext.tasks.detect.limits import limit_remarks
@@ -30,6 +31,7 @@ from convnext.tasks.detect.loss import DetectCriterion
 from convnext.tasks.detect.options import DetectOptions
 from convnext.tasks.detect.parts import open_parts, require_masks
 from convnext.tasks.detect.prediction import Detections, DetectPrediction
+from convnext.tasks.detect.tiles import MAX_OVERLAP, MAX_TILE, MIN_TILE
 from convnext.tasks.objects import with_options
 from convnext.tasks.shared import draw_of, measured, measured_remarks, refuse_options, skipped_remarks
 
@@ -131,6 +133,16 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
         """Return the samples as a batch."""
         return DetectBatch.collate(samples)
 
+    def tiled(self, how: Preprocessing, tile: int, overlap: float | None) -> Preprocessing:
+        """Return the preprocessing that also cuts images into overlapping tiles. Raises UsageError for a size or overlap of no use."""
+        assert isinstance(how, DetectPreprocessing)
+        overlap = how.overlap if overlap is None else overlap
+        if not MIN_TILE <= tile <= MAX_TILE:
+            raise UsageError(f"--tile {tile}: give pixels a side, from {MIN_TILE} to {MAX_TILE}")
+        if not 0 <= overlap <= MAX_OVERLAP:
+            raise UsageError(f"--tile-overlap {overlap}: give a fraction of the tile's side, from 0 to {MAX_OVERLAP}")
+        return replace(how, tile=tile, overlap=overlap)
+
     # Training and evaluation
 
     def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[DetectBatch]:
@@ -141,7 +153,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
         """Return the detections in each image."""
         sizes = [target["size"] for target in batch.targets]
         outputs: list[Detections] = []
-        for one, size in zip(prediction.detect(model, batch.images, sizes, detect_options.selection_of(how)), sizes, strict=True):
+        for one, size in zip(tiles.detect(model, batch.images, sizes, how, detect_options.selection_of(how)), sizes, strict=True):
             found: Detections = {"boxes": one["boxes"], "labels": one["labels"], "scores": one["scores"]}
             if "masks" in one:
                 found["masks"] = encode_masks(one["masks"], one["boxes"], size)

@@ -146,6 +146,10 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
         assert isinstance(how, SegmentPreprocessing)
         return replace(how, mirror=True)
 
+    def tiled(self, how: Preprocessing, tile: int, overlap: float | None) -> Preprocessing:
+        """Raises UsageError: a segmenter's recipe says its windows."""
+        raise UsageError("--tile is for detectors; a segmenter has the windows of its recipe, segment.window and segment.stride")
+
     # Training and evaluation
 
     def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[SegmentBatch]:
