@@ -26,6 +26,7 @@ _LABELS = {
     "box_recall": "recall at the best threshold",
     "false_alarms": "images without objects with a detection",
     "miou": "mIoU",
+    "boundary_miou": "mean boundary IoU",
     "mean_accuracy": "mean class accuracy",
     "overall_accuracy": "pixel accuracy",
     "count": "images",
@@ -115,8 +116,13 @@ def described(name: str, number: float, count: float | None) -> str:
 
 def cards(metrics: Mapping[str, float]) -> dict[str, str]:
     """Return the metrics of an evaluation as `page.page` takes them: what to write under each, to its value."""
-    count = metrics.get("count")
-    return {described(name, number, count): value(name, number) for name, number in metrics.items() if not name.endswith(_BOUNDS)}
+    count, shown = metrics.get("count"), {}
+    for name, number in metrics.items():
+        low, high = (metrics.get(f"{name}{bound}") for bound in _BOUNDS)
+        bounds = "" if low is None or high is None else f", 95 % interval {low:.2f} to {percent(high)}"
+        if not name.endswith(_BOUNDS):
+            shown[f"{label(name)}{bounds}" if bounds else described(name, number, count)] = value(name, number)
+    return shown
 
 
 def words(metrics: Mapping[str, float]) -> str:
