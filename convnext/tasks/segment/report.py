@@ -65,7 +65,7 @@ def sections(details: Json, classes: Sequence[str], source: SegmentSource) -> li
     return [
         page.PageSection("Predictions", "".join(images)),
         page.PageSection("Worst images", "".join(worst) or page.paragraph("None: every pixel got its class.")),
-        page.PageSection("By class", page.spaced([page.tight(page.table(shown)), page.paragraph(_EXPLAINED)])),
+        page.PageSection("By class", page.spaced([page.folded(page.tight(page.table(shown)), len(shown)), page.paragraph(_EXPLAINED)])),
     ]
 
 
