@@ -1,6 +1,7 @@
 """Metrics as people read them: their names, their values with units, and how certain a proportion is."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import TypedDict
 
@@ -26,6 +27,7 @@ _LABELS = {
     "box_recall": "recall at the best threshold",
     "false_alarms": "images without objects with a detection",
     "miou": "mIoU",
+    "boundary_miou": "mean boundary IoU",
     "mean_accuracy": "mean class accuracy",
     "overall_accuracy": "pixel accuracy",
     "count": "images",
@@ -33,6 +35,7 @@ _LABELS = {
 _RAW = "raw_"  # prefix of a metric of the weights without EMA
 ERRORS = {"loss", "mae", "rmse"}  # the lowest is best, and they are no percentages
 _BOUNDS = ("_low", "_high")  # endings of the bounds of a metric's interval
+_IN_TABLES = re.compile(r"_(ap_[a-z]+|ar\d+)$")  # of a detector: by the size of objects, and recall at so many detections
 _FRACTIONS = {"best_threshold"}  # numbers of 0 to 1 that are no percentages
 _PROPORTIONS = {"top1", "top5"}  # of images that are independent of each other, so that an interval can be given
 _Z = 1.959963984540054  # of the normal distribution: 95 % lie within so many standard deviations
@@ -114,9 +117,17 @@ def described(name: str, number: float, count: float | None) -> str:
 
 
 def cards(metrics: Mapping[str, float]) -> dict[str, str]:
-    """Return the metrics of an evaluation as `page.page` takes them: what to write under each, to its value."""
-    count = metrics.get("count")
-    return {described(name, number, count): value(name, number) for name, number in metrics.items() if not name.endswith(_BOUNDS)}
+    """Return the metrics of an evaluation as `page.page` takes them: what to write under each, to its value.
+
+    Those by the size and the number of objects are left to the tables of the page.
+    """
+    count, shown = metrics.get("count"), {}
+    for name, number in metrics.items():
+        low, high = (metrics.get(f"{name}{bound}") for bound in _BOUNDS)
+        bounds = "" if low is None or high is None else f", 95 % interval {low:.2f} to {percent(high)}"
+        if not name.endswith(_BOUNDS) and not _IN_TABLES.search(name):
+            shown[f"{label(name)}{bounds}" if bounds else described(name, number, count)] = value(name, number)
+    return shown
 
 
 def words(metrics: Mapping[str, float]) -> str:

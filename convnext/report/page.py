@@ -26,6 +26,7 @@ _STYLE = re.compile(r'style="[^"]*"')
 _THEMED = {palette.THEMES["light"][name]: f"var(--{name})" for name in ("ink", "soft", "line")}  # of what is drawn beside the curves
 _SMALL = 64  # pixels of the long side: smaller images show their pixels
 _MAX_IMAGE = (2040, 8160)  # pixels: two for each pixel of the page's width; WebP holds no more than 16383 a side
+_MAX_ROWS = 40  # of a table that is shown without a click
 _TILE = 264  # pixels of the long side of a tile's image: two for each pixel of the page
 
 
@@ -112,6 +113,11 @@ def legend(entries: Sequence[tuple[str, str, str]]) -> str:
 def details(summary: str, body: str) -> str:
     """Return a part that unfolds when its summary is clicked; `body` is HTML."""
     return _part("details", summary=summary, body=body)
+
+
+def folded(table: str, classes: int) -> str:
+    """Return a table with a row for each class; one of many classes unfolds when it is clicked."""
+    return table if classes <= _MAX_ROWS else details(f"{classes} classes", table)
 
 
 def image(content: Image.Image, caption: str = "") -> str:

@@ -45,6 +45,7 @@ class Line:
     y: Sequence[float | None]
     colour: str
     width: float = 1.5
+    label: str = ""  # in the legend
 
 
 @contextmanager
@@ -163,7 +164,7 @@ def reliability(bins: Sequence[CalibrationBin]) -> list[str]:
 
 @drawing()
 def percentages(lines: Sequence[Line], title: str, xlabel: str, limits: tuple[float, float], mark: float | None = None) -> str:
-    """Return lines of percentages over anything as one SVG, without a legend.
+    """Return lines of percentages over anything as one SVG, with a legend of those that have labels.
 
     Args:
         lines: what to draw; later ones lie over earlier ones.
@@ -176,8 +177,10 @@ def percentages(lines: Sequence[Line], title: str, xlabel: str, limits: tuple[fl
     if mark is not None:
         axes.axvline(mark, color=palette.SOFT, linestyle="--", linewidth=1)
     for line in lines:
-        axes.plot(line.x, line.y, color=line.colour, linewidth=line.width)
+        axes.plot(line.x, line.y, color=line.colour, linewidth=line.width, label=line.label or None)
     axes.set(xlabel=xlabel, xlim=limits, ylim=(0, 102))
+    if any(line.label for line in lines):
+        axes.legend(frameon=False, fontsize=9)
     return svg(figure)
 
 

@@ -12,8 +12,10 @@ import command
 import numpy as np
 import pytest
 import torch
-from helpers import image_folder
+from helpers import image_folder, sample_image
+from PIL import Image
 from safetensors.torch import load_file
+from tiny_models import CLASSES, detector, segmenter
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 # A network and a run small enough for every commit; stochastic depth stays, because it is drawn for the whole batch.
@@ -150,6 +152,36 @@ def test_evaluation_is_shared_and_counts_each_sample_once(tmp_path):
     assert shared["ece"] == pytest.approx(alone["ece"])
     assert shared["top1"] == alone["top1"]
     assert shared["mistakes"] == alone["mistakes"]
+
+
+def annotated(root, task):
+    """Seven images with the classes of the tiny networks, as boxes or as masks, and the name of the data."""
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    (root / "classes.txt").write_text("\n".join(CLASSES))
+    boxes = []
+    for i in range(7):
+        sample_image(i, (64, 48)).save(root / "images" / f"{i}.png")
+        mask = np.arange(48 * 64).reshape(48, 64) // (300 + 50 * i) % 3
+        Image.fromarray(mask.astype(np.uint8)).save(root / "masks" / f"{i}.png")
+        boxes += [{"image_id": i, "category_id": k, "bbox": [8 * i, 9 * k, 20, 25], "area": 500, "iscrowd": 0} for k in range(3) if i < 6]
+    values = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 48} for i in range(7)],
+        "annotations": [{"id": number, **box} for number, box in enumerate(boxes, 1)],
+        "categories": [{"id": k, "name": name} for k, name in enumerate(CLASSES)],
+    }
+    (root / "boxes.json").write_text(json.dumps(values))
+    return f"coco:{root / 'boxes.json'}:{root / 'images'}" if task == "detect" else str(root)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_what_is_found_in_images_is_the_same_in_two_processes(tmp_path, task):
+    weights = {"detect": detector, "segment": segmenter}[task](tmp_path)[0]
+    evaluate = ["eval", weights, "--data", annotated(tmp_path / "data", task), "--json", "--batch-size", "1"]
+    alone = json.loads(command.run(*evaluate).stdout)
+    assert json.loads(finish(torchrun(2, *evaluate)).stdout) == alone
+    assert alone["worst"][0]["image"].endswith(".png")
 
 
 @pytest.mark.slow

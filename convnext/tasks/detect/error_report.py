@@ -45,7 +45,7 @@ def sections(details: DetectDetails, classes: Sequence[str]) -> list[page.PageSe
         few = len(names) <= plots.MAX_CLASSES_DRAWN
         drawn = page.figure(plots.confusion(details["confusion"], names)) if few else page.table(_pairs(details["confusion"], classes))
         legend = (
-            f"{_at_threshold(details)}. Rows are the true classes, columns the detected ones. Objects in the column {BACKGROUND} were "
+            f"{_sentence(details)} Rows are the true classes, columns the detected ones. Objects in the column {BACKGROUND} were "
             f"missed; detections in the row {BACKGROUND} found nothing that no other had found before."
         )
         parts += [
@@ -53,7 +53,9 @@ def sections(details: DetectDetails, classes: Sequence[str]) -> list[page.PageSe
             page.PageSection("Confusion" if few else "Most confused", page.spaced([page.paragraph(legend), drawn])),
         ]
     if alarms := _alarm_lines(details):
-        parts.append(page.PageSection("Images without objects", page.spaced([page.paragraph(f"{line}.") for line in alarms])))
+        parts.append(
+            page.PageSection("Images without objects", page.spaced([page.paragraph(f"{line[0].upper()}{line[1:]}.") for line in alarms]))
+        )
     return parts
 
 
@@ -61,7 +63,8 @@ def worst(details: DetectDetails, classes: Sequence[str], source: DetectSource) 
     """Return the images with the most errors, annotated objects beside detections, coloured by what is right or wrong with them."""
     if not details["worst"]:
         return []
-    legend = page.legend([(_NAMES[kind], colour, "") for kind, colour in palette.ERRORS.items()])
+    occurring = {kind for one in details["worst"] for kind in (*one["kinds"], *one["truth_kinds"])}
+    legend = page.legend([(_NAMES[kind], colour, "") for kind, colour in palette.ERRORS.items() if kind in occurring])
     text = f"On the left the annotated objects, on the right the detections of a score above {details['at_threshold']['threshold']:g}."
     images = [page.image(_drawn(one, classes, source), _caption(one)) for one in details["worst"]]
     return [page.PageSection("Worst images", "".join([page.paragraph(text), legend, *images]))]
@@ -86,6 +89,11 @@ def _at_threshold(details: DetectDetails) -> str:
     best = "the threshold of the highest F1" if at["is_best"] else "as no threshold finds an object"
     scores = ", ".join(f"{name} {_percent(value)}" for name, value in (("precision", at["precision"]), ("recall", at["recall"])))
     return f"scores above {at['threshold']:.2f} ({best}), boxes at IoU {at['iou']:g}: {scores}, F1 {_percent(at['f1'])}"
+
+
+def _sentence(details: DetectDetails) -> str:
+    text = _at_threshold(details)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _confusion_lines(confusion: list[list[int]], classes: Sequence[str]) -> list[str]:
@@ -128,20 +136,22 @@ def _threshold_body(details: DetectDetails) -> str:
         curves = []
     curves.append((everything, palette.INK, 2.5))
     limits, mark = (0.0, 1.0), at["threshold"] if at["is_best"] else None
-    three = [plots.Line(thresholds, everything["precision"], _PRECISION), plots.Line(thresholds, everything["recall"], _RECALL)]
-    three.append(plots.Line(thresholds, everything["f1"], _F1, 2.5))
+    three = [
+        plots.Line(thresholds, everything["precision"], _PRECISION, label="precision"),
+        plots.Line(thresholds, everything["recall"], _RECALL, label="recall"),
+        plots.Line(thresholds, everything["f1"], _F1, 2.5, label="F1"),
+    ]
     drawings = [
         plots.percentages(three, "All classes (%)", "score threshold", limits, mark),
         plots.percentages([_f1_line(thresholds, *one) for one in curves], "F1 (%)", "score threshold", limits, mark),
         plots.percentages([_precision_line(*one) for one in curves], "Precision (%)", "recall (%)", (0, 102)),
     ]
-    first = page.legend([("precision", _PRECISION, ""), ("recall", _RECALL, ""), ("F1", _F1, "")])
     entries = [(str(name), colour, "") for (name, _), colour in zip(named, colours, strict=True)] if has_colours else []
     entries += [("each class", palette.GREY, "")] if len(named) > len(palette.SERIES) else []
-    second = page.legend([("all classes", "var(--ink)", ""), *entries]) if len(named) > 1 else ""
+    legend = page.legend([("all classes", "var(--ink)", ""), *entries]) if len(named) > 1 else ""
     rows = [_class_row(row) for row in details["classes"]]
-    table = [page.tight(page.table(rows)), page.paragraph(_EXPLAINED)]
-    return "".join([page.paragraph(f"{_at_threshold(details)}."), first, second, page.figures(drawings), page.spaced(table)])
+    table = page.folded(page.tight(page.table(rows)), len(rows))
+    return "".join([page.paragraph(_sentence(details)), legend, page.figures(drawings), page.spaced([table, page.paragraph(_EXPLAINED)])])
 
 
 def _f1_line(thresholds: Sequence[float], curve: ThresholdCurve, colour: str, width: float) -> plots.Line:

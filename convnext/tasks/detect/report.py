@@ -80,7 +80,7 @@ def sections(details: Json, classes: Sequence[str], source: DetectSource) -> lis
         page.PageSection("Predictions", "".join(images)),
         *error_report.worst(found, classes, source),
         page.PageSection("Average precision by area and by IoU", page.spaced(numbers)),
-        page.PageSection("Average precision by class", page.tight(page.table(by_class))),
+        page.PageSection("Average precision by class", page.folded(page.tight(page.table(by_class)), len(by_class))),
         *error_report.sections(found, classes),
     ]
 

@@ -1,7 +1,7 @@
 """An evaluation of a segmenter as text and as sections of a report, and the demo's image."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -11,12 +11,28 @@ from convnext.data import deep
 from convnext.data.sources.base import SegmentSource
 from convnext.data.sources.open import open_segmentation
 from convnext.report import overlay, page, tables
+from convnext.report.metrics import words
 from convnext.tasks.base import Json, Metrics
-from convnext.tasks.segment.metric import SegmentDetails, decoded
+from convnext.tasks.segment.metric import SegmentDetails, ShownMask, decoded
 from convnext.tasks.shared import save_sheets
 from convnext.text import counted
 
 _DEMO_IMAGES = 4
+_COLUMNS = [
+    tables.Column("class", "class"),
+    tables.Column("iou", "IoU %", 2),
+    tables.Column("interval", "95 % interval"),
+    tables.Column("boundary_iou", "boundary IoU %", 2),
+    tables.Column("accuracy", "recall %", 2),
+    tables.Column("precision", "precision %", 2),
+    tables.Column("f1", "F1 %", 2),
+]
+_EXPLAINED = (
+    "Pixels of all images are counted together. The interval of IoU comes from a bootstrap over images; it is missing for classes in "
+    "fewer than 5 images. Boundary IoU counts only the pixels within 2 % of the image's diagonal of a contour of the class. Recall is "
+    "the fraction of the class's pixels that were predicted as it, precision the fraction of the pixels predicted as it that are of it, "
+    "F1 their harmonic mean."
+)
 
 
 def summary_line(metrics: Metrics) -> str:
@@ -28,46 +44,59 @@ def summary_line(metrics: Metrics) -> str:
 
 
 def summary(metrics: Metrics, details: Json, classes: Sequence[str]) -> str:
-    """Return an evaluation as lines of text, `summary_line` first, IoU by class last."""
-    found = cast(SegmentDetails, details)
-    rows = [
-        {"class": name, "iou": iou, "accuracy": accuracy}
-        for name, iou, accuracy in zip(classes, found["iou"], found["accuracy"], strict=True)
-    ]
-    columns = [tables.Column("class", "class"), tables.Column("iou", "IoU %", 2), tables.Column("accuracy", "accuracy %", 2)]
-    numbers = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-    return "\n".join([summary_line(metrics), numbers, tables.by_class(columns, rows, "iou")])
+    """Return an evaluation as lines of text, `summary_line` first, scores by class last."""
+    return "\n".join(
+        [summary_line(metrics), words(metrics), tables.by_class(_COLUMNS, _rows(cast(SegmentDetails, details), classes), "iou")]
+    )
 
 
 def sections(details: Json, classes: Sequence[str], source: SegmentSource) -> list[page.PageSection]:
-    """Return predictions beside the annotated masks, and the intersection over union of each class."""
+    """Return predictions beside the annotated masks, the worst images, and scores by class."""
     found = cast(SegmentDetails, details)
-    images = [page.image(sheet, caption) for sheet, caption in _examples(found, classes, source)]
-    rows = [
-        {"class": name, "IoU": _percent(iou), "accuracy": _percent(accuracy), "pixels": sum(row)}
-        for name, iou, accuracy, row in zip(classes, found["iou"], found["accuracy"], found["confusion"], strict=True)
+    images = [page.image(sheet, caption) for sheet, caption in _drawn(found["shown"], classes, source)]
+    worst = [
+        page.image(sheet, f"{name}: mIoU {one['image_miou']:.1f} %")
+        for one, (sheet, name) in zip(found["worst"], _drawn(found["worst"], classes, source), strict=True)
     ]
-    return [page.PageSection("Predictions", "".join(images)), page.PageSection("By class", page.table(rows))]
+    shown = [
+        {column.head.removesuffix(" %"): _cell(row[column.key]) for column in _COLUMNS} | {"pixels": row["pixels"]}
+        for row in _rows(found, classes)
+    ]
+    return [
+        page.PageSection("Predictions", "".join(images)),
+        page.PageSection("Worst images", "".join(worst) or page.paragraph("None: every pixel got its class.")),
+        page.PageSection("By class", page.spaced([page.folded(page.tight(page.table(shown)), len(shown)), page.paragraph(_EXPLAINED)])),
+    ]
 
 
 def draw_demo(folder: Path) -> list[str]:
     """Write predictions.png with the first scenes of a run's evaluation; nothing is to be printed of it."""
     details = cast(SegmentDetails, json.loads((folder / "evaluation.json").read_text("utf-8")))
     source = open_segmentation("scenes:val")
-    examples = _examples({**details, "shown": details["shown"][:_DEMO_IMAGES]}, source.classes, source)
+    examples = _drawn(details["shown"][:_DEMO_IMAGES], source.classes, source)
     save_sheets([sheet for sheet, _ in examples], folder / "predictions.png")
     return []
 
 
-def _examples(details: SegmentDetails, classes: Sequence[str], source: SegmentSource) -> list[tuple[Image.Image, str]]:
-    """Return the first images, each with its annotated mask beside the predicted one, and captions."""
-    sheets = []
-    for one in details["shown"]:
+def _drawn(shown: Sequence[ShownMask], classes: Sequence[str], source: SegmentSource) -> Iterator[tuple[Image.Image, str]]:
+    """Yield images, each with its annotated mask beside the predicted one, and their names; one at a time is in memory."""
+    for one in shown:
         index = one["index"]
         sheet = overlay.side_by_side(deep.shown(source.read(index)), source.mask(index), decoded(one["prediction"]), classes)
-        sheets.append((sheet, source.name(index)))
-    return sheets
+        yield sheet, source.name(index)
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f} %"
+def _rows(details: SegmentDetails, classes: Sequence[str]) -> list[Json]:
+    """Return a row for each class, under the keys of `_COLUMNS`, and its `pixels`."""
+    rows: list[Json] = []
+    for label, name in enumerate(classes):
+        interval = details["iou_interval"][label]
+        row: Json = {"class": name, "iou": details["iou"][label], "boundary_iou": details["boundary_iou"][label]}
+        row |= {"accuracy": details["accuracy"][label], "precision": details["precision"][label], "f1": details["f1"][label]}
+        row |= {"interval": None if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}"}
+        rows.append(row | {"pixels": sum(details["confusion"][label])})
+    return rows
+
+
+def _cell(value: object) -> str:
+    return tables.NONE if value is None else f"{value:.1f} %" if isinstance(value, float) else f"{value}"

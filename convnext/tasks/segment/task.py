@@ -167,7 +167,7 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
         """Return an empty metric."""
         from convnext.tasks.segment.metric import SegmentMetric
 
-        return SegmentMetric(num_classes)
+        return SegmentMetric(num_classes, source)
 
     # Report
 

@@ -3,7 +3,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, jaccard_score, recall_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    jaccard_score,
+    precision_score,
+    recall_score,
+)
 
 from convnext.errors import ConvnextError
 from convnext.tasks.segment.metric import PixelCounts
@@ -37,6 +45,12 @@ def test_equals_scikit_learn(seed, classes, data):
     in_masks = sorted(set(true.tolist()))
     recalls = recall_score(true, predicted, labels=in_masks, average=None)
     assert [value for value in details["accuracy"] if value is not None] == pytest.approx(100 * recalls, abs=1e-6)
+    found_as = sorted(set(predicted.tolist()))
+    precisions = precision_score(true, predicted, labels=found_as, average=None)
+    assert [value for value in details["precision"] if value is not None] == pytest.approx(100 * precisions, abs=1e-6)
+    assert [value for value in details["f1"] if value is not None] == pytest.approx(
+        100 * f1_score(true, predicted, labels=present, average=None), abs=1e-6
+    )
     assert found["miou"] == pytest.approx(100 * iou.mean(), abs=1e-6)
     assert found["mean_accuracy"] == pytest.approx(100 * balanced_accuracy_score(true, predicted), abs=1e-6)
     assert found["overall_accuracy"] == pytest.approx(100 * accuracy_score(true, predicted), abs=1e-6)

@@ -75,7 +75,7 @@ def test_a_run_leaves_weights_that_evaluate_to_the_same(photos, tmp_path):
     assert again.result.metrics == result.metrics
     page = (run / "report.html").read_text()
     assert "ground truth" not in page  # it is within the images
-    assert page.count("data:image/webp") == 3
+    assert page.count("data:image/webp") == 3 + len(again.result.details["worst"])
     assert "stone" in page
     loaded = load(run)
     assert (loaded.task, loaded.classes) == ("segment", ["ground", "leaf", "stone"])
@@ -208,6 +208,10 @@ def test_evaluation_json_is_plain(photos, tmp_path):
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert len(found["iou"]) == 3
     assert [one["index"] for one in found["shown"]] == [0, 1, 2]
+    assert sorted(one["image"].rpartition("/")[2] for one in found["worst"]) == ["0.png", "1.png", "2.png"]
+    mious = [one["image_miou"] for one in found["worst"]]
+    assert mious == sorted(mious)
+    assert found["iou_interval"] == [None] * 3  # of three images
 
 
 def test_colours_are_distorted_in_rgb_alone():
