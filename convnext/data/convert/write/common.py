@@ -12,7 +12,6 @@ from xml.sax.saxutils import escape, quoteattr
 from convnext.data.annotations.coco_file import CocoAnnotation, CocoContent
 from convnext.data.convert.common import FoundImage, FoundObject, MistakeError
 from convnext.data.convert.shapes import box_object, clipped
-from convnext.data.convert.write.outlines import MAX_RINGS
 from convnext.data.run_lengths import Segmentation, from_segmentation
 from convnext.errors import UsageError
 from convnext.text import counted, printable
@@ -22,7 +21,7 @@ _REMARKS = {  # of what a format can't hold, by kind
     "crowd": "left out {}: {} has no regions of many objects",
     "mask": "left out {}: {} has boxes",
     "score": "left out {}: {} has none",
-    "joined object": f"{{}} of several parts or with holes became one polygon each: lines of no width join at most {MAX_RINGS} parts",
+    "joined object": "{} of several parts or with holes became one polygon each, whose parts are joined by lines of no width",
     "image": "{} could not be linked, missing or within an archive: put them where the format expects them",
     "file name": "{} with characters that XML can't hold: escaped as in Python",
     "invalid object": "left out {} whose box or mask has no pixel within its image",

@@ -26,7 +26,7 @@ LOST = {
     "labelme": ["left out 1 crowd: LabelMe's JSON has no regions of many objects"],
     "voc": ["left out 6 masks: Pascal VOC's XML has boxes"],
     "yolo": [
-        "3 objects of several parts or with holes became one polygon each: lines of no width join at most 50 parts",
+        "3 objects of several parts or with holes became one polygon each, whose parts are joined by lines of no width",
         "left out 1 crowd: YOLO's text has no regions of many objects",
     ],
 }
