@@ -11,7 +11,7 @@ from typing import cast
 
 from convnext.data.annotations.coco_file import CocoContent, CocoIds, read_ids
 from convnext.data.convert.common import FoundImage, FoundObject
-from convnext.data.convert.write.common import OutgoingDataset, link_images, refuse_clashes
+from convnext.data.convert.write.common import OutgoingDataset, below, refuse_clashes
 from convnext.data.convert.write.formats import FORMATS, outgoing
 from convnext.data.run_lengths import RunLengths, lengths
 from convnext.errors import UsageError, writing
@@ -63,10 +63,9 @@ class DatasetOutput(Lines):
         self.classes = set(of_network)
         self.files = {item.name: item.below for item in items}
         self._refuse(self.files)  # raises before anything is written
+        _refuse_folder(path, self.how.images, [(file, item.below) for item in items if (file := item.file()) is not None])
         super().__init__(journal, top, overwrite, of)
         self._refuse(dict(self._rows("file_name")) | self.files)
-        if not is_file:
-            link_images(_folder(self.files), path / self.how.images)
 
     def _refuse(self, files: dict[str, str]) -> None:
         if self.listed is not None:
@@ -86,8 +85,7 @@ class DatasetOutput(Lines):
 
     def finish(self) -> None:
         """Write the dataset, and report what its format can't hold."""
-        files = {name: str(file) for name, file in self._rows("file_name")}
-        dataset = OutgoingDataset(self._images, self.categories, _folder(files), is_predicted=True)
+        dataset = OutgoingDataset(self._images, self.categories, is_predicted=True)
         for remark in save_dataset(dataset, self.kind, self.output):
             log.warning("%s: %s", self.output, remark)
 
@@ -105,7 +103,7 @@ class DatasetOutput(Lines):
                 key = keys.get(row["image"])
                 assert not isinstance(key, str)  # a file's ids are whole numbers
                 objects = [found for one in row["objects"] if (found := self._object(one)) is not None]
-                yield FoundImage(row["file_name"] if key is None else names[key], width, height, objects, key)
+                yield FoundImage(row["file_name"] if key is None else names[key], width, height, objects, key, Path(row["image"]))
 
     def _object(self, one: Json) -> FoundObject | None:
         name = str(one["class"])
@@ -132,7 +130,7 @@ def save_dataset(dataset: OutgoingDataset, kind: str, output: Path) -> list[str]
         for ending, pieces in how.files(dataset):
             _write(output.with_suffix(ending) if ending else output, pieces)
         return dataset.remarks(how.title)
-    remark = link_images(dataset.folder, output / how.images)
+    _link_images(dataset, output, how.images)
     with _replaced(output / how.annotations) as folder:
         for path, pieces in how.files(dataset):
             place, _, rest = path.partition("/")
@@ -144,7 +142,7 @@ def save_dataset(dataset: OutgoingDataset, kind: str, output: Path) -> list[str]
                         stream.writelines(pieces)
             else:
                 _write(output / path, pieces)
-    return [*([remark] if remark else []), *dataset.remarks(how.title)]
+    return dataset.remarks(how.title)
 
 
 def save_content(content: CocoContent, folder: Path, kind: str, output: Path) -> list[str]:
@@ -200,9 +198,42 @@ def _replaced(folder: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _folder(files: dict[str, str]) -> Path | None:
-    """Return the one folder that all images are below, given by their names, with the path of each below its source; else None."""
-    folders = {os.path.normpath(name.removesuffix(below) or ".") for name, below in files.items() if name.endswith(below)}
-    complete = len(files) and all(name.endswith(below) for name, below in files.items())
-    found = Path(next(iter(folders))) if complete and len(folders) == 1 else None
-    return found if found is not None and found.is_dir() else None
+def _link_images(dataset: OutgoingDataset, output: Path, name: str) -> None:
+    """Link each image where the format expects it, unless they are there.
+
+    The links are not one to the whole folder: Ultralytics would follow it, and look for the labels beside the folder it leads to.
+    """
+    place = output / name
+    known = [(image.path, image.file_name) for image in dataset.images() if image.path is not None and os.path.isfile(image.path)]
+    dataset.lost["image"] = sum(1 for _ in dataset.images()) - len(known)
+    _refuse_folder(output, name, known)
+    if known and known[0][0].resolve().is_relative_to(place.resolve()):
+        return
+    with _replaced(place) as folder:
+        for path, file_name in known:
+            link = folder / below(file_name)
+            with writing(link):
+                link.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    link.symlink_to(path.resolve())
+                except OSError:  # Windows allows symbolic links to some users only, and hard links on one disk
+                    try:
+                        link.hardlink_to(path.resolve())
+                    except OSError:
+                        shutil.copy2(path, link)
+
+
+def _refuse_folder(output: Path, name: str, images: Sequence[tuple[Path, str]]) -> None:
+    """Raise UsageError if links to images can't have the folder `name` of an output: it holds others, or the output holds the images."""
+    if not name or not images:
+        return
+    path, file_name = images[0]
+    root = Path(str(path).removesuffix(file_name) or ".")
+    if str(path).endswith(file_name) and output.exists() and root.exists() and output.samefile(root):
+        raise UsageError(f"{output} is the folder of the images: choose another output folder")
+    place = output / name
+    if not place.exists() or path.resolve().is_relative_to(place.resolve()):
+        return
+    files = (file for file in place.rglob("*") if file.is_symlink() or not file.is_dir())
+    if any(not file.is_symlink() and file.stat().st_nlink < 2 for file in files):  # not our links: they may be the only copy
+        raise UsageError(f"{place} exists, and its images are not those of the dataset: choose another output folder")

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from convnext.data.annotations.coco_file import CocoAnnotation, CocoContent
@@ -37,6 +38,7 @@ class FoundImage:
     height: int
     objects: list[FoundObject] = field(default_factory=list)
     key: int | None = None  # the image's id in a COCO file; by default its position, from 1
+    path: Path | None = None  # the image's own file, if it has one
 
     def __post_init__(self) -> None:
         if min(self.width, self.height) < 1 or self.width * self.height > _MAX_PIXELS:

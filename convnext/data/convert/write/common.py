@@ -1,5 +1,6 @@
 """What all writers share: the dataset to write, safe paths and texts, and the account of what a format can't hold."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,7 +12,6 @@ from xml.sax.saxutils import escape, quoteattr
 from convnext.data.annotations.coco_file import CocoAnnotation, CocoContent
 from convnext.data.convert.common import FoundImage, FoundObject, MistakeError
 from convnext.data.convert.shapes import box_object, clipped
-from convnext.data.convert.write.outlines import MAX_RINGS
 from convnext.data.run_lengths import Segmentation, from_segmentation
 from convnext.errors import UsageError
 from convnext.text import counted, printable
@@ -21,7 +21,8 @@ _REMARKS = {  # of what a format can't hold, by kind
     "crowd": "left out {}: {} has no regions of many objects",
     "mask": "left out {}: {} has boxes",
     "score": "left out {}: {} has none",
-    "joined object": f"{{}} of several parts or with holes became one polygon each: lines of no width join at most {MAX_RINGS} parts",
+    "joined object": "{} of several parts or with holes became one polygon each, whose parts are joined by lines of no width",
+    "image": "{} could not be linked, missing or within an archive: put them where the format expects them",
     "file name": "{} with characters that XML can't hold: escaped as in Python",
     "invalid object": "left out {} whose box or mask has no pixel within its image",
 }
@@ -40,7 +41,6 @@ class OutgoingDataset:
 
     images: Callable[[], Iterable[FoundImage]]  # those to write, in order, each with its objects
     categories: Mapping[str, int]  # the classes in order, each with its id in COCO's format
-    folder: Path | None  # that file names start from; None where the images come from several folders, or an archive
     is_predicted: bool = False
     lost: Counter[str] = field(default_factory=Counter)  # what the format can't hold, by kind
     escaped: set[str] = field(default_factory=set)  # names that the format can't hold as they are
@@ -73,15 +73,16 @@ class OutgoingDataset:
         return found
 
 
-def below(file_name: str, ending: str) -> str:
-    """Return the path, below an output folder, of the file that describes an image: the image's own, with another ending.
+def below(file_name: str, ending: str | None = None) -> str:
+    """Return the path of an image below an output folder, or with another ending that of the file that describes it.
 
     Raises MistakeError for a name without a part that can be a file's.
     """
     parts = [part for part in PurePosixPath(file_name).parts if part not in ("/", "..")]
-    if not parts:
+    if not parts or "\0" in file_name:
         raise MistakeError(f"an image has the name {file_name!r}: name its file")
-    return PurePosixPath(*parts).with_suffix(ending).as_posix()
+    path = PurePosixPath(*parts)
+    return (path if ending is None else path.with_suffix(ending)).as_posix()
 
 
 def refuse_clashes(images: Iterable[tuple[str, str]], ending: str) -> None:
@@ -110,10 +111,11 @@ def images_of(content: CocoContent, folder: Path, mistakes: list[str]) -> Iterat
         by_image.setdefault(annotation["image_id"], []).append(annotation)
     for about in content["images"]:
         name = about["file_name"]
-        if "\\" in name and not (folder / name).exists():
+        if "\\" in name and not os.path.exists(folder / name):
             name = name.replace("\\", "/")
         try:
-            image = FoundImage(name, about["width"], about["height"], key=about["id"])
+            below(name)
+            image = FoundImage(name, about["width"], about["height"], key=about["id"], path=folder / name)
         except MistakeError as mistake:
             mistakes.append(str(mistake))
             continue
@@ -146,24 +148,3 @@ def _within(segmentation: Segmentation, image: FoundImage) -> Segmentation:
     if not (kept := [[value for point in part for value in point] for part in parts if len(part) > 2]):
         raise MistakeError("no polygon lies within its image")
     return kept
-
-
-def link_images(folder: Path | None, link: Path) -> str | None:
-    """Make `link` lead to a folder of images, where the format expects them. Return what to report if that is not possible."""
-    move = f"put the images into {link}, where the format expects them"
-    if folder is None or not folder.is_dir():
-        return f"the images are not in one folder: {move}" if folder is None else f"there is no folder {folder}: {move}"
-    if link.parent.exists() and link.parent.samefile(folder):
-        raise UsageError(f"{folder} is the folder of the images: choose another output folder")
-    try:
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if link.exists() and link.samefile(folder):
-            return None
-        if link.is_symlink():
-            link.unlink()
-        elif link.exists():
-            raise UsageError(f"{link} exists, and is not {folder}, the folder of the images: choose another output folder")
-        link.symlink_to(folder.resolve(), target_is_directory=True)
-    except OSError as error:  # Windows allows links to some users only
-        return f"{link} could not be linked to {folder} ({error.strerror}): {move}"
-    return None

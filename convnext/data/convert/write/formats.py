@@ -17,13 +17,13 @@ from convnext.errors import UsageError
 
 @dataclass(frozen=True)
 class DatasetFormat:
-    """A format of datasets: one file, or a folder with one file per image and a link to the images."""
+    """A format of datasets: one file, or a folder with one file per image and links to the images."""
 
     title: str
     files: Callable[[OutgoingDataset], Iterator[TextFile]]
     ending: str | None = None  # of the one file
     annotations: str = ""  # the folder of the files per image, below the output folder
-    images: str = ""  # the link to the images there
+    images: str = ""  # the folder of links to the images there
     per_image: str = ""  # the ending of a file per image
 
     def check(self, output: Path) -> None:
@@ -51,4 +51,4 @@ def outgoing(content: CocoContent, folder: Path, mistakes: list[str]) -> Outgoin
     images = list(images_of(content, folder, mistakes))
     categories = {category["name"]: category["id"] for category in sorted(content["categories"], key=lambda one: one["id"])}
     is_predicted = any("score" in annotation for annotation in content["annotations"])
-    return OutgoingDataset(lambda: images, categories, folder, is_predicted)
+    return OutgoingDataset(lambda: images, categories, is_predicted)

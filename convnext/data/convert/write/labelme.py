@@ -25,7 +25,7 @@ def labelme_files(dataset: OutgoingDataset) -> Iterator[TextFile]:
     for image in dataset.images():
         path = below(image.file_name, ".json")
         above = "../" * (1 + path.count("/"))
-        yield TextFile(f"labels/{path}", [json.dumps(_content(image, f"{above}images/{image.file_name}", dataset), indent=1) + "\n"])
+        yield TextFile(f"labels/{path}", [json.dumps(_content(image, f"{above}images/{below(image.file_name)}", dataset), indent=1) + "\n"])
 
 
 def _content(image: FoundImage, where: str, dataset: OutgoingDataset) -> dict[str, object]:

@@ -9,8 +9,6 @@ import numpy as np
 
 from convnext.data.run_lengths import RunLengths, Segmentation, from_segmentation, sampled
 
-MAX_RINGS = 50  # parts and holes of an object that become one polygon: each costs time in proportion to the corners of all
-
 
 @dataclass(frozen=True, eq=False)
 class Outline:
@@ -78,24 +76,24 @@ def exact_polygons(segmentation: Segmentation, width: int, height: int) -> Segme
 def one_polygon(segmentation: Segmentation, width: int, height: int) -> tuple[list[list[float]], int]:
     """Return one polygon, [x, y] in pixels, for an object of any parts and holes, and how many of these were joined to its largest part.
 
-    They are joined by lines of no width, there and back on the same way, which add no pixel. The smallest beyond MAX_RINGS are left out.
+    They are joined by lines of no width, there and back on the same way, which add no pixel.
     """
+    from scipy.spatial import KDTree
+
     if isinstance(segmentation, list) and len(segmentation) > 1:  # they may overlap
         segmentation = from_segmentation(segmentation, height, width)
     parts = outlines(segmentation, width, height)
     if not parts:
         return [], 0
-    rings = sorted([ring for part in parts for ring in (part.outer, *part.holes)], key=lambda ring: -_area(ring))
-    polygon = rings[0]
-    for ring in rings[1:MAX_RINGS]:
-        polygon = _joined(polygon, ring)
-    return _plain(polygon), len(rings) - 1
-
-
-def _joined(polygon: np.ndarray, ring: np.ndarray) -> np.ndarray:
-    distances = ((polygon[:, None] - ring[None]) ** 2).sum(-1)
-    at, other = divmod(int(distances.argmin()), len(ring))
-    return np.concatenate([polygon[: at + 1], ring[other:], ring[: other + 1], polygon[at:]])
+    largest, *others = sorted([ring for part in parts for ring in (part.outer, *part.holes)], key=lambda ring: -_area(ring))
+    near = KDTree(largest)
+    joints: dict[int, list[np.ndarray]] = {}  # rings by the corner of the largest that is nearest
+    for ring in others:
+        distances, corners = near.query(ring)
+        first = int(distances.argmin())
+        joints.setdefault(int(corners[first]), []).append(np.concatenate([ring[first:], ring[: first + 1]]))
+    pieces = [piece for at, corner in enumerate(largest) for piece in ([corner], *((*ring, corner) for ring in joints.get(at, ())))]
+    return _plain(np.concatenate(pieces)), len(others)
 
 
 def _without_straight(ring: np.ndarray) -> np.ndarray:

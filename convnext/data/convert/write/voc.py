@@ -23,7 +23,7 @@ def voc_files(dataset: OutgoingDataset) -> Iterator[TextFile]:
 
 
 def _pieces(image: FoundImage, dataset: OutgoingDataset) -> Iterator[str]:
-    path = PurePosixPath(image.file_name)
+    path = PurePosixPath(below(image.file_name))
     folder = "" if str(path.parent) == "." else dataset.xml(str(path.parent))
     yield f"<annotation>\n  <folder>{folder}</folder>\n  <filename>{dataset.xml(path.name)}</filename>\n"
     yield f"  <size><width>{image.width}</width><height>{image.height}</height><depth>3</depth></size>\n  <segmented>0</segmented>\n"

@@ -26,7 +26,7 @@ LOST = {
     "labelme": ["left out 1 crowd: LabelMe's JSON has no regions of many objects"],
     "voc": ["left out 6 masks: Pascal VOC's XML has boxes"],
     "yolo": [
-        "3 objects of several parts or with holes became one polygon each: lines of no width join at most 50 parts",
+        "3 objects of several parts or with holes became one polygon each, whose parts are joined by lines of no width",
         "left out 1 crowd: YOLO's text has no regions of many objects",
     ],
 }
@@ -82,6 +82,30 @@ def test_there_and_back(tmp_path, kind):
     (tmp_path / "back.json").write_text(json.dumps(found.content))
     assert check(CocoSource(tmp_path / "back.json", tmp_path / "photos")) == []
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_images_are_linked_one_by_one_where_the_format_expects_them(tmp_path):
+    content = read_for_writing(*coco_dataset(tmp_path)).content
+    out = tmp_path / "out"
+    save_content(content, tmp_path / "photos", "voc", out)
+    assert not (out / "JPEGImages").is_symlink()  # Ultralytics would follow it, and look for labels beside the folder it leads to
+    assert (out / "JPEGImages" / "sub" / "x.jpg").read_bytes() == (tmp_path / "photos" / "sub" / "x.jpg").read_bytes()
+    (tmp_path / "photos" / "none.jpg").unlink()
+    content["images"] = content["images"][2:]
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] > 11]
+    remarks = save_content(content, tmp_path / "photos", "voc", out)
+    assert "1 image could not be linked, missing or within an archive: put them where the format expects them" in remarks
+    assert sorted(path.name for path in (out / "JPEGImages").rglob("*.jpg")) == ["x.jpg", "x.jpg"]  # none of the dataset before
+    # Beside the images themselves nothing is linked, and the images of others are not replaced.
+    save_content(content, tmp_path / "photos", "voc", out)
+    (tmp_path / "photos").rename(tmp_path / "JPEGImages")
+    save_content(content, tmp_path / "JPEGImages", "voc", tmp_path)
+    assert not (tmp_path / "JPEGImages" / "sub" / "x.jpg").is_symlink()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "mine.jpg").touch()
+    with pytest.raises(UsageError, match="images exists, and its images are not those of the dataset"):
+        save_content(content, tmp_path / "JPEGImages", "yolo", tmp_path)
+    assert (tmp_path / "images" / "mine.jpg").exists()
 
 
 def test_a_coco_dataset_has_ids_scores_and_exact_masks_for_pycocotools(tmp_path):
