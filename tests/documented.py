@@ -14,6 +14,7 @@ from deep_files import tiff
 from fitted import images, write_fitted
 from helpers import image_folder, sample_image
 from PIL import Image
+from video_files import write_video
 
 from convnext.data.sources.open import open_detection
 
@@ -131,6 +132,10 @@ def build_world(root):
             (root / "fields" / name / f"{i:03d}.tif").write_bytes(tiff(values, compressed=True))
     for i, name in enumerate(("photo.jpg", "holiday.jpg", "cat.jpg")):
         sample_image(i).save(root / name)
+    write_video(root / "clip.mp4", 8)
+    (root / "frames").mkdir()
+    for i in range(3):
+        sample_image(i).save(root / "frames" / f"frame_{i}.png")
     shutil.copytree(ROOT / "examples", root / "examples")
     _fitted(root)
     scenes = open_detection("scenes:val")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps
 
@@ -94,7 +95,7 @@ class DrawnVideo:
             kept = end
         return is_joined, parts, kept
 
-    def _parsed(self, line: bytes) -> Json:
+    def _parsed(self, line: bytes) -> dict[str, Any]:
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -102,7 +103,8 @@ class DrawnVideo:
         known = {one.name for one in fields(_Part)}
         if not isinstance(row, dict) or row.keys() not in (known, {"items"}, {"joined"}):
             raise self.journal.foreign("has a line that `convnext predict` did not write")
-        return row
+        parsed: dict[str, Any] = row
+        return parsed
 
     def _digest(self) -> str:
         shown = "\n".join(f"{tick} {item.name}" for tick, item in zip(self.ticks, self.items, strict=True))
@@ -133,12 +135,12 @@ class DrawnVideo:
         part, tick = self.part, self.ticks[self.part.end]
         if not part.size:
             part.size, part.image_size = [drawn.width + drawn.width % 2, drawn.height + drawn.height % 2], image_size
+        size = (part.size[0], part.size[1])
         if self.encoder is None:
-            part.tick = tick
-            self.encoder = PartEncoder(self._file(part), (part.size[0], part.size[1]), self.tick_seconds, self.rate)
-        if tuple(image_size) != tuple(part.image_size):
-            drawn = ImageOps.contain(drawn, (part.size[0], part.size[1]))
-        self.encoder.add(_filled(drawn, (part.size[0], part.size[1])), tick)
+            part.tick, self.encoder = tick, PartEncoder(self._file(part), size, self.tick_seconds, self.rate)
+        if [*image_size] != [*part.image_size]:
+            drawn = ImageOps.contain(drawn, size)
+        self.encoder.add(_filled(drawn, size), tick)
 
     def _close(self) -> None:
         """Complete a part: first its file, then the journal says so."""
@@ -156,8 +158,8 @@ class DrawnVideo:
             self._close()
         shown = [(self._file(part), part.tick) for part in self.parts if part.tick is not None]
         if shown and not self.is_joined:
-            how = {"kind": FORMATS[self.path.suffix.lower()], "tick_seconds": self.tick_seconds, "rate": self.rate}
-            write_atomically(self.path, lambda file: join(shown, file, **how))
+            kind = FORMATS[self.path.suffix.lower()]
+            write_atomically(self.path, lambda file: join(shown, file, kind, self.tick_seconds, self.rate))
             self._note({"joined": len(shown)})
             self.is_joined = True
         for file, _ in shown:

@@ -6,7 +6,7 @@ from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image
@@ -141,7 +141,7 @@ class _Decoder:
                     yield from self._frames_of(packet)
             yield from self._frames_of(None)  # those that the decoder still holds
 
-    def _frames_of(self, packet: "av.Packet | None") -> "list[av.VideoFrame]":
+    def _frames_of(self, packet: "av.Packet[VideoStream] | None") -> "list[av.VideoFrame]":
         try:
             return self.stream.codec_context.decode(packet)
         except need("av", "video").error.FFmpegError as error:
@@ -150,14 +150,14 @@ class _Decoder:
 
 
 @dataclass(frozen=True)
-class Listed:
+class FrameList:
     """The frames of a video, and what is wrong with it."""
 
     frames: Sequence[Frame] = ()
     fault: str = ""  # why there are no more; "" for a complete video
 
 
-def list_frames(path: Path, fps: float | None = None) -> Listed:
+def list_frames(path: Path, fps: float | None = None) -> FrameList:
     """Return the frames of a video, found without decoding it.
 
     Args:
@@ -169,7 +169,7 @@ def list_frames(path: Path, fps: float | None = None) -> Listed:
     try:
         container, stream = _opened(path)
     except CorruptImageError as error:
-        return Listed(fault=str(error))
+        return FrameList(fault=str(error))
     with container:
         count, stamps = 0, list[_Stamps]()
         for packet in _packets(container, stream):
@@ -177,14 +177,14 @@ def list_frames(path: Path, fps: float | None = None) -> Listed:
             if packet.size and not packet.is_discard and not _is_hidden(packet):  # an edit list discards what is decoded, but not shown
                 stamps.append((packet.pts, packet.dts))
         if not stamps:
-            return Listed(fault=f"{path}: it has no frames")
+            return FrameList(fault=f"{path}: it has no frames")
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         is_timed, ticks = _ticks(stamps, container.format.name)
         known = ticks[0] if is_timed else None
         video = Video(path, stream.time_base if ticks and stream.time_base else 1 / rate, known)
         frames = [Frame(video, i, ticks[i] - ticks[0] if ticks else i) for i in range(len(ticks) or len(stamps))]
         fault = _missing(path, stream, count, frames[-1].seconds + float(1 / rate))
-    return Listed(frames if fps is None else list(_thinned(frames, fps)), fault)
+    return FrameList(frames if fps is None else list(_thinned(frames, fps)), fault)
 
 
 _Stamps = tuple[int | None, int | None]  # when a packet's frame is shown, and when it is decoded
@@ -207,13 +207,14 @@ def _opened(path: Path) -> "tuple[InputContainer, VideoStream]":
         container: InputContainer = av.open(str(path.absolute()), options=dict(_OPTIONS), metadata_errors="replace")
     except (av.error.FFmpegError, OSError) as error:
         raise CorruptImageError(f"{path}: {error.strerror or first_line(error)}: it is not a video, or a part of it is missing") from error
-    if (stream := container.streams.best("video")) is None:
+    stream = container.streams.best("video")
+    if stream is None:
         container.close()
         raise CorruptImageError(f"{path}: it has no video stream")
-    return container, stream
+    return container, cast("VideoStream", stream)
 
 
-def _packets(container: "InputContainer", stream: "VideoStream") -> "Iterator[av.Packet]":
+def _packets(container: "InputContainer", stream: "VideoStream") -> "Iterator[av.Packet[VideoStream]]":
     """Yield the stream's packets, up to where the file can be read. Those without content repeat a frame."""
     errors, packets = need("av", "video").error, container.demux(stream)
     for _ in range(_MAX_FRAMES):
@@ -225,7 +226,7 @@ def _packets(container: "InputContainer", stream: "VideoStream") -> "Iterator[av
             yield packet
 
 
-def _is_hidden(packet: "av.Packet") -> bool:
+def _is_hidden(packet: "av.Packet[VideoStream]") -> bool:
     """Return whether a packet is one of VP8's that only later frames refer to (RFC 6386, 9.1: show_frame)."""
     return packet.stream.codec_context.name == "vp8" and not bytes(packet)[0] >> 4 & 1
 
@@ -261,10 +262,9 @@ def _thinned(frames: Sequence[Frame], fps: float) -> Iterator[Frame]:
 
 def _upright(frame: "av.VideoFrame") -> Image.Image:
     pixels = frame.to_ndarray(format="rgb24")
-    matrix = next(
-        (np.frombuffer(bytes(data), np.int32)[[0, 1, 3, 4]] for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None
-    )
-    orientation = 1 if matrix is None else _ORIENTATIONS.get(tuple(np.sign(np.round(matrix / (1 << 16))).astype(int).tolist()), 1)
-    if orientation != 1:
+    side_data: Any = frame.side_data  # PyAV's stub knows one key only
+    if "DISPLAYMATRIX" in side_data:
+        matrix = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32)[[0, 1, 3, 4]]
+        orientation = _ORIENTATIONS.get(tuple(np.round(matrix / (1 << 16)).astype(int).tolist()), 1)
         pixels = np.moveaxis(turned_array(np.moveaxis(pixels, -1, 0), orientation), 0, -1)
     return Image.fromarray(np.ascontiguousarray(pixels))
