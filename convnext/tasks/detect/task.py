@@ -15,6 +15,7 @@ from convnext.data.sources.coco import CocoSource
 from convnext.data.sources.coco import check as check_coco
 from convnext.data.sources.open import open_detection
 from convnext.data.transforms.detect import DetectAugmentation, DetectPreprocessing, train_transform
+from convnext.data.transforms.extra import ExtraObjects
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError
 from convnext.models.detection.postprocess import encode_masks
@@ -24,6 +25,7 @@ from convnext.tasks.detect import prediction
 from convnext.tasks.detect.batch import DetectBatch, DetectEvaluationSamples, DetectTrainingSamples
 from convnext.tasks.detect.loss import DetectCriterion
 from convnext.tasks.detect.prediction import Detections, DetectNetwork, DetectOptions, DetectPrediction
+from convnext.tasks.own import own_transform, title
 from convnext.tasks.shared import check_class_count, draw_of, measured, measured_remarks, reading_of, refuse_options, skipped_remarks
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
     formats: ClassVar[tuple[str, ...]] = ("coco",)
     options: ClassVar[tuple[str, ...]] = ("threshold", "masks", "max_pixels", "check")
     reorders_head: ClassVar[bool] = False
+    own: ClassVar[tuple[str, ...]] = ("augment.extra",)
     hub_pipeline: ClassVar[str] = "object-detection"
     demo_recipe: ClassVar[str | None] = "detect_digits"
 
@@ -79,6 +82,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
         augmentation = DetectAugmentation(
             sizes.short, sizes.longest, sizes.crop_short, sizes.crop, augment.flip, *recipe.data.normalisation(), data.range,
             augment.vflip, augment.blur, data.channels, augment.rotate, augment.copy_paste, augment.mosaic,
+            _extra(recipe, len(train.classes)),
         )  # fmt: skip
         transform = train_transform(augmentation)
         upright = (train.heights > train.widths).astype(int)
@@ -202,6 +206,11 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
         from convnext.tasks.detect.graph import DetectExport
 
         return DetectExport()
+
+
+def _extra(recipe: Recipe, classes: int) -> ExtraObjects | None:
+    own = own_transform(recipe)
+    return None if own is None else ExtraObjects(title(str(recipe.augment.extra), own), own, classes)
 
 
 def _groups(groups: list[int], batch_size: int) -> list[int] | None:
