@@ -25,7 +25,7 @@ _ON_WHOLE_IMAGES = (*_CLASSIFIERS, "pretrain")  # tasks of one sample for each i
 _OF_WHOLE_IMAGES = """
     eval. data.image_column data.label_column data.root data.group_column
     augment.crop augment.crop_scale augment.crop_aspect augment.rand_augment augment.trivial_augment augment.color_jitter
-    augment.random_erasing augment.extra
+    augment.random_erasing
 """
 
 # The tasks of the package that use a key, or all keys of a section, where not every task does. Tasks from outside may use any.

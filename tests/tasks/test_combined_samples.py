@@ -4,17 +4,22 @@ import numpy as np
 import pytest
 import torch
 
+from convnext import tasks
 from convnext.data.images import CorruptImageError
 from convnext.data.loader import make_loader
 from convnext.data.sampling.order import EpochOrder
+from convnext.data.sources import scenes
 from convnext.data.sources.masks import Semantic
 from convnext.data.sources.scenes import Scenes
 from convnext.data.transforms.detect import DetectAugmentation, train_transform
 from convnext.data.transforms.segment import TrainTransform
 from convnext.errors import UsageError
+from convnext.extend import giving
 from convnext.recipe import load_recipe
 from convnext.tasks.detect.batch import DetectBatch, DetectTrainingSamples
+from convnext.tasks.own import check_own
 from convnext.tasks.segment.batch import SegmentBatch, SegmentTrainingSamples
+from convnext.training.given import recipe_with
 
 SIZES = {"short": (64,), "longest": 64, "crop_short": (72,), "crop": (48, 64)}
 
@@ -99,3 +104,24 @@ def test_tasks_that_do_not_combine_images_refuse_the_keys():
         load_recipe("segment_digits", ["augment.copy_paste=0.5"])
     with pytest.raises(UsageError, match=r"augment\.mosaic=0\.5 has no effect: task classify does not use it, only detect, segment"):
         load_recipe("digits", ["augment.mosaic=0.5"])
+
+
+@pytest.mark.parametrize(("recipe", "kind"), [("detect_digits", dict), ("segment_digits", torch.Tensor)])
+def test_an_augmentation_of_ones_own_gets_objects_or_masks(recipe, kind, monkeypatch):
+    monkeypatch.setitem(scenes.PARTS, "train", 4)
+    monkeypatch.setitem(scenes.PARTS, "val", 2)
+    seen = []
+
+    def inverted(image, second):
+        seen.append(second)
+        return 255 - image, second
+
+    with giving(transform=inverted):
+        named = recipe_with(recipe, [], {"transform": inverted})
+        task = tasks.get(named.task)
+        check_own(task, named)
+        samples = [task.open(one).train[0, 0].image for one in (named, load_recipe(recipe))]
+    assert isinstance(seen[0], kind)
+    mean, std = (torch.tensor(values)[:, None, None] for values in named.data.normalisation())
+    levels = [255 * (image * std + mean) for image in samples]
+    assert torch.allclose(levels[0] + levels[1], torch.tensor(255.0), atol=0.01)

@@ -121,7 +121,7 @@ def classes_of_objects(source: DetectSource) -> list[list[int]]:
         except CorruptImageError:  # which training reports
             found.append([])
         else:
-            found.append(objects.labels[~objects.iscrowd].unique().tolist())
+            found.append(sorted(set(objects.labels[~objects.iscrowd].tolist())))
     return found
 
 

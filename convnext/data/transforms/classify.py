@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
@@ -19,9 +18,10 @@ from torchvision.transforms import v2
 
 from convnext.data.deep import DeepImage, Range, to_bytes
 from convnext.data.images import to_pixels
+from convnext.data.transforms.extra import Extra
 from convnext.data.transforms.geometry import blurred, draw_angle, drawn, rotated
 from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, ClassifyPreprocessing, ImageSize, sides, to_normalised
-from convnext.errors import ConvnextError, UsageError, first_line
+from convnext.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Augmentation:
     mean: tuple[float, ...] = IMAGENET_MEAN  # subtracted from RGB in 0 to 1
     std: tuple[float, ...] = IMAGENET_STD  # divided by after that
     range: Range | None = None  # of images with more than 8 bits, see `DeepImage.pixels`
-    extra: "Extra | None" = None  # a user's own augmentation, behind these and before normalisation
+    extra: Extra | None = None  # a user's own augmentation, behind these and before normalisation
     channels: int = 3  # see `to_pixels`
 
 
@@ -105,33 +105,6 @@ class ResizedCrop:
         part = pixels[None, :, top : top + max(height, 1), left : left + max(width, 1)]
         part = part.contiguous(memory_format=torch.channels_last)
         return F.interpolate(part, self.size, mode=self.mode, antialias=self.antialias)[0]
-
-
-@dataclass(frozen=True)
-class Extra:
-    """A user's augmentation as a step: of an image, uint8 (3, H, W) or float32 from 0 to 255 if it is deep, to one of the same size.
-
-    It may return a tensor, a NumPy array (H, W, 3) or a PIL image. Raises ConvnextError if it fails, UsageError if it returns another
-    thing, both with its name.
-    """
-
-    name: str  # for messages
-    function: Callable[..., object]
-
-    def __call__(self, image: Image | Tensor) -> Tensor:
-        pixels = to_pixels(image)
-        try:
-            found = self.function(pixels)
-        except ConvnextError:
-            raise
-        except Exception as error:  # a user's function may raise anything
-            raise ConvnextError(f"the transform {self.name} failed: {type(error).__name__}: {first_line(error)}") from error
-        if isinstance(found, Image | np.ndarray):
-            found = torch.from_numpy(np.array(found)).movedim(-1, 0)
-        if not isinstance(found, Tensor) or found.shape != pixels.shape or found.dtype not in (torch.uint8, torch.float32):
-            what = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-            raise UsageError(f"the transform {self.name} must return an image of shape {tuple(pixels.shape)}, uint8 or float32, not {what}")
-        return found
 
 
 def _flip(pixels: Tensor, probability: float) -> Tensor:

@@ -21,6 +21,7 @@ from convnext.data.deep import DeepImage, Range
 from convnext.data.images import to_pixels
 from convnext.data.run_lengths import EncodedMasks
 from convnext.data.transforms.combined import assembled, draw_quarters, draw_window, pasted, seen_through
+from convnext.data.transforms.extra import ExtraObjects
 from convnext.data.transforms.geometry import blurred, draw_angle, drawn
 from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, to_normalised
 from convnext.data.transforms.rotation import turned
@@ -45,6 +46,7 @@ class DetectAugmentation:
     rotate: float = 0.0  # largest angle in degrees, either way
     copy_paste: float = 0.0  # probability of objects of another image on an image, for objects with masks
     mosaic: float = 0.0  # probability of a mosaic of four images
+    extra: ExtraObjects | None = None  # a user's own augmentation, behind these and before normalisation
 
 
 Opened = Image | DeepImage | Tensor
@@ -138,7 +140,10 @@ def _augment(
     if others is not None and drawn(settings.copy_paste):
         pixels, objects = pasted(pixels, objects, *_jittered(*_trainable(*others(), settings), settings))
     pixels, objects = turned(pixels, objects, draw_angle(settings.rotate), ground)
-    return normalised(blurred(pixels, settings.blur)), objects
+    pixels = blurred(pixels, settings.blur)
+    if (own := settings.extra) is not None:
+        pixels, objects = own(pixels, objects)
+    return normalised(pixels), objects
 
 
 def _trainable(image: Opened, objects: ImageObjects, settings: DetectAugmentation) -> tuple[Tensor, ImageObjects]:

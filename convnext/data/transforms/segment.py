@@ -18,6 +18,7 @@ from convnext.data.annotations.mask_files import IGNORED
 from convnext.data.deep import DeepImage, Range, to_bytes
 from convnext.data.images import to_pixels
 from convnext.data.transforms.combined import draw_quarters, draw_window, on_canvas
+from convnext.data.transforms.extra import ExtraMask
 from convnext.data.transforms.geometry import blurred, draw_angle, drawn, rotated
 from convnext.data.transforms.photometric import PhotometricDistortion
 from convnext.data.transforms.preprocessing import IMAGENET_MEAN, IMAGENET_STD, ImageSize, Preprocessing, sides, to_normalised
@@ -52,6 +53,7 @@ class TrainTransform:
         blur: probability of a Gaussian blur.
         channels: see `to_pixels`; colours are distorted of three only.
         mosaic: probability of a mosaic.
+        extra: a user's own augmentation, behind these and before normalisation and padding.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class TrainTransform:
         blur: float = 0.0,
         channels: int = 3,
         mosaic: float = 0.0,
+        extra: ExtraMask | None = None,
     ) -> None:
         import torchvision.transforms.v2  # noqa: F401  # now, so that each loader process, forked from this one, does not import it again
 
@@ -78,13 +81,15 @@ class TrainTransform:
         self.max_class_share, self.flip = max_class_share, flip
         self.distortion = PhotometricDistortion() if distort else None
         self.normalise: Callable[[Image | DeepImage | Tensor], Tensor] = to_normalised(mean, std, channels=channels)
-        self.range, self.channels, self.mosaic = value_range, channels, mosaic
+        self.range, self.channels, self.mosaic, self.extra = value_range, channels, mosaic, extra
 
     def __call__(self, image: Opened, mask: Tensor, others: MaskedOthers | None = None) -> tuple[Tensor, Tensor]:
         """Return the image (C, height, width) and the mask; `others` gives those of which mosaics are made."""
         pixels, mask = self._augmented(image, mask)
         if others is not None and drawn(self.mosaic):
             pixels, mask = self._mosaic(pixels, mask, others)
+        if (own := self.extra) is not None:
+            pixels, mask = own(pixels, mask)
         padding = (0, self.crop_size[1] - mask.shape[1], 0, self.crop_size[0] - mask.shape[0])
         return F.pad(self.normalise(pixels), padding), F.pad(mask, padding, value=IGNORED)
 

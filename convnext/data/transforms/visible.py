@@ -60,5 +60,11 @@ def clipped(boxes: Tensor, height: int, width: int) -> Tensor:
 def joined(parts: Sequence[ImageObjects]) -> ImageObjects:
     """Return the objects of several parts of one image, masks as tensors of one size; other facts are those of the first."""
     masks = [part.masks for part in parts if isinstance(part.masks, Tensor)]
-    fields = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("boxes", "labels", "iscrowd", "area")}
-    return replace(parts[0], **fields, masks=torch.cat(masks) if len(masks) == len(parts) else None)
+    return replace(
+        parts[0],
+        boxes=torch.cat([part.boxes for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+        masks=torch.cat(masks) if len(masks) == len(parts) else None,
+        iscrowd=torch.cat([part.iscrowd for part in parts]),
+        area=torch.cat([part.area for part in parts]),
+    )

@@ -243,7 +243,8 @@ def unreadable(source: ClassifySource, how: Reading) -> list[str]:
 
 def augmentation(recipe: Recipe) -> "Augmentation":
     """Return the settings of the training transform of a recipe."""
-    from convnext.data.transforms.classify import Augmentation, Extra
+    from convnext.data.transforms.classify import Augmentation
+    from convnext.data.transforms.extra import Extra
 
     data, augment, own = recipe.data, recipe.augment, own_transform(recipe)
     return Augmentation(

@@ -17,8 +17,9 @@ from convnext.data.sources.coco import CocoSource
 from convnext.data.sources.coco_check import check as check_coco
 from convnext.data.sources.open import open_detection
 from convnext.data.transforms.detect import DetectAugmentation, DetectPreprocessing, objects_transform, train_transform
+from convnext.data.transforms.extra import ExtraObjects
 from convnext.data.transforms.preprocessing import Preprocessing
-from convnext.errors import ConvnextError
+from convnext.errors import ConvnextError, UsageError
 from convnext.models.calibration import Calibration
 from convnext.models.detection.postprocess import encode_masks
 from convnext.recipe import BEST_METRICS, Recipe
@@ -33,6 +34,7 @@ from convnext.tasks.detect.parts import open_parts, require_masks
 from convnext.tasks.detect.prediction import Detections, DetectPrediction
 from convnext.tasks.detect.tiles import MAX_OVERLAP, MAX_TILE, MIN_TILE
 from convnext.tasks.objects import with_options
+from convnext.tasks.own import own_transform, title
 from convnext.tasks.shared import draw_of, measured, measured_remarks, refuse_options, skipped_remarks
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
     formats: ClassVar[tuple[str, ...]] = ("coco", *FORMATS)
     options: ClassVar[tuple[str, ...]] = ("threshold", "nms", "class_agnostic", "classes", "masks", "max_pixels", "check")
     reorders_head: ClassVar[bool] = False
+    own: ClassVar[tuple[str, ...]] = ("augment.extra",)
     hub_pipeline: ClassVar[str] = "object-detection"
     demo_recipe: ClassVar[str | None] = "detect_digits"
 
@@ -69,6 +72,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
         augmentation = DetectAugmentation(
             *auto.training_sizes(recipe.detect), augment.flip, *recipe.data.normalisation(), data.range,
             augment.vflip, augment.blur, data.channels, augment.rotate, augment.copy_paste, augment.mosaic,
+            _extra(recipe, len(train.classes)),
         )  # fmt: skip
         transform = train_transform(augmentation)
         upright = (train.heights > train.widths).astype(int)
@@ -219,6 +223,11 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
         from convnext.tasks.detect.graph import DetectExport
 
         return DetectExport()
+
+
+def _extra(recipe: Recipe, classes: int) -> ExtraObjects | None:
+    own = own_transform(recipe)
+    return None if own is None else ExtraObjects(title(str(recipe.augment.extra), own), own, classes)
 
 
 def _groups(groups: list[int], batch_size: int) -> list[int] | None:

@@ -14,6 +14,7 @@ from convnext.data.loader import Sample, Samples
 from convnext.data.sources import masks
 from convnext.data.sources.base import SegmentSource, SegmentSubset, read_by
 from convnext.data.sources.open import open_segmentation
+from convnext.data.transforms.extra import ExtraMask
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.data.transforms.segment import SegmentPreprocessing, TrainTransform, mask_transform
 from convnext.errors import ConvnextError, UsageError
@@ -23,6 +24,7 @@ from convnext.recipe import BEST_METRICS, Recipe
 from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData
 from convnext.tasks.held_out import hold_out, shared_images
 from convnext.tasks.objects import refuse_invalid, with_options
+from convnext.tasks.own import own_transform, title
 from convnext.tasks.segment import auto, prediction
 from convnext.tasks.segment.batch import SegmentBatch, SegmentEvaluationSamples, SegmentTrainingSamples
 from convnext.tasks.segment.loss import SegmentCriterion
@@ -47,6 +49,7 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
     batch_size: ClassVar[int] = 4  # images are prepared in their own size, and may be large
     columns: ClassVar[tuple[str, ...]] = ("class", "share")
     formats: ClassVar[tuple[str, ...]] = ("masks",)
+    own: ClassVar[tuple[str, ...]] = ("augment.extra",)
     hub_pipeline: ClassVar[str] = "image-segmentation"
     demo_recipe: ClassVar[str | None] = "segment_digits"
 
@@ -81,7 +84,7 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
         remarks += found
         given, recipe = recipe, measured(recipe, train)
         remarks += deep.remarks(train, data.range) + measured_remarks(recipe, given)
-        samples = SegmentTrainingSamples(train, _train_transform(recipe), recipe.seed)
+        samples = SegmentTrainingSamples(train, _train_transform(recipe, len(train.classes)), recipe.seed)
         val_samples = self.evaluation_samples(val, self.preprocessing(recipe))
         draw, found = draw_of(recipe, train.classes, lambda: masks.classes_of_masks(train))
         return TaskData(samples, val_samples, train.classes, remarks + found, class_ids=train.class_ids, draw=draw, recipe=recipe)
@@ -223,8 +226,8 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
         return SegmentExport()
 
 
-def _train_transform(recipe: Recipe) -> TrainTransform:
-    data, segment, augment = recipe.data, recipe.segment, recipe.augment
+def _train_transform(recipe: Recipe, classes: int) -> TrainTransform:
+    data, segment, augment, own = recipe.data, recipe.segment, recipe.augment, own_transform(recipe)
     return TrainTransform(
         data.image_size,
         auto.scale_of(segment),
@@ -239,6 +242,7 @@ def _train_transform(recipe: Recipe) -> TrainTransform:
         augment.blur,
         data.channels,
         augment.mosaic,
+        None if own is None else ExtraMask(title(str(augment.extra), own), own, classes),
     )
 
 
