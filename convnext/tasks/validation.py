@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from convnext import distributed
-from convnext.data.loader import InOrder, Loader, make_loader
+from convnext.data.loader import Loader, make_loader
+from convnext.data.sampling.order import InOrder
 from convnext.data.randomness import generators_kept, seed_everything
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.recipe import Recipe

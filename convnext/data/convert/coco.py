@@ -24,7 +24,7 @@ def read_for_writing(file: Path, images: Path) -> Converted:
         "annotations": found.annotations,
         "categories": [{"id": ids[label], "name": name} for label, name in enumerate(found.classes) if label in ids],
     }
-    remarks = [f"skipped {problem}" for problem in found.problems[:_REPORTED]]
-    if len(found.problems) > _REPORTED:
-        remarks.append(f"… {counted(len(found.problems), 'invalid annotation')} in all")
+    remarks = [f"skipped {problem}" for problem in found.invalid[:_REPORTED]]
+    if len(found.invalid) > _REPORTED:
+        remarks.append(f"… {counted(len(found.invalid), 'invalid annotation')} in all")
     return Converted(content, remarks)

@@ -10,7 +10,7 @@ from convnext import tasks
 from convnext.data.sources.coco import CocoSource
 from convnext.errors import ConvnextError, UsageError
 from convnext.recipe import load_recipe
-from convnext.tasks.detect.parts import open_parts
+from convnext.tasks.detect.parts import open_parts, require_masks
 
 SQUARE = [[10, 10, 30, 10, 30, 25, 10, 25]]
 NAMES = ("car", "bus", "person")
@@ -35,7 +35,9 @@ def dataset(root, labels, name="a.json", folder="images", **changes):
 
 def parts(where, *overrides, val="null"):
     recipe = load_recipe("detect_digits", [f"data.train={where}", f"data.val={val}", *overrides])
-    return open_parts(recipe, lambda source: [*source.remarks])
+    train, held, remarks = open_parts(recipe, lambda source: [*source.remarks])
+    require_masks(recipe, train, held)
+    return train, held, remarks
 
 
 def keys(source):

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
 from convnext.data.annotations.coco_file import CocoAnnotation, CocoContent
-from convnext.data.convert.common import FoundImage, FoundObject, MistakeError
+from convnext.data.annotations.json_file import MistakeError
+from convnext.data.convert.common import FoundImage, FoundObject
 from convnext.data.convert.shapes import box_object, clipped
 from convnext.data.run_lengths import Segmentation, from_segmentation
 from convnext.errors import UsageError

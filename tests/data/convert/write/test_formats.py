@@ -12,7 +12,8 @@ from convnext.data.convert.coco import read_for_writing
 from convnext.data.convert.formats import convert
 from convnext.data.convert.write.formats import FORMATS
 from convnext.data.run_lengths import decode, from_segmentation
-from convnext.data.sources.coco import CocoSource, check
+from convnext.data.sources.coco import CocoSource
+from convnext.data.sources.coco_check import check
 from convnext.errors import ConvnextError, UsageError
 from convnext.inference.datasets import save_content
 
