@@ -113,7 +113,7 @@ class AveragePrecision:
         """Return for all objects and for small (up to 32² pixels), medium and large ones (from 96²) AP and average recall in percent.
 
         The keys are `area`, `objects` (crowds not counted), `box_ap`, `box_ar` and, with masks, `mask_ap`, `mask_ar`; None without
-        such objects. Recall is at all detections of an image that count.
+        such objects. Recall is at all detections of an image that count. As in COCO, an object of 32² or 96² pixels is of both sizes.
         """
         areas = np.concatenate([np.empty(0), *(image.truth.areas[~image.truth.crowds] for image in self.images.values())])
         rows: list[Json] = []
