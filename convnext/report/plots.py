@@ -177,7 +177,7 @@ def percentages(lines: Sequence[Line], title: str, xlabel: str, limits: tuple[fl
     if mark is not None:
         axes.axvline(mark, color=palette.SOFT, linestyle="--", linewidth=1)
     for line in lines:
-        axes.plot(line.x, line.y, color=line.colour, linewidth=line.width, label=line.label or None)
+        axes.plot(np.array(line.x, float), np.array(line.y, float), color=line.colour, linewidth=line.width, label=line.label or None)
     axes.set(xlabel=xlabel, xlim=limits, ylim=(0, 102))
     if any(line.label for line in lines):
         axes.legend(frameon=False, fontsize=9)

@@ -104,6 +104,16 @@ def test_a_curve_of_one_point_is_visible():
     assert re.search(rf'<use [^>]*style="fill: {palette.BLUE}', plots.overlay([[(1.0, 0.5)]], "Loss"))
 
 
+def test_lines_of_percentages_have_gaps_where_nothing_is_defined():
+    lines = [plots.Line([0.0, 0.5, 1.0], [None, None, None], palette.ORANGE), plots.Line([0, 1], [50, 60], palette.BLUE, label="F1")]
+    svg = plots.percentages(lines, "Scores", "threshold", (0, 1), mark=0.5)
+    assert f"stroke: {palette.BLUE}" in svg
+    assert ">F1<" in svg
+    assert "nan" not in svg
+    assert page.folded("<table>", 40) == "<table>"
+    assert "<details" in page.folded("<table>", 41)
+
+
 def test_figures_take_the_colours_of_a_light_or_a_dark_page():
     for svg in (*plots.curves([], "top1"), plots.confusion([[3, 1], [0, 4]], ["ant", "bee"]), plots.overlay([[(0, 1), (1, 2)]], "Loss")):
         assert palette.INK in svg

@@ -26,3 +26,12 @@ def test_markdown_reads_back_to_the_same_cells():
 def test_csv_reads_back_to_the_same_values():
     lines = list(csv.DictReader(tables.comma_separated(COLUMNS, ROWS).splitlines()))
     assert lines == [{"name": "a|b, c", "macs": "4.4567", "size": "224"}, {"name": "long name", "macs": "", "size": "1024"}]
+
+
+def test_the_classes_that_are_confused_most_come_first():
+    matrix = [[9, 2, 0], [5, 9, 0], [0, 1, 9]]
+    assert tables.most_confused(matrix, ["a", "b", "c"]) == [
+        {"is": "b", "taken for": "a", "times": 5},
+        {"is": "a", "taken for": "b", "times": 2},
+        {"is": "c", "taken for": "b", "times": 1},
+    ]

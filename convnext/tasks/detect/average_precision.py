@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convnext.errors import ConvnextError
 from convnext.tasks.base import Json, Metrics
 from convnext.tasks.detect.batch import DetectTarget
 from convnext.tasks.detect.evaluated import CocoEntry, EvaluatedImage, annotations, evaluated, results
 from convnext.tasks.detect.prediction import Detections
+from convnext.text import counted
 
 MAX_DETECTIONS = 100  # of an image, by COCO's evaluation
 IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
@@ -43,9 +45,17 @@ class AveragePrecision:
         self._tables: dict[str, _Tables] | None = None
 
     def update(self, predictions: Iterable[Detections], targets: Iterable[DetectTarget]) -> None:
-        """Add a batch, a prediction and a target for each image, both in the pixels of the image as annotated."""
+        """Add a batch, a prediction and a target for each image, both in the pixels of the image as annotated.
+
+        Raises ConvnextError for a detection of a class that there is not.
+        """
         for prediction, target in zip(predictions, targets, strict=True):
-            self.images[int(target["image_id"])] = evaluated(prediction, target, self.with_masks)
+            image = self.images[int(target["image_id"])] = evaluated(prediction, target, self.with_masks)
+            if wrong := sorted({*image.found.labels.tolist()} - {*range(len(self.classes))}):
+                raise ConvnextError(
+                    f"the detector found class {wrong[0]}, but there are {counted(len(self.classes), 'class')}, counted from 0: "
+                    "the background is no class"
+                )
         self._tables = None
 
     def merge(self, other: "AveragePrecision") -> None:
@@ -113,7 +123,7 @@ class AveragePrecision:
         """Return for all objects and for small (up to 32² pixels), medium and large ones (from 96²) AP and average recall in percent.
 
         The keys are `area`, `objects` (crowds not counted), `box_ap`, `box_ar` and, with masks, `mask_ap`, `mask_ar`; None without
-        such objects. Recall is at all detections of an image that count.
+        such objects. Recall is at all detections of an image that count. As in COCO, an object of 32² or 96² pixels is of both sizes.
         """
         areas = np.concatenate([np.empty(0), *(image.truth.areas[~image.truth.crowds] for image in self.images.values())])
         rows: list[Json] = []

@@ -24,10 +24,21 @@ _MAX_PRINTED = 12  # classes of a confusion matrix on a terminal
 _MAX_PAIRS = 10  # of classes on a terminal, where there are more
 _MAX_HEAD = 12  # characters of a name over its columns
 _PRECISION, _RECALL, _F1 = palette.SERIES[:3]
+_NAMES = {
+    "right": "found, and of the right class",
+    "missed": "missed",
+    "false": "false",
+    "confused": "found as another class",
+    "ignored": "a crowd, or a detection in one",
+}
 _EXPLAINED = (
     "Objects and detections are matched by their boxes at an IoU of at least 0.5; detections choose in the order of their scores. "
     "A detection that exceeds the score threshold is right if it found an object of its class. Precision is the fraction of detections "
     "that are right, recall the fraction of objects that are found, F1 their harmonic mean. Crowds count neither way."
+)
+_MATRIX_EXPLAINED = (
+    f" Rows are the true classes, columns the detected ones. Objects in the column {BACKGROUND} were missed; detections in the row "
+    f"{BACKGROUND} found nothing that no other had found before."
 )
 
 
@@ -44,10 +55,7 @@ def sections(details: DetectDetails, classes: Sequence[str]) -> list[page.PageSe
         names = [*classes, BACKGROUND]
         few = len(names) <= plots.MAX_CLASSES_DRAWN
         drawn = page.figure(plots.confusion(details["confusion"], names)) if few else page.table(_pairs(details["confusion"], classes))
-        legend = (
-            f"{_sentence(details)} Rows are the true classes, columns the detected ones. Objects in the column {BACKGROUND} were "
-            f"missed; detections in the row {BACKGROUND} found nothing that no other had found before."
-        )
+        legend = _sentence(details) + (_MATRIX_EXPLAINED if few else "")
         parts += [
             page.PageSection("Precision, recall and F1 over the score threshold", _threshold_body(details)),
             page.PageSection("Confusion" if few else "Most confused", page.spaced([page.paragraph(legend), drawn])),
@@ -68,15 +76,6 @@ def worst(details: DetectDetails, classes: Sequence[str], source: DetectSource) 
     text = f"On the left the annotated objects, on the right the detections of a score above {details['at_threshold']['threshold']:g}."
     images = [page.image(_drawn(one, classes, source), _caption(one)) for one in details["worst"]]
     return [page.PageSection("Worst images", "".join([page.paragraph(text), legend, *images]))]
-
-
-_NAMES = {
-    "right": "found, and of the right class",
-    "missed": "missed",
-    "false": "false",
-    "confused": "found as another class",
-    "ignored": "a crowd, or a detection in one",
-}
 
 
 def _has_objects(details: DetectDetails) -> bool:

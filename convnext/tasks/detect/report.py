@@ -22,11 +22,9 @@ from convnext.text import counted
 
 _DEMO_IMAGES = 4
 _COCO_DETECTIONS = 100  # of an image that COCO's own evaluation counts
-_HEADS = {  # of the columns of tables
-    "ap": "AP %", "ap50": "AP50 %", "ap75": "AP75 %", "ap_small": "small %", "ap_medium": "medium %", "ap_large": "large %", "ar": "AR %",
-}  # fmt: skip
-_ON_PAGE = {key: head.removesuffix(" %") for key, head in _HEADS.items()}
-_PLAIN = {"ap_small": "AP, small", "ap_medium": "AP, medium", "ap_large": "AP, large"}
+_HEADS = {"ap": "AP %", "ap50": "AP50 %", "ap75": "AP75 %", "ap_small": "small %", "ap_medium": "medium %", "ap_large": "large %"}
+_HEADS |= {"ar": "AR %"}  # of the columns of tables
+_BY_CLASS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
 
 def summary_line(metrics: Metrics) -> str:
@@ -61,15 +59,9 @@ def sections(details: Json, classes: Sequence[str], source: DetectSource) -> lis
     """Return detections beside the annotated objects, average precision by class, area and IoU, and the errors."""
     found = cast(DetectDetails, details)
     images = [page.image(sheet, caption) for sheet, caption in _examples(found, classes, source)]
-    parts = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-    by_class = [
-        {"class": row["class"], "objects": row["objects"]}
-        | {f"{kind} {_PLAIN.get(part, _ON_PAGE[part])}": _percent(row[f"{kind}_{part}"]) for kind in _kinds(found) for part in parts}
-        for row in found["classes"]
-    ]
     by_area = [
         {"area": row["area"], "objects": row["objects"]}
-        | {f"{kind} {_ON_PAGE[part]}": _percent(row[f"{kind}_{part}"]) for kind in _kinds(found) for part in ("ap", "ar")}
+        | {f"{kind} {_HEADS[part].removesuffix(' %')}": _percent(row[f"{kind}_{part}"]) for kind in _kinds(found) for part in ("ap", "ar")}
         for row in found["by_area"]
     ]
     by_iou = [{"AP at IoU": row["kind"]} | {key: _percent(row[key]) for key in _ious(found)} for row in _by_iou(found)]
@@ -80,7 +72,7 @@ def sections(details: Json, classes: Sequence[str], source: DetectSource) -> lis
         page.PageSection("Predictions", "".join(images)),
         *error_report.worst(found, classes, source),
         page.PageSection("Average precision by area and by IoU", page.spaced(numbers)),
-        page.PageSection("Average precision by class", page.folded(page.tight(page.table(by_class)), len(by_class))),
+        page.PageSection("Average precision by class", page.spaced([_class_table(found["classes"], kind) for kind in _kinds(found)])),
         *error_report.sections(found, classes),
     ]
 
@@ -111,6 +103,16 @@ def _kinds(details: DetectDetails) -> list[str]:
 
 def _ious(details: DetectDetails) -> list[str]:
     return [f"{row['iou']:.2f}" for row in details["by_iou"]]
+
+
+def _class_table(rows: Sequence[Json], kind: str) -> str:
+    """Return the table of AP of boxes or of masks by class."""
+    shown = [
+        {"class": row["class"], "objects": row["objects"]}
+        | {_HEADS[part].removesuffix(" %") if part != "ap" else f"{kind} AP": _percent(row[f"{kind}_{part}"]) for part in _BY_CLASS}
+        for row in rows
+    ]
+    return page.folded(page.tight(page.table(shown)), len(shown))
 
 
 def _by_iou(details: DetectDetails) -> list[Json]:

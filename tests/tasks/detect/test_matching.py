@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from convnext.errors import ConvnextError
 from convnext.tasks.detect.evaluated import Annotated, Detected, EvaluatedImage
 from convnext.tasks.detect.matching import confusion, errors, match
 from convnext.tasks.detect.metric import KEPT_WORST, DetectMetric
@@ -226,3 +227,11 @@ def test_a_detector_that_finds_nothing_has_no_best_threshold():
     assert details["confusion"][0] == [0, 0, 0, 1]
     assert "(as no threshold finds an object), boxes at IoU 0.5: precision –, recall 0.0 %, F1 0.0 %:" in summary(metrics, details, CLASSES)
     assert sections(details, CLASSES, source)
+
+
+def test_a_class_that_there_is_not_is_refused():
+    """As of a detector of one's own whose background is class 0."""
+    with pytest.raises(
+        ConvnextError, match="the detector found class 3, but there are 3 classes, counted from 0: the background is no class"
+    ):
+        measured([an_image([(0, at(0), False)], [(0, 0.9, at(0)), (3, 0.9, at(0))])], [[0]])
