@@ -26,7 +26,13 @@ def check(source: CocoSource) -> list[str]:
         except CorruptImageError as error:
             problems.append(str(error))
             continue
+        runs = objects.run_lengths() or [None] * len(objects)
+        first: dict[object, int] = {}
         for at, key in enumerate(source.annotation_ids(index)):
+            mask = runs[at]
+            same = first.setdefault((int(objects.labels[at]), *objects.boxes[at].tolist(), mask and mask["counts"]), key)
+            if same != key:
+                problems.append(f"{source.file}: {annotation_name(key)} repeats {annotation_name(same)}: remove one")
             if not source.has_corners and (fault := _misfit(objects, at, *source.size(index))):
                 problems.append(f"{source.file}: {annotation_name(key)} {fault}")
     return problems + depths.problems()
