@@ -14,7 +14,7 @@ def ids_fault(annotation: object, images: Container[int], categories: Container[
     if not isinstance(annotation, dict):
         return "is not a JSON object"
     for key in ("image_id", "category_id"):
-        if not isinstance(annotation.get(key), int):
+        if not is_whole(annotation.get(key)):
             return f"has no {key!r} that is a whole number"
     if annotation["image_id"] not in images:
         return f"is of image {annotation['image_id']}, which the file does not list"
@@ -23,6 +23,11 @@ def ids_fault(annotation: object, images: Container[int], categories: Container[
     if annotation.get("iscrowd") not in (None, 0, 1):
         return f"has an 'iscrowd' of {annotation['iscrowd']!r}, which is neither 0 nor 1"
     return None
+
+
+def is_whole(value: object) -> bool:
+    """Return whether a value is a whole number, also as 1.0."""
+    return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
 
 
 def box_fault(box: object, area: object, image_width: int, image_height: int) -> str | None:

@@ -12,7 +12,7 @@ from typing import NotRequired, TypedDict, cast
 import numpy as np
 
 from convnext.data.annotations.choices import EVERYTHING, Choices
-from convnext.data.annotations.coco_faults import box_fault, ids_fault, mask_fault
+from convnext.data.annotations.coco_faults import box_fault, ids_fault, is_whole, mask_fault
 from convnext.data.annotations.json_file import read_json
 from convnext.data.run_lengths import RunLengths, Segmentation, lengths
 from convnext.errors import ConvnextError, UsageError, nearest
@@ -189,7 +189,7 @@ def _one_of_a_name(file: Path, content: CocoContent, known: Container[str] | Non
     """
     categories = sorted(content["categories"], key=lambda category: category["id"])
     annotations: Sequence[object] = content.get("annotations") or ()
-    used = {one.get("category_id") for one in annotations if isinstance(one, dict) and isinstance(one.get("category_id"), int)}
+    used = {one.get("category_id") for one in annotations if isinstance(one, dict) and is_whole(one.get("category_id"))}
     kept: list[CocoCategory] = []
     remarks: list[str] = []
     for category in categories:
@@ -245,6 +245,8 @@ def _check_entries(file: Path, kind: str, entries: list[object], keys: tuple[str
         where = f"{file}: entry {position} of {kind!r}"
         for key in keys:
             wanted = str if key in ("file_name", "name") else int
+            if isinstance(entry, dict) and wanted is int and is_whole(entry.get(key)):
+                entry[key] = int(entry[key])  # tables, pandas' for instance, may have made it 1.0
             if not isinstance(entry, dict) or not isinstance(entry.get(key), wanted):
                 raise ConvnextError(f"{where} has no {key!r} that is {'a text' if wanted is str else 'a whole number'}")
         assert isinstance(entry, dict)  # there are keys

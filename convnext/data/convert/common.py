@@ -110,7 +110,7 @@ class Conversion:
             found.append(more)
         boxes = sum(not one.segmentation for _, one in objects)
         if 0 < boxes < len(objects):
-            found.append(f"{boxes} of {counted(len(objects), 'object')} have a box and no mask: training needs a mask of each, or none")
+            found.append(f"{boxes} of {counted(len(objects), 'object')} have a box and no mask: data.masks_from_boxes=true takes the box")
         return found
 
     def _others(self) -> str:

@@ -104,12 +104,12 @@ class CocoSource:
             return is_crowd
         first = annotation_name(annotations[int(without.argmax())]["id"])
         some = f"{without.sum()} of {counted(len(annotations), 'object')} without a mask, the first {first}"
-        what = {
+        rules = {
             "required": "they are ignored in training and evaluation; data.masks_from_boxes=true takes their boxes as masks",
             "boxes": "their boxes are their masks",
             "optional": "the masks of the others are not used",
         }
-        self.remarks.append(f"{self.file}: {some}: {what[choices.masks]}")
+        self.remarks.append(f"{self.file}: {some}: {rules[choices.masks]}")
         return is_crowd | without if choices.masks == "required" else is_crowd
 
     def _keep_images(self, images: Mapping[int, CocoImage]) -> None:
@@ -249,7 +249,7 @@ class CocoSource:
         """Return what to report of boxes that reach over the border of their image: at most one line."""
         images = np.repeat(np.arange(len(self)), np.diff(self._first))
         ends = np.stack([self.widths, self.heights], 1)[images] + 1
-        over = (self._boxes[:, 2:] > ends).any(1)
+        over = (self._boxes[:, 2] > ends[:, 0]) | (self._boxes[:, 3] > ends[:, 1])
         if over.sum() <= _FEW_OVER * len(over):
             return []
         given = self._boxes[:, 2:] - self._boxes[:, :2]  # as the file has them: width and height, or else right and bottom

@@ -26,19 +26,22 @@ def check(source: CocoSource) -> list[str]:
         except CorruptImageError as error:
             problems.append(str(error))
             continue
+        runs = objects.run_lengths() or [None] * len(objects)
+        first: dict[object, int] = {}
         for at, key in enumerate(source.annotation_ids(index)):
-            if fault := _misfit(objects, at, *source.size(index), borders=not source.has_corners):
+            mask = runs[at]
+            same = first.setdefault((int(objects.labels[at]), *objects.boxes[at].tolist(), mask and mask["counts"]), key)
+            if same != key:
+                problems.append(f"{source.file}: {annotation_name(key)} repeats {annotation_name(same)}: remove one")
+            if not source.has_corners and (fault := _misfit(objects, at, *source.size(index))):
                 problems.append(f"{source.file}: {annotation_name(key)} {fault}")
     return problems + depths.problems()
 
 
-def _misfit(objects: ImageObjects, at: int, height: int, width: int, borders: bool) -> str | None:
-    """Return what makes an object suspicious although it can be used, as a predicate; None if nothing does.
-
-    Boxes over the border of their image count only with `borders`.
-    """
+def _misfit(objects: ImageObjects, at: int, height: int, width: int) -> str | None:
+    """Return what makes an object suspicious although it can be used, as a predicate; None if nothing does."""
     left, top, right, bottom = box = objects.boxes[at].tolist()
-    if borders and (min(left, top) < -1 or right > width + 1 or bottom > height + 1):
+    if min(left, top) < -1 or right > width + 1 or bottom > height + 1:
         return f"has a box that reaches over the border of its image of {width} x {height}: {box}"
     if not isinstance(objects.masks, EncodedMasks):
         return None

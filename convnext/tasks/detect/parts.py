@@ -86,6 +86,9 @@ def _held_out(whole: DetectSource, recipe: Recipe) -> tuple[DetectSource, Detect
     images = Counter(label for found in labels for label in set(found))
     strata = [min(found, key=lambda label: (images[label], label)) if found else _NO_OBJECT for found in labels]
     rest, held, remarks = hold_out(whole, strata, recipe)
+    if not any(labels[index] for index in held):
+        held_out = f"the {counted(len(held), 'image')} held out of data.train hold no object"
+        raise ConvnextError(f"{held_out}: name the images to evaluate on as data.val")
     empty = 0 if recipe.data.keep_empty else sum(not labels[index] for index in rest)
     if empty:
         rest = [index for index in rest if labels[index]]

@@ -13,6 +13,7 @@ from convnext.data.images import AS_RGB, Reading
 from convnext.data.loader import Sample, Samples
 from convnext.data.sources import masks
 from convnext.data.sources.base import SegmentSource, SegmentSubset, read_by
+from convnext.data.sources.coco import CocoSource
 from convnext.data.sources.open import open_segmentation
 from convnext.data.transforms.extra import ExtraMask
 from convnext.data.transforms.preprocessing import Preprocessing
@@ -104,7 +105,8 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
         """Return everything wrong with the images and masks, one problem per line, by path and value; reads all of them."""
         source, depths = open_segmentation(where), deep.Depths()
         read_by(source, how)
-        return masks.check(source, depths) + depths.problems()
+        found = source.source.problems if isinstance(source, masks.Semantic) and isinstance(source.source, CocoSource) else []
+        return found + masks.check(source, depths) + depths.problems()
 
     def counts(self, source: SegmentSource) -> str:
         """Return in one line how many images a source holds, and its classes. Only reading a mask would show which are in it."""

@@ -29,6 +29,16 @@ def test_annotations_without_an_id_of_their_own_are_numbered_by_position(tmp_pat
     assert [problem.partition(" has ")[0] for problem in found.invalid] == [f"{file}: annotation 9", f"{file}: annotation at position 10"]
 
 
+def test_whole_numbers_may_be_written_as_fractions(tmp_path):
+    file = written(tmp_path, [GOOD | {"id": 1, "image_id": 1.0, "category_id": 2.0}, GOOD | {"id": 2, "image_id": 1.5}])
+    file.write_text(file.read_text().replace('"width": 48', '"width": 48.0').replace('"id": 5', '"id": 5.0'))
+    found = read_coco(file)
+    assert [found.labels[one["category_id"]] for one in found.annotations] == [1]
+    assert (found.images[1]["width"], list(found.labels)) == (48, [1, 2, 5])
+    assert [type(found.images[1]["width"]), type(list(found.labels)[2])] == [int, int]
+    assert found.invalid == [f"{file}: annotation 2 has no 'image_id' that is a whole number"]
+
+
 def test_the_good_polygons_of_an_object_stay(tmp_path):
     parts = [[5, 5, 6, 6], SQUARE, [], [1, 2, 3, 4, 5, 1e9]]
     file = written(tmp_path, [GOOD | {"id": 3, "segmentation": parts}, GOOD | {"id": 4, "segmentation": parts[:1]}])

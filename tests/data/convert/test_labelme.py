@@ -89,7 +89,7 @@ def test_boxes_alone_have_no_masks(tmp_path):
         "area": 400,
         "iscrowd": 0,
     }
-    assert found.remarks == ["2 of 3 objects have a box and no mask: training needs a mask of each, or none"]
+    assert found.remarks == ["2 of 3 objects have a box and no mask: data.masks_from_boxes=true takes the box"]
 
 
 def test_the_image_is_found_and_opened_where_the_size_is_missing(tmp_path):

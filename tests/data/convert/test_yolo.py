@@ -123,7 +123,7 @@ def test_boxes_and_polygons_mixed_are_reported(tmp_path):
     images, labels = yolo(tmp_path, a=["0 0.5 0.5 0.5 0.5", "0 0.1 0.1 0.6 0.1 0.6 0.5 0.1 0.5"])
     found = yolo_to_coco(images, labels, ["dog"])
     assert ["segmentation" in annotation for annotation in found.content["annotations"]] == [False, True]
-    assert found.remarks == ["1 of 2 objects have a box and no mask: training needs a mask of each, or none"]
+    assert found.remarks == ["1 of 2 objects have a box and no mask: data.masks_from_boxes=true takes the box"]
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,11 @@ def test_check_reads_what_opening_does_not(tmp_path):
                 read(index)
 
 
+def test_an_object_that_is_annotated_twice_is_reported(tmp_path):
+    dataset(tmp_path, [GOOD, GOOD | {"category_id": 17}, GOOD | {"image_id": 9}, GOOD, GOOD | {"segmentation": RUNS}])
+    assert check(opened(tmp_path)) == [f"{tmp_path}/file.json: annotation {i} repeats annotation 1: remove one" for i in (4, 5)]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
