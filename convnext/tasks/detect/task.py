@@ -22,7 +22,6 @@ from convnext.recipe import BEST_METRICS, Recipe
 from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData
 from convnext.tasks.detect import auto, prediction
 from convnext.tasks.detect.batch import DetectBatch, DetectEvaluationSamples, DetectTrainingSamples
-from convnext.tasks.detect.loss import DetectCriterion
 from convnext.tasks.detect.prediction import Detections, DetectNetwork, DetectOptions, DetectPrediction
 from convnext.tasks.shared import check_class_count, measured, measured_remarks, reading_of, refuse_options, skipped_remarks
 
@@ -137,6 +136,8 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
 
     def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[DetectBatch]:
         """Return the detector's own losses, with class weights and the focal factor where the recipe has them."""
+        from convnext.tasks.detect.loss import DetectCriterion  # loads timm, by way of the losses of classifiers
+
         return DetectCriterion(recipe, cast(DetectSource, data.train.source))
 
     def predict(self, model: nn.Module, batch: DetectBatch, how: Preprocessing) -> Sequence[Detections]:
