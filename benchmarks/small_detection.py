@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=384, help="its image size in pixels")
     parser.add_argument("--work", type=Path, default=Path("build/small_detection"))
     parser.add_argument("keys", nargs="*", help="keys of our recipe")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     args.work.mkdir(parents=True, exist_ok=True)
     seconds, score = ours(args.folder, args.work, args.keys)
     print(f"| {args.folder.name} | detect_small | {seconds:.0f} | {score:.1f} |", flush=True)

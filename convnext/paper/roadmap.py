@@ -226,7 +226,7 @@ def _collect(runs: Sequence[Run], regime: Regime) -> ladder.Ladder:
         first.data.image_size,
         _hardware(run.folder for run in runs),
         rungs,
-        first.train.iterations,
+        first.train.steps(),
     )
 
 

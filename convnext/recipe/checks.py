@@ -50,6 +50,8 @@ _USED_BY: dict[str, tuple[str, ...]] = {
     "train.dice": ("segment",),
 }
 
+_INSTEAD = {("data.image_size", "detect"): "detect.size"}  # by key and task: what to set there
+
 # Keys that other keys leave without effect: which do so, when, and why.
 _BESIDE: list[tuple[str, str, Callable[[Recipe], bool], str]] = [
     ("augment.color_jitter", "augment.rand_augment", lambda r: r.augment.rand_augment is not None, "augment.rand_augment replaces it"),
@@ -232,7 +234,8 @@ def _without_effect(recipe: Recipe) -> Iterator[str]:
     changed = dict(_changed(recipe))
     for key, (value, default) in changed.items():
         if recipe.task not in (tasks := _users(recipe, key)):
-            yield _useless(key, value, default, f"task {recipe.task} does not use it, only {', '.join(tasks)}")
+            instead = f" (set {_INSTEAD[key, recipe.task]} instead)" if (key, recipe.task) in _INSTEAD else ""
+            yield _useless(key, value, default, f"task {recipe.task} does not use it, only {', '.join(tasks)}{instead}")
     for key, _, applies, reason in _BESIDE:
         if key in changed and applies(recipe):
             yield _useless(key, *changed[key], reason)

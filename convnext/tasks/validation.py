@@ -7,8 +7,8 @@ from torch import nn
 
 from convnext import distributed
 from convnext.data.loader import Loader, make_loader
-from convnext.data.sampling.order import InOrder
 from convnext.data.randomness import generators_kept, seed_everything
+from convnext.data.sampling.order import InOrder
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.recipe import Recipe
 from convnext.tasks.base import AnyTask, Batch, Criterion, Metrics, TaskData

@@ -91,6 +91,6 @@ def _length(trainer: Trainer, result: TrainResult) -> dict[str, str]:
     """Return how long the run was, in epochs or in steps; of one that was stopped, also how long it was to be."""
     train = trainer.recipe.train
     what, done, end = "epochs", trainer.moment().epoch, train.epochs
-    if train.iterations is not None:
-        what, done, end = "steps", result.step, train.iterations
+    if (steps := train.steps()) is not None:
+        what, done, end = "steps", result.step, steps
     return {what: str(end) if result.stopped is None else f"{round(done, 1):g} of {end}"}

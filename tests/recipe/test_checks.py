@@ -239,3 +239,8 @@ def test_detect_size_replaces_the_other_sizes():
     assert load_recipe("detect_digits", ["detect.size=96"]).detect.test_short == 800  # the recipe's 128 would have no effect
     with pytest.raises(UsageError, match=r"detect.test_short=64 has no effect: detect.size replaces it"):
         load_recipe("detect_digits", ["detect.size=96", "detect.test_short=64"])
+
+
+def test_the_size_of_other_tasks_names_the_detectors_own():
+    with pytest.raises(UsageError, match=r"data.image_size=640 has no effect: .* \(set detect.size instead\)"):
+        load_recipe("detect_finetune", ["data.train=photos", "data.image_size=640"])

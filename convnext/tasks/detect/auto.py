@@ -16,7 +16,8 @@ from convnext.recipe.schema import Detect
 _KEYS = ("model.masks", "detect.size", "model.anchor_scale", "train.iterations")
 _MAX_IMAGES = 500  # whose objects are measured, evenly spread
 _QUANTILE, _PIXELS = 0.25, 36  # images are so large that a quarter of the objects has at most so many pixels a side
-_SIDES = (128, 448)  # smallest and largest long side
+_SIDES = (224, 448)  # smallest and largest long side; images that are smaller themselves get at least ...
+_LEAST = 128
 _UNIT = 32  # of sides: the stride of the backbone's last map
 _WORK = 8.0e7  # steps x squared side: some minutes on two CPU cores
 _STEPS = (600, 3000)
@@ -65,12 +66,12 @@ def _sizes(train: DetectSource) -> tuple[np.ndarray, float]:
 def size_for(objects: np.ndarray, image: float) -> int:
     """Return the long side in pixels for objects (n, 2), parts of a long side, in images with a long side of `image` pixels.
 
-    A quarter of the objects is then at most 36 pixels a side, the mean of width and height. Images are not enlarged, unless they are
-    smaller than 128 pixels, and get at most 448.
+    A quarter of the objects is then at most 36 pixels a side, the geometric mean of width and height. The side is from 224 to 448
+    pixels. Images are not enlarged, unless they are smaller than 128 pixels.
     """
     least, most = _SIDES
     wanted = _PIXELS / max(float(np.quantile(np.sqrt(objects.prod(1)), _QUANTILE)), 1e-3) if len(objects) else most
-    return round(float(np.clip(wanted, least, np.clip(image, least, most))) / _UNIT) * _UNIT
+    return round(float(min(np.clip(wanted, least, most), max(image, _LEAST))) / _UNIT) * _UNIT
 
 
 def anchor_scale_for(objects: np.ndarray) -> float:

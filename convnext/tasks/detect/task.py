@@ -28,7 +28,6 @@ from convnext.tasks.detect import auto, prediction, tiles
 from convnext.tasks.detect import options as detect_options
 from convnext.tasks.detect.batch import DetectBatch, DetectEvaluationSamples, DetectTrainingSamples
 from convnext.tasks.detect.limits import limit_remarks
-from convnext.tasks.detect.loss import DetectCriterion
 from convnext.tasks.detect.options import DetectOptions
 from convnext.tasks.detect.parts import open_parts, require_masks
 from convnext.tasks.detect.prediction import Detections, DetectPrediction
@@ -151,6 +150,8 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
 
     def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[DetectBatch]:
         """Return the detector's own losses, with class weights and the focal factor where the recipe has them."""
+        from convnext.tasks.detect.loss import DetectCriterion  # loads timm, by way of the losses of classifiers
+
         return DetectCriterion(recipe, cast(DetectSource, data.train.source))
 
     def predict(self, model: nn.Module, batch: DetectBatch, how: Preprocessing) -> Sequence[Detections]:

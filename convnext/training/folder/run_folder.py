@@ -122,7 +122,8 @@ class RunFolder(RunPaths):
         evaluations = [line for line in self.lines() if line["kind"] == "eval"]
         if not evaluations:
             return None
-        key, end = ("epoch", recipe.train.epochs) if recipe.train.iterations is None else ("step", recipe.train.steps())
+        steps = recipe.train.steps()
+        key, end = ("epoch", recipe.train.epochs) if steps is None else ("step", steps)
         return evaluations[-1] if cast(int, evaluations[-1][key]) >= end else None
 
     def forget_after(self, size: int) -> None:

@@ -33,7 +33,7 @@ def boxes(tmp_path):
 
 @pytest.mark.parametrize(
     ("side", "image", "expected"),
-    [(0.125, 640, 288), (0.125, 200, 192), (0.01, 4000, 448), (0.9, 640, 128), (0.5, 64, 128)],
+    [(0.125, 640, 288), (0.125, 200, 192), (0.01, 4000, 448), (0.9, 640, 224), (0.9, 160, 160), (0.5, 64, 128)],
 )
 def test_small_objects_get_large_images_within_bounds(side, image, expected):
     objects = np.concatenate([np.full((30, 2), side), np.full((70, 2), 0.95)])
