@@ -24,7 +24,6 @@ from convnext.cli.common import (
     bar,
     check_images,
     check_model,
-    check_tile,
     image_size,
     importing,
     optimized,
@@ -85,17 +84,14 @@ def predict(
     pixels = image_size(size)
     with importing():
         from convnext import tasks
-        from convnext.inference.api import asked, open_outputs
+        from convnext.inference.api import asked, check_tile, open_outputs
         from convnext.inference.bulk import predict_all
         from convnext.inference.inputs import find_items
         from convnext.inference.predictor import load
 
     _refuse(output, kind, annotations, features, engine, optimize, as_json)
     check_tile(tile, tile_overlap)
-    if tile is not None and (other := "--engine" if engine is not None else "--features" if features is not None else None):
-        raise UsageError(f"--tile can't be used with {other}: omit one of them")
-    if tta is not None and (other := "--engine" if engine is not None else "--features" if features is not None else None):
-        raise UsageError(f"--tta can't be used with {other}: omit one of them")
+    _refuse_views({"--tta": tta, "--tile": tile}, engine, features)
     task_options = asked(coverage, unknown, threshold, nms, class_agnostic, classes)
     _refuse_options(task_options, tta, size, features is not None and output is None and draw is None and not as_json)
     items = find_items(images)
@@ -152,6 +148,14 @@ def _refuse(
         raise UsageError(f"--engine {engine} writes to files: name one with --output or --features")
     if engine is not None and optimize is not None:
         raise UsageError(f"--optimize can't be used with --engine {engine}: omit one of them")
+
+
+def _refuse_views(views: Mapping[str, object], engine: str | None, features: Path | None) -> None:
+    """Raise UsageError for several views of an image, by the option that asks for them, where only one is taken."""
+    other = "--engine" if engine is not None else "--features" if features is not None else None
+    for name, given in views.items():
+        if given is not None and other is not None:
+            raise UsageError(f"{name} can't be used with {other}: omit one of them")
 
 
 def _refuse_options(given: Mapping[str, object], tta: str | None, size: str | None, only_features: bool) -> None:

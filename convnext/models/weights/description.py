@@ -180,7 +180,7 @@ class ForDetection(Normalised):
     short: Pixels
     longest: Pixels
     most: int = Field(100, ge=1, le=10_000)
-    tile: Pixels | None = None
+    tile: None = None  # a caller's choice, not a file's: small tiles of a large image take hours
     overlap: float = Field(0.2, ge=0, le=0.9)
 
 
