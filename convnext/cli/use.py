@@ -105,7 +105,7 @@ def predict(
     predictor = optimized(original, optimize, calibration)
     if predictor.source is not None and not Path(weights or model).exists():
         print(f"weights: {predictor.source}", file=sys.stderr)
-    options = {"optimize": optimize, "calibration": " ".join(calibration or []) or None, "tta": tta, "size": size}
+    options: dict[str, object] = {"optimize": optimize, "calibration": " ".join(calibration or []) or None, "tta": tta, "size": size}
     options |= {"tile": tile, "tile_overlap": tile_overlap}
     files = {"output": output, "annotations": annotations, "features": features, "draw": draw}
     outputs = open_outputs(original, items, options, **files, kind=kind, top=top, overwrite=overwrite)

@@ -108,6 +108,7 @@ class MultilabelTask(ClassifyTask):
         preprocessing: Preprocessing,
         classes: Sequence[str],
         device: torch.device,
+        /,
         *,
         class_ids: ClassIds | None = None,
         **options: object,
