@@ -120,12 +120,6 @@ def image_size(text: str | None) -> int | tuple[int, int] | None:
     return int(numbers[1]) if numbers[2] in (None, numbers[1]) else (int(numbers[1]), int(numbers[2]))
 
 
-def check_tile(tile: int | None, overlap: float | None) -> None:
-    """Raise UsageError for an overlap of no tiles."""
-    if overlap is not None and tile is None:
-        raise UsageError("--tile-overlap is for --tile: give the side of the tiles too, for instance --tile 1024")
-
-
 def size_text(pixels: int | tuple[int, int]) -> str:
     """Return a size as the paper's tables print it: pixels a side, or WIDTHxHEIGHT."""
     return str(pixels) if isinstance(pixels, int) else f"{pixels[1]}x{pixels[0]}"

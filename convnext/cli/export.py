@@ -20,6 +20,9 @@ def export(
     with_preprocessing: Annotated[
         bool, typer.Option("--with-preprocessing", help="Take uint8 RGB images (N, H, W, 3), and normalise them inside.")
     ] = False,
+    paste_masks: Annotated[
+        bool, typer.Option("--paste-masks", help="Detectors: also give masks in pixels of the image, 100 times its size.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Export a network for another runtime; the file is run there, and kept only if it computes the same."""
@@ -36,6 +39,7 @@ def export(
         size=image_size(size),
         precision=precision,
         with_preprocessing=with_preprocessing,
+        paste_masks=paste_masks,
         report=lambda message: print(message, file=sys.stderr, flush=True),
     )
     for remark in found.remarks:

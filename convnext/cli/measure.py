@@ -20,7 +20,6 @@ from convnext.cli.common import (
     Weights,
     app,
     check_model,
-    check_tile,
     counter,
     image_size,
     importing,
@@ -67,16 +66,17 @@ def evaluate(
 ) -> None:
     """Measure a network on labelled images."""
     check_model(model)
-    check_tile(tile, tile_overlap)
     pixels = image_size(size)
     with importing():
         from convnext import tasks
         from convnext.distributed import is_main, on_all, process_group
         from convnext.evaluate import evaluate_loaded
         from convnext.export.load import load
+        from convnext.inference.api import check_tile
         from convnext.inference.predictor import Predictor
         from convnext.models.load import at_size
 
+    check_tile(tile, tile_overlap)
     _check_outputs(report_page, output)
     with process_group(device) as target:
         loaded = on_all(lambda: load(model, weights))

@@ -24,7 +24,6 @@ from convnext.cli.common import (
     bar,
     check_images,
     check_model,
-    check_tile,
     image_size,
     importing,
     optimized,
@@ -88,7 +87,7 @@ def predict(
     pixels = image_size(size)
     with importing():
         from convnext import tasks
-        from convnext.inference.api import asked, open_outputs
+        from convnext.inference.api import asked, check_tile, open_outputs
         from convnext.inference.bulk import predict_all
         from convnext.inference.drawn_video import in_order
         from convnext.inference.inputs import find_items
@@ -96,10 +95,7 @@ def predict(
 
     _refuse(output, kind, annotations, features, engine, optimize, as_json)
     check_tile(tile, tile_overlap)
-    if tile is not None and (other := "--engine" if engine is not None else "--features" if features is not None else None):
-        raise UsageError(f"--tile can't be used with {other}: omit one of them")
-    if tta is not None and (other := "--engine" if engine is not None else "--features" if features is not None else None):
-        raise UsageError(f"--tta can't be used with {other}: omit one of them")
+    _refuse_views({"--tta": tta, "--tile": tile}, engine, features)
     task_options = asked(coverage, unknown, threshold, nms, class_agnostic, classes)
     _refuse_options(task_options, tta, size, features is not None and output is None and draw is None and not as_json)
     items = in_order(find_items(images, fps), draw)
@@ -113,7 +109,7 @@ def predict(
     predictor = optimized(original, optimize, calibration)
     if predictor.source is not None and not Path(weights or model).exists():
         print(f"weights: {predictor.source}", file=sys.stderr)
-    options = {"optimize": optimize, "calibration": " ".join(calibration or []) or None, "tta": tta, "size": size}
+    options: dict[str, object] = {"optimize": optimize, "calibration": " ".join(calibration or []) or None, "tta": tta, "size": size}
     options |= {"tile": tile, "tile_overlap": tile_overlap}
     files = {"output": output, "annotations": annotations, "features": features, "draw": draw}
     outputs = open_outputs(original, items, options, **files, fps=fps, kind=kind, top=top, overwrite=overwrite)
@@ -156,6 +152,14 @@ def _refuse(
         raise UsageError(f"--engine {engine} writes to files: name one with --output or --features")
     if engine is not None and optimize is not None:
         raise UsageError(f"--optimize can't be used with --engine {engine}: omit one of them")
+
+
+def _refuse_views(views: Mapping[str, object], engine: str | None, features: Path | None) -> None:
+    """Raise UsageError for several views of an image, by the option that asks for them, where only one is taken."""
+    other = "--engine" if engine is not None else "--features" if features is not None else None
+    for name, given in views.items():
+        if given is not None and other is not None:
+            raise UsageError(f"{name} can't be used with {other}: omit one of them")
 
 
 def _refuse_options(given: Mapping[str, object], tta: str | None, size: str | None, only_features: bool) -> None:

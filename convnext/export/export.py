@@ -54,6 +54,7 @@ def export(
     size: ImageSize | None = None,
     precision: str = "float32",
     with_preprocessing: bool = False,
+    paste_masks: bool = False,
     network: nn.Module | None = None,
     report: Report = lambda message: None,
 ) -> ExportResult:
@@ -67,13 +68,14 @@ def export(
             network's own.
         precision: "float32" or "fp16".
         with_preprocessing: let the file take uint8 images (N, H, W, C), in RGB if C is 3, and normalise them itself.
+        paste_masks: let the file of a detector also give masks in pixels of its images, `pasted`.
         report: called with what is being done.
 
     Raises UsageError for options that make no sense, ConvnextError if the file computes something else or overflows. Nothing is written
     then.
     """
     output = Path(output)
-    _check(to, output, precision, with_preprocessing, size)
+    _check(to, output, precision, with_preprocessing or paste_masks, size)
     loaded = load(source, weights, network)
     if isinstance(loaded.model, ExportedNetwork):
         raise UsageError(f"{source} is an exported file: export the checkpoint that it was made from")
@@ -85,7 +87,7 @@ def export(
             log.warning("%s: its calibration is of images of another size, so the exported file has none", source)
     if to == "safetensors":
         return _write_safetensors(loaded, output, network)
-    form = Form(precision, with_preprocessing, rules.size(loaded.preprocessing, size))
+    form = Form(precision, with_preprocessing, rules.size(loaded.preprocessing, size), paste_masks=paste_masks)
     if precision in rules.refused:
         raise UsageError(rules.refused[precision])
     if precision == "fp16":
@@ -103,7 +105,7 @@ def export(
     )
 
 
-def _check(to: str, output: Path, precision: str, with_preprocessing: bool, size: ImageSize | None) -> None:
+def _check(to: str, output: Path, precision: str, with_more: bool, size: ImageSize | None) -> None:
     if to not in TARGETS:
         raise UsageError(f"unknown export format {to!r}{nearest(to, TARGETS)}")
     ending = ".safetensors" if to == "safetensors" else WRITERS[to][0]
@@ -111,8 +113,10 @@ def _check(to: str, output: Path, precision: str, with_preprocessing: bool, size
         raise UsageError(f"--output {output}: the name of a file exported to {to} ends in {ending}")
     if precision not in DTYPES:
         raise UsageError(f"unknown precision {precision!r}{nearest(precision, DTYPES)}")
-    if to == "safetensors" and (precision != "float32" or with_preprocessing or size is not None):
-        raise UsageError("safetensors holds weights as they are: --precision, --with-preprocessing and --size apply to graphs only")
+    if to == "safetensors" and (precision != "float32" or with_more or size is not None):
+        raise UsageError(
+            "safetensors holds weights as they are: --precision, --with-preprocessing, --paste-masks and --size apply to graphs only"
+        )
 
 
 def describe(loaded: Loaded) -> dict[str, object]:
@@ -125,15 +129,16 @@ def describe(loaded: Loaded) -> dict[str, object]:
     } | {key: value for key in ("class_ids", "source") if (value := getattr(loaded, key)) is not None}
 
 
-def _describe_graph(loaded: Loaded, form: Form) -> ExportedDescription:
+def _describe_graph(loaded: Loaded, form: Form, network: nn.Module) -> ExportedDescription:
     count, rules = loaded.model.num_classes, tasks.get(loaded.task).export()
-    graph = {
+    graph: dict[str, object] = {
         "precision": form.precision,
         "pixels": form.pixels,
         "size": None if form.dynamic else list(form.size),
         "num_classes": count,
-        "outputs": rules.outputs(loaded.model),
-    }
+        "inputs": list(rules.inputs),
+        "outputs": rules.outputs(network),
+    } | ({"defaults": dict(rules.defaults)} if rules.defaults else {})
     # `classes` stays as in the weights, so that evaluation treats the file like them; `labels` is for programs that show predictions.
     labels = loaded.classes if loaded.classes is not None else rules.known_names(count)
     about = with_imports(describe(loaded)) | {"labels": labels, "graph": graph, "convnext": __version__}
@@ -173,7 +178,7 @@ def _attempt(loaded: Loaded, form: Form, to: str, file: Path, report: Report) ->
     in_graph = replace(form, precision="float32") if to == "openvino" else form
     report("tracing")
     graph = ExportGraph(loaded, in_graph)
-    traced = Traced(trace(graph, in_graph), graph.rules.inputs, _describe_graph(loaded, form))
+    traced = Traced(trace(graph, in_graph), graph.rules.inputs, _describe_graph(loaded, form, graph.network))
     report(f"writing {to}")
     WRITERS[to][1](traced, file)
     del graph, traced

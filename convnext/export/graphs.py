@@ -26,6 +26,7 @@ class Form:
     pixels: bool = False  # whether it takes pixels and normalises them itself
     size: tuple[int, int] = (224, 224)  # (height, width) of the images it is traced with
     dynamic: bool = True  # whether it takes other sizes too
+    paste_masks: bool = False  # whether a detector also gives masks in pixels of its images
 
 
 class ExportGraph(nn.Module):
@@ -42,7 +43,8 @@ class ExportGraph(nn.Module):
         model = copy.deepcopy(loaded.model).to("cpu", DTYPES[form.precision]).eval().requires_grad_(False)
         _replace_adaptive_pooling(model)
         self.rules, self.channels = tasks.get(loaded.task).export(), loaded.preprocessing.channels
-        self.pixels, self.dtype, self.network = form.pixels, DTYPES[form.precision], self.rules.graph(model, loaded.preprocessing)
+        self.pixels, self.dtype = form.pixels, DTYPES[form.precision]
+        self.network = self.rules.graph(model, loaded.preprocessing, form.paste_masks)
         mean, std = (torch.tensor(values)[:, None, None] for values in (loaded.preprocessing.mean, loaded.preprocessing.std))
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
@@ -60,19 +62,20 @@ def trace(graph: ExportGraph, form: Form) -> ExportedProgram:
     # PyTorch treats a map of one position as a special case, and would make the graph for that one only.
     height, width = (max(side, _TRACED) for side in form.size) if form.dynamic else form.size
     rules = graph.rules
-    count = 2 if rules.is_batched else 1
-    channels = graph.channels
+    count, channels = 2, graph.channels
     images = (
         torch.zeros((count, height, width, channels), dtype=torch.uint8) if graph.pixels else torch.zeros(count, channels, height, width)
     )
-    others = rules.example(height, width)
-    rows = 1 if graph.pixels else 2
-    free: dict[int, object] = {0: Dim("batch", min=1)} if rules.is_batched else {}
+    others = rules.example(count, height, width)
+    rows, batch = 1 if graph.pixels else 2, Dim("batch", min=1)
+    free: dict[int, object] = {0: batch}
     if form.dynamic and rules.stride == 1:
         free |= {rows: Dim.DYNAMIC, rows + 1: Dim.DYNAMIC}  # torch finds the smallest size
     elif form.dynamic:
         free |= {rows: rules.stride * Dim("rows"), rows + 1: rules.stride * Dim("columns")}
-    shapes: dict[str, object] = {"images": free} | ({"others": tuple({} for _ in others)} if others else {})
+    shapes: dict[str, object] = {"images": free} | (
+        {"others": tuple({0: batch} if other.ndim else {} for other in others)} if others else {}
+    )
     # A side or batch of 1 is no special case in any of these networks; without this the graph could not take it.
     oblivious: Any = torch.fx.experimental._config  # its `patch` is not typed
     with oblivious.patch(backed_size_oblivious=True), torch.no_grad():

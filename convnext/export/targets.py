@@ -49,6 +49,7 @@ def write_onnx(traced: Traced, file: Path) -> None:
     assert written is not None  # it is for the older exporter alone
     for value, name in zip(written.model.graph.inputs, traced.inputs, strict=True):
         value.name = name
+    _name_axes(written.model.graph, _axes(traced))
     written.model.metadata_props[OWN_METADATA] = json.dumps(traced.description)
     written.save(str(file), external_data=False)
 
@@ -60,6 +61,7 @@ def write_openvino(traced: Traced, file: Path) -> None:
         between = Path(folder) / "model.onnx"
         write_onnx(traced, between)
         model = openvino.convert_model(str(between))
+        openvino.layout_helpers.set_layout(model.input(0), openvino.Layout(f"[{','.join(_axes(traced))}]"))
         model.set_rt_info(json.dumps(traced.description), OWN_METADATA)
         openvino.save_model(model, str(file), compress_to_fp16=traced.description["graph"]["precision"] == "fp16")
 
@@ -92,6 +94,21 @@ WRITERS: dict[str, tuple[str, Callable[[Traced, Path], None]]] = {
     "torch": (".pt2", write_torch),
     "aoti": (".pt2", write_aoti),
 }
+
+
+def _axes(traced: Traced) -> tuple[str, ...]:
+    """Return the names of the axes of the images that a graph takes."""
+    pixels = traced.description["graph"]["pixels"]
+    return ("batch", "height", "width", "channels") if pixels else ("batch", "channels", "height", "width")
+
+
+def _name_axes(graph: Value, axes: Sequence[str]) -> None:
+    """Name the axes of free size of an ONNX graph's images, and those of its other inputs and its outputs that have the same size."""
+    images = graph.inputs[0].shape
+    names = {str(images[i]): axis for i, axis in enumerate(axes) if not isinstance(images[i], int)}
+    for value in (*graph.inputs, *graph.outputs):
+        for i, length in enumerate(value.shape):
+            value.shape[i] = names.get(str(length), length)
 
 
 def _keep(boxes: Value, scores: Value, iou: float, threshold: Value) -> Value:

@@ -106,6 +106,7 @@ def predict(
     """
     if isinstance(model, Predictor) and size is not None:
         raise UsageError("a predictor takes images of its own size: give size to convnext.load, which makes it")
+    check_tile(tile, tile_overlap)
     names = [sources] if isinstance(sources, str | PathLike) else sources
     items = in_order(find_items([str(source) for source in names], fps), None if draw is None else Path(draw))
     predictor: Predictor[Prediction] = (
@@ -134,6 +135,12 @@ def predict(
         outputs.append(collected)
     errors = predict_all(predictor, items, outputs, batch_size=batch_size, threads=threads, progress=progress)
     return Predicted(collected.predictions, errors)
+
+
+def check_tile(tile: int | None, overlap: float | None) -> None:
+    """Raise UsageError for an overlap of no tiles."""
+    if overlap is not None and tile is None:
+        raise UsageError("--tile-overlap (tile_overlap=) is for --tile (tile=): give the side of the tiles too, for instance 1024")
 
 
 def asked(
@@ -249,6 +256,7 @@ def evaluate(
     """
     from convnext.evaluate import evaluate_loaded
 
+    check_tile(tile, tile_overlap)
     where = None if data is None else str(data) if isinstance(data, str | PathLike) else marker("data", data)
     own = [metrics] if callable(metrics) else metrics
     with process_group(device) as target, giving(data=data):

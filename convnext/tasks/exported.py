@@ -85,13 +85,21 @@ class TaskExport(ABC):
 
     network: ClassVar[type[ExportedNetwork]]  # opens such a file
     inputs: ClassVar[tuple[str, ...]] = ("images",)  # of the graph
-    is_batched: ClassVar[bool] = True  # whether the graph takes any number of images at once; else one
+    defaults: ClassVar[Mapping[str, float]] = MappingProxyType({})  # of inputs that have one
     stride: ClassVar[int] = 1  # the graph's images have sides that are multiples of this
     can_fix_size: ClassVar[bool] = True  # whether a graph for images of one size is of use
     refused: ClassVar[Mapping[str, str]] = MappingProxyType({})  # precisions that are not offered, with the reason
 
-    def graph(self, model: nn.Module, how: Preprocessing) -> nn.Module:
-        """Return the module that is traced: by default the network itself; `how` is its preprocessing."""
+    def graph(self, model: nn.Module, how: Preprocessing, paste_masks: bool = False) -> nn.Module:
+        """Return the module that is traced: by default the network itself.
+
+        Args:
+            model: the network.
+            how: its preprocessing.
+            paste_masks: whether a detector also gives masks in pixels of its images. Raises UsageError for a network without such masks.
+        """
+        if paste_masks:
+            raise UsageError("--paste-masks is for detectors with a mask head")
         return model
 
     @abstractmethod
@@ -102,12 +110,12 @@ class TaskExport(ABC):
         """Return images (N, 3, H, W) that the graph has normalised, with 0 wherever the network expects it."""
         return images
 
-    def example(self, height: int, width: int) -> tuple[Tensor, ...]:
-        """Return the further inputs to trace the graph with, beside images of that size."""
+    def example(self, count: int, height: int, width: int) -> tuple[Tensor, ...]:
+        """Return the further inputs to trace the graph with, beside so many images of that size: numbers, or a row for each image."""
         return ()
 
-    def outputs(self, model: nn.Module) -> list[str]:
-        """Return the names of the graph's outputs."""
+    def outputs(self, graph: nn.Module) -> list[str]:
+        """Return the names of the outputs of what `graph` returned."""
         return ["logits"]
 
     @abstractmethod

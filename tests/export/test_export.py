@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from helpers import image_folder, random_model, relative_error, sample_image
@@ -17,8 +18,11 @@ from convnext.evaluate import evaluate_loaded
 from convnext.export import check
 from convnext.export.export import export
 from convnext.export.load import load
+from convnext.models.detection.fixed import FixedDetector
+from convnext.models.detection.postprocess import Selection
 from convnext.models.weights.files import write_weights
 from convnext.paper.bench import Setting, bench
+from convnext.tasks.detect.graph import ExportedDetector
 
 CLASSES = ["ant", "bee", "wasp"]
 SMALL = {
@@ -96,8 +100,62 @@ def test_a_detector_of_any_size(tmp_path, to):
         assert len(wanted["scores"]) == len(found["scores"]) > 5
         torch.testing.assert_close(found["scores"], wanted["scores"], atol=1e-4, rtol=0)
         assert found["masks"].shape == (len(found["scores"]), 1, *size)
-    both = exported(images)
-    assert len(both) == 2
+    for one, other in zip(exported(images), original(images), strict=True):  # padded to one size
+        assert len(one["scores"]) == len(other["scores"]) > 5
+        torch.testing.assert_close(one["scores"], other["scores"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_detector_says_its_axes_and_its_threshold_and_pastes_masks(tmp_path):
+    import onnxruntime
+
+    source, output = written(tmp_path, "detect"), tmp_path / "out.onnx"
+    export(source, "onnx", output, size=96, paste_masks=True)
+    session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
+    shapes = {one.name: one.shape for one in (*session.get_inputs(), *session.get_outputs())}
+    assert shapes["images"] == ["batch", 3, "height", "width"]
+    assert shapes["sizes"] == ["batch", 2]
+    assert shapes["boxes"] == ["batch", 100, 4]
+    assert shapes["pasted"] == ["batch", 100, "height", "width"]
+    graph = json.loads(session.get_modelmeta().custom_metadata_map["convnext"])["graph"]
+    assert (graph["inputs"], graph["defaults"]) == (["images", "sizes", "threshold"], {"threshold": pytest.approx(0.05)})
+    images = torch.stack(random_images((96, 96), (96, 96), (96, 96)))
+    *_, masks, pasted = session.run(
+        None, {"images": images.numpy(), "sizes": np.array([[96, 96]] * 3), "threshold": np.array(0.05, np.float32)}
+    )
+    assert (masks.shape, pasted.shape, pasted.dtype) == ((3, 100, 28, 28), (3, 100, 96, 96), bool)
+    (wanted, *_) = load(source).model.predict(list(images))
+    count = len(wanted["scores"])
+    assert (torch.from_numpy(pasted[0, :count]) ^ wanted["masks"][:, 0]).float().mean() < 1e-3
+
+
+@torch.no_grad()
+def test_a_file_of_a_detector_that_takes_one_image_opens_as_ever(tmp_path):
+    model = load(written(tmp_path, "detect")).model
+    fixed, taken = FixedDetector(model), []
+
+    def runner(image, size, threshold):
+        taken.append((image.shape, size.shape))
+        return [one[0] for one in fixed(image, size[None], threshold)]
+
+    graph = {"precision": "float32", "pixels": False, "size": None, "num_classes": 3, "outputs": ["boxes", "labels", "scores", "masks"]}
+    old = ExportedDetector(runner, {"task": "detect", "model": model.spec, "graph": graph}, tmp_path / "old.onnx")
+    images = random_images((90, 150), (64, 64))
+    for found, image in zip(old.predict(images), images, strict=True):
+        (wanted,) = model.predict([image])
+        torch.testing.assert_close(found["scores"], wanted["scores"], atol=1e-4, rtol=0)
+    assert taken == [((1, 3, 96, 160), (2,)), ((1, 3, 64, 64), (2,))]
+    (some,) = old.predict(images[:1], selection=Selection(most=3, labels=(1, 2)))
+    assert len(some["labels"]) == 3
+    assert set(some["labels"].tolist()) <= {1, 2}
+    with pytest.raises(UsageError, match="non-maximum suppression is a part of .*old.onnx"):
+        old.predict(images, selection=Selection(nms=0.3))
+
+
+def test_masks_are_pasted_for_detectors_alone(tmp_path):
+    with pytest.raises(UsageError, match="--paste-masks is for detectors with a mask head"):
+        export(written(tmp_path, "classify"), "onnx", tmp_path / "out.onnx", paste_masks=True)
 
 
 @pytest.mark.slow

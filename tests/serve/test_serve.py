@@ -107,6 +107,8 @@ def test_a_detector_leaves_out_masks_and_objects_that_are_not_asked_for(service)
     assert not any("mask" in one for one in boxes)
     scores = [one["score"] for one in whole]
     middle = next((high + low) / 2 for high, low in pairwise(scores[5:]) if high - low > 1e-4)  # they are rounded
+    bees = objects(f"&classes=bee&threshold={middle}&masks=0")
+    assert bees == [one for one in boxes if one["class"] == "bee" and one["score"] > middle]
     sure = objects(f"&threshold={middle}")
     assert 0 < len(sure) < len(whole)
     assert sure == [one for one in whole if one["score"] > middle]
@@ -177,7 +179,17 @@ def test_models_and_options_that_do_not_exist_are_refused(service):
     assert answer.status_code == 404
     assert "'insects'" in answer.json()["detail"]
     assert service.client.post("/predict?top=0", content=GOOD).status_code == 422
-    for option in ("masks=2", "threshold=nan", "threshold=inf", "threshold=-0.1", "threshold=1.1", "threshold=high", "threshold="):
+    for option in (
+        "masks=2",
+        "threshold=nan",
+        "threshold=inf",
+        "threshold=-0.1",
+        "threshold=1.1",
+        "threshold=high",
+        "threshold=",
+        "nms=1.1",
+        "classes=be",
+    ):
         assert service.client.post(f"/predict?model=detect&{option}", content=GOOD).status_code == 422, option
     for option in ("masks=0", "masks=1", "threshold=0.5"):
         for model, task in (("insects", "classify"), ("segment", "segment")):

@@ -1,4 +1,4 @@
-"""The computation of `Detector.predict` for one image in fixed shapes, for exported graphs.
+"""The computation of `Detector.predict` in fixed shapes, for exported graphs.
 
 Boxes are selected by a mask over the whole list, and a list that is too short is padded. A padding row has score 0. No format has an
 operator for non-maximum suppression of several lists of boxes. It is an operator of our own here, `convnext::keep`, and exporters write it
@@ -42,58 +42,62 @@ def _(boxes: Tensor, scores: Tensor, iou: float, threshold: Tensor) -> Tensor:
 
 
 class FixedDetector(nn.Module):
-    """A detector's inference for one image that is already padded.
+    """A detector's inference for images that are already padded to one size.
 
     Args:
         detector: in evaluation mode.
-        most: number of detections that it gives.
+        most: number of detections in an image.
+        pasted: whether masks are also enlarged to the images' pixels.
     """
 
-    def __init__(self, detector: Detector, most: int = postprocess.MAX_DETECTIONS) -> None:
+    def __init__(self, detector: Detector, most: int = postprocess.MAX_DETECTIONS, pasted: bool = False) -> None:
         super().__init__()
-        self.detector, self.most = detector, most
+        self.detector, self.most, self.pasted = detector, most, pasted
 
-    def forward(self, image: Tensor, size: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
-        """Return the `most` best detections, the best first.
+    def forward(self, images: Tensor, sizes: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
+        """Return the `most` best detections in each image, the best first.
 
         Args:
-            image: (1, 3, H, W), zeros right of and below the image; H and W are multiples of 32.
-            size: (2,) int64, height and width of the image within it.
+            images: (N, 3, H, W), zeros right of and below each image; H and W are multiples of 32.
+            sizes: (N, 2) int64, height and width of each image within.
             threshold: () float32; detections have a higher score (0.05 in `Detector.predict`).
 
-        Returns: boxes (most, 4) in pixels of `image`, labels (most,) int64, scores (most,), 0 in padding rows, and, of a
-        detector with a mask head, masks (most, 28, 28), 0 to 1, each to be stretched over its box.
+        Returns: boxes (N, most, 4) in pixels of `images`, labels (N, most) int64, scores (N, most), 0 in padding rows, and, of a
+        detector with a mask head, masks (N, most, 28, 28), 0 to 1, each to be stretched over its box. With `pasted` those are followed by
+        the same masks in the images' pixels, (N, most, H, W) bool.
         """
         net = self.detector
-        border = size.flip(0).repeat(2).float()
-        levels = net.neck(net.normed_maps(image))
+        border = sizes.flip(1).repeat(1, 2).float()[:, None]
+        levels = net.neck(net.normed_maps(images))
         boxes, real = self._propose(levels, border)
         levels = levels[:-1]
         boxes, labels, scores = self._detect(levels, boxes, real, border, threshold)
         if not net.roi_head.has_masks:
             return boxes, labels, scores
         pooled = self._pool(levels, boxes, MASK_REGION)
-        masks = torch.stack([head(pooled, labels).sigmoid() for head in net.roi_head.mask_heads]).mean(0)
-        return boxes, labels, scores, masks
+        masks = torch.stack([head(pooled, labels.flatten()).sigmoid() for head in net.roi_head.mask_heads]).mean(0)
+        masks = masks.reshape(labels.shape + masks.shape[1:])
+        found = boxes, labels, scores, masks
+        return (*found, _pasted(masks, boxes, images.shape[2], images.shape[3])) if self.pasted else found
 
     def _propose(self, levels: Sequence[Tensor], border: Tensor) -> tuple[Tensor, Tensor]:
-        """Return proposals (n, 4), the likeliest first, and which of the rows are not padding (n,)."""
+        """Return proposals (N, n, 4), the likeliest first, and which of them are not padding (N, n)."""
         head = self.detector.rpn_head
         limits, count = head.test_limits, head.test_limits.per_level
         found, tops = [], []
         for anchor, logit, delta in zip(head.grid(levels), *head(levels), strict=True):
             # Padded, so that a level with too few anchors has as many rows as the others. Padding boxes have no area.
-            top, chosen = F.pad(logit[0], (0, count), value=float("-inf")).topk(count)
+            top, chosen = F.pad(logit, (0, count), value=float("-inf")).topk(count)
             padding = (0, 0, 0, count)
-            found.append(head.coder.decode(F.pad(anchor, padding)[chosen], F.pad(delta[0], padding)[chosen]))
+            found.append(head.coder.decode(F.pad(anchor, padding)[chosen], _rows(F.pad(delta, padding), chosen)))
             tops.append(top)
-        boxes, logits = _clip(torch.stack(found), border), torch.stack(tops)
+        boxes, logits = _clip(torch.stack(found, 1), border[:, None]), torch.stack(tops, 1)
         # By rank, because logits have no lower bound for a threshold.
         rank = torch.arange(count, 0, -1, device=logits.device) / count
         ranked = torch.where(_has_area(boxes), rank, 0.0)
-        kept = keep(boxes, ranked, rpn.NMS_IOU, ranked.new_zeros(()))
-        best, index = logits.masked_fill(~kept, float("-inf")).flatten().topk(limits.kept)
-        return boxes.flatten(0, 1)[index], best > float("-inf")
+        kept = keep(boxes.flatten(0, 1), ranked.flatten(0, 1), rpn.NMS_IOU, ranked.new_zeros(())).reshape(logits.shape)
+        best, index = logits.masked_fill(~kept, float("-inf")).flatten(1).topk(limits.kept)
+        return _rows(boxes.flatten(1, 2), index), best > float("-inf")
 
     def _detect(
         self, levels: list[Tensor], boxes: Tensor, real: Tensor, border: Tensor, threshold: Tensor
@@ -105,28 +109,57 @@ class FixedDetector(nn.Module):
             logits, deltas = box_head(self._pool(levels, boxes, BOX_REGION))
             stage_logits.append(logits)
             if number + 1 < len(head.stages):
-                likeliest = deltas[torch.arange(len(boxes), device=boxes.device), logits[:, :-1].argmax(1)]
-                boxes = _clip(stage.coder.decode(boxes, likeliest), border)
-        scores = torch.stack(stage_logits).mean(0).softmax(1)[:, :-1] * real[:, None]
-        by_class = _clip(head.stages[-1].coder.decode(boxes[:, None], deltas), border).transpose(0, 1).contiguous()
-        kept = keep(by_class, scores.t().contiguous(), postprocess.NMS_IOU, threshold)
-        best, index = torch.where(kept, scores.t(), 0.0).flatten().topk(min(self.most, kept.numel()))
-        return by_class.flatten(0, 1)[index], index // len(boxes), best
+                likeliest = deltas[torch.arange(logits.shape[0], device=boxes.device), logits[:, :-1].argmax(1)]
+                boxes = _clip(stage.coder.decode(boxes, likeliest.reshape(boxes.shape)), border)
+        count, classes = boxes.shape[1], head.num_classes
+        scores = torch.stack(stage_logits).mean(0).softmax(1)[:, :-1].reshape(-1, count, classes) * real[..., None]
+        scores = scores.transpose(1, 2).contiguous()
+        decoded = head.stages[-1].coder.decode(boxes[:, :, None], deltas.reshape(-1, count, classes, 4))
+        by_class = _clip(decoded, border[:, None]).transpose(1, 2).contiguous()
+        kept = keep(by_class.flatten(0, 1), scores.flatten(0, 1), postprocess.NMS_IOU, threshold).reshape(scores.shape)
+        best, index = torch.where(kept, scores, 0.0).flatten(1).topk(min(self.most, count * classes))
+        return _rows(by_class.flatten(1, 2), index), index // count, best
 
     def _pool(self, levels: list[Tensor], boxes: Tensor, side: int) -> Tensor:
-        """Return the levels at the boxes (n, 4) as `roi_align.pool` does: (n, C, side, side). Every box is pooled from all levels; only
-        its own level gives more than zeros.
+        """Return the levels at the boxes (N, n, 4) as `roi_align.pool` does: (N * n, C, side, side).
+
+        Every box is pooled from all levels; only its own level gives more than zeros.
         """
         strides = self.detector.roi_head.strides
+        images = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand(boxes.shape[:2]).flatten()
+        boxes = boxes.flatten(0, 1)
         which, wide = level_of(boxes, strides), _has_area(boxes)
         total = boxes.new_zeros(())
         for number, (level, stride) in enumerate(zip(levels, strides, strict=True)):
             # A box of another level is moved far outside of the map, where all is 0, and made small, which costs little.
             elsewhere = stride * torch.tensor([-100.0, -100.0, -93.0, -93.0], device=boxes.device)
             here = torch.where(((which == number) & wide)[:, None], boxes, elsewhere)
-            rois = F.pad(here, (1, 0))
+            rois = torch.cat([images[:, None].to(here.dtype), here], 1)
             total = total + roi_align(level, rois, side, 1 / stride, sampling_ratio=0, aligned=True)
         return total
+
+
+def _pasted(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    """Return what `postprocess.paste_masks` returns for masks (N, n, 28, 28) and boxes (N, n, 4): (N, n, height, width) bool.
+
+    Bilinear interpolation is a product along each axis. For each mask the products have `height` x `width` numbers.
+    """
+    left, top, right, bottom = boxes.unbind(-1)
+    down = _shares(top, bottom, height, masks.shape[-2])
+    across = _shares(left, right, width, masks.shape[-1])
+    return down @ masks @ across.transpose(-1, -2) >= postprocess.MASK
+
+
+def _shares(low: Tensor, high: Tensor, count: int, cells: int) -> Tensor:
+    """Return the share that each of a mask's `cells` lines has in each of `count` pixels: (..., count, cells), sums from 0 to 1."""
+    pixels = torch.arange(count, device=low.device) + 0.5
+    position = (pixels - low[..., None]) / (high - low)[..., None].clamp(min=1e-6) * cells - 0.5
+    return (1 - (position[..., None] - torch.arange(cells, device=low.device)).abs()).clamp(min=0)
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """Return the rows of values (N, n, 4) at indices (N, m): (N, m, 4)."""
+    return values.gather(1, index[..., None].expand(-1, -1, 4))
 
 
 def _clip(boxes: Tensor, border: Tensor) -> Tensor:

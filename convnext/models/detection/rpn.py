@@ -77,7 +77,8 @@ class RPNHead(nn.Module):
         for level in levels:
             x = F.relu(self.rpn_conv(level), inplace=True)
             logits.append(self.rpn_cls(x).permute(0, 2, 3, 1).flatten(1).float())
-            deltas.append(self.rpn_reg(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float())
+            # Not `len(x)`, which would fix the number of images of an exported graph.
+            deltas.append(self.rpn_reg(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4).float())
         return logits, deltas
 
     def grid(self, levels: Sequence[Tensor]) -> list[Tensor]:

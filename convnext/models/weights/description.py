@@ -6,7 +6,7 @@ A description must not name weights, start a download, or ask for more memory th
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypedDict, cast
+from typing import Annotated, Literal, NotRequired, TypedDict, cast
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PlainValidator, Tag, ValidationError, model_validator
 from torch import Tensor
@@ -32,6 +32,8 @@ class GraphDescription(TypedDict):
     size: list[int] | None
     num_classes: int
     outputs: list[str]
+    inputs: NotRequired[list[str]]
+    defaults: NotRequired[dict[str, float]]  # of inputs that have one
 
 
 class Description(TypedDict, total=False):
@@ -178,7 +180,7 @@ class ForDetection(Normalised):
     short: Pixels
     longest: Pixels
     most: int = Field(100, ge=1, le=10_000)
-    tile: Pixels | None = None
+    tile: None = None  # a caller's choice, not a file's: small tiles of a large image take hours
     overlap: float = Field(0.2, ge=0, le=0.9)
 
 
@@ -230,6 +232,8 @@ class DescribedGraph(Strict):
     size: Size | None
     num_classes: int = Field(ge=0, le=_MAX_CLASSES)
     outputs: Annotated[list[Name], Field(max_length=16)]
+    inputs: Annotated[list[Name], Field(max_length=16)] = []
+    defaults: Annotated[dict[Name, float], Field(max_length=16)] = {}
 
 
 class DescribedExport(Described):

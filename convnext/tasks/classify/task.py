@@ -190,6 +190,7 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
         preprocessing: Preprocessing,
         classes: Sequence[str],
         device: torch.device,
+        /,
         *,
         class_ids: ClassIds | None = None,
         **options: object,

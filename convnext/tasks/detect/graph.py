@@ -1,6 +1,8 @@
 """Detectors as exported files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +27,7 @@ _SAME_MASK = 0.01  # fraction of the pixels that may differ
 
 
 class ExportedDetector(ExportedNetwork):
-    """An exported detector, with `Detector.predict`; images go through it one by one."""
+    """An exported detector, with `Detector.predict`. Files of before batches take one image, by the input `size`."""
 
     def forward(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         return self.predict(images)
@@ -44,31 +46,36 @@ class ExportedDetector(ExportedNetwork):
         """
         if (selection.nms, selection.class_agnostic) != (AS_PUBLISHED.nms, AS_PUBLISHED.class_agnostic):
             raise UsageError(f"non-maximum suppression is a part of {self.path}: predict with the weights that it was made from")
-        sizes = output_sizes or [(image.shape[1], image.shape[2]) for image in images]
-        return [self._predict(image, size, threshold, masks, selection) for image, size in zip(images, sizes, strict=True)]
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        rows = self._rows(images, sizes, threshold)
+        return [
+            _detections(row, size, output_size, masks, selection)
+            for row, size, output_size in zip(rows, sizes, output_sizes or sizes, strict=True)
+        ]
 
-    def _predict(self, image: Tensor, size: Size, threshold: float, kind: Masks, selection: Selection) -> dict[str, Tensor]:
-        height, width = image.shape[1:]
-        padded = F.pad(image, (0, -width % _STRIDE, 0, -height % _STRIDE))[None]
-        boxes, labels, scores, *masks = self.call(padded, torch.tensor([height, width]), torch.tensor(threshold))
-        found = scores > 0
-        if selection.labels is not None:
-            found &= torch.isin(labels, torch.tensor(selection.labels, device=labels.device))
-        found = found.nonzero().flatten()[: selection.most]
-        boxes = boxes[found] * boxes.new_tensor((size[1] / width, size[0] / height) * 2)
-        result = {"boxes": boxes, "labels": labels[found], "scores": scores[found]}
-        if masks and kind != "none":
-            small = masks[0][found]
-            result["masks"] = paste_masks(small, boxes, size)[:, None] if kind == "pasted" else small
-        return result
+    def run(self, images: Sequence[Tensor], threshold: float) -> list[Tensor]:
+        """Return the graph's outputs for images that are padded here: boxes, labels, scores, and, if it has them, masks and pasted masks.
+
+        For all of the file's axes see `FixedDetector`.
+        """
+        height, width = (-(-max(side) // _STRIDE) * _STRIDE for side in zip(*(image.shape[1:] for image in images), strict=True))
+        padded = torch.stack([F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images])
+        return self.call(padded, torch.tensor([image.shape[1:] for image in images]), torch.tensor(threshold))
+
+    def _rows(self, images: Sequence[Tensor], sizes: Sequence[Size], threshold: float) -> list[tuple[Tensor, ...]]:
+        """Return boxes, labels, scores and, if there are, masks of each image."""
+        if "sizes" in self.graph.get("inputs", ()):
+            return list(zip(*self.run(images, threshold)[:4], strict=True))
+        padded = [F.pad(image, (0, -image.shape[2] % _STRIDE, 0, -image.shape[1] % _STRIDE))[None] for image in images]
+        return [tuple(self.call(image, torch.tensor(size), torch.tensor(threshold))) for image, size in zip(padded, sizes, strict=True)]
 
 
 class DetectExport(TaskExport):
-    """The graph is a `FixedDetector`: one padded image, its size and a threshold to boxes, labels, scores and masks."""
+    """The graph is a `FixedDetector`: padded images, their sizes and a threshold to boxes, labels, scores and masks."""
 
     network = ExportedDetector
-    inputs = ("images", "size", "threshold")
-    is_batched = False
+    inputs = ("images", "sizes", "threshold")
+    defaults: ClassVar[Mapping[str, float]] = MappingProxyType({"threshold": SCORE})
     stride = _STRIDE
     can_fix_size = False
     refused = {  # noqa: RUF012  (read only)
@@ -76,10 +83,12 @@ class DetectExport(TaskExport):
         "so a file in fp16 finds other objects now and then, and could not be verified"
     }
 
-    def graph(self, model: nn.Module, how: Preprocessing) -> nn.Module:
+    def graph(self, model: nn.Module, how: Preprocessing, paste_masks: bool = False) -> nn.Module:
         assert isinstance(model, Detector)
         assert isinstance(how, DetectPreprocessing)
-        return FixedDetector(model, how.most)
+        if paste_masks and not model.roi_head.has_masks:
+            return super().graph(model, how, paste_masks)
+        return FixedDetector(model, how.most, paste_masks)
 
     def run(self, graph: nn.Module, images: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         outputs: tuple[Tensor, ...] = graph(images, *others)
@@ -87,15 +96,16 @@ class DetectExport(TaskExport):
 
     def masked(self, images: Tensor, *others: Tensor) -> Tensor:
         """Return images with the padding set to 0: detectors train with padding of 0 after normalisation, which is no pixel value."""
-        rows, columns = (torch.arange(side) < length for side, length in zip(images.shape[2:], others[0].unbind(), strict=True))
-        return images * rows[:, None] * columns
+        rows, columns = (torch.arange(side) < length[:, None] for side, length in zip(images.shape[2:], others[0].unbind(1), strict=True))
+        return images * rows[:, None, :, None] * columns[:, None, None]
 
-    def example(self, height: int, width: int) -> tuple[Tensor, ...]:
-        return torch.tensor([height, width]), torch.tensor(SCORE)
+    def example(self, count: int, height: int, width: int) -> tuple[Tensor, ...]:
+        return torch.tensor([[height, width]] * count), torch.tensor(SCORE)
 
-    def outputs(self, model: nn.Module) -> list[str]:
-        assert isinstance(model, Detector)
-        return ["boxes", "labels", "scores", *(["masks"] if model.roi_head.has_masks else [])]
+    def outputs(self, graph: nn.Module) -> list[str]:
+        assert isinstance(graph, FixedDetector)
+        masks = ["masks"] if graph.detector.roi_head.has_masks else []
+        return ["boxes", "labels", "scores", *masks, *(["pasted"] if graph.pasted else [])]
 
     def size(self, how: Preprocessing, chosen: ImageSize | None) -> tuple[int, int]:
         height, width = sides(chosen or _SIDE)
@@ -104,13 +114,18 @@ class DetectExport(TaskExport):
     def error(self, model: nn.Module, exported: ExportedNetwork, ours: Tensor, theirs: Tensor) -> float:
         """Return the largest difference in score of the best 50 objects; raises ConvnextError if boxes, classes or masks differ.
 
-        Every score above 0 counts as a detection, so that there are objects to compare even in noise. The images are cut to a size
-        that needs padding.
+        Every score above 0 counts as a detection, so that there are objects to compare even in noise. The images are cut to sizes
+        that need padding, each to another.
         """
         assert isinstance(model, Detector)
         assert isinstance(exported, ExportedDetector)
-        pairs = zip(ours[:, :, :-5, :-3], theirs[:, :, :-5, :-3], strict=True)
-        return max(_difference(model.predict([one], threshold=0.0)[0], exported.predict([other], threshold=0.0)[0]) for one, other in pairs)
+        cut, others = ([image[:, : -5 - 8 * i, : -3 - 8 * i] for i, image in enumerate(images)] for images in (ours, theirs))
+        expected, found = model.predict(cut, threshold=0.0), exported.predict(others, threshold=0.0)
+        if "pasted" in exported.graph["outputs"]:
+            *_, pasted = exported.run(others, 0.0)
+            for one, masks, image in zip(found, pasted, others, strict=True):
+                one["masks"] = masks[: len(one["scores"]), None, : image.shape[1], : image.shape[2]]
+        return max(_difference(*pair) for pair in zip(expected, found, strict=True))
 
 
 def _difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> float:
@@ -126,3 +141,18 @@ def _difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> float:
         reason = f"{int(same.sum())} of the best {len(same)} are the same, whose masks differ in {differing:.1%} of their pixels"
         raise ConvnextError(f"it finds other objects than the network: {reason}")
     return (expected["scores"] - found["scores"][which])[same].abs().max().item()
+
+
+def _detections(row: Sequence[Tensor], size: Size, output_size: Size, kind: Masks, selection: Selection) -> dict[str, Tensor]:
+    """Return what `Detector.predict` does of a graph's outputs for an image of `size`, in pixels of `output_size`."""
+    boxes, labels, scores, *masks = row
+    found = scores > 0
+    if selection.labels is not None:
+        found &= torch.isin(labels, torch.tensor(selection.labels, device=labels.device))
+    found = found.nonzero().flatten()[: selection.most]
+    boxes = boxes[found] * boxes.new_tensor((output_size[1] / size[1], output_size[0] / size[0]) * 2)
+    result = {"boxes": boxes, "labels": labels[found], "scores": scores[found]}
+    if masks and kind != "none":
+        small = masks[0][found]
+        result["masks"] = paste_masks(small, boxes, output_size)[:, None] if kind == "pasted" else small
+    return result

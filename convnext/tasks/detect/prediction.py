@@ -121,8 +121,8 @@ def infer(
 def embed(model: nn.Module, images: Sequence[OpenedImage], preprocessing: Preprocessing, device: torch.device) -> Tensor:
     """Return the mean of the backbone's last map of each image: (N, C) float32 on the CPU."""
     require_embeddings(model, "maps")
-    network = cast(DetectNetwork, model)
-    maps = [network.maps([one.image.to(device)])[-1] for one in prepared(images, preprocessing)]
+    network, how = cast(DetectNetwork, model), tiles.untiled(preprocessing)
+    maps = [network.maps([one.image.to(device)])[-1] for one in prepared(images, how)]
     return require_finite(torch.cat([one.mean((2, 3)) for one in maps]).float().cpu())
 
 

@@ -22,7 +22,7 @@ from convnext.models.detection.postprocess import AS_PUBLISHED, SCORE, Masks, Se
 from convnext.tasks.detect.options import DetectNetwork
 
 MIN_TILE, MAX_TILE = 64, 16384  # pixels a side
-MAX_OVERLAP = 0.9  # of a side
+MAX_OVERLAP = 0.75  # of a side
 _TOGETHER = 4  # tiles that go through the network at once
 _BORDER = 0.01  # of a tile's side: a box that ends so near to an inner border may be cut there
 _COVERED = 0.5  # of the area of a cut box, from which on it counts as a part of the object that covers it
@@ -51,6 +51,11 @@ def detect(
     return _predict(network, images, sizes, selection, threshold, masks)
 
 
+def untiled(how: Preprocessing) -> Preprocessing:
+    """Return the preprocessing of whole images."""
+    return replace(how, tile=None) if isinstance(how, DetectPreprocessing) else how
+
+
 def _predict(
     network: DetectNetwork, images: Sequence[Tensor], sizes: Sequence[Size], selection: Selection, threshold: float, masks: Masks
 ) -> list[dict[str, Tensor]]:
@@ -70,7 +75,7 @@ def _tiled(
 ) -> dict[str, Tensor]:
     """Return the objects of an image (C, H, W), 0 to 255, on any device."""
     device, size = pixels.device, (pixels.shape[1], pixels.shape[2])
-    pixels, prepare = pixels.cpu(), replace(how, tile=None).transform()  # PyTorch resizes 8 bits on CPUs only
+    pixels, prepare = pixels.cpu(), untiled(how).transform()  # PyTorch resizes 8 bits on CPUs only
 
     def run(windows: Sequence[Window]) -> list[dict[str, Tensor]]:
         images = [prepare(pixels[:, rows, columns]).to(device) for rows, columns in windows]

@@ -110,6 +110,7 @@ class MultilabelTask(ClassifyTask):
         preprocessing: Preprocessing,
         classes: Sequence[str],
         device: torch.device,
+        /,
         *,
         class_ids: ClassIds | None = None,
         **options: object,

@@ -125,6 +125,7 @@ class PretrainTask(ClassifyTask):
         preprocessing: Preprocessing,
         classes: Sequence[str],
         device: torch.device,
+        /,
         *,
         class_ids: ClassIds | None = None,
         **options: object,

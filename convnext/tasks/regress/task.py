@@ -112,6 +112,7 @@ class RegressTask(ClassifyTask):
         preprocessing: Preprocessing,
         classes: Sequence[str],
         device: torch.device,
+        /,
         *,
         class_ids: ClassIds | None = None,
         **options: object,

@@ -191,6 +191,7 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
         preprocessing: Preprocessing,
         classes: Sequence[str],
         device: torch.device,
+        /,
         *,
         class_ids: ClassIds | None = None,
         **options: object,

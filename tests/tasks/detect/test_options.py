@@ -114,5 +114,6 @@ def test_images_with_more_objects_are_reported_with_the_keys_to_set(tmp_path):
         "train: 1 image has more than 100 objects, the fullest 180, and at most 100 are found in an image: add detect.most=180"
     )
     assert second == ("an image has 180 objects, and the network looks at 300 proposals in an image: add model.proposals=720")
+    assert convnext.tasks.get("detect").preprocessing(load_recipe("detect_digits", {"detect.most": 180})).most == 180
     enough = load_recipe("detect_digits", {"model.proposals": 720, "detect.most": 180})
     assert limit_remarks(enough, {"train": full, "val": usual}) == []

@@ -102,6 +102,7 @@ def test_masks_are_placed_into_the_frame_of_the_image():
 def test_an_image_that_fits_into_a_tile_is_predicted_as_without(tmp_path):
     predictor, image = convnext.load(detector(tmp_path)[0], device="cpu"), sample_image(size=(80, 60))
     whole, same, fine = predictor(image), predictor.tiled(100)(image), predictor.tiled(64, 0.5)(image)
+    assert torch.equal(predictor.tiled(64).features(image), predictor.features(image))
     assert same.to_json() == whole.to_json()
     assert len(fine.scores) > len(whole.scores) == 100
     assert {tuple(mask["size"]) for mask in fine.masks} == {(60, 80)}
@@ -117,7 +118,7 @@ def test_commands_take_tiles(tmp_path):
     row = json.loads((tmp_path / "found.jsonl").read_text())
     assert row["objects"] == convnext.load(weights, device="cpu").tiled(64, 0.5)(tmp_path / "0.png").to_json()["objects"]
     assert "--tile 64" in run("predict", weights, tmp_path / "0.png", *given[4:], code=2).stderr
-    assert "--tile-overlap is for --tile" in run("predict", weights, tmp_path / "0.png", *given[2:4], code=2).stderr
+    assert "--tile-overlap (tile_overlap=) is for --tile" in run("predict", weights, tmp_path / "0.png", *given[2:4], code=2).stderr
     assert "from 64 to" in run("predict", weights, tmp_path / "0.png", "--tile", "2", code=2).stderr
     with pytest.raises(UsageError, match="segmenter has the windows of its recipe"):
         convnext.load(segmenter(tmp_path)[0]).tiled(64)
