@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 
 _SOURCES = "Images, folders of them, patterns as 'photos/**/*.jpg', shards, photos.zip, labels.csv; - for a list on standard input."
 _OUTPUT = "Write to a .jsonl, .csv or .json (COCO results) file, or to a folder (masks); a call that was stopped is resumed."
+_FORMAT = (
+    "jsonl, csv; of detectors coco, coco-dataset, cvat, label-studio, labelme, voc, yolo; of segmenters masks, colour-masks; "
+    "by default by the output's ending."
+)
 _COVERAGE = "The fraction of images whose class shall be in the set that is printed, as 0.95; of a network that `convnext fit` made."
 _UNKNOWN = "Print how unlike the training images an image is, 0 to 1, and whether it is unknown; of a network that `convnext fit` made."
 
@@ -48,8 +52,8 @@ def predict(
     images: Annotated[list[str], typer.Argument(metavar="SOURCE...", help=_SOURCES)],
     weights: Weights = None,
     output: Annotated[Path | None, typer.Option(help=_OUTPUT)] = None,
-    kind: Annotated[str | None, typer.Option("--format", help="jsonl, csv, coco or masks; by default by the output's ending.")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="For COCO results: the file with the ids of images and categories.")] = None,
+    kind: Annotated[str | None, typer.Option("--format", help=_FORMAT)] = None,
+    annotations: Annotated[Path | None, typer.Option(help="For COCO's formats: the file with the ids of images and categories.")] = None,
     draw: Annotated[Path | None, typer.Option(help="A folder for the images with their predictions drawn on them.")] = None,
     features: Annotated[Path | None, typer.Option(help="Write embeddings to a .npy or .parquet file.")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="How many classes or objects of an image to list.")] = None,

@@ -44,7 +44,7 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["segment"]
     batch_size: ClassVar[int] = 4  # images are prepared in their own size, and may be large
     columns: ClassVar[tuple[str, ...]] = ("class", "share")
-    formats: ClassVar[tuple[str, ...]] = ("masks",)
+    formats: ClassVar[tuple[str, ...]] = ("masks", "colour-masks")
     hub_pipeline: ClassVar[str] = "image-segmentation"
     demo_recipe: ClassVar[str | None] = "segment_digits"
 
