@@ -67,10 +67,11 @@ def predict(
     Args:
         model: as for `convnext.load`, or a predictor.
         sources: images, folders, shell patterns or shards, one or a list of them.
-        output: a .jsonl, .csv or .json (COCO results) file or a folder (masks) for the predictions; by default they are returned.
+        output: a .jsonl, .csv or .json (COCO results) file, a folder (masks), or what `kind` needs; by default predictions are returned.
         weights: as for `convnext.load`.
-        kind: the format of `output`: jsonl, csv, coco or masks; by default by its ending.
-        annotations: for COCO results, the file with the ids of images and categories.
+        kind: the format of `output`: jsonl or csv; of detectors coco, coco-dataset, cvat, label-studio, labelme, voc or yolo; of segmenters
+            masks or colour-masks; by default by its ending.
+        annotations: for COCO's formats, the file with the ids of images and categories.
         features: a .npy or .parquet file for embeddings.
         draw: a folder for the images with their predictions drawn on them.
         top: how many classes or objects of an image to write.
