@@ -42,6 +42,10 @@ _SOURCES = "Images, folders of them, patterns as 'photos/**/*.jpg', videos, shar
 _DRAW = "A folder for the images with their predictions drawn on them, or a .mp4, .mov or .mkv file for a video of them."
 _FPS = "How many frames of each second of a video to take, by default all; of images drawn to a video, how many a second, by default 25."
 _OUTPUT = "Write to a .jsonl, .csv or .json (COCO results) file, or to a folder (masks); a call that was stopped is resumed."
+_FORMAT = (
+    "jsonl, csv; of detectors coco, coco-dataset, cvat, label-studio, labelme, voc, yolo; of segmenters masks, colour-masks; "
+    "by default by the output's ending."
+)
 _COVERAGE = "The fraction of images whose class shall be in the set that is printed, as 0.95; of a network that `convnext fit` made."
 _THRESHOLD = "Detectors: the score that an object exceeds, 0 to 1; by default 0.05."
 _NMS = "Detectors: drop an object whose box has a larger IoU than this with a likelier one of its class; by default 0.5."
@@ -55,10 +59,16 @@ def predict(
     images: Annotated[list[str], typer.Argument(metavar="SOURCE...", help=_SOURCES)],
     weights: Weights = None,
     output: Annotated[Path | None, typer.Option(help=_OUTPUT)] = None,
+<<<<<<< HEAD
     kind: Annotated[str | None, typer.Option("--format", help="jsonl, csv, coco or masks; by default by the output's ending.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="For COCO results: the file with the ids of images and categories.")] = None,
     draw: Annotated[Path | None, typer.Option(help=_DRAW)] = None,
     fps: Annotated[float | None, typer.Option(help=_FPS)] = None,
+=======
+    kind: Annotated[str | None, typer.Option("--format", help=_FORMAT)] = None,
+    annotations: Annotated[Path | None, typer.Option(help="For COCO's formats: the file with the ids of images and categories.")] = None,
+    draw: Annotated[Path | None, typer.Option(help="A folder for the images with their predictions drawn on them.")] = None,
+>>>>>>> w-writers
     features: Annotated[Path | None, typer.Option(help="Write embeddings to a .npy or .parquet file.")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="How many classes or objects of an image to list.")] = None,
     coverage: Annotated[float | None, typer.Option(min=0, max=1, help=_COVERAGE)] = None,

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from convnext.inference.inputs import Item
-from convnext.tasks.base import ClassIds, Json, Prediction
+from convnext.tasks.base import ClassIds, Json, MaskLook, Prediction
 
 Done = dict[str, str | None]  # image → the reason why it could not be predicted, or None
 
@@ -56,4 +56,4 @@ class MaskPrediction(Prediction, Protocol):
     """A prediction with a class for every pixel."""
 
     def shares(self, top: int | None = None) -> Json: ...
-    def png(self) -> bytes: ...
+    def png(self, look: MaskLook = "values") -> bytes: ...

@@ -74,12 +74,18 @@ def predict(
 
     Args:
         model: as for `convnext.load`, or a predictor.
+<<<<<<< HEAD
         sources: images, videos, folders, shell patterns or shards, one or a list of them. The frames of clip.mp4 are clip.mp4/000000
             and so on.
         output: a .jsonl, .csv or .json (COCO results) file or a folder (masks) for the predictions; by default they are returned.
+=======
+        sources: images, folders, shell patterns or shards, one or a list of them.
+        output: a .jsonl, .csv or .json (COCO results) file, a folder (masks), or what `kind` needs; by default predictions are returned.
+>>>>>>> w-writers
         weights: as for `convnext.load`.
-        kind: the format of `output`: jsonl, csv, coco or masks; by default by its ending.
-        annotations: for COCO results, the file with the ids of images and categories.
+        kind: the format of `output`: jsonl or csv; of detectors coco, coco-dataset, cvat, label-studio, labelme, voc or yolo; of segmenters
+            masks or colour-masks; by default by its ending.
+        annotations: for COCO's formats, the file with the ids of images and categories.
         features: a .npy or .parquet file for embeddings.
         draw: a folder for the images with their predictions drawn on them, or a .mp4, .mov or .mkv file for a video of them.
         fps: how many frames of each second of a video to take, by default all; of images drawn to a video, how many a second, by

@@ -22,7 +22,9 @@ from convnext.inference.fingerprint import Fingerprint
 from convnext.inference.inputs import Item, file_names
 from convnext.inference.journal import Journal, refuse_foreign
 from convnext.inference.lines import Lines
-from convnext.tasks.base import Json
+from convnext.models.weights.files import write_text
+from convnext.report.palette import mask_colours
+from convnext.tasks.base import Json, MaskLook
 
 
 class TableOutput:
@@ -116,12 +118,27 @@ class CocoOutput(Lines):
 
 
 class MasksOutput(Lines):
-    """A folder of PNGs in the coding of the masks trained on, one per image, with predictions.jsonl that lists the image of each."""
+    """A folder of PNGs, one per image, with predictions.jsonl that lists the image of each.
+
+    They are in the coding of the masks trained on, values with a palette of the classes' colours; or in colours, whatever those were.
+    """
 
     def __init__(
-        self, folder: Path, items: Sequence[Item], top: int | None = None, overwrite: bool = False, of: Fingerprint | None = None
+        self,
+        folder: Path,
+        predictor: PredictsFor,
+        items: Sequence[Item],
+        top: int | None = None,
+        overwrite: bool = False,
+        of: Fingerprint | None = None,
+        look: MaskLook = "palette",
     ) -> None:
-        self.folder, self.names = folder, file_names(items, folder, ".png")
+        self.folder, self.names, self.look = folder, file_names(items, folder, ".png"), look
+        self.colours = dict(zip(predictor.classes, mask_colours(len(predictor.classes), predictor.class_ids), strict=True))
+        if look == "colours":
+            if len({*self.colours.values()}) < len(self.colours):
+                raise UsageError(f"{folder}: {len(self.colours)} classes are more than the colours of masks: write values, --format masks")
+            of = None if of is None else of.under(format="colour-masks")
         self.taken: dict[str, str] = {}  # file of a mask → its image
         super().__init__(folder / "predictions.jsonl", top, overwrite, of)
         for name, path in self.names.items():
@@ -144,8 +161,14 @@ class MasksOutput(Lines):
                 path = self.folder / self.names[answer.item.name]
                 with writing(path):
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_bytes(answer.prediction.png())
+                    path.write_bytes(answer.prediction.png(self.look))
         super().write(answers)  # a line only for a mask that exists
+
+    def finish(self) -> None:
+        """Write the classes of the colours, as a dataset of such masks needs them."""
+        if self.look == "colours":
+            lines = (f"{name} {red} {green} {blue}\n" for name, (red, green, blue) in self.colours.items())
+            write_text(self.folder / "classes.txt", "".join(lines))
 
 
 class Drawings:
@@ -187,8 +210,8 @@ def open_output(
 
     Args:
         path: the file or folder.
-        kind: "jsonl", "csv", "coco", "masks" or one of FORMATS; by default by the ending: .jsonl, .csv, .json (coco), .xml (cvat), and no
-            ending for a folder of masks.
+        kind: "jsonl", "csv", "coco", "masks", "colour-masks" or one of FORMATS; by default by the ending: .jsonl, .csv, .json (coco),
+            .xml (cvat), and no ending for a folder of masks.
         predictor: makes the predictions.
         items: all images to be predicted.
         top: how many classes or objects of an image to write.
@@ -200,12 +223,12 @@ def open_output(
     holds answers of another network, of other options, or for images that were changed since.
     """
     kind = kind or _KINDS.get(path.suffix.lower())
-    known = {*_KINDS.values(), *FORMATS}
+    known = {*_KINDS.values(), *_OF_SOME_TASKS, *FORMATS}
     if kind is None or kind not in known:
         problem = f"unknown format {kind!r}{nearest(kind, known)}" if kind else f"{path} has no known ending"
         raise UsageError(f"{problem}: name a .jsonl, .csv, .json (COCO results) or a folder (masks), or add --format")
     task = tasks.get(predictor.task)
-    if kind in (*_OF_SOME_TASKS, *FORMATS) and kind not in task.formats:
+    if kind in {*_OF_SOME_TASKS, *FORMATS} and kind not in task.formats:
         raise UsageError(f"{path}: a network for the task {task.name!r} has no {kind} output: use .jsonl or .csv")
     if annotations is not None and kind not in ("coco", "coco-dataset"):
         raise UsageError(f"--annotations is for COCO's results, and {path} is {kind}: name a .json file")
@@ -215,7 +238,9 @@ def open_output(
         return CocoOutput(path, predictor, items, top, overwrite, of, annotations)
     if kind in FORMATS:
         return DatasetOutput(path, kind, predictor, items, top, overwrite, of, annotations)
-    return MasksOutput(path, items, top, overwrite, of) if kind == "masks" else Lines(path, top, overwrite, of)
+    if kind in ("masks", "colour-masks"):
+        return MasksOutput(path, predictor, items, top, overwrite, of, "colours" if kind == "colour-masks" else "palette")
+    return Lines(path, top, overwrite, of)
 
 
 def refuse_changed(output: Output, items: Iterable[Item]) -> None:
@@ -226,4 +251,4 @@ def refuse_changed(output: Output, items: Iterable[Item]) -> None:
 
 
 _KINDS = {".jsonl": "jsonl", ".csv": "csv", ".json": "coco", ".xml": "cvat", "": "masks"}
-_OF_SOME_TASKS = ("coco", "masks")
+_OF_SOME_TASKS = ("coco", "masks", "colour-masks")

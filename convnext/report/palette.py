@@ -5,7 +5,7 @@ is as far from all before it as possible, by the smallest of its distances in CI
 (Machado et al., 2009). Very dark, very light and greyish colours are not used: they disappear in photographs or look like ignored pixels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -56,6 +56,12 @@ def rgb(colour: str) -> tuple[int, int, int]:
 def class_colour(label: int) -> tuple[int, int, int]:
     """Return red, green and blue, 0 to 255, of a class by its index."""
     return rgb(CLASSES[label % len(CLASSES)])
+
+
+def mask_colours(count: int, given: Sequence[int | Sequence[int]] | None) -> list[tuple[int, int, int]]:
+    """Return red, green and blue, 0 to 255, of each class in masks of colours: those that the data gives, or else ours."""
+    own = [(one[0], one[1], one[2]) for one in given or () if not isinstance(one, int)]
+    return own if len(own) == count else [class_colour(label) for label in range(count)]
 
 
 def class_colours() -> np.ndarray:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Protocol, Self, TypeAlias, TypeVar
 
 import torch
 from PIL import Image
@@ -28,6 +28,7 @@ ClassIds = Sequence[int | Sequence[int]]  # the data's own number of each class:
 Losses = Mapping[str, Tensor]  # named parts (scalars, float32), each logged; `total` adds them up for training
 Metrics = dict[str, float]
 Json = dict[str, object]  # plain values
+MaskLook = Literal["values", "palette", "colours"]  # of a mask's PNG; see `SegmentPrediction.png`
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no one answer to ==

@@ -16,7 +16,8 @@ from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.data.transforms.segment import SegmentPreprocessing, scaled_size
 from convnext.models.segmentation import inference
 from convnext.report import overlay
-from convnext.tasks.base import ClassIds, Json, OpenedImage
+from convnext.report.palette import class_colour, mask_colours
+from convnext.tasks.base import ClassIds, Json, MaskLook, OpenedImage
 from convnext.tasks.shared import finite_outputs, prepared, require_embeddings, require_finite, same_size
 
 _IN_TEXT = 3  # classes, by default
@@ -63,15 +64,27 @@ class SegmentPrediction:
         order = counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())][:top]
         return [(self.classes[label], counts[label].item() / self.mask.numel()) for label in order.tolist()]
 
-    def png(self) -> bytes:
-        """Return the mask as a PNG in the coding of the masks trained on: their values, in 8 bits or if needed 16, or colours.
+    def png(self, look: MaskLook = "values") -> bytes:
+        """Return the mask as a PNG.
+
+        Args:
+            look: "values": in the coding of the masks trained on, their values, in 8 bits or if needed 16, or their colours; "palette":
+                the same, with a palette that shows values of 8 bits in the classes' colours; "colours": red, green and blue, those of the
+                masks trained on or else the classes'.
 
         Where the weights do not record this coding, the values are the indices of the classes, from 0.
         """
         ids = np.array(range(len(self.classes)) if self.class_ids is None else self.class_ids)
+        if look == "colours":
+            ids = np.array(mask_colours(len(self.classes), self.class_ids))
         table = ids.astype(np.uint8 if ids.max() <= 255 else np.uint16)
+        image = Image.fromarray(table[self.mask.numpy()])
+        if look == "palette" and image.mode == "L":
+            palette = np.zeros((256, 3), np.uint8)
+            palette[table] = [class_colour(label) for label in range(len(table))]
+            image.putpalette(palette.ravel().tolist())
         buffer = BytesIO()
-        Image.fromarray(table[self.mask.numpy()]).save(buffer, "PNG")
+        image.save(buffer, "PNG")
         return buffer.getvalue()
 
     def draw(self, image: Image.Image) -> Image.Image:

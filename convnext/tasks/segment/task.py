@@ -49,7 +49,7 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["segment"]
     batch_size: ClassVar[int] = 4  # images are prepared in their own size, and may be large
     columns: ClassVar[tuple[str, ...]] = ("class", "share")
-    formats: ClassVar[tuple[str, ...]] = ("masks",)
+    formats: ClassVar[tuple[str, ...]] = ("masks", "colour-masks")
     own: ClassVar[tuple[str, ...]] = ("augment.extra",)
     hub_pipeline: ClassVar[str] = "image-segmentation"
     demo_recipe: ClassVar[str | None] = "segment_digits"

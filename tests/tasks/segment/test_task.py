@@ -15,13 +15,16 @@ from tiny_models import CLASSES, segmenter
 
 import convnext
 from convnext import tasks
+from convnext.data.annotations.mask_files import Coding, coding, read_classes, read_mask
 from convnext.errors import ConvnextError, UsageError
 from convnext.evaluate import evaluate_loaded
 from convnext.inference.bulk import predict_all
+from convnext.inference.fingerprint import fingerprint_of
 from convnext.inference.inputs import find_items
 from convnext.inference.outputs import open_output
 from convnext.models.load import load
 from convnext.recipe import load_recipe
+from convnext.report.palette import class_colour
 from convnext.tasks.segment.prediction import SegmentPrediction
 
 TINY = {
@@ -143,7 +146,8 @@ def used_as_truth(photos, output, folder):
     for item in items:
         Image.open(item.name).save(folder / "images" / Path(item.name).name)
     shutil.copy(photos / "classes.txt", folder)
-    assert Image.open(folder / "masks" / "0.png").tobytes() == Image.open(io.BytesIO(predictor(items[0].name).png())).tobytes()
+    written = [Image.open(folder / "masks" / "0.png"), Image.open(io.BytesIO(predictor(items[0].name).png()))]
+    assert written[0].tobytes() == written[1].tobytes()
     return evaluate_loaded(load(output), str(folder), None, 0, 0.0, torch.device("cpu"))
 
 
@@ -185,6 +189,41 @@ def test_values_of_weights_that_do_not_say_them():
         found = Image.open(io.BytesIO(SegmentPrediction(mask, classes, ids).png()))
         assert np.asarray(found).tolist() == wanted
         assert found.mode == ("I;16" if ids == [1, 300] else "L")
+
+
+def test_a_palette_shows_the_values_and_changes_none(tmp_path):
+    mask, classes = torch.tensor([[0, 1, 2]], dtype=torch.uint8), ["a", "b", "c"]
+    prediction = SegmentPrediction(mask, classes, [3, 0, 200])
+    (tmp_path / "x.png").write_bytes(prediction.png("palette"))
+    found = Image.open(tmp_path / "x.png")
+    assert found.mode == "P"
+    assert np.asarray(found).tolist() == [[3, 0, 200]]  # as Pillow reads it, and mmsegmentation by it
+    coding = Coding(("a", "b", "c"), ((3, 0), (0, 1), (200, 2)))
+    assert read_mask(tmp_path / "x.png", coding).tolist() == [[0, 1, 2]]
+    colours = [list(class_colour(label)) for label in range(3)]
+    assert np.asarray(found.convert("RGB")).tolist() == [colours]
+    assert np.asarray(Image.open(io.BytesIO(prediction.png("colours")))).tolist() == [colours]
+    own = [[9, 9, 9], [0, 250, 0], [1, 2, 3]]
+    for look in ("values", "palette", "colours"):
+        coloured = SegmentPrediction(mask, classes, own)
+        assert np.asarray(Image.open(io.BytesIO(coloured.png(look)))).tolist() == [own]
+    assert Image.open(io.BytesIO(SegmentPrediction(mask, classes, [1, 300, 2]).png("palette"))).mode == "I;16"  # which has no palettes
+
+
+def test_colour_masks_and_masks_of_values_do_not_mix(tmp_path):
+    predictor = convnext.load(segmenter(tmp_path, class_ids=[5, 0, 7])[0], device="cpu")
+    (tmp_path / "photos").mkdir()
+    for i in range(2):
+        sample_image(i).save(tmp_path / "photos" / f"{i}.png")
+    items, of = find_items([str(tmp_path / "photos")]), fingerprint_of(predictor, {})
+    predict_all(predictor, items, [open_output(tmp_path / "masks", "colour-masks", predictor, items, None, False, of)])
+    found = np.asarray(Image.open(tmp_path / "masks" / "1.png"))
+    wanted = np.array([class_colour(label) for label in range(3)])[np.asarray(predictor(items[1].name).mask)]
+    assert (found == wanted).all()
+    meaning = coding(read_classes(tmp_path / "masks" / "classes.txt"), "classes.txt")
+    assert (read_mask(tmp_path / "masks" / "1.png", meaning) == np.asarray(predictor(items[1].name).mask)).all()
+    with pytest.raises(UsageError, match=r"was started with --format colour-masks"):
+        open_output(tmp_path / "masks", None, predictor, items, None, False, of)
 
 
 @pytest.mark.slow

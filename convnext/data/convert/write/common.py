@@ -22,6 +22,7 @@ _REMARKS = {  # of what a format can't hold, by kind
     "crowd": "left out {}: {} has no regions of many objects",
     "mask": "left out {}: {} has boxes",
     "score": "left out {}: {} has none",
+    "box": "wrote {} as four corners: the other objects of their images have polygons",
     "joined object": "{} of several parts or with holes became one polygon each, whose parts are joined by lines of no width",
     "image": "{} could not be linked, missing or within an archive: put them where the format expects them",
     "file name": "{} with characters that XML can't hold: escaped as in Python",

@@ -9,14 +9,17 @@ import numpy as np
 
 from convnext.data.convert.common import FoundImage, FoundObject
 from convnext.data.convert.write.common import OutgoingDataset, TextFile
-from convnext.data.convert.write.outlines import run_lengths, window
+from convnext.data.convert.write.outlines import outlines, run_lengths, window
 
 _COMMON = 'source="{source}" occluded="0" z_order="0"'
 _SCORE = "<attribute><name>score</name><mutable>False</mutable><input_type>text</input_type><default_value></default_value></attribute>"
 
 
 def cvat_files(dataset: OutgoingDataset) -> Iterator[TextFile]:
-    """Yield one XML: boxes, polygons of one part, and masks. A score is the attribute `score`, which CVAT keeps if the label has it."""
+    """Yield one XML: boxes, polygons, and masks of objects of several parts or with holes, which a polygon of CVAT can't be.
+
+    A score is the attribute `score`, which CVAT keeps if the label has it.
+    """
     yield TextFile("", _pieces(dataset))
 
 
@@ -42,9 +45,9 @@ def _shape(one: FoundObject, image: FoundImage, dataset: OutgoingDataset) -> str
         left, top, width, height = one.bbox
         edges = f'xtl="{left:.2f}" ytl="{top:.2f}" xbr="{left + width:.2f}" ybr="{top + height:.2f}"'
         return f"<box {common} {edges}>{score}</box>\n"
-    if isinstance(one.segmentation, list) and len(one.segmentation) == 1:
-        (values,) = one.segmentation
-        points = ";".join(f"{x:.2f},{y:.2f}" for x, y in zip(values[0::2], values[1::2], strict=True))
+    parts = outlines(one.segmentation, image.width, image.height)
+    if len(parts) == 1 and not parts[0].holes:
+        points = ";".join(f"{x:.2f},{y:.2f}" for x, y in parts[0].corners())
         return f'<polygon {common} points="{points}">{score}</polygon>\n'
     mask, left, top = window(run_lengths(one.segmentation, image.width, image.height))
     if not mask.size:

@@ -33,6 +33,7 @@ def _lines(image: FoundImage, dataset: OutgoingDataset) -> Iterator[str]:
     has_polygons = any(one.segmentation for one in objects)
     for one in objects:
         dataset.lost["score"] += one.score is not None
+        dataset.lost["box"] += has_polygons and not one.segmentation
         numbers = _polygon(one, image, dataset) if has_polygons else _box(one, image)
         if numbers:
             yield f"{labels[one.class_name]} {' '.join(f'{number:.8g}' for number in numbers)}\n"

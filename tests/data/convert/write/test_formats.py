@@ -29,6 +29,7 @@ LOST = {
     "yolo": [
         "3 objects of several parts or with holes became one polygon each, whose parts are joined by lines of no width",
         "left out 1 crowd: YOLO's text has no regions of many objects",
+        "wrote 1 box as four corners: the other objects of their images have polygons",
     ],
 }
 
