@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"})
+ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm"})
 # FFmpeg opens playlists too, whatever their ending, and these name other files and addresses: so only containers of their own content.
 _OPTIONS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi", "protocol_whitelist": "file"}
 _MAX_FRAMES = 5_000_000  # of a video: 46 hours at 30 a second
