@@ -78,9 +78,9 @@ def predict(
         from convnext import tasks
         from convnext.inference.api import asked, open_outputs
         from convnext.inference.bulk import predict_all
-        from convnext.inference.drawn_video import in_order
         from convnext.inference.inputs import find_items
         from convnext.inference.predictor import load
+        from convnext.inference.video.drawn import in_order
 
     _refuse(output, kind, annotations, features, engine, optimize, as_json)
     if tta is not None and (other := "--engine" if engine is not None else "--features" if features is not None else None):

@@ -15,11 +15,11 @@ from convnext.export.load import load as load_network
 from convnext.extend import giving, marker, qualified
 from convnext.inference.answers import Answer, Output
 from convnext.inference.bulk import predict_all
-from convnext.inference.drawn_video import DrawnVideo, check_fps, in_order, is_video_file
 from convnext.inference.fingerprint import Options, fingerprint_of
 from convnext.inference.inputs import Item, find_items
 from convnext.inference.outputs import Drawings, open_output
 from convnext.inference.predictor import Predictor, load
+from convnext.inference.video.drawn import DrawnVideo, check_fps, in_order, is_video_file
 from convnext.models.cost import ImageSize
 from convnext.models.load import at_size
 from convnext.tasks.base import Prediction

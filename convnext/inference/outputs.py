@@ -15,10 +15,10 @@ from convnext.data.annotations.coco_file import CocoIds, read_ids
 from convnext.errors import UsageError, nearest, writing
 from convnext.inference import coco_results, fingerprint
 from convnext.inference.answers import Answer, Done, MaskPrediction, Output, PredictsFor
-from convnext.inference.drawn_video import DrawnVideo
 from convnext.inference.fingerprint import Fingerprint
 from convnext.inference.inputs import Item, file_names
 from convnext.inference.journal import Journal, refuse_foreign
+from convnext.inference.video.drawn import DrawnVideo
 from convnext.tasks.base import Json
 
 

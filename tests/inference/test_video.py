@@ -12,8 +12,8 @@ from video_files import frames_of, number_in, numbered, write_video
 
 import convnext
 from convnext.errors import UsageError
-from convnext.inference.drawn_video import in_order
 from convnext.inference.inputs import find_items
+from convnext.inference.video.drawn import in_order
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def stop_at(count):
 
 
 def test_a_call_that_was_stopped_draws_each_frame_once(here, model, monkeypatch):
-    monkeypatch.setattr("convnext.inference.drawn_video._PART", 10)
+    monkeypatch.setattr("convnext.inference.video.drawn._PART", 10)
     write_video(here / "clip.mp4", 60)
     content = (here / "clip.mp4").read_bytes()
     for count in (25, 26, 48):
