@@ -59,16 +59,10 @@ def predict(
     images: Annotated[list[str], typer.Argument(metavar="SOURCE...", help=_SOURCES)],
     weights: Weights = None,
     output: Annotated[Path | None, typer.Option(help=_OUTPUT)] = None,
-<<<<<<< HEAD
-    kind: Annotated[str | None, typer.Option("--format", help="jsonl, csv, coco or masks; by default by the output's ending.")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="For COCO results: the file with the ids of images and categories.")] = None,
-    draw: Annotated[Path | None, typer.Option(help=_DRAW)] = None,
-    fps: Annotated[float | None, typer.Option(help=_FPS)] = None,
-=======
     kind: Annotated[str | None, typer.Option("--format", help=_FORMAT)] = None,
     annotations: Annotated[Path | None, typer.Option(help="For COCO's formats: the file with the ids of images and categories.")] = None,
-    draw: Annotated[Path | None, typer.Option(help="A folder for the images with their predictions drawn on them.")] = None,
->>>>>>> w-writers
+    draw: Annotated[Path | None, typer.Option(help=_DRAW)] = None,
+    fps: Annotated[float | None, typer.Option(help=_FPS)] = None,
     features: Annotated[Path | None, typer.Option(help="Write embeddings to a .npy or .parquet file.")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="How many classes or objects of an image to list.")] = None,
     coverage: Annotated[float | None, typer.Option(min=0, max=1, help=_COVERAGE)] = None,
@@ -99,9 +93,9 @@ def predict(
         from convnext import tasks
         from convnext.inference.api import asked, check_tile, open_outputs
         from convnext.inference.bulk import predict_all
-        from convnext.inference.drawn_video import in_order
         from convnext.inference.inputs import find_items
         from convnext.inference.predictor import load
+        from convnext.inference.video.drawn import in_order
 
     _refuse(output, kind, annotations, features, engine, optimize, as_json)
     check_tile(tile, tile_overlap)

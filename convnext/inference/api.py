@@ -15,11 +15,11 @@ from convnext.export.load import load as load_network
 from convnext.extend import giving, marker, qualified
 from convnext.inference.answers import Answer, Output
 from convnext.inference.bulk import predict_all
-from convnext.inference.drawn_video import DrawnVideo, check_fps, in_order, is_video_file
 from convnext.inference.fingerprint import Options, fingerprint_of
 from convnext.inference.inputs import Item, find_items
 from convnext.inference.outputs import Drawings, open_output
 from convnext.inference.predictor import Predictor, load
+from convnext.inference.video.drawn import DrawnVideo, check_fps, in_order, is_video_file
 from convnext.models.cost import ImageSize
 from convnext.models.load import at_size
 from convnext.tasks.base import Prediction
@@ -74,14 +74,9 @@ def predict(
 
     Args:
         model: as for `convnext.load`, or a predictor.
-<<<<<<< HEAD
         sources: images, videos, folders, shell patterns or shards, one or a list of them. The frames of clip.mp4 are clip.mp4/000000
             and so on.
-        output: a .jsonl, .csv or .json (COCO results) file or a folder (masks) for the predictions; by default they are returned.
-=======
-        sources: images, folders, shell patterns or shards, one or a list of them.
         output: a .jsonl, .csv or .json (COCO results) file, a folder (masks), or what `kind` needs; by default predictions are returned.
->>>>>>> w-writers
         weights: as for `convnext.load`.
         kind: the format of `output`: jsonl or csv; of detectors coco, coco-dataset, cvat, label-studio, labelme, voc or yolo; of segmenters
             masks or colour-masks; by default by its ending.

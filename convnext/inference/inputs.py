@@ -68,8 +68,8 @@ def find_items(sources: Sequence[str], fps: float | None = None) -> list[Item]:
     Args:
         sources: images; folders, with all images below them, sorted; shell patterns such as `photos/**/*.jpg`; shards, in the notation
             of `convnext.data.sources.packed.shards`, archives, or tables, whose images need no labels; or `-`, for paths on standard
-            input, one per line. A path on standard input that can't be read does not stop the others. Videos, except those in folders,
-            stand for their frames.
+            input, one per line. A path on standard input that can't be read does not stop the others. Videos stand for their
+            frames; of a folder, or by a pattern without an ending, only images are taken.
         fps: how many frames of each second of a video to take; by default all.
 
     Raises UsageError for an invalid source, and ConvnextError for a folder or list without images.
@@ -121,7 +121,7 @@ def _of_pattern(pattern: str) -> Iterator[Item]:
     files = [path for match in matching(os.path.expanduser(pattern)) if (path := Path(match)).is_file()]
     # A pattern without an ending may match files that are not images; an ending in the pattern is trusted.
     if not re.search(r"\.\w+$", pattern):
-        files = [path for path in files if path.suffix.lower() in ENDINGS or _is_video(path)]
+        files = [path for path in files if path.suffix.lower() in ENDINGS]
     if not files:
         raise UsageError(f"no image matches {pattern}")
     return _together(files)

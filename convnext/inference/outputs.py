@@ -17,11 +17,11 @@ from convnext.errors import UsageError, nearest, writing
 from convnext.inference import coco_results, fingerprint
 from convnext.inference.answers import Answer, Done, MaskPrediction, Output, PredictsFor
 from convnext.inference.datasets import DatasetOutput
-from convnext.inference.drawn_video import DrawnVideo
 from convnext.inference.fingerprint import Fingerprint
 from convnext.inference.inputs import Item, file_names
 from convnext.inference.journal import Journal, refuse_foreign
 from convnext.inference.lines import Lines
+from convnext.inference.video.drawn import DrawnVideo
 from convnext.models.weights.files import write_text
 from convnext.report.palette import mask_colours
 from convnext.tasks.base import Json, MaskLook

@@ -16,14 +16,9 @@ from tiny_models import CLASSES, detector
 import convnext
 from convnext.data.convert.formats import convert
 from convnext.data.convert.write.formats import FORMATS
-<<<<<<< HEAD
-from convnext.data.run_lengths import decode, from_segmentation
+from convnext.data.run_lengths import decode, encode, from_segmentation
 from convnext.data.sources.coco import CocoSource
 from convnext.data.sources.coco_check import check
-=======
-from convnext.data.run_lengths import decode, encode, from_segmentation
-from convnext.data.sources.coco import CocoSource, check
->>>>>>> w-writers
 from convnext.errors import UsageError
 from convnext.inference.bulk import predict_all
 from convnext.inference.fingerprint import fingerprint_of

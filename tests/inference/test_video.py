@@ -12,8 +12,8 @@ from video_files import frames_of, number_in, numbered, write_video
 
 import convnext
 from convnext.errors import UsageError
-from convnext.inference.drawn_video import in_order
 from convnext.inference.inputs import find_items
+from convnext.inference.video.drawn import in_order
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def stop_at(count):
 
 
 def test_a_call_that_was_stopped_draws_each_frame_once(here, model, monkeypatch):
-    monkeypatch.setattr("convnext.inference.drawn_video._PART", 10)
+    monkeypatch.setattr("convnext.inference.video.drawn._PART", 10)
     write_video(here / "clip.mp4", 60)
     content = (here / "clip.mp4").read_bytes()
     for count in (25, 26, 48):
@@ -155,13 +155,13 @@ def test_frames_drawn_to_a_folder_have_a_folder_for_their_video(here, model):
     (here / "clips").mkdir()
     write_video(here / "clips" / "one.mp4", 3)
     write_video(here / "clips" / "two.mov", 2)
-    run("predict", model, "clips/*", "--draw", "drawn")
+    run("predict", model, "clips/*.mp4", "clips/*.mov", "--draw", "drawn")
     found = {path.relative_to(here / "drawn").as_posix(): path for path in (here / "drawn").rglob("*.jpg")}
     assert sorted(found) == [*(f"one/{i:06d}.jpg" for i in range(3)), *(f"two/{i:06d}.jpg" for i in range(2))]
     with Image.open(found["one/000002.jpg"]) as image:
         assert number_in(image) == 2
     with pytest.raises(UsageError, match=r"--draw drawn.mp4 is a video of the frames of one source"):
-        convnext.predict(model, "clips/*", draw="drawn.mp4", device="cpu")
+        convnext.predict(model, ["clips/*.mp4", "clips/*.mov"], draw="drawn.mp4", device="cpu")
     assert "folder clips holds no images, and its videos have to be named: 'clips/*.mp4'" in run("predict", model, "clips", code=1).stderr
 
 

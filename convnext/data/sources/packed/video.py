@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"})
+ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm"})
 # FFmpeg opens playlists too, whatever their ending, and these name other files and addresses: so only containers of their own content.
 _OPTIONS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi", "protocol_whitelist": "file"}
 _MAX_FRAMES = 5_000_000  # of a video: 46 hours at 30 a second
@@ -171,10 +172,13 @@ def list_frames(path: Path, fps: float | None = None) -> FrameList:
     except CorruptImageError as error:
         return FrameList(fault=str(error))
     with container:
-        count, stamps = 0, list[_Stamps]()
+        count, end, stamps = 0, 0, list[_Stamps]()
         for packet in _packets(container, stream):
             count += 1
-            if packet.size and not packet.is_discard and not _is_hidden(packet):  # an edit list discards what is decoded, but not shown
+            if packet.is_discard:  # by an edit list: decoded, but not shown
+                continue
+            end = max(end, ((packet.dts if packet.pts is None else packet.pts) or 0) + (packet.duration or 0))
+            if packet.size and not _is_hidden(packet):
                 stamps.append((packet.pts, packet.dts))
         if not stamps:
             return FrameList(fault=f"{path}: it has no frames")
@@ -183,7 +187,7 @@ def list_frames(path: Path, fps: float | None = None) -> FrameList:
         known = ticks[0] if is_timed else None
         video = Video(path, stream.time_base if ticks and stream.time_base else 1 / rate, known)
         frames = [Frame(video, i, ticks[i] - ticks[0] if ticks else i) for i in range(len(ticks) or len(stamps))]
-        fault = _missing(path, stream, count, frames[-1].seconds + float(1 / rate))
+        fault = f"{path}: only its first {_MAX_FRAMES} frames are read" if count >= _MAX_FRAMES else _missing(path, stream, ticks, end)
     return FrameList(frames if fps is None else list(_thinned(frames, fps)), fault)
 
 
@@ -231,15 +235,18 @@ def _is_hidden(packet: "av.Packet[VideoStream]") -> bool:
     return packet.stream.codec_context.name == "vp8" and not bytes(packet)[0] >> 4 & 1
 
 
-def _missing(path: Path, stream: "VideoStream", count: int, end: float) -> str:
-    """Return the fault of a file that was cut off, or is read in part only; `end` is in seconds."""
-    if count >= _MAX_FRAMES:
-        return f"{path}: only its first {_MAX_FRAMES} frames are read"
-    announced = _seconds(stream.metadata.get("DURATION", ""))
-    if count < stream.frames or announced - end > _TOLERANCE:
-        part = f"{count} of {stream.frames} frames" if count < stream.frames else f"{end:.1f} of {announced:.1f} seconds"
-        return f"{path}: it ends after {part}: the rest of the file is missing or damaged"
-    return ""
+def _missing(path: Path, stream: "VideoStream", ticks: Sequence[int], end: int) -> str:
+    """Return the fault of a file that was cut off: `end` is where its frames end, long before where its header says."""
+    if not ticks or stream.time_base is None:
+        return ""
+    tick = float(stream.time_base)
+    first = ticks[0] * tick
+    length = stream.frames if path.suffix.lower() == ".avi" else stream.duration  # of AVI, FFmpeg takes it from what there is
+    announced = length * tick if length else _seconds(stream.metadata.get("DURATION", "")) - first
+    longest = max((later - earlier for earlier, later in pairwise(ticks)), default=0) * tick
+    if announced - (end * tick - first) <= max(_TOLERANCE, 2 * longest):  # at a variable rate, the last frame may last as long as others
+        return ""
+    return f"{path}: it ends after {end * tick - first:.1f} of {announced:.1f} seconds: the rest of the file is missing or damaged"
 
 
 def _seconds(clock: str) -> float:

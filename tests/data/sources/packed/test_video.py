@@ -1,4 +1,5 @@
 import pickle
+import struct
 import sys
 from fractions import Fraction
 from threading import Thread
@@ -105,6 +106,19 @@ def test_damage_in_the_middle_costs_no_frame_outside_of_it(tmp_path):
     assert len(set(errors)) == 1
     assert f"{path}: some of its frames can't be decoded (" in errors[0]
     assert all(good[i] == i for i in [*range(first), *range(last, 60)])
+
+
+def test_a_video_that_an_edit_list_trims_is_complete(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", 60)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"elst") + 12  # its duration in milliseconds, and where it begins in ticks
+    begin = struct.unpack_from(">i", content, at + 4)[0]
+    struct.pack_into(">Ii", content, at, 800, begin + 12800)
+    path.write_bytes(content)
+    found = list_frames(path)
+    assert not found.fault
+    assert numbers(found) == list(range(25, 45))
+    assert [frame.seconds for frame in found.frames] == pytest.approx([i / 25 for i in range(20)])
 
 
 def test_what_is_no_video_is_said(tmp_path):

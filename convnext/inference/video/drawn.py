@@ -20,10 +20,10 @@ from convnext.data.sources.packed.video import ENDINGS, Frame
 from convnext.errors import UsageError, writing
 from convnext.inference import fingerprint
 from convnext.inference.answers import Answer, Done
-from convnext.inference.encoding import FORMATS, PartEncoder, join
 from convnext.inference.fingerprint import Fingerprint
 from convnext.inference.inputs import Item
 from convnext.inference.journal import Journal, refuse_foreign
+from convnext.inference.video.encoding import FORMATS, PartEncoder, join
 from convnext.models.weights.files import write_atomically
 from convnext.tasks.base import Json
 

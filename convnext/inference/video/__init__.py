@@ -1,0 +1,1 @@
+"""Videos of drawings, encoded part by part."""
