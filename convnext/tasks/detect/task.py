@@ -26,7 +26,16 @@ from convnext.tasks.detect.batch import DetectBatch, DetectEvaluationSamples, De
 from convnext.tasks.detect.loss import DetectCriterion
 from convnext.tasks.detect.prediction import Detections, DetectNetwork, DetectOptions, DetectPrediction
 from convnext.tasks.own import own_transform, title
-from convnext.tasks.shared import check_class_count, draw_of, measured, measured_remarks, reading_of, refuse_options, skipped_remarks
+from convnext.tasks.shared import (
+    check_class_count,
+    draw_of,
+    measured,
+    measured_remarks,
+    plain_from,
+    reading_of,
+    refuse_options,
+    skipped_remarks,
+)
 
 if TYPE_CHECKING:
     from convnext.tasks.exported import TaskExport
@@ -86,7 +95,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
         )  # fmt: skip
         transform = train_transform(augmentation)
         upright = (train.heights > train.widths).astype(int)
-        samples = DetectTrainingSamples(train, transform, recipe.seed)
+        samples = DetectTrainingSamples(train, transform, recipe.seed, plain_from(recipe))
         groups = _groups(upright.tolist(), recipe.train.batch_size)
         ids = [train.category_ids[name] for name in train.classes] if train.category_ids else None
         val_samples = self.evaluation_samples(val, self.preprocessing(recipe))
