@@ -38,3 +38,12 @@ def missed(logits, labels):
 
 def darker(image):
     return image * (0.5 + 0.5 * torch.rand(1))
+
+
+def turned(image, objects):
+    """Turn an image and its objects by half a circle, half of the time."""
+    if torch.rand(1) < 0.5:
+        return image, objects
+    height, width = image.shape[1:]
+    boxes = torch.tensor([width, height, width, height]) - objects["boxes"][:, [2, 3, 0, 1]]
+    return image.flip(1, 2), objects | {"boxes": boxes, "masks": objects["masks"].flip(1, 2)}

@@ -87,13 +87,9 @@ class Samples(Dataset[Sample[LabelT]], Generic[SourceT, LabelT]):
         """Return the image at a position of the source and its label, as they go into a batch."""
         return self.transform(image), cast(Labelled[LabelT], self.source).label(index)
 
-    def prepare_for_training(self, image: Any, index: int, corrupt: list[tuple[int, str]]) -> tuple[Tensor, LabelT]:
-        """Return what `prepare` does, augmented. A task that combines images overrides it, and takes the others from `another`."""
+    def prepare_for_training(self, image: Any, index: int, epoch: int, corrupt: list[tuple[int, str]]) -> tuple[Tensor, LabelT]:
+        """Return what `prepare` does, augmented. What is read besides, and can't be, goes to `corrupt`."""
         return self.prepare(image, index)
-
-    def another(self, read: Callable[[int], T], corrupt: list[tuple[int, str]]) -> T:
-        """Return what `read` gives for a random position, or else for the next one that it can read; the others go to `corrupt`."""
-        return self._first(np.random.randint(len(self.source)), read, corrupt)
 
     def __getitem__(self, key: Key) -> Sample[LabelT]:
         epoch, index = key
@@ -107,11 +103,12 @@ class Samples(Dataset[Sample[LabelT]], Generic[SourceT, LabelT]):
 
         def take(at: int) -> Sample[LabelT]:
             with seeded(self.seed, epoch, index):  # a dataset from outside may draw at random when it gives an item
-                return Sample(*self.prepare_for_training(self.source.pixels(at), at, corrupt), at, corrupt)
+                return Sample(*self.prepare_for_training(self.source.pixels(at), at, epoch, corrupt), at, corrupt)
 
-        return self._first(index, take, corrupt)
+        return self.first(index, take, corrupt)
 
-    def _first(self, start: int, read: Callable[[int], T], corrupt: list[tuple[int, str]]) -> T:
+    def first(self, start: int, read: Callable[[int], T], corrupt: list[tuple[int, str]]) -> T:
+        """Return what `read` gives for a position, or else for the next one that it can read; those that it can't go to `corrupt`."""
         count = len(self.source)
         for index in range(start, start + count):
             try:
@@ -119,6 +116,28 @@ class Samples(Dataset[Sample[LabelT]], Generic[SourceT, LabelT]):
             except CorruptImageError as error:
                 corrupt.append((index % count, str(error)))
         raise ConvnextError(f"none of the {count} images could be read; the first: {corrupt[0][1]}")
+
+
+class CombinedSamples(Samples[SourceT, LabelT]):
+    """Samples of which one may be made of several images, by a transform that takes a function to read others.
+
+    Args:
+        plain_from: the epoch from which on each is made of its image alone, if any.
+    """
+
+    def __init__(self, source: SourceT, transform: Callable[..., Any], seed: int, plain_from: int | None = None) -> None:
+        super().__init__(source, transform, seed)
+        self.plain_from = plain_from
+
+    def labelled(self, index: int) -> tuple[Any, Any]:
+        """Return the image at a position and what is known of it, as the transform takes them."""
+        raise NotImplementedError
+
+    def others(self, epoch: int, corrupt: list[tuple[int, str]]) -> Callable[[], tuple[Any, Any]] | None:
+        """Return the function that reads a random image of the source, or the next one that can be read; None where there is none."""
+        if self.plain_from is not None and epoch >= self.plain_from:
+            return None
+        return lambda: self.first(np.random.randint(len(self.source)), self.labelled, corrupt)
 
 
 OrderT = TypeVar("OrderT", EpochOrder, InOrder)

@@ -44,6 +44,7 @@ _USED_BY: dict[str, tuple[str, ...]] = {
     "data.repeat_threshold": ("classify", "multilabel", "detect", "segment"),
     "augment.copy_paste": ("detect",),
     "augment.mosaic": ("detect", "segment"),
+    "augment.plain_epochs": ("detect", "segment"),
     "train.label_smoothing": ("classify", "multilabel"),
     "train.class_weights": ("classify", "detect", "segment"),
     "train.focal_gamma": ("classify", "detect", "segment"),
@@ -62,6 +63,13 @@ _BESIDE: list[tuple[str, str, Callable[[Recipe], bool], str]] = [
     *(
         (f"detect.{key}", "detect.size", lambda r: r.detect.size is not None, "detect.size replaces it")
         for key in ("short", "longest", "crop_short", "crop", "test_short", "test_longest")
+    ),
+    ("augment.plain_epochs", "augment.mosaic", lambda r: not (r.augment.mosaic or r.augment.copy_paste), "no images are combined"),
+    (
+        "augment.plain_epochs",
+        "train.iterations",
+        lambda r: r.train.iterations is not None,
+        "the run counts iterations; set train.epochs",
     ),
     ("data.val_fraction", "data.val", lambda r: r.data.val is not None, "data.val names the validation images"),
     ("data.val_fraction", "data.fold", lambda r: r.data.fold is not None, "data.fold chooses the validation images"),
@@ -149,6 +157,8 @@ def _values(recipe: Recipe) -> Iterator[str]:
         yield f"data.std must be above 0, not {list(recipe.data.std)}: images are divided by it"
     if not 0 <= augment.crop_scale[0] <= augment.crop_scale[1] <= 1 or not augment.crop_scale[1]:
         yield f"augment.crop_scale must be two fractions of the area, the smaller first, as in [0.08,1], not {list(augment.crop_scale)}"
+    if augment.plain_epochs >= recipe.train.epochs and recipe.train.iterations is None:
+        yield f"augment.plain_epochs={augment.plain_epochs} leaves none of train.epochs={recipe.train.epochs} for images that are combined"
     yield from _range("augment.crop_aspect", augment.crop_aspect)
     yield from _range("segment.ratio_range", segment.ratio_range)
     yield from _range("detect.crop", detect.crop)

@@ -227,6 +227,7 @@ class Augment(RecipeSection):
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix, 0 for none (Yun et al., 2019)")
     copy_paste: float = Field(0.0, ge=0, le=1, description="detect: probability that objects of another image are pasted on an image")
     mosaic: float = Field(0.0, ge=0, le=1, description="detect, segment: probability of a mosaic of four images in place of one")
+    plain_epochs: int = Field(0, ge=0, description="detect, segment: last epochs without copy_paste and mosaic (YOLOX: 15)")
     extra: str | None = Field(None, description="an augmentation of your own behind these: a registered name, or module:function")
 
 

@@ -101,6 +101,11 @@ def measured_remarks(recipe: Recipe, before: Recipe) -> list[str]:
     return [f"measured on the training images: data.mean={mean} data.std={std}"]
 
 
+def plain_from(recipe: Recipe) -> int | None:
+    """Return the epoch from which on images are not combined, by `augment.plain_epochs`; None if they are to the end."""
+    return recipe.train.epochs - recipe.augment.plain_epochs if recipe.augment.plain_epochs else None
+
+
 def draw_of(recipe: Recipe, classes: Sequence[str], present: Callable[[], Present]) -> tuple[Draw | None, list[str]]:
     """Return which training samples an epoch consists of by `data.sampler`, None for each once, and what to report of it.
 

@@ -19,6 +19,7 @@ from convnext.recipe import load_recipe
 from convnext.tasks.detect.batch import DetectBatch, DetectTrainingSamples
 from convnext.tasks.own import check_own
 from convnext.tasks.segment.batch import SegmentBatch, SegmentTrainingSamples
+from convnext.tasks.shared import plain_from
 from convnext.training.given import recipe_with
 
 SIZES = {"short": (64,), "longest": 64, "crop_short": (72,), "crop": (48, 64)}
@@ -87,11 +88,27 @@ def test_without_the_keys_an_image_is_read_alone():
         assert source.opened == [0]
 
 
+def test_the_last_epochs_may_do_without():
+    samples = DetectTrainingSamples(Damaged(), train_transform(DetectAugmentation(**SIZES, mosaic=1.0, copy_paste=1.0)), 7, plain_from=5)
+    for epoch, images in ((4, 5), (5, 1), (6, 1)):
+        samples.source.opened.clear()
+        samples[epoch, 0]
+        assert len([index for index in samples.source.opened if index not in (3, 4)]) == images
+    keys = ["augment.mosaic=0.5", "train.epochs=9", "augment.plain_epochs=2"]
+    assert plain_from(load_recipe("detect_digits", keys)) == 7
+    assert plain_from(load_recipe("detect_digits", keys[:2])) is None
+    for wrong, why in ((keys[1:], "no images are combined"), ([keys[0], keys[2]], r"the run counts iterations; set train\.epochs")):
+        with pytest.raises(UsageError, match=f"augment.plain_epochs=2 has no effect: {why}"):
+            load_recipe("detect_digits", wrong)
+    with pytest.raises(UsageError, match=r"augment\.plain_epochs=9 leaves none of train\.epochs=9 for images that are combined"):
+        load_recipe("detect_digits", [*keys[:2], "augment.plain_epochs=9"])
+
+
 def test_partners_are_drawn_from_the_whole_source():
     source = Scenes("train", 40, size=64)
     drawn = []
     samples = detection(source, copy_paste=1.0)
-    samples._read = lambda index: drawn.append(index) or (source.pixels(index), source.encoded_target(index))
+    samples.labelled = lambda index: drawn.append(index) or (source.pixels(index), source.encoded_target(index))
     for index in range(40):
         samples[0, index]
     assert len(drawn) == 40

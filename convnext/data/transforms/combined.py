@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext.data.annotations.objects import ImageObjects
-from convnext.data.transforms.visible import areas, boxes_of, clipped, counted_pixels, dense, joined, remaining
+from convnext.data.transforms.visible import areas, boxes_of, change_each, clipped, joined, remaining
 
 _CENTRE = (0.2, 0.8)  # of a mosaic, as a fraction of its sides: darknet's `mosaic_bound`
 
@@ -36,11 +36,12 @@ def pasted(pixels: Tensor, objects: ImageObjects, other: Tensor, found: ImageObj
     chosen = torch.zeros(len(found), dtype=torch.bool)
     chosen[np.random.permutation(len(found))[: np.random.randint(1, len(found) + 1)]] = True
     top, left = (_offset(there - here) for there, here in zip(pixels.shape[1:], other.shape[1:], strict=True))
-    above = _moved(found.take(chosen), top, left, pixels.shape[1], pixels.shape[2])
+    size = int(pixels.shape[1]), int(pixels.shape[2])
+    above = _moved(found.take(chosen), top, left, size)
     assert isinstance(above.masks, Tensor)
     covered = above.masks.any(0).bool()  # of uint8 it gives uint8
-    placed = F.pad(other, _padding(other, top, left, pixels.shape[1], pixels.shape[2]))
-    return torch.where(covered, placed, pixels), joined([_cut(dense(objects), ~covered), above])
+    placed = F.pad(other, _padding(other, top, left, size))
+    return torch.where(covered, placed, pixels), joined([_cut(objects, ~covered), above])
 
 
 def _offset(room: int) -> int:
@@ -48,39 +49,34 @@ def _offset(room: int) -> int:
     return int(np.random.randint(min(room, 0), max(room, 0) + 1))
 
 
-def _padding(placed: Tensor, top: int, left: int, height: int, width: int) -> tuple[int, int, int, int]:
-    """Return the columns and rows around (…, h, w) placed on a ground (…, height, width); negative ones are cut off."""
-    return left, width - left - placed.shape[-1], top, height - top - placed.shape[-2]
+def _padding(placed: Tensor, top: int, left: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return the columns and rows around (…, h, w) placed on a ground of that size; negative ones are cut off."""
+    return left, size[1] - left - placed.shape[-1], top, size[0] - top - placed.shape[-2]
 
 
-def _moved(objects: ImageObjects, top: int, left: int, height: int, width: int) -> ImageObjects:
-    """Return what remains of objects whose image lies at that place on a ground of that size."""
-    objects = dense(objects)
+def _moved(objects: ImageObjects, top: int, left: int, size: tuple[int, int]) -> ImageObjects:
+    """Return what remains of objects whose image lies at that place on a ground of that size, masks as pixels."""
     around = objects.boxes + torch.tensor([left, top] * 2)
-    boxes = clipped(around, height, width)
-    masks = objects.masks
-    if not isinstance(masks, Tensor):
+    boxes = clipped(around, *size)
+    if objects.masks is None:
         return remaining(replace(objects, boxes=boxes), areas(boxes) / areas(around))
-    inside = F.pad(masks, _padding(masks, top, left, height, width))
-    return _refitted(replace(objects, boxes=boxes, masks=inside), counted_pixels(masks))
+    masks, shares = change_each(objects.masks, size, lambda found, mask: found.copy_(F.pad(mask, _padding(mask, top, left, size))))
+    return _refitted(replace(objects, boxes=boxes, masks=masks), masks, shares)
 
 
 def _cut(objects: ImageObjects, kept: Tensor) -> ImageObjects:
-    """Return what remains of objects where only some pixels, bool (H, W), are kept."""
-    masks = objects.masks
-    assert isinstance(masks, Tensor)
-    return _refitted(replace(objects, masks=masks * kept), counted_pixels(masks))
+    """Return what remains of objects with masks where only some pixels, bool (H, W), are kept; masks as pixels."""
+    assert objects.masks is not None
+    masks, shares = change_each(objects.masks, (kept.shape[0], kept.shape[1]), lambda found, mask: found.copy_(mask * kept))
+    return _refitted(replace(objects, masks=masks), masks, shares)
 
 
-def _refitted(objects: ImageObjects, before: Tensor) -> ImageObjects:
-    """Return what remains of objects whose masks had so many pixels before, float32 (n,). Untouched ones keep their boxes as annotated."""
-    masks = objects.masks
-    assert isinstance(masks, Tensor)
-    after = counted_pixels(masks)
-    touched = after < before
+def _refitted(objects: ImageObjects, masks: Tensor, shares: Tensor) -> ImageObjects:
+    """Return what remains of objects of whose masks some fractions were kept. Those that are whole keep their boxes as annotated."""
     boxes = objects.boxes.clone()
-    boxes[touched] = boxes_of(masks[touched])
-    return remaining(replace(objects, boxes=boxes), after / before.clamp(min=1))
+    for number in (shares < 1).nonzero().flatten().tolist():
+        boxes[number] = boxes_of(masks[number : number + 1])[0]
+    return remaining(replace(objects, boxes=boxes), shares)
 
 
 def draw_quarters(height: int, width: int) -> list[Window]:
@@ -101,7 +97,7 @@ def seen_through(objects: ImageObjects, window: Window) -> ImageObjects:
     """Return what remains of the objects of an image within a window of it, in the window's pixels."""
     top, left, height, width = window
     near = areas(clipped(objects.boxes - torch.tensor([left, top] * 2), height, width)) > 0
-    return _moved(objects.take(near), -top, -left, height, width)
+    return _moved(objects.take(near), -top, -left, (height, width))
 
 
 def assembled(
@@ -115,8 +111,21 @@ def assembled(
         size: height and width of the mosaic.
         fill: the value of each channel where an image is smaller than its quarter.
     """
-    moved = [_moved(objects, quarter[0], quarter[1], *size) for (_, objects), quarter in zip(parts, quarters, strict=True)]
-    return on_canvas([pixels for pixels, _ in parts], quarters, size, fill), joined(moved)
+    found = joined([_shifted(objects, quarter) for (_, objects), quarter in zip(parts, quarters, strict=True)])
+    if all(objects.masks is not None for _, objects in parts):
+        masks, first = torch.zeros(len(found), *size, dtype=torch.uint8), 0
+        for (_, objects), (top, left, _, _) in zip(parts, quarters, strict=True):
+            assert isinstance(objects.masks, Tensor)
+            count, height, width = objects.masks.shape
+            masks[first : first + count, top : top + height, left : left + width] = objects.masks
+            first += count
+        found = replace(found, masks=masks)
+    return on_canvas([pixels for pixels, _ in parts], quarters, size, fill), found
+
+
+def _shifted(objects: ImageObjects, quarter: Window) -> ImageObjects:
+    """Return the objects of a part of a mosaic without their masks, boxes in the mosaic's pixels."""
+    return replace(objects, boxes=objects.boxes + torch.tensor([quarter[1], quarter[0]] * 2), masks=None)
 
 
 def on_canvas(parts: Sequence[Tensor], quarters: Sequence[Window], size: tuple[int, int], fill: Sequence[float]) -> Tensor:

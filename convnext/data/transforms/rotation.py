@@ -1,7 +1,7 @@
 """Rotation of an image with its objects, about its centre and within its own size."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from convnext.data.annotations.objects import ImageObjects
 from convnext.data.transforms.geometry import rotated
-from convnext.data.transforms.visible import areas, boxes_of, clipped, counted_pixels, dense, remaining
+from convnext.data.transforms.visible import areas, boxes_of, change_each, clipped, remaining
 
 
 def turned(pixels: Tensor, objects: ImageObjects, angle: float, fill: Sequence[float]) -> tuple[Tensor, ImageObjects]:
@@ -21,10 +21,8 @@ def turned(pixels: Tensor, objects: ImageObjects, angle: float, fill: Sequence[f
     if not angle:
         return pixels, objects
     height, width = pixels.shape[1:]
-    objects = dense(objects)
-    if isinstance(objects.masks, Tensor):
-        masks = _turned_masks(objects.masks, angle)
-        shares = counted_pixels(masks) / counted_pixels(objects.masks).clamp(min=1)
+    if objects.masks is not None:
+        masks, shares = change_each(objects.masks, (height, width), _turning(angle, height, width))
         found = replace(objects, boxes=boxes_of(masks), masks=masks)
     else:
         around = _turned_boxes(objects.boxes, angle, height, width)
@@ -33,17 +31,17 @@ def turned(pixels: Tensor, objects: ImageObjects, angle: float, fill: Sequence[f
     return rotated(pixels, angle, fill), remaining(found, shares)
 
 
-def _turned_masks(masks: Tensor, angle: float) -> Tensor:
-    """Return masks (n, H, W) turned as `rotated` turns an image, at a cost in proportion to their boxes."""
-    height, width = masks.shape[1:]
+def _turning(angle: float, height: int, width: int) -> Callable[[Tensor, Tensor], None]:
+    """Return the function that writes a mask (H, W) turned as `rotated` turns an image, at a cost in proportion to its box."""
     grid = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).float()
     rows, columns = rotated(grid, angle, [-1.0], "nearest").long()  # of the pixel that goes to each place; -1 in the corners
-    windows = clipped(_turned_boxes(boxes_of(masks), angle, height, width), height, width)
-    found = torch.zeros_like(masks)
-    for mask, turned_mask, window in zip(masks, found, windows.tolist(), strict=True):
-        part = slice(math.floor(window[1]), math.ceil(window[3])), slice(math.floor(window[0]), math.ceil(window[2]))
-        turned_mask[part] = mask[rows[part], columns[part]] * (rows[part] >= 0)
-    return found
+
+    def turn(found: Tensor, mask: Tensor) -> None:
+        around = clipped(_turned_boxes(boxes_of(mask[None]), angle, height, width), height, width)[0].tolist()
+        part = slice(math.floor(around[1]), math.ceil(around[3])), slice(math.floor(around[0]), math.ceil(around[2]))
+        found[part] = mask[rows[part], columns[part]] * (rows[part] >= 0)
+
+    return turn
 
 
 def _turned_boxes(boxes: Tensor, angle: float, height: int, width: int) -> Tensor:

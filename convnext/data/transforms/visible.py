@@ -4,9 +4,10 @@ One rule holds for rotation, copy-paste and mosaic: an object remains if at leas
 at least a pixel wide and high.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,9 +43,33 @@ def boxes_of(masks: Tensor) -> Tensor:
     return boxes
 
 
-def counted_pixels(masks: Tensor) -> Tensor:
-    """Return the number of pixels of each of some masks (n, H, W), float32 (n,)."""
-    return masks.flatten(1).sum(1, dtype=torch.int64).float()
+def one_by_one(masks: Tensor | EncodedMasks) -> Iterator[Tensor]:
+    """Yield the pixels (H, W) of one mask after the other: of run lengths only one mask is in memory as pixels."""
+    if isinstance(masks, Tensor):
+        yield from masks
+        return
+    for which in torch.eye(len(masks), dtype=torch.bool):
+        yield masks.take(which).to_tensor()[0]
+
+
+def change_each(masks: Tensor | EncodedMasks, size: tuple[int, int], change: Callable[[Tensor, Tensor], None]) -> tuple[Tensor, Tensor]:
+    """Return masks (n, H, W) of that size, uint8, and the fraction of its pixels that each has kept, float32 (n,); 0 if it had none.
+
+    Args:
+        masks: before.
+        size: height and width after.
+        change: writes a mask as it becomes, given first, of a mask as it was; it is given with zeros.
+    """
+    found = torch.zeros(len(masks), *size, dtype=torch.uint8)
+    shares = torch.zeros(len(masks))
+    for number, mask in enumerate(one_by_one(masks)):
+        change(found[number], mask)
+        shares[number] = _count(found[number]) / max(1, _count(mask))
+    return found, shares
+
+
+def _count(mask: Tensor) -> int:
+    return int(np.count_nonzero(mask.numpy()))  # PyTorch's sum copies to int64 first
 
 
 def areas(boxes: Tensor) -> Tensor:

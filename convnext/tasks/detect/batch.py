@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NotRequired, TypedDict, cast
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from convnext.data.annotations.objects import ImageObjects
 from convnext.data.deep import DeepImage
-from convnext.data.loader import Sample, Samples
+from convnext.data.loader import CombinedSamples, Sample, Samples
 from convnext.data.run_lengths import RunLengths
 from convnext.tasks.shared import readable
 
@@ -68,16 +67,18 @@ class DetectBatch:
         return DetectBatch(images, cast(list[DetectTarget], targets), self.indices, self.corrupt)
 
 
-class DetectTrainingSamples(Samples):
-    """Images whose objects are transformed with them, and which are combined with others of their source."""
+class DetectTrainingSamples(CombinedSamples):
+    """Images whose objects are transformed with them."""
 
-    def prepare_for_training(self, image: Tensor | DeepImage, index: int, corrupt: list[tuple[int, str]]) -> tuple[Tensor, DetectTarget]:
+    def prepare_for_training(
+        self, image: Tensor | DeepImage, index: int, epoch: int, corrupt: list[tuple[int, str]]
+    ) -> tuple[Tensor, DetectTarget]:
         """Return the image (3, H, W) and its objects."""
-        others = partial(self.another, self._read, corrupt)
-        prepared, objects = self.transform(image, self.source.encoded_target(index), others)
+        prepared, objects = self.transform(image, self.source.encoded_target(index), self.others(epoch, corrupt))
         return prepared, objects.to_dict()
 
-    def _read(self, index: int) -> tuple[Tensor | DeepImage, ImageObjects]:
+    def labelled(self, index: int) -> tuple[Tensor | DeepImage, ImageObjects]:
+        """Return an image and its objects."""
         return self.source.pixels(index), self.source.encoded_target(index)
 
 

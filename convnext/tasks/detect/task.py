@@ -34,7 +34,7 @@ from convnext.tasks.detect.prediction import Detections, DetectPrediction
 from convnext.tasks.detect.tiles import MAX_OVERLAP, MAX_TILE, MIN_TILE
 from convnext.tasks.objects import with_options
 from convnext.tasks.own import own_transform, title
-from convnext.tasks.shared import draw_of, measured, measured_remarks, refuse_options, skipped_remarks
+from convnext.tasks.shared import draw_of, measured, measured_remarks, plain_from, refuse_options, skipped_remarks
 
 if TYPE_CHECKING:
     from convnext.tasks.exported import TaskExport
@@ -75,7 +75,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
         )  # fmt: skip
         transform = train_transform(augmentation)
         upright = (train.heights > train.widths).astype(int)
-        samples = DetectTrainingSamples(train, transform, recipe.seed)
+        samples = DetectTrainingSamples(train, transform, recipe.seed, plain_from(recipe))
         groups = _groups(upright.tolist(), recipe.train.batch_size)
         ids = [train.category_ids[name] for name in train.classes] if train.category_ids else None
         val_samples = self.evaluation_samples(val, self.preprocessing(recipe))

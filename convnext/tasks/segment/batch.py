@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from convnext.data.deep import DeepImage
-from convnext.data.loader import Sample, Samples
+from convnext.data.loader import CombinedSamples, Sample, Samples
 from convnext.data.sources.masks import mask_of
 from convnext.tasks.shared import readable
 
@@ -55,14 +54,17 @@ def _pinned(tensors: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
     return tensors.pin_memory() if isinstance(tensors, Tensor) else [tensor.pin_memory() for tensor in tensors]
 
 
-class SegmentTrainingSamples(Samples):
-    """Images whose mask is transformed with them, and which are combined with others of their source."""
+class SegmentTrainingSamples(CombinedSamples):
+    """Images whose mask is transformed with them."""
 
-    def prepare_for_training(self, image: Tensor | DeepImage, index: int, corrupt: list[tuple[int, str]]) -> tuple[Tensor, Tensor]:
+    def prepare_for_training(
+        self, image: Tensor | DeepImage, index: int, epoch: int, corrupt: list[tuple[int, str]]
+    ) -> tuple[Tensor, Tensor]:
         """Return the image (3, crop, crop) and the mask (crop, crop)."""
-        return self.transform(image, mask_of(self.source, index, image), partial(self.another, self._read, corrupt))
+        return self.transform(image, mask_of(self.source, index, image), self.others(epoch, corrupt))
 
-    def _read(self, index: int) -> tuple[Tensor | DeepImage, Tensor]:
+    def labelled(self, index: int) -> tuple[Tensor | DeepImage, Tensor]:
+        """Return an image and its mask (H, W)."""
         image = self.source.pixels(index)
         return image, mask_of(self.source, index, image)
 

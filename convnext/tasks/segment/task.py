@@ -30,7 +30,16 @@ from convnext.tasks.segment import auto, prediction
 from convnext.tasks.segment.batch import SegmentBatch, SegmentEvaluationSamples, SegmentTrainingSamples
 from convnext.tasks.segment.loss import SegmentCriterion
 from convnext.tasks.segment.prediction import SegmentPrediction
-from convnext.tasks.shared import check_class_count, draw_of, measured, measured_remarks, reading_of, refuse_options, skipped_remarks
+from convnext.tasks.shared import (
+    check_class_count,
+    draw_of,
+    measured,
+    measured_remarks,
+    plain_from,
+    reading_of,
+    refuse_options,
+    skipped_remarks,
+)
 from convnext.text import counted
 
 if TYPE_CHECKING:
@@ -85,7 +94,7 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
         remarks += found
         given, recipe = recipe, measured(recipe, train)
         remarks += deep.remarks(train, data.range) + measured_remarks(recipe, given)
-        samples = SegmentTrainingSamples(train, _train_transform(recipe, len(train.classes)), recipe.seed)
+        samples = SegmentTrainingSamples(train, _train_transform(recipe, len(train.classes)), recipe.seed, plain_from(recipe))
         val_samples = self.evaluation_samples(val, self.preprocessing(recipe))
         draw, found = draw_of(recipe, train.classes, lambda: masks.classes_of_masks(train))
         return TaskData(samples, val_samples, train.classes, remarks + found, class_ids=train.class_ids, draw=draw, recipe=recipe)
