@@ -9,8 +9,8 @@ from convnext.data import deep
 from convnext.data.sources.base import DetectSource
 from convnext.report import drawing, page, palette, plots, tables
 from convnext.tasks.base import Json
+from convnext.tasks.detect.measure.threshold import FalseAlarms, ThresholdCurve
 from convnext.tasks.detect.metric import DetectDetails, WorstDetections
-from convnext.tasks.detect.threshold import FalseAlarms, ThresholdCurve
 from convnext.text import counted, shortened
 
 COLUMNS = [  # of the table by class on a terminal

@@ -6,12 +6,12 @@ from typing import NotRequired, TypedDict, cast
 from convnext.data.run_lengths import RunLengths
 from convnext.data.sources.base import DetectSource
 from convnext.tasks.base import Json, Metric, Metrics
-from convnext.tasks.detect.average_precision import AveragePrecision
 from convnext.tasks.detect.batch import DetectBatch
-from convnext.tasks.detect.evaluated import masks_of
-from convnext.tasks.detect.matching import IOU, Errors, Matched, confusion, errors, match
+from convnext.tasks.detect.measure.average_precision import AveragePrecision
+from convnext.tasks.detect.measure.evaluated import masks_of
+from convnext.tasks.detect.measure.matching import IOU, Errors, Matched, confusion, errors, match
+from convnext.tasks.detect.measure.threshold import THRESHOLDS, FalseAlarms, Scores, ThresholdCounts, ThresholdCurve, count, false_alarms
 from convnext.tasks.detect.prediction import SHOWN_SCORE, Detections
-from convnext.tasks.detect.threshold import THRESHOLDS, FalseAlarms, Scores, ThresholdCounts, ThresholdCurve, count, false_alarms
 from convnext.text import printable
 
 KEPT_IMAGES = 8  # whose detections a report shows

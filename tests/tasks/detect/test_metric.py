@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from convnext.data.sources.open import open_detection
-from convnext.tasks.detect.average_precision import AveragePrecision
+from convnext.tasks.detect.measure.average_precision import AveragePrecision
 
 SUFFIXES = ("", "50", "75", "_small", "_medium", "_large")
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from convnext.errors import ConvnextError
-from convnext.tasks.detect.evaluated import Annotated, Detected, EvaluatedImage
-from convnext.tasks.detect.matching import confusion, errors, match
+from convnext.tasks.detect.measure.evaluated import Annotated, Detected, EvaluatedImage
+from convnext.tasks.detect.measure.matching import confusion, errors, match
+from convnext.tasks.detect.measure.threshold import THRESHOLDS, count, false_alarms
 from convnext.tasks.detect.metric import KEPT_WORST, DetectMetric
 from convnext.tasks.detect.report import sections, summary, summary_line
-from convnext.tasks.detect.threshold import THRESHOLDS, count, false_alarms
 
 CLASSES = ["ant", "bee", "wasp"]
 

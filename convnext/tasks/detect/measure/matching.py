@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convnext.tasks.detect.evaluated import EvaluatedImage, corners_and_sides
+from convnext.tasks.detect.measure.evaluated import EvaluatedImage, corners_and_sides
 
 IOU = 0.5
 _FALSE, _IGNORED = -1, -2

@@ -12,7 +12,7 @@ import numpy as np
 from convnext.errors import ConvnextError
 from convnext.tasks.base import Json, Metrics
 from convnext.tasks.detect.batch import DetectTarget
-from convnext.tasks.detect.evaluated import CocoEntry, EvaluatedImage, annotations, evaluated, results
+from convnext.tasks.detect.measure.evaluated import CocoEntry, EvaluatedImage, annotations, evaluated, results
 from convnext.tasks.detect.prediction import Detections
 from convnext.text import counted
 

@@ -6,7 +6,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from convnext.tasks.detect.matching import Matched
+from convnext.tasks.detect.measure.matching import Matched
 from convnext.tasks.detect.prediction import SHOWN_SCORE
 
 THRESHOLDS = tuple(round(0.01 * i, 2) for i in range(5, 100))  # that detections exceed: from the lowest score that a detector gives

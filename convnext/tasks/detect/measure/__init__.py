@@ -1,0 +1,1 @@
+"""What is measured of detections: average precision, confusion, precision and recall over the score threshold."""
