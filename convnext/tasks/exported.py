@@ -12,9 +12,20 @@ from torch import Tensor, nn
 from convnext.data.transforms.preprocessing import ImageSize, Preprocessing
 from convnext.errors import ConvnextError, NotFiniteError, UsageError, first_line
 from convnext.models.network import Network
-from convnext.models.weights.description import GraphDescription
 
 Runner = Callable[..., Sequence[Tensor]]  # a graph in its runtime: from inputs to outputs, all on the CPU
+
+
+class GraphDescription(TypedDict):
+    """How a graph was exported."""
+
+    precision: str
+    pixels: bool
+    size: list[int] | None
+    num_classes: int
+    outputs: list[str]
+    inputs: NotRequired[list[str]]
+    defaults: NotRequired[dict[str, float]]  # of inputs that have one
 
 
 class ExportedDescription(TypedDict):

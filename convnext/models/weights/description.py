@@ -6,7 +6,7 @@ A description must not name weights, start a download, or ask for more memory th
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, NotRequired, TypedDict, cast
+from typing import Annotated, Literal, TypedDict, cast
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PlainValidator, Tag, ValidationError, model_validator
 from torch import Tensor
@@ -24,18 +24,6 @@ _MAX_NAME = 1000  # characters
 _MAX_SIDE = 8192  # pixels of a prepared image
 
 
-class GraphDescription(TypedDict):
-    """How a graph was exported."""
-
-    precision: str
-    pixels: bool
-    size: list[int] | None
-    num_classes: int
-    outputs: list[str]
-    inputs: NotRequired[list[str]]
-    defaults: NotRequired[dict[str, float]]  # of inputs that have one
-
-
 class Description(TypedDict, total=False):
     """What a file says; {} of a file that others wrote."""
 
@@ -49,7 +37,7 @@ class Description(TypedDict, total=False):
     source: str | None
     imports: list[str]  # the modules that register the network or the task
     calibration: dict[str, object] | None
-    graph: GraphDescription  # of an exported file, as the next two
+    graph: dict[str, object]  # of an exported file, as the next two
     labels: list[str] | None
     convnext: str | None
 

@@ -75,7 +75,7 @@ def _tiled(
 ) -> dict[str, Tensor]:
     """Return the objects of an image (C, H, W), 0 to 255, on any device."""
     device, size = pixels.device, (pixels.shape[1], pixels.shape[2])
-    pixels, prepare = pixels.cpu(), untiled(how).transform()  # PyTorch resizes 8 bits on CPUs only
+    pixels, prepare = pixels.cpu(), replace(how, tile=None).transform()  # PyTorch resizes 8 bits on CPUs only
 
     def run(windows: Sequence[Window]) -> list[dict[str, Tensor]]:
         images = [prepare(pixels[:, rows, columns]).to(device) for rows, columns in windows]
