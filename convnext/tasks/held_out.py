@@ -58,4 +58,5 @@ def shared_images(train: ImageSource, val: ImageSource) -> list[str]:
     """Return what to report of images that are trained and evaluated on: at most one line."""
     known = {os.path.abspath(train.name(index)) for index in range(len(train))}
     both = [name for index in range(len(val)) if os.path.abspath(name := val.name(index)) in known]
+    both = [name for name in both if os.path.exists(name)]  # others have names that tell nothing, as "scene 0"
     return [f"{len(both)} of the {len(val)} validation images are trained on too, the first {printable(both[0])}"] if both else []

@@ -76,12 +76,12 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
         refuse_invalid(train, data.max_corrupt)
         read_by(train, reading_of(recipe))
         check_class_count(recipe, train.classes)
-        remarks = []
+        remarks, shared = [], []
         if data.val is not None:
             val = open_segmentation(with_options(data.val, recipe, "segment"), train.classes)
             refuse_invalid(val, data.max_corrupt)
             read_by(val, reading_of(recipe))
-            remarks += shared_images(train, val)
+            shared = shared_images(train, val)
         else:
             rest, held, remarks = hold_out(train, [0] * len(train), recipe)
             train, val = SegmentSubset(train, rest), SegmentSubset(train, held)
@@ -91,7 +91,7 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
                 raise ConvnextError(f"no images in data.{where}")
             remarks += _refuse_problems(where, source)
         recipe, found = auto.measured(recipe, train)
-        remarks += found
+        remarks += shared + found
         given, recipe = recipe, measured(recipe, train)
         remarks += deep.remarks(train, data.range) + measured_remarks(recipe, given)
         samples = SegmentTrainingSamples(train, _train_transform(recipe, len(train.classes)), recipe.seed, plain_from(recipe))
