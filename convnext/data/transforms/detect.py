@@ -148,8 +148,7 @@ def _augment(
 
 def _trainable(image: Opened, objects: ImageObjects, settings: DetectAugmentation) -> tuple[Tensor, ImageObjects]:
     """Return the pixels (C, H, W) of an opened image, and its objects that are trained on."""
-    sides = objects.boxes[:, 2:] - objects.boxes[:, :2]
-    return to_pixels(image, settings.range, settings.channels), objects.take(~objects.iscrowd & (sides >= 1).all(1))
+    return to_pixels(image, settings.range, settings.channels), _trained(objects)
 
 
 def _mirrored(pixels: Tensor, objects: ImageObjects, settings: DetectAugmentation) -> tuple[Tensor, ImageObjects]:

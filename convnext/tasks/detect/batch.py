@@ -70,6 +70,11 @@ class DetectBatch:
 class DetectTrainingSamples(CombinedSamples):
     """Images whose objects are transformed with them."""
 
+    def prepare(self, image: Image.Image | DeepImage, index: int) -> tuple[Tensor, DetectTarget]:
+        """Return the image (3, H, W) and its objects, where nothing is random."""
+        prepared, objects = self.transform(image, self.source.encoded_target(index))
+        return prepared, objects.to_dict()
+
     def prepare_for_training(
         self, image: Tensor | DeepImage, index: int, epoch: int, corrupt: list[tuple[int, str]]
     ) -> tuple[Tensor, DetectTarget]:

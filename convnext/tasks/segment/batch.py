@@ -57,6 +57,11 @@ def _pinned(tensors: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
 class SegmentTrainingSamples(CombinedSamples):
     """Images whose mask is transformed with them."""
 
+    def prepare(self, image: Image.Image | DeepImage, index: int) -> tuple[Tensor, Tensor]:
+        """Return the image (3, H, W) and the mask (H, W), where nothing is random."""
+        prepared: tuple[Tensor, Tensor] = self.transform(image, mask_of(self.source, index, image))
+        return prepared
+
     def prepare_for_training(
         self, image: Tensor | DeepImage, index: int, epoch: int, corrupt: list[tuple[int, str]]
     ) -> tuple[Tensor, Tensor]:

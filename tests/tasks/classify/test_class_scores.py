@@ -116,7 +116,7 @@ def test_another_metric_on_resume_chooses_the_best_again(tmp_path, capsys):
     [
         ({"eval.best_by": "f2"}, r"task classify has no metric 'f2'; known: top1, balanced_accuracy, f1, auroc, loss"),
         ({"eval.best_by": "top1", "task": "segment"}, "task segment has no metric 'top1'; known: miou, "),
-        ({"eval.best_by": "loss", "task": "detect"}, "task detect has no metric 'loss'; known: box_ap, "),
+        ({"eval.best_by": "f1", "task": "detect"}, "task detect has no metric 'f1'; known: box_ap, "),
     ],
 )
 def test_an_unknown_metric_is_refused_with_the_list(keys, message):
