@@ -102,7 +102,7 @@ TINY = {
     "detect": [
         *_SMALL, "model.name=mask_rcnn_convnext_atto", "model.channels=16", "model.fc_channels=16", "model.proposals=20", "model.regions=8",
         "detect.short=[64]", "detect.longest=64", "detect.crop_short=[72]", "detect.crop=[48,64]", "detect.test_short=64",
-        "detect.test_longest=64", "train.warmup_steps=1", "train.batch_size=2",
+        "detect.test_longest=64", "train.warmup_steps=1", "train.batch_size=2", "detect.size=null",
     ],
     "segment": [
         *_SMALL, "model.name=upernet_convnext_atto", "model.channels=16", "model.auxiliary_channels=8", "data.image_size=32",

@@ -26,11 +26,11 @@ def check(source: CocoSource) -> list[str]:
         except CorruptImageError as error:
             problems.append(str(error))
             continue
-        runs = objects.run_lengths() or [None] * len(objects)
+        runs = objects.run_lengths()
         first: dict[object, int] = {}
         for at, key in enumerate(source.annotation_ids(index)):
-            mask = runs[at]
-            same = first.setdefault((int(objects.labels[at]), *objects.boxes[at].tolist(), mask and mask["counts"]), key)
+            mask = runs[at]["counts"] if runs is not None else ""
+            same = first.setdefault((int(objects.labels[at]), *objects.boxes[at].tolist(), mask), key)
             if same != key:
                 problems.append(f"{source.file}: {annotation_name(key)} repeats {annotation_name(same)}: remove one")
             if not source.has_corners and (fault := _misfit(objects, at, *source.size(index))):

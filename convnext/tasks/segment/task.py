@@ -76,7 +76,8 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
         refuse_invalid(train, data.max_corrupt)
         read_by(train, reading_of(recipe))
         check_class_count(recipe, train.classes)
-        remarks, shared = [], []
+        remarks: list[str] = []
+        shared: list[str] = []
         if data.val is not None:
             val = open_segmentation(with_options(data.val, recipe, "segment"), train.classes)
             refuse_invalid(val, data.max_corrupt)

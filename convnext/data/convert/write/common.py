@@ -22,8 +22,8 @@ _REMARKS = {  # of what a format can't hold, by kind
     "crowd": "left out {}: {} has no regions of many objects",
     "mask": "left out {}: {} has boxes",
     "score": "left out {}: {} has none",
-    "box": "wrote {} as four corners: the other objects of their images have polygons",
-    "joined object": "{} of several parts or with holes became one polygon each, whose parts are joined by lines of no width",
+    "boxed:object": "wrote {} of a box as four corners: the other objects of their images have polygons",
+    "joined:object": "{} of several parts or with holes became one polygon each, whose parts are joined by lines of no width",
     "image": "{} could not be linked, missing or within an archive: put them where the format expects them",
     "file name": "{} with characters that XML can't hold: escaped as in Python",
     "invalid object": "left out {} whose box or mask has no pixel within its image",
@@ -58,7 +58,7 @@ class OutgoingDataset:
     def remarks(self, kind: str) -> list[str]:
         """Return what a format of that name could not hold, one remark per kind."""
         lost = self.lost | Counter({"file name": len(self.escaped)})
-        return [_REMARKS[what].format(counted(count, what.removeprefix("joined ")), kind) for what, count in lost.items() if count]
+        return [_REMARKS[what].format(counted(count, what.rpartition(":")[2]), kind) for what, count in lost.items() if count]
 
     def xml(self, text: str) -> str:
         """Return a name as the text of an XML element."""

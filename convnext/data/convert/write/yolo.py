@@ -33,7 +33,7 @@ def _lines(image: FoundImage, dataset: OutgoingDataset) -> Iterator[str]:
     has_polygons = any(one.segmentation for one in objects)
     for one in objects:
         dataset.lost["score"] += one.score is not None
-        dataset.lost["box"] += has_polygons and not one.segmentation
+        dataset.lost["boxed:object"] += has_polygons and not one.segmentation
         numbers = _polygon(one, image, dataset) if has_polygons else _box(one, image)
         if numbers:
             yield f"{labels[one.class_name]} {' '.join(f'{number:.8g}' for number in numbers)}\n"
@@ -51,5 +51,5 @@ def _polygon(one: FoundObject, image: FoundImage, dataset: OutgoingDataset) -> l
     corners: Iterable[Iterable[float]] = corners_of(left, top, left + width, top + height)
     if one.segmentation:
         corners, joined = one_polygon(one.segmentation, image.width, image.height)
-        dataset.lost["joined object"] += joined > 0
+        dataset.lost["joined:object"] += joined > 0
     return [value for x, y in corners for value in (x / image.width, y / image.height)]
