@@ -24,7 +24,8 @@ from convnext.inference.inputs import Item
 from convnext.inference.outputs import refuse_changed
 from convnext.inference.predictor import Predictor
 from convnext.ops import keep_memory
-from convnext.tasks.base import Prediction, Prepared
+from convnext.tasks.base import Prediction
+from convnext.tasks.prepared import Prepared
 from convnext.tasks.shared import prepare
 
 # Runs the batches: from the items, the fields of an answer that the outputs need, and the batch size, to the answers, batch by batch.

@@ -18,7 +18,8 @@ from convnext.export.load import load as load_network
 from convnext.models.cost import ImageSize
 from convnext.models.load import Loaded, at_size
 from convnext.models.weights.published import gives_embeddings
-from convnext.tasks.base import ClassIds, OpenedImage, PredictionT
+from convnext.tasks.base import ClassIds, PredictionT
+from convnext.tasks.prepared import OpenedImage
 
 
 class Predictor(Generic[PredictionT]):

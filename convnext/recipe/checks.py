@@ -6,8 +6,10 @@ A key without effect is refused, because whoever sets it expects one. Imports no
 from collections.abc import Callable, Container, Iterator, Sequence
 
 from convnext.errors import UsageError
+from convnext.recipe.images import Data
 from convnext.recipe.measured import MEASURED_BY, to_measure
-from convnext.recipe.schema import Data, Recipe, RecipeSection, Train
+from convnext.recipe.schema import Recipe, Train
+from convnext.recipe.section import RecipeSection
 
 # By task, the metrics that can choose the best weights. Here, so that another one is refused before PyTorch loads.
 BEST_METRICS = {

@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 from convnext.errors import UsageError
 from convnext.models.arguments import Argument
-from convnext.recipe.schema import Recipe, RecipeSection
+from convnext.recipe.schema import Recipe
+from convnext.recipe.section import RecipeSection
 
 Values = dict[str, object]
 

@@ -27,7 +27,8 @@ from convnext.serve.bodies import content_of
 from convnext.serve.limits import CLIENT_GONE, Limits, PixelBudget, byte_budget, decoded, pixels_in, read_body
 from convnext.serve.metrics import Metrics
 from convnext.serve.watched import Watched
-from convnext.tasks.base import Json, Prediction, Prepared
+from convnext.tasks.base import Json, Prediction
+from convnext.tasks.prepared import Prepared
 from convnext.tasks.shared import prepare
 
 ResultT = TypeVar("ResultT")

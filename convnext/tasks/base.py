@@ -18,6 +18,7 @@ from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import UsageError
 from convnext.models.calibration import Calibration
 from convnext.recipe import Recipe
+from convnext.tasks.prepared import OpenedImage
 
 if TYPE_CHECKING:
     from convnext.report import page
@@ -29,17 +30,6 @@ Losses = Mapping[str, Tensor]  # named parts (scalars, float32), each logged; `t
 Metrics = dict[str, float]
 Json = dict[str, object]  # plain values
 MaskLook = Literal["values", "palette", "colours"]  # of a mask's PNG; see `SegmentPrediction.png`
-
-
-@dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
-class Prepared:
-    """An image as its network takes it: prepared in another thread, for instance, while the network is busy."""
-
-    image: Tensor  # float32 (3, H', W'), on the CPU
-    size: tuple[int, int]  # height and width of the image as it was
-
-
-OpenedImage: TypeAlias = Image.Image | DeepImage | Prepared
 
 
 class Batch(Protocol):
@@ -217,6 +207,7 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
         raise UsageError(f"--tile is for detectors, and this network's task is {self.name}")
 
     # Training and evaluation
+
     @abstractmethod
     def criterion(self, recipe: Recipe, data: TaskData) -> Criterion[BatchT]:
         """Return what gives the loss in training on the data that `open` returned."""
@@ -234,6 +225,7 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
         raise UsageError(f"the task {self.name!r} takes no metrics from outside: leave out eval.metrics")
 
     # Report
+
     @abstractmethod
     def reporter(self) -> Reporter[SourceT]:
         """Return what words and draws evaluations; imported when it is needed, because it loads Matplotlib."""
@@ -255,6 +247,7 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
         return self.reporter().draw_demo(folder)
 
     # Use
+
     @abstractmethod
     def infer(
         self,
@@ -295,6 +288,8 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     def class_ids(self, classes: Sequence[str] | None, count: int) -> ClassIds | None:
         """Return the data's own numbers of the classes of weights that do not say them; None where none are known."""
         return None
+
+    # Export
 
     @abstractmethod
     def export(self) -> "TaskExport":

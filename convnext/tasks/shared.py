@@ -17,7 +17,8 @@ from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.data.transforms.statistics import measure
 from convnext.errors import ConvnextError, NotFiniteError, UsageError, nearest
 from convnext.recipe import Recipe
-from convnext.tasks.base import Losses, OpenedImage, Prepared
+from convnext.tasks.base import Losses
+from convnext.tasks.prepared import OpenedImage, Prepared
 from convnext.text import counted, printable, shortened
 
 # The modules of detectors and segmenters whose outputs decide. A NaN in the backbone comes out of these, too.

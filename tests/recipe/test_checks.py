@@ -6,7 +6,7 @@ from convnext import tasks
 from convnext.errors import UsageError
 from convnext.recipe import Recipe, keys, list_recipes, load_recipe
 from convnext.recipe.checks import _USED_BY, check_warmup, warmup_steps
-from convnext.recipe.schema import RecipeSection
+from convnext.recipe.section import RecipeSection
 
 TASKS = {"classify": "digits", "detect": "detect_digits", "segment": "segment_digits", "pretrain": "pretrain_digits"}
 BY_THE_LOOP = {

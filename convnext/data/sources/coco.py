@@ -63,8 +63,7 @@ class CocoSource:
         if not folder.is_dir():
             raise UsageError(f"no folder {folder} for the images of {annotations}")
         self.file, self.folder, self.classes, self.category_ids = annotations, folder, content.classes, content.category_ids
-        self._boxes_are_masks = choices.masks == "boxes"
-        self.skipped: list[str] = []
+        self._boxes_are_masks, self.skipped = choices.masks == "boxes", list[str]()
         self.invalid, self.count = content.invalid, content.count  # invalid annotations, of how many
         self.problems, self.remarks = [*content.invalid, *content.corrected], content.remarks
         for what, found in (("skipped", content.invalid), ("used a part of", content.corrected)):

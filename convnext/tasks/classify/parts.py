@@ -11,7 +11,8 @@ from convnext.data.sources.open import hold_out, hold_out_fold, open_source
 from convnext.data.sources.packed.embedded import is_embedded
 from convnext.data.sources.table import TableName, TableSource
 from convnext.errors import ConvnextError, UsageError
-from convnext.recipe.schema import Data, Recipe
+from convnext.recipe.images import Data
+from convnext.recipe.schema import Recipe
 from convnext.tasks.classify.imbalance import labels_of
 from convnext.tasks.held_out import groups_by_path, shared_images
 from convnext.tasks.shared import check_class_count, reading_of, skipped_remarks

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
 from convnext.models.calibration import KEPT
-from convnext.tasks.base import Json, OpenedImage
+from convnext.tasks.base import Json
 from convnext.tasks.classify.known import EmbeddingNetwork, KnownOptions, network_for, novelties, sets
+from convnext.tasks.prepared import OpenedImage
 from convnext.tasks.shared import prepared, require_embeddings, require_finite
 
 _IN_TEXT, _IN_JSON, _IN_TEXT_OF_SET = 3, 5, 10  # classes, by default

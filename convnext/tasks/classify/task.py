@@ -18,13 +18,14 @@ from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Prepro
 from convnext.errors import ConvnextError
 from convnext.models.calibration import Calibration
 from convnext.recipe import BEST_METRICS, Recipe
-from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData
+from convnext.tasks.base import ClassIds, Criterion, Metric, Reporter, Task, TaskData
 from convnext.tasks.classify import class_scores, imbalance, known, prediction
 from convnext.tasks.classify.batch import ClassifyBatch
 from convnext.tasks.classify.known import KnownOptions
 from convnext.tasks.classify.parts import counts, open_classes, open_parts, remarks_on, with_columns
 from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.own import own_loss, own_transform, title
+from convnext.tasks.prepared import OpenedImage
 from convnext.tasks.shared import draw_of, measured, measured_remarks, refuse_options
 from convnext.text import printable
 

@@ -10,8 +10,8 @@ from convnext.data.images import CorruptImageError
 from convnext.data.sources.base import DetectSource
 from convnext.models.detection.anchors import best_iou
 from convnext.recipe import Recipe
+from convnext.recipe.images import Detect
 from convnext.recipe.measured import to_measure, with_values
-from convnext.recipe.schema import Detect
 
 _KEYS = ("model.masks", "detect.size", "model.anchor_scale", "train.iterations")
 _MAX_IMAGES = 500  # whose objects are measured, evenly spread

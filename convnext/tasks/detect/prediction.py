@@ -13,9 +13,10 @@ from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import TooLargeError
 from convnext.models.detection.postprocess import SCORE, Masks, encode_masks
 from convnext.report import drawing
-from convnext.tasks.base import Json, OpenedImage
+from convnext.tasks.base import Json
 from convnext.tasks.detect import tiles
 from convnext.tasks.detect.options import DetectNetwork, DetectOptions, selection_of
+from convnext.tasks.prepared import OpenedImage
 from convnext.tasks.shared import finite_outputs, prepared, require_embeddings, require_finite, same_size
 from convnext.text import counted
 

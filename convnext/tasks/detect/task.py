@@ -23,7 +23,7 @@ from convnext.errors import ConvnextError, UsageError
 from convnext.models.calibration import Calibration
 from convnext.models.detection.postprocess import encode_masks
 from convnext.recipe import BEST_METRICS, Recipe
-from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData
+from convnext.tasks.base import ClassIds, Criterion, Metric, Reporter, Task, TaskData
 from convnext.tasks.detect import auto, prediction, tiles
 from convnext.tasks.detect import options as detect_options
 from convnext.tasks.detect.batch import DetectBatch, DetectEvaluationSamples, DetectTrainingSamples
@@ -34,6 +34,7 @@ from convnext.tasks.detect.prediction import Detections, DetectPrediction
 from convnext.tasks.detect.tiles import MAX_OVERLAP, MAX_TILE, MIN_TILE
 from convnext.tasks.objects import with_options
 from convnext.tasks.own import own_transform, title
+from convnext.tasks.prepared import OpenedImage
 from convnext.tasks.shared import draw_of, measured, measured_remarks, plain_from, refuse_options, skipped_remarks
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
-from convnext.tasks.base import Json, OpenedImage
+from convnext.tasks.base import Json
 from convnext.tasks.classify.known import KnownOptions, network_for, novelties
 from convnext.tasks.classify.prediction import ClassifyPrediction, class_rows, prepared_batch, words
+from convnext.tasks.prepared import OpenedImage
 from convnext.tasks.shared import require_finite
 
 THRESHOLD = 0.5  # the probability from which on an image has a class

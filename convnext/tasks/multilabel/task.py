@@ -15,13 +15,14 @@ from convnext.data.sources.base import ClassifySource
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError
 from convnext.recipe import BEST_METRICS, Recipe
-from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, TaskData
+from convnext.tasks.base import ClassIds, Criterion, Metric, Reporter, TaskData
 from convnext.tasks.classify.batch import ClassifyBatch
 from convnext.tasks.classify.known import UNKNOWN, KnownOptions
 from convnext.tasks.classify.parts import open_parts
 from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.classify.task import ClassifyTask, augmentation, unreadable
 from convnext.tasks.multilabel import data, prediction
+from convnext.tasks.prepared import OpenedImage
 from convnext.tasks.shared import draw_of, measured, measured_remarks, refuse_options
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.models.pretraining.fcmae import MaskedAutoencoder, hidden_patches, images_of, patches
-from convnext.tasks.base import Json, OpenedImage
+from convnext.tasks.base import Json
 from convnext.tasks.classify.prediction import ClassifyPrediction, prepared_batch
+from convnext.tasks.prepared import OpenedImage
 from convnext.tasks.pretrain.loss import masked_losses, normalised
 from convnext.tasks.shared import require_finite
 

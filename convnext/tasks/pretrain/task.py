@@ -13,11 +13,12 @@ from convnext.data.transforms.preprocessing import Preprocessing, sides
 from convnext.errors import UsageError
 from convnext.models.registry import find, list_models
 from convnext.recipe import BEST_METRICS, Recipe
-from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData
+from convnext.tasks.base import ClassIds, Criterion, Metric, Reporter, Task, TaskData
 from convnext.tasks.classify.batch import ClassifyBatch
 from convnext.tasks.classify.parts import open_parts
 from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.classify.task import ClassifyTask, augmentation, unreadable
+from convnext.tasks.prepared import OpenedImage
 from convnext.tasks.pretrain import data, loss, prediction
 from convnext.tasks.pretrain.metric import SHOWN_IMAGES, PretrainMetric
 from convnext.tasks.shared import measured, measured_remarks, refuse_options

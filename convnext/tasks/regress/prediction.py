@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
-from convnext.tasks.base import Json, OpenedImage
+from convnext.tasks.base import Json
 from convnext.tasks.classify.known import KnownOptions, network_for, novelties
 from convnext.tasks.classify.prediction import ClassifyPrediction, prepared_batch
+from convnext.tasks.prepared import OpenedImage
 from convnext.tasks.shared import require_finite
 
 

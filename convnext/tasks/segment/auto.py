@@ -5,8 +5,8 @@ import numpy as np
 from convnext.data.images import CorruptImageError
 from convnext.data.sources.base import SegmentSource
 from convnext.recipe import Recipe
+from convnext.recipe.images import Segment
 from convnext.recipe.measured import to_measure, with_values
-from convnext.recipe.schema import Segment
 
 _MAX_IMAGES = 50  # that are opened, evenly spread
 _SIDES = (256, 512)  # smallest and largest long side that is chosen

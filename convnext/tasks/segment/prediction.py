@@ -17,7 +17,8 @@ from convnext.data.transforms.segment import SegmentPreprocessing, scaled_size
 from convnext.models.segmentation import inference
 from convnext.report import overlay
 from convnext.report.palette import class_colour, mask_colours
-from convnext.tasks.base import ClassIds, Json, MaskLook, OpenedImage
+from convnext.tasks.base import ClassIds, Json, MaskLook
+from convnext.tasks.prepared import OpenedImage
 from convnext.tasks.shared import finite_outputs, prepared, require_embeddings, require_finite, same_size
 
 _IN_TEXT = 3  # classes, by default

@@ -22,10 +22,11 @@ from convnext.errors import ConvnextError, UsageError
 from convnext.models.calibration import Calibration
 from convnext.models.segmentation import inference
 from convnext.recipe import BEST_METRICS, Recipe
-from convnext.tasks.base import ClassIds, Criterion, Metric, OpenedImage, Reporter, Task, TaskData
+from convnext.tasks.base import ClassIds, Criterion, Metric, Reporter, Task, TaskData
 from convnext.tasks.held_out import hold_out, shared_images
 from convnext.tasks.objects import refuse_invalid, with_options
 from convnext.tasks.own import own_transform, title
+from convnext.tasks.prepared import OpenedImage
 from convnext.tasks.segment import auto, prediction
 from convnext.tasks.segment.batch import SegmentBatch, SegmentEvaluationSamples, SegmentTrainingSamples
 from convnext.tasks.segment.loss import SegmentCriterion
