@@ -52,7 +52,7 @@ def one_by_one(masks: Tensor | EncodedMasks) -> Iterator[Tensor]:
         yield masks.take(which).to_tensor()[0]
 
 
-def change_each(masks: Tensor | EncodedMasks, size: tuple[int, int], change: Callable[[Tensor, Tensor], None]) -> tuple[Tensor, Tensor]:
+def change_each(masks: Tensor | EncodedMasks, size: tuple[int, int], change: Callable[[Tensor, Tensor], object]) -> tuple[Tensor, Tensor]:
     """Return masks (n, H, W) of that size, uint8, and the fraction of its pixels that each has kept, float32 (n,); 0 if it had none.
 
     Args:
