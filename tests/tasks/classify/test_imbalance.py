@@ -33,6 +33,8 @@ def test_weights_by_name_keep_their_ratio_and_average_to_one_over_the_images_of_
     assert 90 * found[0] + 10 * found[1] == pytest.approx(100)
     found = weights([90, 10], train__class_weights={"class 1": 3}, data__sampler="balanced")
     assert found == pytest.approx([0.5, 1.5])
+    found = weights([90, 10], train__class_weights={"class 1": 3}, data__sampler="repeat_factor", data__repeat_threshold=0.4)
+    assert 90 * found[0] + 20 * found[1] == pytest.approx(110)  # images of the second come twice as often
 
 
 def test_an_unknown_class_is_refused_with_the_nearest_name(tmp_path):
