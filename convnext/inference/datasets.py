@@ -27,6 +27,7 @@ from convnext.tasks.base import Json
 log = logging.getLogger("convnext")
 
 _REPORTED = 5  # mistakes that are listed
+_COARSE = 2_000_000_000  # nanoseconds to which file systems round times
 
 
 class DatasetOutput(Lines):
@@ -56,7 +57,8 @@ class DatasetOutput(Lines):
         self.how.check(path)
         is_file = self.how.ending is not None
         journal = path.with_suffix(".jsonl") if is_file else path / "predictions.jsonl"
-        refuse_foreign(path if is_file else path / self.how.annotations, journal, overwrite)
+        made = path if is_file else path / self.how.annotations
+        refuse_foreign(made, journal, overwrite)
         self.listed: CocoIds | None = read_ids(annotations) if annotations is not None else None
         of_network = coco_results.category_ids(predictor.classes, predictor.class_ids, self.listed)
         self.categories = of_network if self.listed is None else self.listed.categories
@@ -66,6 +68,8 @@ class DatasetOutput(Lines):
         _refuse_folder(path, self.how.images, [(file, item.below) for item in items if (file := item.file()) is not None])
         super().__init__(journal, top, overwrite, of)
         self._refuse(dict(self._rows("file_name")) | self.files)
+        if not overwrite:
+            _refuse_edited(made, self.journal.written)
 
     def _refuse(self, files: dict[str, str]) -> None:
         if self.listed is not None:
@@ -86,7 +90,7 @@ class DatasetOutput(Lines):
     def finish(self) -> None:
         """Write the dataset, and report what its format can't hold."""
         dataset = OutgoingDataset(self._images, self.categories, is_predicted=True)
-        for remark in save_dataset(dataset, self.kind, self.output):
+        for remark in save_dataset(dataset, self.kind, self.output, self.journal.path.stat().st_mtime_ns):
             log.warning("%s: %s", self.output, remark)
 
     def _rows(self, key: str) -> Iterator[tuple[str, str]]:
@@ -118,17 +122,18 @@ class DatasetOutput(Lines):
         return FoundObject(name, box, pixels or box[2] * box[3], segmentation=runs if pixels else None, score=cast(float, one["score"]))
 
 
-def save_dataset(dataset: OutgoingDataset, kind: str, output: Path) -> list[str]:
+def save_dataset(dataset: OutgoingDataset, kind: str, output: Path, when: int | None = None) -> list[str]:
     """Write a dataset in one of FORMATS, each file whole or not at all, and return what its format can't hold, one remark per kind.
 
-    The folder with the files per image is replaced by a new one when that is complete: files of an earlier dataset do not remain.
+    The folder with the files per image is replaced by a new one when that is complete: files of an earlier dataset do not remain. `when`
+    is the time to give the files, in nanoseconds; by default it is now.
 
     Raises UsageError if the folder holds other images where the format expects its own, ConvnextError if it can't be written.
     """
     how = FORMATS[kind]
     if how.ending is not None:
         for ending, pieces in how.files(dataset):
-            _write(output.with_suffix(ending) if ending else output, pieces)
+            _write(output.with_suffix(ending) if ending else output, pieces, when)
         return dataset.remarks(how.title)
     _link_images(dataset, output, how.images)
     with _replaced(output / how.annotations) as folder:
@@ -138,10 +143,9 @@ def save_dataset(dataset: OutgoingDataset, kind: str, output: Path) -> list[str]
                 file = folder / rest
                 with writing(file):
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    with file.open("w", encoding="utf-8", newline="\n") as stream:
-                        stream.writelines(pieces)
+                    _fill(file, pieces, when)
             else:
-                _write(output / path, pieces)
+                _write(output / path, pieces, when)
     return dataset.remarks(how.title)
 
 
@@ -171,12 +175,25 @@ def refuse_output(kind: str, source: Path, output: Path, to: str, overwrite: boo
         raise UsageError(f"{made} exists already: choose another output, or add --overwrite to replace it")
 
 
-def _write(path: Path, pieces: Iterable[str]) -> None:
-    def write(file_path: Path) -> None:
-        with file_path.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(pieces)
+def _write(path: Path, pieces: Iterable[str], when: int | None) -> None:
+    write_atomically(path, lambda file: _fill(file, pieces, when))
 
-    write_atomically(path, write)
+
+def _fill(path: Path, pieces: Iterable[str], when: int | None) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(pieces)
+    if when is not None:
+        os.utime(path, ns=(when, when))
+
+
+def _refuse_edited(made: Path, when: int) -> None:
+    """Raise UsageError if files that bear the time of the last prediction were changed since, as annotators do: they are not replaced."""
+    files = [made] if made.is_file() else [file for file in made.rglob("*") if file.is_file()] if made.is_dir() else []
+    if edited := [file for file in files if file.stat().st_mtime_ns > when + _COARSE]:
+        others = f" and {len(edited) - 1} more were" if len(edited) > 1 else " was"
+        raise UsageError(
+            f"{edited[0]}{others} changed after `convnext predict` wrote it: choose another output, or add --overwrite to predict again"
+        )
 
 
 @contextmanager

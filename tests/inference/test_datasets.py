@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,20 @@ def test_what_is_there_is_resumed_or_refused(made, tmp_path):
     assert open_output(tmp_path / "found.json", "label-studio", predictor, items, TOP, False).done == {item.name: None}
     with pytest.raises(UsageError, match="was started with no --optimize"):
         open_output(tmp_path / "found.xml", None, predictor, [], None, False, fingerprint_of(predictor, {"optimize": "int8"}))
+
+
+@pytest.mark.parametrize("kind", ["labelme", "cvat"])
+def test_what_somebody_corrected_is_not_replaced(made, tmp_path, kind):
+    predictor, folder, _, _ = made
+    output = write(made, tmp_path, kind)
+    file = output / "labels" / "y.json" if kind == "labelme" else output
+    open_output(output, kind, predictor, [], TOP, False)
+    file.write_text("corrected")
+    later = journal_of(output).stat().st_mtime + 60
+    os.utime(file, (later, later))
+    with pytest.raises(UsageError, match=f"{file.name} was changed after `convnext predict` wrote it: choose another output, or add --ov"):
+        open_output(output, kind, predictor, find_items([str(folder)]), TOP, False)
+    assert file.read_text() == "corrected"
 
 
 def test_what_could_not_be_written_is_refused_before_anything_is_predicted(made, tmp_path):
