@@ -89,7 +89,7 @@ class Float32Muon(torch.optim.Muon):
     """`torch.optim.Muon` that orthogonalises in float32: in bfloat16 it takes 15 times as long on a CPU without AVX-512."""
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient, by Nesterov's momentum and `match_rms_adamw`."""
         for group in self.param_groups:
             for weight in (one for one in group["params"] if one.grad is not None):
