@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from helpers import image_folder, randomise
+from helpers import image_folder, randomise, relative_error
 
 import convnext
 from convnext.recipe import Optim, load_recipe
 from convnext.tasks.classify.batch import ClassifyBatch
 from convnext.tasks.classify.loss import ClassifyCriterion
 from convnext.training.optim import build_optimizer, parameter_names, set_learning_rate
-from convnext.training.optimizers import hidden_matrices
+from convnext.training.optimizers import Float32Muon, hidden_matrices
 from convnext.training.state import new_state
 from convnext.training.step import TrainStep
 
@@ -54,7 +54,37 @@ def test_lamb_is_timms():
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_muon_is_torchs_on_matrices_and_adamw_on_the_rest():
+def test_muon_in_float32_is_torchs_but_for_rounding():
+    """PyTorch's orthogonalises in bfloat16, whose rounding its iteration amplifies."""
+    torch.manual_seed(0)
+    for shape in ((6, 40), (40, 6), (12, 12)):
+        start, gradients_of = torch.randn(shape), [torch.randn(shape) for _ in range(3)]
+        moved = []
+        for kind in (torch.optim.Muon, Float32Muon):
+            weight = torch.nn.Parameter(start.clone())
+            optimizer = kind([weight], lr=0.1, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+            for gradient in gradients_of:
+                weight.grad = gradient
+                optimizer.step()
+            moved.append(weight.detach() - start)
+        assert relative_error(moved[1], moved[0]) < 0.05
+        assert not torch.equal(*moved)
+
+
+def test_without_fast_bfloat16_muon_is_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    model = network()
+    made = build_optimizer(model, Optim(name="muon", lr=0.01))
+    assert type(made._muon) is Float32Muon
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    gradients(model, 0)
+    made.step()
+    assert not any(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+    assert all("momentum_buffer" in made.state[parameter] for name, parameter in model.named_parameters() if name in hidden_matrices(model))
+
+
+def test_muon_is_torchs_on_matrices_and_adamw_on_the_rest(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     ours, theirs = network(), network()
     made = build_optimizer(ours, Optim(name="muon", lr=0.01, weight_decay=0.1))
     names, exempt = hidden_matrices(theirs), theirs.no_weight_decay()
