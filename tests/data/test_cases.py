@@ -17,12 +17,12 @@ CASES = {  # the exit code, and parts of what is printed
     "ids_repeat": (0, _SIX, "numbered 10 of 12 annotations anew, whose id is missing or repeated\nnothing wrong"),
     "parts_of_the_picture": (1, "skipped 12 invalid annotations", "annotation 1 has a box in parts of its image, not in pixels", "multiply it by its image's 128 x 96"),
     "one_turned_photograph": (0, _SIX, "which EXIF turns on its side, the first 000.jpg: taken as stored; if the boxes fit the upright image, exchange"),
-    "two_thirds_without_objects": (0, "12 images, 8 objects, 2 classes: red 3, blue 5\nnothing wrong"),
+    "two_thirds_without_objects": (0, "12 images, 8 objects, 2 classes: red 3, blue 5\n8 of 12 images have no objects: training skips them unless data.keep_empty=true\nnothing wrong"),
     "root_category_of_the_same_name": (0, "4 images, 8 objects, 2 classes: red 3, blue 5", "ignored the category 'red' (id 0), which has no annotation"),
     "one_bad_part": (1, _SIX, "annotation 1 has a polygon of 4 numbers: three points or more have six or more; its other polygons are used"),
     "area_null": (0, f"{_SIX}nothing wrong"),
     "backslashes": (0, _SIX, "found 6 images by the end of the path, the first img\\000.png as 000.png"),
-    "dense": (0, "4 images, 1024 objects, 1 class: dot 1024\n"),
+    "dense": (0, "4 images, 1024 objects, 1 class: dot 1024\nthe fullest image has 256 objects, and at most 100 are found in an image: add detect.most=256\n"),
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from convnext.data.sources.base import DetectSource, object_counts
 from convnext.models.registry import find
 from convnext.recipe import Recipe
+from convnext.recipe.images import Detect
 from convnext.text import counted
 
 _PROPOSALS = 1000  # of a detector, where its recipe does not say
@@ -39,4 +40,18 @@ def limit_remarks(recipe: Recipe, sources: Mapping[str, DetectSource]) -> list[s
             f"an image has {counted(fullest, 'object')}, and the network looks at {proposals} proposals in an image: "
             f"add model.proposals={min(4 * fullest, _MAX)}"
         )
+    return remarks
+
+
+def object_count_remarks(source: DetectSource) -> list[str]:
+    """Return what the numbers of objects in the images mean for a recipe that says nothing of them."""
+    counts = object_counts(source)
+    if counts is None or not len(counts) or not counts.max():
+        return []
+    remarks, empty, fullest, most = [], int(np.sum(counts == 0)), int(counts.max()), Detect.model_fields["most"].default
+    if empty:
+        has = "has" if empty == 1 else "have"
+        remarks.append(f"{empty} of {counted(len(counts), 'image')} {has} no objects: training skips them unless data.keep_empty=true")
+    if fullest > most:
+        remarks.append(f"the fullest image has {fullest} objects, and at most {most} are found in an image: add detect.most={fullest}")
     return remarks

@@ -27,7 +27,7 @@ from convnext.tasks.base import ClassIds, Criterion, Metric, Reporter, Task, Tas
 from convnext.tasks.detect import auto, prediction, tiles
 from convnext.tasks.detect import options as detect_options
 from convnext.tasks.detect.batch import DetectBatch, DetectEvaluationSamples, DetectTrainingSamples
-from convnext.tasks.detect.limits import limit_remarks
+from convnext.tasks.detect.limits import limit_remarks, object_count_remarks
 from convnext.tasks.detect.options import DetectOptions
 from convnext.tasks.detect.parts import open_parts, require_masks
 from convnext.tasks.detect.prediction import Detections, DetectPrediction
@@ -116,7 +116,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
     def overview(self, where: str) -> list[str]:
         """Return the number of images and of objects of each class, and what to report of them."""
         source = open_detection(where)
-        return [self.counts(source), *self.remarks_on(source)]
+        return [self.counts(source), *self.remarks_on(source), *object_count_remarks(source)]
 
     def preprocessing(self, recipe: Recipe) -> DetectPreprocessing:
         """Return how the trained network will take its images."""
