@@ -37,7 +37,7 @@ class Data(RecipeSection):
         None, description="of a COCO file: the categories to use, as [car, bus], or united, as {vehicle: [car, bus], person: person}"
     )
     crowds: Literal["ignore", "objects"] = Field(
-        "ignore", description="of a COCO file: objects with iscrowd 1 are left out; objects: each is an object, as CVAT writes masks"
+        "ignore", description="of a COCO file: objects with iscrowd 1 are ignored; objects: each is an object, as CVAT writes masks"
     )
     masks_from_boxes: bool = Field(False, description="of a COCO file: the mask of an object without one is its box")
     keep_empty: bool = Field(False, description="detect: train on images without objects too")

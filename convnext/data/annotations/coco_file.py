@@ -182,9 +182,9 @@ def _with_classes(file: Path, content: CocoContent, classes: Sequence[str] | Non
 
 
 def _one_of_a_name(file: Path, content: CocoContent, known: Container[str] | None) -> tuple[list[CocoCategory], list[str]]:
-    """Return the categories in the order of their ids, and what to report of those that are left out.
+    """Return the categories in the order of their ids, and what to report of those that are ignored.
 
-    A category without an annotation is left out if another one has its name, as Roboflow's root may, or if it is not `known`.
+    A category without an annotation is ignored if another one has its name, as Roboflow's root may, or if it is not `known`.
     Raises ConvnextError if two with annotations have one name.
     """
     categories = sorted(content["categories"], key=lambda category: category["id"])

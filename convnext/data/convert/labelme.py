@@ -128,17 +128,17 @@ def _joined(parts: Sequence[FoundObject], size: Size) -> FoundObject:
     if len(parts) == 1:
         return parts[0]
     width, height = size
-    outlines = [part.segmentation or _outline(part) for part in parts]
+    contours = [part.segmentation or _contour(part) for part in parts]
     left, top = min(part.bbox[0] for part in parts), min(part.bbox[1] for part in parts)
     right, bottom = max(part.bbox[0] + part.bbox[2] for part in parts), max(part.bbox[1] + part.bbox[3] for part in parts)
-    if any(isinstance(outline, dict) for outline in outlines):
-        masks = [decode(from_segmentation(outline, height, width)).numpy() for outline in outlines]
+    if any(isinstance(contour, dict) for contour in contours):
+        masks = [decode(from_segmentation(contour, height, width)).numpy() for contour in contours]
         return mask_object(parts[0].class_name, np.logical_or.reduce(masks), 0, 0, size)
-    polygons = [polygon for outline in outlines if isinstance(outline, list) for polygon in outline]
+    polygons = [polygon for contour in contours if isinstance(contour, list) for polygon in contour]
     box = [left, top, right - left, bottom - top]
     return FoundObject(parts[0].class_name, box, sum(part.area for part in parts), segmentation=polygons)
 
 
-def _outline(part: FoundObject) -> list[list[float]]:
+def _contour(part: FoundObject) -> list[list[float]]:
     left, top, width, height = part.bbox
     return [[value for corner in corners_of(left, top, left + width, top + height) for value in corner]]

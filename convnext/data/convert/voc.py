@@ -136,8 +136,8 @@ def _object(element: Element, image: Size) -> FoundObject:
     if not (name := class_name(element.child("name").text.strip())):
         raise MistakeError(f"{element.where}: <name> is empty")
     difficult = any(child.text.strip() == "1" for child in element.all("difficult"))
-    if not difficult and (outline := element.all("polygon")):
-        return polygon_object(name, _points(outline[0]), image)
+    if not difficult and (contour := element.all("polygon")):
+        return polygon_object(name, _points(contour[0]), image)
     return box_object(name, (left - 1, top - 1, right, bottom), image, iscrowd=int(difficult))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from convnext.data.convert.common import FoundImage, coco_annotation
 from convnext.data.convert.write.common import OutgoingDataset, TextFile
-from convnext.data.convert.write.outlines import exact_polygons
+from convnext.data.convert.write.contours import exact_polygons
 
 
 def coco_files(dataset: OutgoingDataset) -> Iterator[TextFile]:

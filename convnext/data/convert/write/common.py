@@ -19,14 +19,14 @@ from convnext.text import counted, printable
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
 _REMARKS = {  # of what a format can't hold, by kind
-    "crowd": "left out {}: {} has no regions of many objects",
-    "mask": "left out {}: {} has boxes",
-    "score": "left out {}: {} has none",
+    "crowd": "skipped {}: {} has no regions of many objects",
+    "mask": "skipped {}: {} has boxes",
+    "score": "skipped {}: {} has none",
     "boxed:object": "wrote {} of a box as four corners: the other objects of their images have polygons",
     "joined:object": "{} of several parts or with holes became one polygon each, whose parts are joined by lines of no width",
     "image": "{} could not be linked, missing or within an archive: put them where the format expects them",
     "file name": "{} with characters that XML can't hold: escaped as in Python",
-    "invalid object": "left out {} whose box or mask has no pixel within its image",
+    "invalid object": "skipped {} whose box or mask has no pixel within its image",
 }
 
 
@@ -48,7 +48,7 @@ class OutgoingDataset:
     escaped: set[str] = field(default_factory=set)  # names that the format can't hold as they are
 
     def objects(self, image: FoundImage, crowds: bool = False) -> Iterator[FoundObject]:
-        """Yield the objects of an image. Crowds are left out, and counted as lost, unless the format has them."""
+        """Yield the objects of an image. Crowds are skipped, and counted as lost, unless the format has them."""
         for one in image.objects:
             if one.iscrowd and not crowds:
                 self.lost["crowd"] += 1

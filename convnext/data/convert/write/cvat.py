@@ -9,7 +9,7 @@ import numpy as np
 
 from convnext.data.convert.common import FoundImage, FoundObject
 from convnext.data.convert.write.common import OutgoingDataset, TextFile
-from convnext.data.convert.write.outlines import outlines, run_lengths, window
+from convnext.data.convert.write.contours import contours, run_lengths, window
 
 _COMMON = 'source="{source}" occluded="0" z_order="0"'
 _SCORE = "<attribute><name>score</name><mutable>False</mutable><input_type>text</input_type><default_value></default_value></attribute>"
@@ -45,7 +45,7 @@ def _shape(one: FoundObject, image: FoundImage, dataset: OutgoingDataset) -> str
         left, top, width, height = one.bbox
         edges = f'xtl="{left:.2f}" ytl="{top:.2f}" xbr="{left + width:.2f}" ybr="{top + height:.2f}"'
         return f"<box {common} {edges}>{score}</box>\n"
-    parts = outlines(one.segmentation, image.width, image.height)
+    parts = contours(one.segmentation, image.width, image.height)
     if len(parts) == 1 and not parts[0].holes:
         points = ";".join(f"{x:.2f},{y:.2f}" for x, y in parts[0].corners())
         return f'<polygon {common} points="{points}">{score}</polygon>\n'

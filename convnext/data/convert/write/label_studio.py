@@ -12,7 +12,7 @@ import numpy as np
 
 from convnext.data.convert.common import FoundImage, FoundObject
 from convnext.data.convert.write.common import OutgoingDataset, TextFile
-from convnext.data.convert.write.outlines import outlines, run_lengths, window
+from convnext.data.convert.write.contours import contours, run_lengths, window
 
 _CONTROLS = {"rectanglelabels": "RectangleLabels", "polygonlabels": "PolygonLabels", "brushlabels": "BrushLabels"}
 _RUN_BITS = (3, 4, 8, 16)  # of a run's length, as each run chooses; a longer run is several
@@ -68,7 +68,7 @@ def _value(one: FoundObject, image: FoundImage) -> tuple[str | None, Mapping[str
         left, top, w, h = one.bbox
         edges = {"x": 100 * left / width, "y": 100 * top / height, "width": 100 * w / width, "height": 100 * h / height}
         return "rectanglelabels", edges | {"rotation": 0}
-    parts = outlines(one.segmentation, width, height)
+    parts = contours(one.segmentation, width, height)
     if len(parts) == 1 and not parts[0].holes:
         return "polygonlabels", {"points": [[100 * x / width, 100 * y / height] for x, y in parts[0].corners()], "closed": True}
     mask, left, top = window(run_lengths(one.segmentation, width, height))

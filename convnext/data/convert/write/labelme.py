@@ -13,7 +13,7 @@ from PIL import Image
 
 from convnext.data.convert.common import FoundImage, FoundObject
 from convnext.data.convert.write.common import OutgoingDataset, TextFile, below
-from convnext.data.convert.write.outlines import outlines, run_lengths, window
+from convnext.data.convert.write.contours import contours, run_lengths, window
 
 
 def labelme_files(dataset: OutgoingDataset) -> Iterator[TextFile]:
@@ -45,7 +45,7 @@ def _shapes(one: FoundObject, image: FoundImage) -> list[dict[str, object]]:
     if not one.segmentation:
         left, top, width, height = one.bbox
         return [{"shape_type": "rectangle", "points": [[left, top], [left + width, top + height]]}]
-    parts = outlines(one.segmentation, image.width, image.height)
+    parts = contours(one.segmentation, image.width, image.height)
     if any(part.holes for part in parts):
         mask, left, top = window(run_lengths(one.segmentation, image.width, image.height))
         last = [left + mask.shape[1] - 1, top + mask.shape[0] - 1]

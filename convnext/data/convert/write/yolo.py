@@ -10,7 +10,7 @@ import yaml
 from convnext.data.convert.common import FoundImage, FoundObject
 from convnext.data.convert.shapes import corners_of
 from convnext.data.convert.write.common import OutgoingDataset, TextFile, below
-from convnext.data.convert.write.outlines import one_polygon
+from convnext.data.convert.write.contours import one_polygon
 
 _PARTS = "# One part: to train, split it, or name another folder for val. Paths start from this file.\n"
 
@@ -19,7 +19,7 @@ def yolo_files(dataset: OutgoingDataset) -> Iterator[TextFile]:
     """Yield labels/…/NAME.txt for each image, empty for one without objects, and data.yaml.
 
     A line is a box or one polygon. Where an image has a polygon its boxes are written as polygons of four corners, because readers take
-    all lines of a file for the same. Scores are left out: a sixth number makes Ultralytics refuse the file.
+    all lines of a file for the same. Scores are skipped: a sixth number makes Ultralytics refuse the file.
     """
     for image in dataset.images():
         yield TextFile(f"labels/{below(image.file_name, '.txt')}", _lines(image, dataset))

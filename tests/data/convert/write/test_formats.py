@@ -22,13 +22,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 OUTPUTS = {kind: f"out{how.ending or ''}" for kind, how in FORMATS.items()}
 LOST = {
     "coco-dataset": [],
-    "cvat": ["left out 1 crowd: CVAT's XML has no regions of many objects"],
-    "label-studio": ["left out 1 crowd: Label Studio's JSON has no regions of many objects"],
-    "labelme": ["left out 1 crowd: LabelMe's JSON has no regions of many objects"],
-    "voc": ["left out 6 masks: Pascal VOC's XML has boxes"],
+    "cvat": ["skipped 1 crowd: CVAT's XML has no regions of many objects"],
+    "label-studio": ["skipped 1 crowd: Label Studio's JSON has no regions of many objects"],
+    "labelme": ["skipped 1 crowd: LabelMe's JSON has no regions of many objects"],
+    "voc": ["skipped 6 masks: Pascal VOC's XML has boxes"],
     "yolo": [
         "3 objects of several parts or with holes became one polygon each, whose parts are joined by lines of no width",
-        "left out 1 crowd: YOLO's text has no regions of many objects",
+        "skipped 1 crowd: YOLO's text has no regions of many objects",
         "wrote 1 object of a box as four corners: the other objects of their images have polygons",
     ],
 }

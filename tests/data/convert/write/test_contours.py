@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from convnext.data.convert.write.outlines import exact_polygons, one_polygon, outlines, window
+from convnext.data.convert.write.contours import contours, exact_polygons, one_polygon, window
 from convnext.data.run_lengths import decode, encode, from_segmentation
 
 SIZE = 90
@@ -45,14 +45,14 @@ def test_a_mask_with_holes_keeps_its_run_lengths_or_becomes_one_joined_polygon()
         assert exact_polygons(runs, SIZE, SIZE) == runs
         corners, joined = one_polygon(runs, SIZE, SIZE)
         assert iou(mask, corners) >= 0.98
-        parts = outlines(runs, SIZE, SIZE)
+        parts = contours(runs, SIZE, SIZE)
         assert len(parts[0].holes) >= 2
         assert joined == sum(1 + len(part.holes) for part in parts) - 1
 
 
 def test_polygons_stay_as_they_are_unless_several_become_one():
     triangle = [10.25, 10, 60.5, 12, 50, 70]
-    (part,) = outlines([triangle], SIZE, SIZE)
+    (part,) = contours([triangle], SIZE, SIZE)
     assert part.corners() == [[10.25, 10], [60.5, 12], [50, 70]]
     assert one_polygon([triangle], SIZE, SIZE) == (part.corners(), 0)
     overlapping = [[10, 10, 40, 10, 40, 40, 10, 40], [30, 30, 60, 30, 60, 60, 30, 60]]

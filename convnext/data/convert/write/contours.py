@@ -1,4 +1,4 @@
-"""Outlines of masks: polygons that COCO's rasteriser turns back into the same pixels."""
+"""Contours of masks: polygons that COCO's rasteriser turns back into the same pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from convnext.data.run_lengths import RunLengths, Segmentation, from_segmentatio
 
 
 @dataclass(frozen=True, eq=False)
-class Outline:
+class Contour:
     """One part of an object: float64 (k, 2), x and y of the corners in pixels, the first one not repeated."""
 
     outer: np.ndarray
@@ -29,18 +29,18 @@ def run_lengths(segmentation: Segmentation, width: int, height: int) -> RunLengt
     return from_segmentation(segmentation, height, width)
 
 
-def outlines(segmentation: Segmentation, width: int, height: int) -> list[Outline]:
+def contours(segmentation: Segmentation, width: int, height: int) -> list[Contour]:
     """Return the parts of an object: polygons as they are, and of a mask its borders, largest part first.
 
     A border passes half-way between pixel centres within the mask and outside of it, as marching squares draw it.
     """
     if isinstance(segmentation, list):
-        return [Outline(np.reshape(np.asarray(polygon, float), (-1, 2))) for polygon in segmentation]
+        return [Contour(np.reshape(np.asarray(polygon, float), (-1, 2))) for polygon in segmentation]
     mask, left, top = window(run_lengths(segmentation, width, height))
     return traced(mask, left, top)
 
 
-def traced(mask: np.ndarray, left: int = 0, top: int = 0) -> list[Outline]:
+def traced(mask: np.ndarray, left: int = 0, top: int = 0) -> list[Contour]:
     """Return the parts of a mask, bool (h, w), whose first column and row are `left` and `top` of the image; the largest first."""
     from contourpy import FillType, contour_generator
 
@@ -49,7 +49,7 @@ def traced(mask: np.ndarray, left: int = 0, top: int = 0) -> list[Outline]:
     found, origin = [], np.array([left - 0.5, top - 0.5])
     for corners, ends in zip(points, offsets, strict=True):
         rings = [_without_straight(corners[start : end - 1] + origin) for start, end in pairwise(ends)]
-        found.append(Outline(rings[0], rings[1:]))
+        found.append(Contour(rings[0], rings[1:]))
     return sorted(found, key=lambda one: -_area(one.outer))
 
 
@@ -66,7 +66,7 @@ def exact_polygons(segmentation: Segmentation, width: int, height: int) -> Segme
     if segmentation is None or isinstance(segmentation, list):
         return segmentation
     runs = run_lengths(segmentation, width, height)
-    parts = outlines(runs, width, height)
+    parts = contours(runs, width, height)
     if not parts or any(part.holes for part in parts):
         return runs
     polygons = [[value for corner in part.corners() for value in corner] for part in parts]
@@ -82,7 +82,7 @@ def one_polygon(segmentation: Segmentation, width: int, height: int) -> tuple[li
 
     if isinstance(segmentation, list) and len(segmentation) > 1:  # they may overlap
         segmentation = from_segmentation(segmentation, height, width)
-    parts = outlines(segmentation, width, height)
+    parts = contours(segmentation, width, height)
     if not parts:
         return [], 0
     largest, *others = sorted([ring for part in parts for ring in (part.outer, *part.holes)], key=lambda ring: -_area(ring))
