@@ -24,15 +24,26 @@ def hold_out(source: Listed, labels: Sequence[int], recipe: Recipe) -> tuple[lis
     """
     data, fold = recipe.data, recipe.data.fold_of()
     groups, remarks = groups_by_path(source, data.group) if data.group is not None else (None, [])
-    units, what = (len(source), "image") if groups is None else (len(set(groups)), "group")
-    if fold is not None and fold[1] > units:
-        raise ConvnextError(f"data.fold={data.fold} needs {fold[1]} {what}s, and there are {units}")
+    refuse_folds(recipe, len(source), groups)
     rest, held = held_out(source, labels, data.val_fraction, recipe.seed, groups, fold)
     if not rest or not held:
-        raise ConvnextError(f"nothing can be held out of {counted(units, what)} for validation: name the images to evaluate on as data.val")
-    among = f" ({len({groups[index] for index in held})} of {counted(units, what)})" if groups is not None else ""
-    why = "no data.val given" if fold is None else f"data.fold={data.fold}"
-    return rest, held, [*remarks, f"{why}: {len(held)} of the {len(source)} images{among} are held out for validation"]
+        units = counted(len(source), "image") if groups is None else counted(len(set(groups)), "group")
+        raise ConvnextError(f"nothing can be held out of {units} for validation: name the images to evaluate on as data.val")
+    return rest, held, [*remarks, held_out_remark(recipe, len(source), held, groups)]
+
+
+def refuse_folds(recipe: Recipe, count: int, groups: Sequence[str] | None) -> None:
+    """Raise ConvnextError if `data.fold` needs more folds than there are images, or groups of these where they are given."""
+    fold, (units, what) = recipe.data.fold_of(), (count, "images") if groups is None else (len(set(groups)), "groups")
+    if fold is not None and fold[1] > units:
+        raise ConvnextError(f"data.fold={recipe.data.fold} needs {fold[1]} {what}, and there are {units}")
+
+
+def held_out_remark(recipe: Recipe, count: int, held: Sequence[int], groups: Sequence[str] | None) -> str:
+    """Return what to report of the positions that are held out of `count` images, whose groups are given if they have any."""
+    among = f" ({len({groups[index] for index in held})} of {counted(len(set(groups)), 'group')})" if groups is not None else ""
+    why = "no data.val given" if recipe.data.fold is None else f"data.fold={recipe.data.fold}"
+    return f"{why}: {len(held)} of the {count} images{among} are held out for validation"
 
 
 def groups_by_path(source: Listed, pattern: str) -> tuple[list[str], list[str]]:

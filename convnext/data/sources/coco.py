@@ -215,7 +215,7 @@ class CocoSource:
         return str(self.folder / self.paths[index])
 
     def objects_by_class(self) -> list[int] | None:
-        """Return how many objects each class has; crowds are none."""
+        """Return how many objects each class has, crowds not counted."""
         counts: list[int] = np.bincount(self._labels[~self._crowd], minlength=len(self.classes)).tolist()
         return counts
 

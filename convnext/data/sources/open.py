@@ -253,7 +253,7 @@ def train_and_val(where: str) -> tuple[str, str]:
 
 def hold_out(
     source: ClassifySource, fraction: float, seed: int, groups: Sequence[str] | None = None
-) -> tuple[ClassifySource, ClassifySource]:
+) -> tuple[ClassifySubset, ClassifySubset]:
     """Return a source in two parts, the second with about `fraction` of each class, chosen by name; see `split.split`.
 
     With `groups`, the group of each image, no group has images in both; see `split.split_groups`.
@@ -264,7 +264,7 @@ def hold_out(
 
 def hold_out_fold(
     source: ClassifySource, fold: int, count: int, groups: Sequence[str] | None = None
-) -> tuple[ClassifySource, ClassifySource]:
+) -> tuple[ClassifySubset, ClassifySubset]:
     """Return a source in two parts, the second being fold number `fold`, from 1, of `count`; see `split.folds` and `split.group_folds`."""
     rest, held = held_out(source, _strata(source), 0, 0, groups, (fold, count))
     return ClassifySubset(source, rest), ClassifySubset(source, held)

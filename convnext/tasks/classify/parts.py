@@ -14,7 +14,7 @@ from convnext.errors import ConvnextError, UsageError
 from convnext.recipe.images import Data
 from convnext.recipe.schema import Recipe
 from convnext.tasks.classify.imbalance import labels_of
-from convnext.tasks.held_out import groups_by_path, shared_images
+from convnext.tasks.held_out import groups_by_path, held_out_remark, refuse_folds, shared_images
 from convnext.tasks.shared import check_class_count, reading_of, skipped_remarks
 from convnext.text import counted, printable
 
@@ -97,16 +97,12 @@ def _held_out(source: ClassifySource, recipe: Recipe) -> tuple[ClassifySource, C
         source, groups = ClassifySubset(source, kept), [groups[index] for index in kept] if groups is not None else None
     if fold is None:
         train, val = hold_out(source, data.val_fraction, recipe.seed, groups)
-        why = "no data.val given"
     else:
-        if fold[1] > (count := len(source) if groups is None else len(set(groups))):
-            raise ConvnextError(f"data.fold={data.fold} needs {fold[1]} {'images' if groups is None else 'groups'}, and there are {count}")
+        refuse_folds(recipe, len(source), groups)
         train, val = hold_out_fold(source, *fold, groups)
-        why = f"data.fold={data.fold}"
     if not len(val) and groups is not None:
         raise ConvnextError(f"no group can be held out: there are {len(set(groups))}, and each class needs one to train on; give data.val")
-    among = f" ({_groups_in(val, source, groups)} of {counted(len(set(groups)), 'group')})" if groups is not None else ""
-    remarks.append(f"{why}: {len(val)} of the {len(source)} images{among} are held out for validation")
+    remarks.append(held_out_remark(recipe, len(source), val.indices, groups))
     if target_kind_of(source) == "class" and (groups is not None or fold is not None):
         remarks += _classes_without_images(train, val)
     return train, val, remarks
@@ -124,11 +120,6 @@ def groups_of(source: ClassifySource, data: Data) -> tuple[list[str] | None, lis
 def parts_of(source: ClassifySource, data: Data) -> Sequence[str] | None:
     """Return the part of each image by the column `split` of a table; None without such a column, or if `data.train` chose a part."""
     return source.parts if isinstance(source, TableSource) and "split" not in _options(data.train) else None
-
-
-def _groups_in(part: ClassifySource, source: ClassifySource, groups: Sequence[str]) -> int:
-    by_key = dict(zip(map(source.key, range(len(source))), groups, strict=True))
-    return len({by_key[part.key(index)] for index in range(len(part))})
 
 
 def _classes_without_images(train: ClassifySource, val: ClassifySource) -> list[str]:

@@ -98,7 +98,7 @@ class Video:
 
 @lru_cache(maxsize=4)
 def _shared(path: Path, tick_seconds: Fraction, start: int | None) -> Video:
-    """Return the same video for each batch that a process unpickles, so that its decoder goes on."""
+    """Return the same video for each batch that a process unpickles, so that its decoder continues."""
     return Video(path, tick_seconds, start)
 
 
