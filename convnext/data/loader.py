@@ -4,6 +4,7 @@ A loader gives the samples of an optimizer step as one or more micro-batches. A 
 `PREFETCH` of them wait for each worker: that bounds the memory of what is in flight, whatever the batch size.
 """
 
+import gc
 import os
 import signal
 import threading
@@ -166,7 +167,7 @@ class Loader(Generic[BatchT, OrderT]):
             collate_fn=collate,
             persistent_workers=workers > 0,
             pin_memory=pin,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_prepare_worker,
         )
 
     def __iter__(self) -> Iterator[BatchT]:
@@ -208,7 +209,9 @@ def _without_signal_handler(loader: Iterable[BatchT]) -> Iterator[BatchT]:
     return batches
 
 
-def _leave_signals_to_the_parent(_: int) -> None:
+def _prepare_worker(_: int) -> None:
+    # What a forked worker inherits is never freed here: a decoder or a runtime would wait for threads that the fork does not have.
+    gc.freeze()
     # Ctrl-C and SIGHUP reach every process of a terminal, Slurm's SIGTERM every process of a job. The parent ends its step and saves;
     # a worker that dies before would stop it. After half a minute the worker obeys, so that it cannot block the end of the job.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from convnext.data.sources.packed.codecs import keep_when_forked
 from convnext.errors import ConvnextError, UsageError, first_line, need, writing
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class PartEncoder:
 
     def __init__(self, path: Path, size: tuple[int, int], tick_seconds: Fraction, rate: Fraction) -> None:
         self.path, self._av, self._first = path, _library(), -1
+        keep_when_forked(self)
         with _encoding(path):
             self.container: OutputContainer = self._av.open(str(path.absolute()), "w", format="mp4")
             self.stream: VideoStream = self.container.add_stream("libx264", rate=rate, options=dict(_OPTIONS))

@@ -1,5 +1,6 @@
 """Videos as sources of frames, in the order in which they are shown. PyAV (FFmpeg) decodes them."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,6 +17,7 @@ from convnext.data.deep import DeepImage
 from convnext.data.formats.tiff import too_large
 from convnext.data.images import AS_RGB, CorruptImageError, Reading, read_image
 from convnext.data.orientation import turned_array
+from convnext.data.sources.packed.codecs import keep_when_forked
 from convnext.errors import first_line, need
 
 if TYPE_CHECKING:
@@ -68,8 +70,12 @@ class Video:
 
     def __init__(self, path: Path, tick_seconds: Fraction, start: int | None) -> None:
         self.path, self.tick_seconds, self.start = path, tick_seconds, start
+        self._begin_again()
+
+    def _begin_again(self) -> None:
         self._lock, self._last = Lock(), -1
         self._decoder: _Decoder | None = None
+        self._process = os.getpid()
 
     def __reduce__(self) -> tuple[object, ...]:
         return _shared, (self.path, self.tick_seconds, self.start)
@@ -79,6 +85,8 @@ class Video:
 
         Raises CorruptImageError if it can't be decoded or has more than `max_pixels`.
         """
+        if self._process != os.getpid():  # a fork has neither the decoder's threads nor the one that holds the lock
+            self._begin_again()
         with self._lock:
             if self._decoder is None or wanted.index <= self._last:
                 self._decoder = _Decoder(self.path, self.start, max_pixels)
@@ -108,6 +116,7 @@ class _Decoder:
     def __init__(self, path: Path, start: int | None, max_pixels: float, in_threads: bool = True) -> None:
         self.start, self.in_threads, self.fault = start, in_threads, ""
         self.container, self.stream = _opened(path)
+        keep_when_forked(self)
         context = self.stream.codec_context
         if context.width * context.height > max_pixels:
             raise CorruptImageError(f"{path}: {too_large(context.width, context.height)}")

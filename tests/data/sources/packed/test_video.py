@@ -1,6 +1,9 @@
+import gc
+import os
 import pickle
 import struct
 import sys
+import time
 from fractions import Fraction
 from threading import Thread
 
@@ -76,6 +79,38 @@ def test_frames_are_the_same_in_any_order_in_threads_and_from_a_pickle(tmp_path)
     for thread in threads:
         thread.join()
     assert found == {i: i for i in range(8)}
+
+
+def exit_code(pid, seconds):
+    """The exit code of a forked process; -9 if it has to be killed because it takes longer."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(pid, 9)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize("is_used", [True, False])
+def test_a_fork_decodes_anew_and_does_not_wait_for_the_threads_of_a_decoder_that_it_inherits(tmp_path, is_used):
+    gc.collect()
+    frames = list_frames(write_video(tmp_path / "clip.mp4", 60, (640, 480))).frames
+    assert number_in(frames[3].read("frame")) == 3
+    gc.disable()  # so that the decoder, which is part of a cycle, is garbage when the process forks
+    try:
+        if not is_used:
+            del frames
+        if (child := os.fork()) == 0:
+            try:
+                code = int(number_in(frames[10].read("frame")) != 10) if is_used else gc.collect() * 0
+            except BaseException:
+                code = 2
+            os._exit(code)
+        assert exit_code(child, 20) == 0
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("ending", "options"), [(".mp4", {"movflags": "faststart"}), (".mkv", {}), (".avi", {}), (".webm", {})])
