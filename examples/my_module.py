@@ -1,4 +1,4 @@
-"""Names of your own for recipes and commands: see docs/extend.md."""
+"""Names of your own for recipes and commands: see docs/extend/index.md."""
 
 import numpy as np
 import torch

@@ -74,7 +74,7 @@ def commands(page):
             lines = text.replace("\\\n", " ").splitlines()
             if language == "console":
                 lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
-            found += [Command(page.name, line.strip()) for line in lines if line.strip() and not line.lstrip().startswith("#")]
+            found += [Command(page.relative_to(ROOT).as_posix(), line.strip()) for line in lines if line.strip() and not line.lstrip().startswith("#")]
     return found
 
 

@@ -99,7 +99,7 @@ def test_the_command_line_takes_it(command):
         check_values(*parsed(words))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_commands_in_running_text_exist(page):
     for words in inline(page):
         name, command, rest = "", CLI, list(words)
@@ -131,7 +131,7 @@ def test_the_api_page_names_what_exists():
     for path, options in re.findall(r"^::: ([\w.]+)\n((?:    .*\n)*)", text, re.MULTILINE):
         named = pkgutil.resolve_name(path)
         for member in re.findall(r"\w+", "".join(re.findall(r"members: \[(.*)\]", options))):
-            assert hasattr(named, member), f"docs/api.md lists {path}.{member}, which does not exist"
+            assert hasattr(named, member), f"docs/reference/api.md lists {path}.{member}, which does not exist"
 
 
 def is_quick(words):
@@ -195,7 +195,7 @@ def is_run(command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_run, commands(page)))], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_run, commands(page)))], ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_page_is_typed_from_top_to_bottom(page, world, tmp_path):
     """Each page runs in a copy of the world, with small trainings; a run folder that the page creates does not exist before."""
     shutil.copytree(world, tmp_path, dirs_exist_ok=True)
@@ -221,7 +221,7 @@ def test_a_page_is_typed_from_top_to_bottom(page, world, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if any(language == "python" for language, _ in fences(page))], ids=lambda page: page.name
+    "page", [page for page in PAGES if any(language == "python" for language, _ in fences(page))], ids=lambda page: page.relative_to(ROOT).as_posix()
 )
 def test_python_of_a_page_runs(page, world):
     """Each block is complete: it runs by itself in a folder with the files that the pages name."""

@@ -1,4 +1,4 @@
-"""The example of docs/extend.md trains what it defines, in at most 60 lines."""
+"""The example of docs/extend/index.md trains what it defines, in at most 60 lines."""
 
 import runpy
 import sys

@@ -63,7 +63,7 @@ def engine_for(model: nn.Module) -> str | None:
     """Return the engine that "auto" takes for a network on this CPU; None for our operators.
 
     On a CPU with AVX2 alone OpenVINO computes ConvNeXt-T 1.15 times as fast as our operators on one image, and 1.03 times on 16. With
-    AVX-512 ours are 1.2 to 1.3 times as fast as OpenVINO (docs/results.md, "Speed").
+    AVX-512 ours are 1.2 to 1.3 times as fast as OpenVINO (docs/about/results.md, "Speed").
     """
     plain = isinstance(model, ConvNeXt) and not any(isinstance(module, Block) and module.grn is not None for module in model.modules())
     return "openvino" if plain and _prefers_openvino() and why_not(model) is None else None

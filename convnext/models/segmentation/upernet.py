@@ -235,7 +235,7 @@ def _conv_norm_relu(width: int, channels: int, kernel_size: int) -> nn.Sequentia
 
 def _classifier(width: int, num_classes: int, published_width: int) -> nn.Conv2d:
     # 0.01 at the published width. With weights this small a narrow head learns only the class frequencies for a thousand steps; with these
-    # it finds the classes within a hundred (docs/segmentation.md).
+    # it finds the classes within a hundred (docs/how-to/segmentation.md).
     conv = nn.Conv2d(width, num_classes, 1)
     nn.init.normal_(conv.weight, std=0.01 * published_width / width)
     if conv.bias is not None:

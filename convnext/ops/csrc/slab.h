@@ -24,7 +24,7 @@ struct Weights {  // packed; widths and biases are padded with zeros to multiple
 };
 
 // A slab's values and hidden values take about SLAB_BYTES (420 KB), a part of a second-level cache of 2 MB. But a slab has at least
-// MIN_SLAB_ROWS positions, since each slab reads all weights. docs/results.md measures the operators with these values, on a Xeon with AMX.
+// MIN_SLAB_ROWS positions, since each slab reads all weights. docs/about/results.md measures the operators with these values, on a Xeon with AMX.
 #define SLAB_BYTES 430080
 #define MIN_SLAB_ROWS 224
 
