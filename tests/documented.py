@@ -61,6 +61,11 @@ def _after_our_name(words):
     return None
 
 
+def called(page):
+    """Return the path of a page in the repository."""
+    return page.relative_to(ROOT).as_posix()
+
+
 def fences(page):
     """Return the language and text of each fenced block."""
     return _FENCE.findall(page.read_text())
@@ -74,7 +79,7 @@ def commands(page):
             lines = text.replace("\\\n", " ").splitlines()
             if language == "console":
                 lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
-            found += [Command(page.relative_to(ROOT).as_posix(), line.strip()) for line in lines if line.strip() and not line.lstrip().startswith("#")]
+            found += [Command(called(page), line.strip()) for line in lines if line.strip() and not line.lstrip().startswith("#")]
     return found
 
 

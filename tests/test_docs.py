@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from documented import ALL, EXTRAS, PAGES, ROOT, TINY, build_world, commands, fences, inline
+from documented import ALL, EXTRAS, PAGES, ROOT, TINY, build_world, called, commands, fences, inline
 from typer.main import get_command
 
 from convnext import cli
@@ -99,7 +99,7 @@ def test_the_command_line_takes_it(command):
         check_values(*parsed(words))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", PAGES, ids=called)
 def test_commands_in_running_text_exist(page):
     for words in inline(page):
         name, command, rest = "", CLI, list(words)
@@ -127,7 +127,7 @@ def test_other_programs_are_given_what_exists(command):
 
 def test_the_api_page_names_what_exists():
     """mkdocs does not notice a member that is gone."""
-    text = (ROOT / "docs" / "api.md").read_text()
+    text = (ROOT / "docs" / "reference" / "api.md").read_text()
     for path, options in re.findall(r"^::: ([\w.]+)\n((?:    .*\n)*)", text, re.MULTILINE):
         named = pkgutil.resolve_name(path)
         for member in re.findall(r"\w+", "".join(re.findall(r"members: \[(.*)\]", options))):
@@ -195,7 +195,7 @@ def is_run(command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_run, commands(page)))], ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_run, commands(page)))], ids=called)
 def test_a_page_is_typed_from_top_to_bottom(page, world, tmp_path):
     """Each page runs in a copy of the world, with small trainings; a run folder that the page creates does not exist before."""
     shutil.copytree(world, tmp_path, dirs_exist_ok=True)
@@ -220,9 +220,7 @@ def test_a_page_is_typed_from_top_to_bottom(page, world, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if any(language == "python" for language, _ in fences(page))], ids=lambda page: page.relative_to(ROOT).as_posix()
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if any(language == "python" for language, _ in fences(page))], ids=called)
 def test_python_of_a_page_runs(page, world):
     """Each block is complete: it runs by itself in a folder with the files that the pages name."""
     for language, text in fences(page):
