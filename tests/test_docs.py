@@ -1,4 +1,4 @@
-"""The commands that README and docs show: the real command line parses every line, and the slow tests run what can be run."""
+"""The commands that README and docs show: the real command line parses every line; the slow tests run them and compare what they print."""
 
 import os
 import pkgutil
@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from documented import ALL, EXTRAS, PAGES, ROOT, TINY, build_world, called, commands, fences, inline
+from documented import ALL, EXTRAS, PAGES, ROOT, TINY, build_world, called, commands, fences, inline, long_lines, scripts
+from transcripts import check
 from typer.main import get_command
 
 from convnext import cli
@@ -112,6 +113,35 @@ def test_commands_in_running_text_exist(page):
         assert {word for word in rest if word.startswith("-") and word != "-"} <= known, f"convnext {' '.join(words)}"
 
 
+# Programs that print nothing, or nothing worth reading.
+PRINTS_NOTHING = r"(cd|mkdir|cp|mv|rm|export|source|\.) |[^|]*[^0-9]> |[A-Z_]+=\S+$"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=called)
+def test_output_is_shown_under_commands(page):
+    silent = [one.text for one in commands(page) if one.is_console and not one.shown and not re.match(PRINTS_NOTHING, one.text)]
+    assert not silent, "show what these commands of a console block print, or add them to PRINTS_NOTHING:\n" + "\n".join(silent)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=called)
+def test_commands_are_not_cut_off(page):
+    found = long_lines(page)
+    assert not found, "break these lines after at most 100 characters, with a \\:\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if not re.match(r"[A-Z]+\.md|docs/(about|reference)/", called(page))], ids=called)
+def test_a_page_says_what_one_needs_and_gets(page):
+    beginning = page.read_text().split("\n## ")[0]
+    for words in ("**You need**", "**You get**", "**Time:**"):
+        assert words in beginning, f"{called(page)}: {words} must come before the first section"
+
+
+PROGRAMS = {
+    *("cat", "cd", "cp", "curl", "docker", "export", "find", "git", "head", "kubectl", "ls", "mkdir", "mv", "python", "python3", "rm"),
+    *("sbatch", "scancel", "source", "squeue", "tail", "tensorboard", "trackio", "unzip", "wandb"),
+}
+
+
 @pytest.mark.parametrize("command", [one for one in ALL if not one.ours()], ids=str)
 def test_other_programs_are_given_what_exists(command):
     """Targets of make and extras of pip exist; pages use no other program than those listed here."""
@@ -122,7 +152,7 @@ def test_other_programs_are_given_what_exists(command):
             asked = re.search(r"\[(.*)\]", words[2])
             assert asked is None or set(asked[1].split(",")) <= EXTRAS.keys()
         else:
-            assert words[0] in ("curl", "python", "python3", "kubectl", "tensorboard", "wandb", "trackio", "git", "find"), command
+            assert words[0] in PROGRAMS, command
 
 
 def test_the_api_page_names_what_exists():
@@ -184,14 +214,21 @@ def train(root, output, recipe, task, *overrides):
     call(root, shlex.join([sys.executable, "-m", "convnext", "train", recipe, "--output", output, *overrides, *TINY[task]]))
 
 
-def call(root, text):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{root / 'bin'}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", text], cwd=root, capture_output=True, text=True, check=False, env=environment, timeout=300)
-    assert done.returncode == 0, f"{text}\n{done.stderr}"
+def call(root, text, shown=()):
+    """Type a line in a folder, and compare what it prints with what its page shows. It fails only where the page shows an error."""
+    settings = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "140", "PATH": f"{root / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", text], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | settings, timeout=600
+    )  # both streams in one, as on a terminal
+    fails = any(line.startswith("error:") for line in shown)
+    assert (done.returncode != 0) == fails, f"{text}\nended with exit code {done.returncode}\n{done.stdout}"
+    check(text, shown, done.stdout)
 
 
 def is_run(command):
-    return bool(command.ours() or command.text.startswith("python ")) and not any(re.search(pattern, command.text) for pattern in NOT_RUN)
+    """Return whether the slow tests type a command. Tutorials run the demos as they are."""
+    barred = [pattern for pattern in NOT_RUN if not (command.page.startswith("docs/start/") and "demo" in pattern)]
+    return bool(command.ours() or command.text.startswith("python ")) and not any(re.search(one, command.text) for one in barred)
 
 
 @pytest.mark.slow
@@ -216,13 +253,16 @@ def test_a_page_is_typed_from_top_to_bottom(page, world, tmp_path):
                 text += " --change" if given["resume"] else ""
             elif name == "fit" and given["model"] is None and given["source"] != "digits":
                 text += " --model runs/mine --minutes 0"  # nothing is downloaded here
-        call(tmp_path, text)
+            elif name == "demo":
+                shutil.rmtree(
+                    tmp_path / "runs" / Path(given["output"] or ("demo" if given["task"] == "classify" else f"demo-{given['task']}")).name
+                )
+        call(tmp_path, text, command.shown)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if any(language == "python" for language, _ in fences(page))], ids=called)
+@pytest.mark.parametrize("page", [page for page in PAGES if scripts(page)], ids=called)
 def test_python_of_a_page_runs(page, world):
-    """Each block is complete: it runs by itself in a folder with the files that the pages name."""
-    for language, text in fences(page):
-        if language == "python":
-            call(world, shlex.join([sys.executable, "-c", text]))
+    """Each block is complete: it runs by itself in a folder with the files that the pages name, and prints what the page shows."""
+    for text, shown in scripts(page):
+        call(world, shlex.join([sys.executable, "-c", text]), shown)
