@@ -147,7 +147,11 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     reorders_head: ClassVar[bool] = True  # whether a head that is kept can be put in another order of classes
     hub_pipeline: ClassVar[str]  # the hub's name of the task
     demo_recipe: ClassVar[str | None] = None  # of `convnext demo --task NAME`, and what to type after it in the folder {run}
-    demo_next: ClassVar[tuple[str, ...]] = ("convnext eval {run}", "convnext predict {run} photo.jpg --draw drawn", "convnext serve {run}")
+    demo_next: ClassVar[tuple[str, ...]] = (
+        "convnext eval {run}",
+        "convnext predict {run} {run}/example.png --draw drawn",
+        "convnext serve {run}",
+    )
 
     # Data
     @abstractmethod
