@@ -220,7 +220,7 @@ class Trainer:
         Unless it is to `keep`, no checkpoint knows of it: a resumed run does what it would have done without.
         """
         state, name = self.state, self.task.headline
-        check_finite(self.folder, self.state)
+        check_finite(self.folder, self.state, self.recipe)
         result = self._measure(state.ema_or_model)
         message, best_by = self.task.summary_line(result.metrics), self.recipe.eval.best_by or name
         if best_by not in result.metrics:  # a user's metric, or data.val without objects
@@ -263,7 +263,7 @@ class Trainer:
         return result
 
     def _save(self) -> None:
-        check_finite(self.folder, self.state)
+        check_finite(self.folder, self.state, self.recipe)
         # No process continues, or ends the job, before the state is on the disk.
         distributed.on_main(self._write_state)
         self.callbacks.call("on_save", self.moment)
@@ -290,9 +290,10 @@ class Trainer:
         source = self.data.train.source
         files = ", ".join(source.name(index) for index in record.indices)
         message = f"{fault} at step {record.step}; the batch: {files}{' …' if record.count > len(record.indices) else ''}"
+        cure = remedy(self.folder, self.recipe)
         if self.recipe.train.nonfinite == "stop":
-            raise ConvnextError(f"{message}; {remedy(self.folder)}, or look at these images")
+            raise ConvnextError(f"{message}; {cure}, or look at these images")
         if self.skipped_in_a_row == _MAX_SKIPPED:
-            raise ConvnextError(f"{message}; this was so in {counted(self.skipped_in_a_row, 'step')} in a row; {remedy(self.folder)}")
+            raise ConvnextError(f"{message}; this was so in {counted(self.skipped_in_a_row, 'step')} in a row; {cure}")
         self.state.skipped += 1
         self.display.report(f"{message}; step skipped ({self.state.skipped} so far)")
