@@ -29,7 +29,7 @@ from convnext.recipe.load import load_modules
 from convnext.tasks.base import TaskData
 from convnext.tasks.own import check_own
 from convnext.text import counted
-from convnext.training.callbacks import Callback, CallbackGroup, built_in, check_callbacks
+from convnext.training.callbacks import Callback, CallbackGroup, built_in, check_callbacks, named
 from convnext.training.folder.run_folder import Changed, RunFolder
 from convnext.training.folder.run_paths import refuse_within_data
 from convnext.training.given import recipe_with, refuse_lost
@@ -107,6 +107,7 @@ def train(
         # The main process alone looks into the folder: to another it may already look different.
         distributed.on_main(lambda: check_watchers(watch))
         distributed.on_all(lambda: check_callbacks(callbacks))
+        by_name = distributed.on_all(lambda: named(settings))
         distributed.on_main(lambda: refuse_within_data(folder.path, settings))
         distributed.on_main(lambda: stack.enter_context(folder.held(display.report)))
         resume = distributed.on_main(lambda: folder.prepare(resume, overwrite))
@@ -115,7 +116,7 @@ def train(
         values = trainer.recipe.model_dump(mode="json")
         watchers: list[Callback] = []
         distributed.on_main(lambda: watchers.extend(open_watchers(watch, folder.path, values, trainer.state.step)))
-        trainer.callbacks = CallbackGroup([*built_in(trainer.recipe), *watchers, *callbacks])
+        trainer.callbacks = CallbackGroup([*built_in(trainer.recipe), *watchers, *by_name, *callbacks])
         with trainer.callbacks.ended(lambda why: trainer.moment(stopped=why)):
             distributed.on_main(lambda: trainer.callbacks.load(trainer.state.callbacks, display.report))
             return finish(trainer, trainer.fit())
