@@ -21,7 +21,7 @@ from convnext.models.load import Loaded
 from convnext.ops.memory import is_out_of_memory, keep_memory
 from convnext.recipe import load_recipe
 from convnext.recipe.load import FITTED
-from convnext.report import metrics, page
+from convnext.report import metrics, notebook, page
 from convnext.tasks.base import AnyTask, BatchT, Function, Json, Metric, Metrics, OutputT, PredictionT, Source, SourceT, Task
 from convnext.tasks.own import metrics_of_run, without_own_code
 
@@ -69,8 +69,7 @@ def _finite(value: object) -> object:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the context of a forward pass in that precision: "float32", "bf16" or "fp16"."""
-    dtype = _PRECISIONS[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    return torch.autocast(device.type, dtype=_PRECISIONS[precision], enabled=precision != "float32")
 
 
 class EvaluationLoader(Generic[BatchT]):
@@ -141,9 +140,8 @@ def evaluate(
 
     Raises ConvnextError if more images can't be read, or if memory does not suffice for one image.
     """
-    was_training = model.training
+    samples, was_training = loader.samples, model.training
     model.eval()
-    samples = loader.samples
     metric, corrupt = task.metric(num_classes, samples.source), CorruptImages(len(samples), max_corrupt)
     if own:
         metric = task.keeping_outputs(metric)
@@ -230,6 +228,9 @@ class Evaluated:
         """Return the evaluation as lines of text for a terminal, `summary_line` first."""
         return "\n".join([self.task.summary(self.result.metrics, self.result.details, self.source.classes), *self.remarks])
 
+    def _repr_html_(self) -> str:
+        return notebook.result(self.summary_line(), self.data(), metrics.cards(self.result.metrics), lines=self.remarks)
+
     def to_page(self, title: str) -> str:
         """Return a report as HTML; see `report.page`."""
         sections = self.task.report(self.result.details, self.source.classes, self.source)
@@ -264,8 +265,7 @@ def evaluate_loaded(
     if data is not None or max_pixels is not None:
         read_by(source, Reading(loaded.preprocessing.channels, max_pixels))
     distributed.check_agreement(len(source), "numbers of images")
-    samples = task.evaluation_samples(source, loaded.preprocessing)
-    loader = evaluation_loader(samples, task, batch_size or task.batch_size, workers, device)
+    loader = evaluation_loader(task.evaluation_samples(source, loaded.preprocessing), task, batch_size or task.batch_size, workers, device)
     if device.type == "cpu":
         keep_memory()  # each layer of each batch allocates and frees its tensors
     model, num_classes, how = loaded.model.to(device), loaded.model.num_classes, loaded.preprocessing

@@ -24,6 +24,7 @@ from convnext.models.cost import ImageSize
 from convnext.models.load import at_size
 from convnext.tasks.base import Prediction
 from convnext.tasks.own import column
+from convnext.tasks.shown import gallery, is_kept, with_thumbnail
 
 if TYPE_CHECKING:
     from convnext.evaluate import Evaluated
@@ -38,6 +39,9 @@ class Predicted:
 
     predictions: dict[str, Prediction] = field(default_factory=dict)  # by image; empty if they were written to a file
     errors: dict[str, str] = field(default_factory=dict)  # why an image could not be predicted, by image
+
+    def _repr_html_(self) -> str:
+        return gallery(self.predictions, self.errors)
 
 
 def predict(
@@ -202,13 +206,17 @@ def open_outputs(
 class _Collected:
     """Keeps the predictions in memory."""
 
-    needs, done = frozenset({"prediction"}), None
+    done = None
 
     def __init__(self) -> None:
         self.predictions: dict[str, Prediction] = {}
+        self.needs = frozenset({"prediction", "image"} if is_kept() else {"prediction"})
 
     def write(self, answers: Sequence[Answer]) -> None:
-        self.predictions |= {answer.item.name: answer.prediction for answer in answers if answer.prediction is not None}
+        for answer in answers:
+            if answer.prediction is not None:
+                found = answer.prediction
+                self.predictions[answer.item.name] = found if answer.image is None else with_thumbnail(found, answer.image)
 
     def finish(self) -> None:
         pass

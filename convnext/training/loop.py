@@ -26,7 +26,9 @@ from convnext.training.callbacks import CallbackGroup, Moment
 from convnext.training.folder.run_folder import RunFolder
 from convnext.training.folder.weights import check_finite, remedy, write_run_weights
 from convnext.training.optim import scheduled_rate
-from convnext.training.progress import Display, Speed, StoppedError, stop_signals
+from convnext.training.progress.clock import Speed
+from convnext.training.progress.display import Display
+from convnext.training.progress.signals import StoppedError, stop_signals
 from convnext.training.sizes import batch_size_for
 from convnext.training.state import State
 from convnext.training.step import StepRecord, TrainStep
@@ -54,8 +56,7 @@ class Trainer:
     ) -> None:
         self.state, self.task, self.data, self.recipe = state, task, data, recipe
         self.folder, self.device, self.display = folder, device, display
-        self.how = data.how or task.preprocessing(recipe)
-        self.callbacks = CallbackGroup()
+        self.how, self.callbacks = data.how or task.preprocessing(recipe), CallbackGroup()
         self.began = time.monotonic() - state.seconds  # had the run not been interrupted
         count, pin, workers = len(data.train), device.type == "cuda", recipe.data.workers
         size = batch_size_for(recipe, count)
@@ -256,7 +257,7 @@ class Trainer:
             self.device,
             precision=self.recipe.train.precision,
             max_corrupt=self.recipe.data.max_corrupt,
-            progress=self._stop_evaluating,
+            progress=self._evaluating,
             own=own_metrics(self.recipe),
         )
         result.metrics |= self.val_losses(model)
@@ -281,7 +282,8 @@ class Trainer:
         for reason in self.corrupt.add([bad for found in distributed.gather(record.corrupt) for bad in found]):
             self.display.report(f"skipped: {reason}")
 
-    def _stop_evaluating(self, done: int, total: int) -> None:
+    def _evaluating(self, done: int, total: int) -> None:
+        self.display.evaluating(done, total)
         # The state was saved before the evaluation, and a resumed run evaluates again.
         if self.stop:
             raise StoppedError(f"stopped in the evaluation after step {self.state.step}; {_RESUME}")
