@@ -54,7 +54,10 @@ def evaluate(
     tta: Tta = None,
     tile: Tile = None,
     tile_overlap: TileOverlap = None,
-    max_corrupt: Annotated[float, typer.Option(min=0, max=1, help="Largest fraction of unreadable images to tolerate.")] = 0.01,
+    max_corrupt: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Largest fraction of unreadable images, and of invalid objects; by default the run's, or 0.01."),
+    ] = None,
     size: Size = None,
     max_pixels: MaxPixels = None,
     output: Annotated[

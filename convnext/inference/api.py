@@ -235,7 +235,7 @@ def evaluate(
     tta: Literal["flip"] | None = None,
     tile: int | None = None,
     tile_overlap: float | None = None,
-    max_corrupt: float = 0.01,
+    max_corrupt: float | None = None,
     max_pixels: int | None = None,
     size: ImageSize | None = None,
     device: str | None = None,
@@ -255,7 +255,8 @@ def evaluate(
         tta: "flip": average the outputs for each image and its mirror image; not of a detector.
         tile: of a detector, the side in pixels of the tiles that it also looks at; see `Predictor.tiled`.
         tile_overlap: the fraction of a side that neighbouring tiles share; by default 0.2.
-        max_corrupt: the fraction of the images that may be unreadable.
+        max_corrupt: the fraction of the images that may be unreadable, and of the objects that may be invalid; by default the
+            `data.max_corrupt` of the model's run, or else 0.01.
         max_pixels: of an image; larger ones are not opened. By default some 89 million.
         size: of prepared images; as for `convnext.load`.
         device: as for `convnext.load`.
