@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 __all__ = [
     "Callback",
+    "Client",
     "ConvnextError",
     "Stop",
     "__version__",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from convnext.models.optimize.optimize import optimize
     from convnext.models.register import register_backbone, register_head
     from convnext.models.registry import list_models
+    from convnext.serve.client import Client
     from convnext.tasks.register import register_loss, register_metric, register_source, register_task, register_transform
     from convnext.training.callbacks import Callback, Stop
     from convnext.training.run import train
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Callback": "convnext.training.callbacks",
+    "Client": "convnext.serve.client",
     "ConvnextError": "convnext.errors",
     "Stop": "convnext.training.callbacks",
     "create_model": "convnext.models.load",
