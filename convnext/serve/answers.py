@@ -53,6 +53,6 @@ def _of_task(name: str) -> type[BaseModel]:
     fields: dict[str, Any] = {"task": (Literal[name], ...)}
     if is_typeddict(answer):
         for field, hint in get_type_hints(answer, include_extras=True).items():
-            optional = get_origin(hint) is NotRequired
+            optional = get_origin(hint) is cast(object, NotRequired)
             fields[field] = (get_args(hint)[0] if optional else hint, None if optional else ...)
     return create_model(f"{name.capitalize()}Answer", __base__=_Answer, **fields)
