@@ -2,7 +2,7 @@
 
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, Literal, NotRequired, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, RootModel, create_model
 from typing_extensions import get_type_hints, is_typeddict
@@ -49,10 +49,10 @@ def prediction_type() -> type[BaseModel]:
 
 
 def _of_task(name: str) -> type[BaseModel]:
-    answer = tasks.get(name).answer
+    answer: Any = tasks.get(name).answer
     fields: dict[str, Any] = {"task": (Literal[name], ...)}
     if is_typeddict(answer):
         for field, hint in get_type_hints(answer, include_extras=True).items():
-            optional = get_origin(hint) is cast(object, NotRequired)
-            fields[field] = (get_args(hint)[0] if optional else hint, None if optional else ...)
+            is_optional = field in answer.__optional_keys__
+            fields[field] = (get_args(hint)[0], None) if is_optional else (hint, ...)
     return create_model(f"{name.capitalize()}Answer", __base__=_Answer, **fields)
