@@ -138,6 +138,7 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     name: ClassVar[str]
     headline: ClassVar[str]  # the metric by which the best weights are chosen unless `eval.best_by` names another
     best_metrics: ClassVar[tuple[str, ...]]  # those that `eval.best_by` may name
+    answer: ClassVar[type] = dict  # what `Prediction.to_json` returns: a TypedDict, from which the service describes its answers
     batch_size: ClassVar[int]  # images at a time in evaluation and prediction, where nobody says
     columns: ClassVar[tuple[str, ...]]  # of a table of predictions
     formats: ClassVar[tuple[str, ...]] = ()  # in which predictions can be written beside JSON lines and tables: "coco", "masks"
