@@ -22,7 +22,7 @@ from convnext.serve.answers import ModelInfo, Refusal, prediction_type
 from convnext.serve.limits import Limits
 from convnext.serve.listing import OpenApi
 from convnext.serve.page import add_page
-from convnext.serve.served import Opened, PredictRequest, RequestOptions, LoadedVersion
+from convnext.serve.served import LoadedVersion, Opened, PredictRequest, RequestOptions
 from convnext.serve.service import Service
 from convnext.serve.token import clean, is_right
 from convnext.tasks.base import Json, Prediction

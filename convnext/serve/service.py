@@ -19,7 +19,7 @@ from convnext.serve.batching import Batcher, ItemT, QueueFullError, ValueT
 from convnext.serve.bodies import content_of
 from convnext.serve.limits import CLIENT_GONE, Limits, byte_budget, decoded, pixels_in, read_body
 from convnext.serve.metrics import Metrics
-from convnext.serve.served import Opened, ServedModel, LoadedVersion
+from convnext.serve.served import LoadedVersion, Opened, ServedModel
 
 log = logging.getLogger("convnext")
 
