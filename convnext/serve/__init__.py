@@ -63,7 +63,7 @@ def serve(
     from convnext.inference.predictor import load
     from convnext.serve.access import to_stderr
     from convnext.serve.app import create_app
-    from convnext.serve.served import Version
+    from convnext.serve.served import LoadedVersion
     from convnext.serve.token import VARIABLE, is_open_to_others
 
     if not 0 <= max_wait < math.inf:
@@ -72,10 +72,10 @@ def serve(
         raise UsageError("--host is empty: use 127.0.0.1 for this machine alone, 0.0.0.0 for all of its addresses")
     models = named(sources)
 
-    def version(name: str) -> Version:
+    def version(name: str) -> LoadedVersion:
         predictor = load(models[name], device=device)
         predictor.require_head()
-        return Version(predictor, predictor if optimize is None else optimize(predictor))
+        return LoadedVersion(predictor, predictor if optimize is None else optimize(predictor))
 
     loaded = {name: version(name) for name in models}
     app = create_app(

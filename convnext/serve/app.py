@@ -22,7 +22,7 @@ from convnext.serve.answers import ModelInfo, Refusal, prediction_type
 from convnext.serve.limits import Limits
 from convnext.serve.listing import OpenApi
 from convnext.serve.page import add_page
-from convnext.serve.served import Opened, PredictRequest, RequestOptions, Version
+from convnext.serve.served import LoadedVersion, Opened, PredictRequest, RequestOptions
 from convnext.serve.service import Service
 from convnext.serve.token import clean, is_right
 from convnext.tasks.base import Json, Prediction
@@ -73,7 +73,7 @@ def create_app(
     token: str | None = None,
     batch_size: int = 8,
     max_wait: float = 0.1,
-    load: Callable[[str], Version] | None = None,
+    load: Callable[[str], LoadedVersion] | None = None,
     origins: Sequence[str] = (),
     write: Callable[[str], object] | None = None,
 ) -> FastAPI:
@@ -93,7 +93,7 @@ def create_app(
     Raises UsageError for a token that is empty or that no client can send.
     """
     token = clean(token)
-    versions = {name: Version(one, (fast or {}).get(name, one)) for name, one in predictors.items()}
+    versions = {name: LoadedVersion(one, (fast or {}).get(name, one)) for name, one in predictors.items()}
     service = Service(versions, limits or Limits(), batch_size, max_wait, load)
 
     @asynccontextmanager

@@ -57,7 +57,7 @@ class PredictRequest:
 
 
 @dataclass(frozen=True)
-class Version:
+class LoadedVersion:
     """A network that was loaded for a model.
 
     Attributes:
@@ -73,7 +73,7 @@ class ServedModel:
     """A version of a model on the service, with a queue for predictions and, if it has activation maps, one for those."""
 
     def __init__(
-        self, name: str, version: Version, limits: Limits, batch_size: int, max_wait: float, observe: Callable[[int], object]
+        self, name: str, version: LoadedVersion, limits: Limits, batch_size: int, max_wait: float, observe: Callable[[int], object]
     ) -> None:
         self.name, self.predictor, self._fast, self._limits = name, version.predictor, version.fast, limits
         self._transform = self.predictor.preprocessing.transform()

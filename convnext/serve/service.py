@@ -19,7 +19,7 @@ from convnext.serve.batching import Batcher, ItemT, QueueFullError, ValueT
 from convnext.serve.bodies import content_of
 from convnext.serve.limits import CLIENT_GONE, Limits, byte_budget, decoded, pixels_in, read_body
 from convnext.serve.metrics import Metrics
-from convnext.serve.served import Opened, ServedModel, Version
+from convnext.serve.served import LoadedVersion, Opened, ServedModel
 
 log = logging.getLogger("convnext")
 
@@ -42,11 +42,11 @@ class Service:
 
     def __init__(
         self,
-        versions: Mapping[str, Version],
+        versions: Mapping[str, LoadedVersion],
         limits: Limits,
         batch_size: int,
         max_wait: float,
-        load: Callable[[str], Version] | None = None,
+        load: Callable[[str], LoadedVersion] | None = None,
     ) -> None:
         self.limits, self.metrics, self._load = limits, Metrics(), load
         self._make = partial(self._served, batch_size=batch_size, max_wait=max_wait)
@@ -60,7 +60,7 @@ class Service:
         # One PyTorch thread in each: else every one of them would split its small work among all processors.
         self.threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "decode", torch.set_num_threads, (1,))
 
-    def _served(self, name: str, version: Version, batch_size: int, max_wait: float) -> ServedModel:
+    def _served(self, name: str, version: LoadedVersion, batch_size: int, max_wait: float) -> ServedModel:
         return ServedModel(name, version, self.limits, batch_size, max_wait, self.metrics.batches.labels(name).observe)
 
     def _admitted(self, name: str) -> int:

@@ -16,7 +16,7 @@ from tiny_models import classifier
 import convnext
 from convnext.errors import ConvnextError
 from convnext.serve.app import create_app
-from convnext.serve.served import Version
+from convnext.serve.served import LoadedVersion
 
 IMAGE = encoded(sample_image(size=(80, 60)))
 SESAME = {"Authorization": "Bearer sesame"}
@@ -31,7 +31,7 @@ def versions(tmp_path_factory):
         predictor = convnext.load(classifier(folder)[0], device="cpu")
         with torch.no_grad():
             predictor.model.head.bias += {"first": 0, "second": torch.tensor([0, 5, 0]), "broken": torch.nan}[name]
-        made.append(Version(predictor, predictor))
+        made.append(LoadedVersion(predictor, predictor))
     return dict(zip(("first", "second", "broken"), made, strict=True))
 
 

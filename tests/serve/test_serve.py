@@ -31,7 +31,7 @@ from convnext.models.load import Loaded
 from convnext.serve import _listen, named
 from convnext.serve.app import create_app
 from convnext.serve.limits import Limits
-from convnext.serve.served import Version
+from convnext.serve.served import LoadedVersion
 from convnext.serve.service import Service
 
 TIMEOUT = 2.0
@@ -292,7 +292,7 @@ def test_the_service_describes_itself_without_anything_from_elsewhere(service):
         assert answer.status_code == 200
         assert not re.search(r"(https?:)?//[a-z]", answer.text)
         assert "default-src 'none'" in answer.headers["content-security-policy"]
-    assert "POST /predict" in get("/docs").text
+    assert "POST /v1/predict" in get("/docs").text
     metrics = get("/metrics").text
     assert "process_resident_memory_bytes" in metrics
     assert 'convnext_request_seconds_bucket{le="0.05",path="/predict"}' in metrics
@@ -341,7 +341,9 @@ def test_without_the_token_nothing_is_read(weights):
 def test_a_cpu_decodes_between_its_batches_and_a_gpu_has_the_next_one_ready(weights):
     predictor = convnext.load(weights, device="cpu")
     elsewhere = SimpleNamespace(device=torch.device("cuda"))
-    service = Service({"here": Version(predictor, predictor), "there": Version(predictor, elsewhere)}, Limits(), batch_size=8, max_wait=0)
+    service = Service(
+        {"here": LoadedVersion(predictor, predictor), "there": LoadedVersion(predictor, elsewhere)}, Limits(), batch_size=8, max_wait=0
+    )
     assert {name: model.budgets[model.predictions].images._value for name, model in service.models.items()} == {"here": 8, "there": 16}
 
 
