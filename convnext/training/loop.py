@@ -58,8 +58,8 @@ class Trainer:
         self.folder, self.device, self.display = folder, device, display
         self.how, self.callbacks = data.how or task.preprocessing(recipe), CallbackGroup()
         self.began = time.monotonic() - state.seconds  # had the run not been interrupted
-        count, pin, workers = len(data.train), device.type == "cuda", recipe.data.workers
-        size = batch_size_for(recipe, count)
+        pin, workers = device.type == "cuda", recipe.data.workers
+        size = batch_size_for(recipe, count := len(data.train))
         self.train_step = TrainStep(state, task.criterion(recipe, data), recipe, size, device)
         rank, world, micro_batch = distributed.rank(), distributed.world(), self.train_step.micro_batch
         self.order = EpochOrder(count, size, recipe.seed, rank, world, data.groups, micro_batch, data.draw)
