@@ -151,7 +151,6 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     demo_recipe: ClassVar[str | None] = None  # of `convnext demo --task NAME`, and what to type after it in the folder {run}
     demo_next: ClassVar[tuple[str, ...]] = tuple(f"convnext {use}" for use in ("eval {run}", DEMO_PREDICT, "serve {run}"))
 
-    # Data
     @abstractmethod
     def open(self, recipe: Recipe) -> TaskData:
         """Open the training and validation samples of a recipe. Raises ConvnextError for data that can't be learned from."""
