@@ -1,4 +1,4 @@
-"""The service's answers as types, for its OpenAPI description, from which clients are generated."""
+"""What the service takes and answers, for its OpenAPI description, from which clients are generated."""
 
 from functools import reduce
 from operator import or_
@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, RootModel, create_model
 from typing_extensions import get_type_hints, is_typeddict
 
 from convnext import tasks
+from convnext.serve.listing import OpenApi
 from convnext.tasks.base import ClassIds
 
 
@@ -35,6 +36,36 @@ class Refusal(BaseModel):
     """Why a request was refused."""
 
     detail: str
+
+
+IMAGE_BODY: OpenApi = {
+    "requestBody": {
+        "required": True,
+        "description": "The image as it is, as the one file of a form, or in base 64.",
+        "content": {
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
+            },
+            "application/json": {
+                "schema": {"type": "object", "required": ["image"], "properties": {"image": {"type": "string", "format": "byte"}}}
+            },
+        },
+    }
+}
+_REASONS = {
+    401: "the token is missing or wrong",
+    404: "unknown model",
+    408: "the request came too slowly",
+    413: "too many bytes, or pixels of the image or of its masks",
+    415: "not an image",
+    422: "a damaged image, one that the network can't take, or options that the model does not have",
+    500: "the network failed, for instance with an output that is not finite",
+    503: "too many requests are waiting; try again after Retry-After seconds",
+    504: "no answer in time",
+}
+REFUSALS: dict[int | str, OpenApi] = {status: {"description": reason, "model": Refusal} for status, reason in _REASONS.items()}
+PNG_ANSWER: OpenApi = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 
 
 class _Answer(BaseModel):

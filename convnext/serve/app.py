@@ -16,9 +16,10 @@ from PIL.Image import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from convnext import __version__
+from convnext.data.deep import shown
 from convnext.inference.predictor import Predictor
 from convnext.serve.access import REQUEST_ID, TRACE, Observe
-from convnext.serve.answers import ModelInfo, Refusal, prediction_type
+from convnext.serve.answers import IMAGE_BODY, PNG_ANSWER, REFUSALS, ModelInfo, Refusal, prediction_type
 from convnext.serve.limits import Limits
 from convnext.serve.listing import OpenApi
 from convnext.serve.page import add_page
@@ -27,40 +28,14 @@ from convnext.serve.service import Service
 from convnext.serve.token import clean, is_right
 from convnext.tasks.base import Json, Prediction
 
-_IMAGE: OpenApi = {
-    "requestBody": {
-        "required": True,
-        "description": "The image as it is, as the one file of a form, or in base 64.",
-        "content": {
-            "image/*": {"schema": {"type": "string", "format": "binary"}},
-            "multipart/form-data": {
-                "schema": {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
-            },
-            "application/json": {
-                "schema": {"type": "object", "required": ["image"], "properties": {"image": {"type": "string", "format": "byte"}}}
-            },
-        },
-    }
-}
-_REASONS = {
-    401: "the token is missing or wrong",
-    404: "unknown model",
-    408: "the request came too slowly",
-    413: "too many bytes, or pixels of the image or of its masks",
-    415: "not an image",
-    422: "a damaged image, one that the network can't take, or options that the model does not have",
-    500: "the network failed, for instance with an output that is not finite",
-    503: "too many requests are waiting; try again after Retry-After seconds",
-    504: "no answer in time",
-}
-_REFUSALS: dict[int | str, OpenApi] = {status: {"description": reason, "model": Refusal} for status, reason in _REASONS.items()}
 _COVERAGE = "The fraction of images whose class shall be in the set, as 0.95. For models with this option in /v1/models."
 _NMS = "The IoU with a likelier object of its class above which one is dropped; by default 0.5. For models with this option in /v1/models."
 _AGNOSTIC = "1: a likelier object of any class drops another. For models with this option in /v1/models."
 _CLASSES = "Names of the classes to find, as car,bus; by default all. For models with this option in /v1/models."
 _UNKNOWN = "1: compare the image with the training images. For models with this option in /v1/models."
 
-_EXPOSED = [REQUEST_ID, TRACE, "Server-Timing", "Retry-After"]  # headers that a page from elsewhere may read
+_PREVIEW = 1024  # pixels a side
+_EXPOSED = [REQUEST_ID, TRACE, "Server-Timing", "Retry-After", "X-Image-Size"]  # headers that a page from elsewhere may read
 
 ModelName = Annotated[str | None, Query(description="One of /v1/models; by default the first.")]
 
@@ -178,7 +153,7 @@ def _add_models(app: FastAPI, service: Service, check: Callable[..., Awaitable[N
             raise HTTPException(403, "models are loaded again for those who have the token: start the service with --token, or send SIGHUP")
         return (await service.reload(name)).to_json()
 
-    refusals: dict[int | str, OpenApi] = _REFUSALS | {
+    refusals: dict[int | str, OpenApi] = REFUSALS | {
         403: {"description": "the service has no token", "model": Refusal},
         409: {"description": "the model is being loaded already", "model": Refusal},
         500: {"description": "the new version does not work; the present one stays", "model": Refusal},
@@ -263,20 +238,37 @@ def _add_images(app: FastAPI, service: Service, check: Callable[..., Awaitable[N
         content, seconds = await service.answer(request, served, served.maps, lambda image: (image, of), _png)
         return _timed(content, "image/png", seconds)
 
-    answers: dict[str, dict[int | str, OpenApi]] = {
-        "predict": {200: {"model": prediction_type(), "description": "the prediction"}},
-        "explain": {200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}, "description": "the map"}},
+    async def preview(request: Request, model: ModelName = None) -> Response:
+        """Returns the image as the network's images are opened: upright, 8 bits, at most 1024 pixels a side. It is for pages whose browser
+        can't show the format, TIFF for instance. `X-Image-Size` has the width and height in whose pixels boxes are given.
+        """
+        served = service.model(model)
+        request.state.model = served.name
+        content, (width, height) = await service.preview(request, served, _painted)
+        return Response(content, media_type="image/png", headers={"X-Image-Size": f"{width}x{height}", "Cache-Control": "no-store"})
+
+    answers: dict[str, OpenApi] = {
+        "predict": {"model": prediction_type(), "description": "the prediction"},
+        "explain": PNG_ANSWER | {"description": "the map"},
+        "preview": PNG_ANSWER | {"description": "the image"},
     }
-    for function, summary in ((predict, "Predict one image"), (explain, "Evidence for a class")):
+    for function, summary in ((predict, "Predict one image"), (explain, "Evidence for a class"), (preview, "The image as it is read")):
         name = function.__name__
         _add(
             app, name, function, ["POST"],
-            summary=summary, openapi_extra=_IMAGE, responses=answers[name] | _REFUSALS, dependencies=checked, response_class=Response,
+            summary=summary, openapi_extra=IMAGE_BODY, responses={200: answers[name]} | REFUSALS, dependencies=checked,
+            response_class=Response,
         )  # fmt: skip
 
 
 def _timed(content: bytes, kind: str, seconds: float) -> Response:
     return Response(content, media_type=kind, headers={"Server-Timing": f"model;dur={1000 * seconds:.1f}", "Cache-Control": "no-store"})
+
+
+def _painted(image: Opened) -> tuple[bytes, tuple[int, int]]:
+    small = shown(image).convert("RGB")
+    small.thumbnail((_PREVIEW, _PREVIEW))
+    return _png(small), image.size
 
 
 def _png(image: Image) -> bytes:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -161,13 +161,34 @@ class Service:
         take, 413 for too many pixels of masks, 500 for an output that is not finite, 503 if too many requests wait, 504 if it takes too
         long.
         """
+        return await self._guarded(request, model, batcher, lambda body, kind: self._work(body, kind, model, batcher, item, encode))
+
+    async def preview(self, request: Request, model: ServedModel, encode: Callable[[Opened], ResultT]) -> ResultT:
+        """Return what `encode` makes of a request's image as the model's images are opened. Raises as `answer` does."""
+        batcher = model.predictions
+
+        async def paint(body: bytes, kind: str) -> ResultT:
+            async with model.budgets[batcher].images:
+                content, pixels = await self._in_thread(lambda: self._head(body, kind))
+                async with model.budgets[batcher].pixels(pixels, batcher.deferred):
+                    return await self._in_thread(lambda: encode(decoded(content, model.reading)))
+
+        return await self._guarded(request, model, batcher, paint)
+
+    async def _guarded(
+        self,
+        request: Request,
+        model: ServedModel,
+        batcher: Batcher[ItemT, ValueT],
+        work: Callable[[bytes, str], Coroutine[object, object, ResultT]],
+    ) -> ResultT:
+        """Return what `work` makes of the body and content type of a request, within the limits of requests. Raises as `answer` does."""
         with model.in_use():
             async with read_body(request, self.limits, self.bytes) as body:
                 try:
                     with batcher.admit():
-                        kind = request.headers.get("content-type", "")
-                        work = asyncio.create_task(self._work(body, kind, model, batcher, item, encode))
-                        return await self._while_wanted(request, work)
+                        task = asyncio.create_task(work(body, request.headers.get("content-type", "")))
+                        return await self._while_wanted(request, task)
                 except QueueFullError as error:
                     raise HTTPException(503, "too many requests are waiting", {"Retry-After": "1"}) from error
                 except NotFiniteError as error:
@@ -211,7 +232,7 @@ class Service:
 
         return await asyncio.get_running_loop().run_in_executor(self.threads, run)
 
-    async def _while_wanted(self, request: Request, work: "asyncio.Task[tuple[bytes, float]]") -> tuple[bytes, float]:
+    async def _while_wanted(self, request: Request, work: "asyncio.Task[ResultT]") -> ResultT:
         gone = asyncio.ensure_future(request.receive())  # the body is read: the next message is that the client disconnects
         try:
             await asyncio.wait({work, gone}, timeout=self.limits.timeout, return_when=asyncio.FIRST_COMPLETED)

@@ -70,7 +70,7 @@ def test_seven_families_have_colours_and_markers_of_their_own():
 
 
 def test_the_services_page_has_the_same_colours():
-    css, script = PAGE.joinpath("page.css").read_text("utf-8"), PAGE.joinpath("page.js").read_text("utf-8")
+    css, script = PAGE.joinpath("page.css").read_text("utf-8"), PAGE.joinpath("draw.js").read_text("utf-8")
     written = "".join(re.findall(r'"((?:[0-9a-f]{6}){3,})"', script))
     assert tuple(f"#{written[i : i + 6]}" for i in range(0, len(written), 6)) == palette.CLASSES
     light, dark = re.findall(r":root \{(.*?)\}", css, re.DOTALL)

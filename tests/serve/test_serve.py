@@ -285,7 +285,7 @@ def test_the_service_describes_itself_without_anything_from_elsewhere(service):
         assert service.client.head(path).status_code == 200
         assert service.client.head(path).content == b""
     assert set(get("/openapi.json").json()["paths"]) == {
-        "/v1/predict", "/v1/explain", "/v1/models", "/v1/models/{name}", "/health", "/ready", "/metrics",
+        "/v1/predict", "/v1/explain", "/v1/preview", "/v1/models", "/v1/models/{name}", "/health", "/ready", "/metrics",
     }  # fmt: skip
     for path in ("/", "/docs", "/page.css", "/page.js"):
         answer = get(path)
