@@ -1,5 +1,6 @@
 """The reference pages that are generated from the code hold all of it."""
 
+import ast
 import importlib.util
 import re
 
@@ -7,8 +8,10 @@ import pytest
 from documented import ROOT
 from typed import CLI
 
+from convnext.models.weights.description import Description
 from convnext.recipe import keys, load_recipe
-from convnext.recipe.checks import tasks_that_use
+from convnext.recipe.checks import BEST_METRICS, tasks_that_use
+from convnext.training.folder.environment import Environment
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +60,49 @@ def test_every_key_with_its_default_range_and_tasks(hooks):
     recipe = load_recipe("digits", [])
     assert tasks_that_use("segment.window") == ("segment",)
     assert entry("seed").endswith(f"default `{recipe.seed}`*")
+
+
+def test_the_files_page_names_what_files_hold():
+    text = (ROOT / "docs" / "reference" / "files.md").read_text()
+    weights, exported = text.split("\n## Weights\n")[1].split("\n## Exported files\n")
+    named = lambda part: set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`[^|]*) \|", part, re.MULTILINE))))  # noqa: E731
+    assert named(weights) | named(exported) == set(Description.__annotations__)
+    metrics = text.split("\n## Metrics\n")[1].split("\n## evaluation.json\n")[0]
+    missing = {name for names in BEST_METRICS.values() for name in names if not name.startswith("mask_") and f"`{name}`" not in metrics}
+    assert not missing
+    environment = text.split("\n## environment.json\n")[1].split("\n## metrics.jsonl\n")[0]
+    assert named(environment) == Environment.__annotations__.keys() | {"weights"}
+
+
+def messages(source):
+    """Return the texts in a file of code, with `…` for what a program fills in."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def holds(text, parts):
+    """Return whether a text has these parts, one behind the other."""
+    position = 0
+    for part in parts:
+        position = text.find(part, position)
+        if position < 0:
+            return False
+        position += len(part)
+    return True
+
+
+def test_quoted_errors_are_those_of_the_code():
+    quoted = re.findall(r"^`([^`\n]+)`\n:   ", (ROOT / "docs" / "reference" / "errors.md").read_text(), re.MULTILINE)
+    assert len(quoted) > 30
+    left = {one: re.findall(r"\w{4,}", one) for one in quoted}  # with words to find its file by
+    for path in sorted((ROOT / "convnext").rglob("*.py")):
+        source = path.read_text()
+        asked = [one for one, words in left.items() if all(word in source for word in words)]
+        for text in messages(source) if asked else ():
+            for one in asked:
+                if one in left and holds(text, one.split("…")):
+                    del left[one]
+    assert not left, "no message of the code reads so"
