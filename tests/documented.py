@@ -39,6 +39,10 @@ class Command:
     def __str__(self):
         return f"{self.page}: {self.text}"
 
+    def fails(self):
+        """Return whether the page shows the error that it ends with."""
+        return any(line.startswith("error:") for line in self.shown)
+
     def parts(self):
         """Return the words of each program of the line."""
         words, parts = shlex.split(self.text, comments=True), [[]]
