@@ -122,7 +122,8 @@ def test_other_programs_are_given_what_exists(command):
             asked = re.search(r"\[(.*)\]", words[2])
             assert asked is None or set(asked[1].split(",")) <= EXTRAS.keys()
         else:
-            assert words[0] in ("curl", "python", "python3", "kubectl", "tensorboard", "wandb", "trackio", "git", "find"), command
+            known = ("curl", "python", "python3", "kubectl", "tensorboard", "wandb", "trackio", "git", "find")
+            assert words[0] in (*known, "pip", "source", "docker", "apt-get"), command
 
 
 def test_the_api_page_names_what_exists():
