@@ -23,6 +23,7 @@ __all__ = [
     "optimize",
     "predict",
     "register_backbone",
+    "register_callback",
     "register_head",
     "register_loss",
     "register_metric",
@@ -42,7 +43,14 @@ if TYPE_CHECKING:
     from convnext.models.optimize.optimize import optimize
     from convnext.models.register import register_backbone, register_head
     from convnext.models.registry import list_models
-    from convnext.tasks.register import register_loss, register_metric, register_source, register_task, register_transform
+    from convnext.tasks.register import (
+        register_callback,
+        register_loss,
+        register_metric,
+        register_source,
+        register_task,
+        register_transform,
+    )
     from convnext.training.callbacks import Callback, Stop
     from convnext.training.run import train
 
@@ -61,6 +69,7 @@ _HOME = {
     "optimize": "convnext.models.optimize.optimize",
     "predict": "convnext.inference.api",
     "register_backbone": "convnext.models.register",
+    "register_callback": "convnext.tasks.register",
     "register_head": "convnext.models.register",
     "register_loss": "convnext.tasks.register",
     "register_metric": "convnext.tasks.register",

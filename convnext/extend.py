@@ -281,6 +281,7 @@ LOSSES: Register[Callable[..., object]] = Register(
     },
 )
 METRICS: Register[Callable[..., object]] = Register("metric")
+CALLBACKS: Register[Callable[..., object]] = Register("callback")
 
 
 def find(register: Register[T], name: str) -> T:

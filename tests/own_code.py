@@ -1,4 +1,4 @@
-"""Code from outside the package, as a user's module has it: a network, data, a loss, a metric, a transform; registered when imported."""
+"""Code from outside the package, as a user's module has it, registered when imported: a network, data, a loss, a metric and more."""
 
 import numpy as np
 import torch
@@ -56,3 +56,12 @@ def error(logits, labels):
 @convnext.register_transform("noise")
 def noise(image):
     return (image.float() + 5 * torch.randn(image.shape)).clamp(0, 255)
+
+
+@convnext.register_callback("until")
+class Until(convnext.Callback):
+    """Stops the run after two steps."""
+
+    def on_step(self, moment):
+        if moment.step == 2:
+            raise convnext.Stop("two steps")

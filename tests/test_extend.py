@@ -142,7 +142,7 @@ def test_every_command_takes_import(folder):
 
 def test_the_public_api_offers_the_registers():
     names = [name for name in convnext.__all__ if name.startswith("register_")]
-    assert len(names) == 7
+    assert len(names) == 8
     assert all(callable(getattr(convnext, name)) for name in names)
     with pytest.raises(UsageError, match="the task 'classify' exists already, in convnext"):
         convnext.register_task("classify")(SimpleNamespace)

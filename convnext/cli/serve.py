@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convnext.cli.common import Calibration, Device, app, check_model, optimized
+from convnext.cli.common import Calibration, Device, add_command, check_model, optimized
 
 if TYPE_CHECKING:
     from convnext.inference.predictor import Predictor
@@ -19,7 +19,7 @@ _BEARER = "Clients must send it as Authorization: Bearer TOKEN. It must not be e
 _MODELS = "Run folders, weight files or hf://owner/name; NAME=MODEL chooses a name. The first is the default."
 
 
-@app.command()
+@add_command("Use", "convnext serve runs/mine", "convnext serve ants=runs/mine digits=runs/demo --port 8080")
 def serve(
     models: Annotated[list[str], typer.Argument(help=_MODELS)],
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all addresses of the machine.")] = "127.0.0.1",

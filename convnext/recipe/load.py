@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from convnext.errors import UsageError, nearest
-from convnext.extend import LOSSES, METRICS, TASKS, TRANSFORMS, Register, is_marker, load, module_of
+from convnext.extend import CALLBACKS, LOSSES, METRICS, TASKS, TRANSFORMS, Register, is_marker, load, module_of
 from convnext.models.arguments import Argument
 from convnext.models.registry import find, names
 from convnext.models.weights.tags.choose import best_tag
@@ -31,8 +31,9 @@ _REGISTERS: dict[tuple[str | None, str], Register[Any]] = {  # of whatever type
     ("augment", "extra"): TRANSFORMS,
     ("train", "loss"): LOSSES,
     ("eval", "metrics"): METRICS,
+    ("train", "callbacks"): CALLBACKS,
 }
-_OWN_CODE = [("data", "train"), ("data", "val"), ("augment", "extra"), ("train", "loss"), ("eval", "metrics")]  # keys that may name code
+_OWN_CODE = [("data", "train"), ("data", "val"), *(key for key in _REGISTERS if key != (None, "task"))]  # keys that may name code
 _CODE_KEYS = {"imports", *(f"{section}.{key}" for section, key in _OWN_CODE)}
 
 
@@ -140,7 +141,7 @@ def _any_model_keys(values: Values) -> dict[str, str]:
 
 
 def _check_names(values: Values, where: str) -> None:
-    """Raise UsageError for the name of a task, transform, loss or metric that nothing registers, with the nearest."""
+    """Raise UsageError for the name of a task, transform, loss, metric or callback that nothing registers, with the nearest."""
     for (section, key), register in _REGISTERS.items():
         inner = values if section is None else values.get(section)
         for name in _texts(inner.get(key) if isinstance(inner, dict) else None):

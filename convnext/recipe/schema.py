@@ -134,6 +134,7 @@ class Train(RecipeSection):
     keep_checkpoints: int = Field(2, ge=1, description="number of checkpoints that are kept")
     patience: int | None = Field(None, ge=1, description="stop after so many evaluations in a row without a better best; null: never")
     max_hours: float | None = Field(None, gt=0, description="stop after so many hours of the whole run, resumes included; null: never")
+    callbacks: tuple[str, ...] = Field((), description="code of your own that the run calls: registered names, or module:Class")
 
     def steps(self) -> int | None:
         """Return the optimizer steps of a run; None for one that is counted in epochs. `auto` is not known before the data are opened."""

@@ -1,9 +1,9 @@
-"""What a program adds by a name of its own, beside networks: data, transforms, losses, metrics, tasks. Imports no PyTorch."""
+"""What a program adds by a name of its own, beside networks: data, transforms, losses, metrics, callbacks, tasks. Imports no PyTorch."""
 
 from collections.abc import Callable
 from typing import TypeVar
 
-from convnext.extend import LOSSES, METRICS, SOURCES, TASKS, TRANSFORMS, caller
+from convnext.extend import CALLBACKS, LOSSES, METRICS, SOURCES, TASKS, TRANSFORMS, caller
 
 Thing = TypeVar("Thing")
 
@@ -44,6 +44,14 @@ def register_metric(name: str) -> Callable[[Thing], Thing]:
     It returns a number, or a dict of named numbers. Raises UsageError for a name that is taken.
     """
     return METRICS.decorator(name, caller())
+
+
+def register_callback(name: str) -> Callable[[Thing], Thing]:
+    """Add a callback for `train.callbacks`, by the decorated subclass of `convnext.Callback`, which is called without arguments.
+
+    Raises UsageError for a name that is taken.
+    """
+    return CALLBACKS.decorator(name, caller())
 
 
 def register_task(name: str) -> Callable[[Thing], Thing]:

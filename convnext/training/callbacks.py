@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from convnext import distributed
 from convnext.errors import ConvnextError, UsageError, first_line
+from convnext.extend import CALLBACKS, find
 from convnext.models.network import Network
 from convnext.recipe import Recipe
 from convnext.tasks.base import Json
@@ -140,6 +141,19 @@ def built_in(recipe: Recipe) -> list[Callback]:
     train = recipe.train
     patience = [] if train.patience is None else [Patience(train.patience)]
     return [*patience, *([] if train.max_hours is None else [TimeLimit(train.max_hours)])]
+
+
+def named(recipe: Recipe) -> list[Callback]:
+    """Return a new instance of each callback that a recipe names. Raises UsageError for a name that is not known here, or no such class."""
+    found: list[Callback] = []
+    for name in recipe.train.callbacks:
+        kind = find(CALLBACKS, name)
+        if not (isinstance(kind, type) and issubclass(kind, Callback)):
+            raise UsageError(f"train.callbacks: {name} must be a class that extends convnext.Callback, not a {type(kind).__name__}")
+        with _named(name, "__init__"):
+            found.append(kind())
+    check_callbacks(found)
+    return found
 
 
 def check_callbacks(callbacks: object) -> None:

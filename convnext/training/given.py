@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from convnext.errors import ConvnextError, UsageError
-from convnext.extend import LOSSES, METRICS, SOURCES, TRANSFORMS, argument_of, is_marker, marker
+from convnext.extend import CALLBACKS, LOSSES, METRICS, SOURCES, TRANSFORMS, argument_of, is_marker, marker
 from convnext.models.register import imports_of
 from convnext.recipe import Recipe, load_recipe
 from convnext.recipe.checks import check
@@ -97,6 +97,7 @@ def _with_imports(recipe: Recipe) -> Recipe:
         (TRANSFORMS, [recipe.augment.extra]),
         (LOSSES, [recipe.train.loss]),
         (METRICS, list(recipe.eval.metrics)),
+        (CALLBACKS, list(recipe.train.callbacks)),
         (SOURCES, [where and where.partition(":")[0] for where in (recipe.data.train, recipe.data.val)]),
     ):
         found += [register.origins[name] for name in names if name in register.origins]

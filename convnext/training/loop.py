@@ -26,7 +26,9 @@ from convnext.training.callbacks import CallbackGroup, Moment
 from convnext.training.folder.run_folder import RunFolder
 from convnext.training.folder.weights import check_finite, remedy, write_run_weights
 from convnext.training.optim import scheduled_rate
-from convnext.training.progress import Display, Speed, StoppedError, stop_signals
+from convnext.training.progress.clock import Speed
+from convnext.training.progress.display import Display
+from convnext.training.progress.signals import StoppedError, stop_signals
 from convnext.training.sizes import batch_size_for
 from convnext.training.state import State
 from convnext.training.step import StepRecord, TrainStep
@@ -54,8 +56,7 @@ class Trainer:
     ) -> None:
         self.state, self.task, self.data, self.recipe = state, task, data, recipe
         self.folder, self.device, self.display = folder, device, display
-        self.how = data.how or task.preprocessing(recipe)
-        self.callbacks = CallbackGroup()
+        self.how, self.callbacks = data.how or task.preprocessing(recipe), CallbackGroup()
         self.began = time.monotonic() - state.seconds  # had the run not been interrupted
         count, pin, workers = len(data.train), device.type == "cuda", recipe.data.workers
         size = batch_size_for(recipe, count)
@@ -220,7 +221,7 @@ class Trainer:
         Unless it is to `keep`, no checkpoint knows of it: a resumed run does what it would have done without.
         """
         state, name = self.state, self.task.headline
-        check_finite(self.folder, self.state)
+        check_finite(self.folder, self.state, self.recipe)
         result = self._measure(state.ema_or_model)
         message, best_by = self.task.summary_line(result.metrics), self.recipe.eval.best_by or name
         if best_by not in result.metrics:  # a user's metric, or data.val without objects
@@ -256,14 +257,14 @@ class Trainer:
             self.device,
             precision=self.recipe.train.precision,
             max_corrupt=self.recipe.data.max_corrupt,
-            progress=self._stop_evaluating,
+            progress=self._evaluating,
             own=own_metrics(self.recipe),
         )
         result.metrics |= self.val_losses(model)
         return result
 
     def _save(self) -> None:
-        check_finite(self.folder, self.state)
+        check_finite(self.folder, self.state, self.recipe)
         # No process continues, or ends the job, before the state is on the disk.
         distributed.on_main(self._write_state)
         self.callbacks.call("on_save", self.moment)
@@ -281,7 +282,8 @@ class Trainer:
         for reason in self.corrupt.add([bad for found in distributed.gather(record.corrupt) for bad in found]):
             self.display.report(f"skipped: {reason}")
 
-    def _stop_evaluating(self, done: int, total: int) -> None:
+    def _evaluating(self, done: int, total: int) -> None:
+        self.display.evaluating(done, total)
         # The state was saved before the evaluation, and a resumed run evaluates again.
         if self.stop:
             raise StoppedError(f"stopped in the evaluation after step {self.state.step}; {_RESUME}")
@@ -290,9 +292,10 @@ class Trainer:
         source = self.data.train.source
         files = ", ".join(source.name(index) for index in record.indices)
         message = f"{fault} at step {record.step}; the batch: {files}{' …' if record.count > len(record.indices) else ''}"
+        cure = remedy(self.folder, self.recipe)
         if self.recipe.train.nonfinite == "stop":
-            raise ConvnextError(f"{message}; {remedy(self.folder)}, or look at these images")
+            raise ConvnextError(f"{message}; {cure}, or look at these images")
         if self.skipped_in_a_row == _MAX_SKIPPED:
-            raise ConvnextError(f"{message}; this was so in {counted(self.skipped_in_a_row, 'step')} in a row; {remedy(self.folder)}")
+            raise ConvnextError(f"{message}; this was so in {counted(self.skipped_in_a_row, 'step')} in a row; {cure}")
         self.state.skipped += 1
         self.display.report(f"{message}; step skipped ({self.state.skipped} so far)")

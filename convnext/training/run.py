@@ -29,12 +29,13 @@ from convnext.recipe.load import load_modules
 from convnext.tasks.base import TaskData
 from convnext.tasks.own import check_own
 from convnext.text import counted
-from convnext.training.callbacks import Callback, CallbackGroup, built_in, check_callbacks
+from convnext.training.callbacks import Callback, CallbackGroup, built_in, check_callbacks, named
 from convnext.training.folder.run_folder import Changed, RunFolder
 from convnext.training.folder.run_paths import refuse_within_data
 from convnext.training.given import recipe_with, refuse_lost
 from convnext.training.loop import Trainer
-from convnext.training.progress import Display, Unbreakable
+from convnext.training.progress.display import Display, Unbreakable
+from convnext.training.progress.notebook import open_display
 from convnext.training.result import TrainResult, finish
 from convnext.training.resume import restore
 from convnext.training.sizes import batch_size_for, check_batch_norm, check_length
@@ -103,10 +104,11 @@ def train(
             load_modules(settings)
         folder = RunFolder(Path(output))
         console = console or Console(file=cast(IO[str], Unbreakable(sys.stderr)), quiet=not distributed.is_main())
-        display = Display(console)
+        display = open_display(console, folder.path.name, tasks.get(settings.task).headline, folder.lines)
         # The main process alone looks into the folder: to another it may already look different.
         distributed.on_main(lambda: check_watchers(watch))
         distributed.on_all(lambda: check_callbacks(callbacks))
+        by_name = distributed.on_all(lambda: named(settings))
         distributed.on_main(lambda: refuse_within_data(folder.path, settings))
         distributed.on_main(lambda: stack.enter_context(folder.held(display.report)))
         resume = distributed.on_main(lambda: folder.prepare(resume, overwrite))
@@ -115,7 +117,7 @@ def train(
         values = trainer.recipe.model_dump(mode="json")
         watchers: list[Callback] = []
         distributed.on_main(lambda: watchers.extend(open_watchers(watch, folder.path, values, trainer.state.step)))
-        trainer.callbacks = CallbackGroup([*built_in(trainer.recipe), *watchers, *callbacks])
+        trainer.callbacks = CallbackGroup([*built_in(trainer.recipe), *watchers, *by_name, *callbacks])
         with trainer.callbacks.ended(lambda why: trainer.moment(stopped=why)):
             distributed.on_main(lambda: trainer.callbacks.load(trainer.state.callbacks, display.report))
             return finish(trainer, trainer.fit())

@@ -211,6 +211,14 @@ def test_names_and_references_are_like_any_other(tmp_path):
     ]
 
 
+def test_a_callback_by_name_stops_the_run_and_may_be_left_out_when_it_is_resumed(tmp_path):
+    result = named(tmp_path / "run", {"train.epochs": 1, "train.callbacks": ["until"], "train.loss": None})
+    assert (result.step, result.stopped) == (2, "two steps")
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["train"]["callbacks"] == ["until"]
+    result = named(tmp_path / "run", {"train.epochs": 1, "train.loss": None}, resume=True)
+    assert (result.step, result.stopped) == (3, None)
+
+
 def share(logits, labels):
     return {f"share_{i}": (labels == i).float().mean() for i in (0, 1)}
 
@@ -239,6 +247,8 @@ def test_a_task_from_outside(tmp_path, monkeypatch):
         ({"train.loss": "two_part"}, "train.loss: unknown loss 'two_part'; did you mean 'two_parts'"),
         ({"eval.metrics": ["eror"]}, "eval.metrics: unknown metric 'eror'"),
         ({"augment.extra": "nois"}, "unknown transform 'nois'; did you mean 'noise'"),
+        ({"train.callbacks": ["untl"]}, "train.callbacks: unknown callback 'untl'; did you mean 'until'"),
+        ({"train.callbacks": ["own_code:error"]}, "train.callbacks: own_code:error must be a class that extends convnext.Callback"),
         ({"task": "clasify"}, "unknown task 'clasify'; did you mean 'classify'"),
         ({"model.name": "plain_nett"}, "unknown model 'plain_nett'; did you mean 'plain_net'"),
         ({"train.loss": "own_code:two_part"}, "own_code has no 'two_part'; did you mean 'two_parts'"),

@@ -143,6 +143,8 @@ class ConvNeXt(PooledClassifier):
     Raises UsageError for values that do not go together.
     """
 
+    block: type[Block] = Block  # a subclass may have a block of its own: docs/extend/network.md
+
     def __init__(
         self,
         depths: Sequence[int] = (3, 3, 9, 3),
@@ -183,7 +185,7 @@ class ConvNeXt(PooledClassifier):
             self.downsample_layers.append(nn.Sequential(norm, conv))
 
         rates = iter(drop_path_rates(drop_path, sum(depths)))
-        same = partial(Block, layer_scale=layer_scale, norm_eps=norm_eps, norm_layer=norm_layer, activation=activation, grn=grn)
+        same = partial(self.block, layer_scale=layer_scale, norm_eps=norm_eps, norm_layer=norm_layer, activation=activation, grn=grn)
         self.stages = nn.ModuleList(
             nn.Sequential(*[same(width, kernel, next(rates)) for _ in range(depth)])
             for depth, width, kernel in zip(depths, widths, kernels, strict=True)

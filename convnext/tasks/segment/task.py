@@ -128,9 +128,9 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
         return [*source.remarks, *skipped_remarks(source.skipped)]
 
     def overview(self, where: str) -> list[str]:
-        """Return the number of images and the classes, and what to report of them."""
+        """Return the number of images and the classes, what to report of them, and the classes' shares of the pixels."""
         source = open_segmentation(where)
-        return [self.counts(source), *self.remarks_on(source)]
+        return [self.counts(source), *self.remarks_on(source), *masks.shares_of_pixels(source)]
 
     def preprocessing(self, recipe: Recipe) -> SegmentPreprocessing:
         """Return how the trained network will take its images."""

@@ -25,7 +25,7 @@ Changed = Mapping[str, tuple[object, object]]  # key of the recipe: the value be
 
 _KEYS = {"model", "optimizer", "step", "logged"}  # that every state has
 # Keys of a recipe on which no result depends but at which step a run stops: a resumed run takes their new values without being asked.
-_OF_TRAIN = ("log_every", "checkpoint_every", "keep_checkpoints", "patience", "max_hours")
+_OF_TRAIN = ("log_every", "checkpoint_every", "keep_checkpoints", "patience", "max_hours", "callbacks")
 _FREE = {"imports", "data.workers", *(f"train.{key}" for key in _OF_TRAIN)}
 
 
