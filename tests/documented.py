@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 import tomllib
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
@@ -21,6 +22,9 @@ from convnext.data.sources.open import open_detection
 from convnext.models.weights.files import read_restricted
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "examples"))
+import practice_data  # noqa: E402
+
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHELL = {"bash", "sh", "console"}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -196,6 +200,8 @@ def build_world(root):
             mask = Image.fromarray(scenes.semantic(i).clamp(max=1).numpy())
             mask.resize((64, 64), Image.Resampling.NEAREST).save(root / "roads" / "masks" / part / f"{i}.png")
     (root / "roads" / "classes.txt").write_text("ground\nroad\n")
+    for part, count in {"train": 12, "val": 6}.items():
+        practice_data.write(root / "practice", part, count)
     _weights(root / "weights")
     return root
 

@@ -14,7 +14,8 @@ from documented import ALL, EXTRAS, PAGES, ROOT, TINY, build_world, called, comm
 from transcripts import check
 from typed import CLI, check_values, parsed
 
-from convnext import cli
+from convnext import cli, tasks
+from convnext.cli.demo import write_example
 from convnext.ops.dispatch import has_amx
 from convnext.recipe import load_recipe
 
@@ -71,7 +72,26 @@ def test_a_page_says_what_one_needs_and_gets(page):
 
 
 PROGRAMS = {
-    *("cat", "cd", "cp", "curl", "docker", "export", "find", "git", "head", "kubectl", "ls", "mkdir", "mv", "python", "python3", "rm"),
+    *(
+        "apt-get",
+        "cat",
+        "cd",
+        "cp",
+        "curl",
+        "docker",
+        "export",
+        "find",
+        "git",
+        "head",
+        "kubectl",
+        "ls",
+        "mkdir",
+        "mv",
+        "pip",
+        "python",
+        "python3",
+        "rm",
+    ),
     *("sbatch", "scancel", "source", "squeue", "tail", "tensorboard", "trackio", "unzip", "wandb"),
 }
 
@@ -141,6 +161,8 @@ def world(tmp_path_factory):
     train(root, "runs/roads", "segment_finetune", "segment", "data.train=roads:train", "data.val=roads:val")
     for other, name in {"ants-and-bees": "mine", "demo-detect": "fruit", "demo-segment": "roads"}.items():
         shutil.copytree(root / "runs" / name, root / "runs" / other)
+    for name, run in {"classify": "demo", "detect": "demo-detect", "segment": "demo-segment"}.items():
+        write_example(tasks.get(name), tasks.get(name).demo_recipe, root / "runs" / run / "example.png")
     return root
 
 
@@ -183,6 +205,7 @@ def test_a_page_is_typed_from_top_to_bottom(page, world, tmp_path):
                     shutil.rmtree(tmp_path / given["output"], ignore_errors=True)
                 made.add(given["output"])
                 text = re.sub(r"\s*#.*", "", text)
+                text = re.sub(r"train\.iterations=\d+", "train.iterations=4", text)
                 text += " " + shlex.join(TINY[load_recipe(given["recipe"], given["overrides"] or []).task])
                 text += " --change" if given["resume"] else ""
             elif name == "fit" and given["model"] is None and given["source"] != "digits":
