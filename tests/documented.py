@@ -172,6 +172,9 @@ def build_world(root):
     image_folder(root, classes=("unlabelled",), each=12)
     named = [path.relative_to(root) for path in sorted((root / "photos").rglob("*.jpg"))]
     (root / "labels.csv").write_text("\n".join(["image,label", *(f"{path},{path.parent.name}" for path in named)]) + "\n")
+    tags = [f"{path},{path.parent.name}{'' if i % 3 else '|large'}" for i, path in enumerate(named)]
+    (root / "tags.csv").write_text("\n".join(["image,labels", *tags]) + "\n")
+    (root / "ages.csv").write_text("\n".join(["image,value", *(f"{path},{i}" for i, path in enumerate(named))]) + "\n")
     shutil.make_archive(str(root / "photos"), "zip", root / "photos")
     patients = [f"{path},{path.parent.name},p{int(path.stem) // 3}" for path in named]
     (root / "patients.csv").write_text("\n".join(["image,label,patient", *patients]) + "\n")
