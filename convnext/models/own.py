@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from convnext.models.cost import Cost, ImageSize, count_cost
