@@ -33,7 +33,7 @@ from convnext.tasks.base import Source, TaskData
 from convnext.tasks.classify.batch import ClassifyBatch
 from convnext.training.folder.run_folder import RunFolder
 from convnext.training.loop import Trainer
-from convnext.training.progress import Display
+from convnext.training.progress.display import Display
 from convnext.training.state import new_state
 
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Generic
 
 import torch
@@ -16,14 +15,12 @@ from convnext.data.sampling.order import InOrder
 from convnext.data.sources.base import read_by
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import ConvnextError, UsageError
-from convnext.extend import is_marker
 from convnext.models.load import Loaded
 from convnext.ops.memory import is_out_of_memory, keep_memory
-from convnext.recipe import load_recipe
-from convnext.recipe.load import FITTED
-from convnext.report import metrics, page
+from convnext.report import metrics, notebook, page
 from convnext.tasks.base import AnyTask, BatchT, Function, Json, Metric, Metrics, OutputT, PredictionT, Source, SourceT, Task
-from convnext.tasks.own import metrics_of_run, without_own_code
+from convnext.tasks.labelled import LIMIT_KEY, labelled_source
+from convnext.tasks.own import metrics_of_run
 
 _PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -69,8 +66,7 @@ def _finite(value: object) -> object:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the context of a forward pass in that precision: "float32", "bf16" or "fp16"."""
-    dtype = _PRECISIONS[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    return torch.autocast(device.type, dtype=_PRECISIONS[precision], enabled=precision != "float32")
 
 
 class EvaluationLoader(Generic[BatchT]):
@@ -119,6 +115,7 @@ def evaluate(
     *,
     precision: str = "float32",
     max_corrupt: float = 0.01,
+    limit_key: str = "data.max_corrupt",
     progress: Progress | None = None,
     with_results: bool = False,
     own: Mapping[str, Function] | None = None,
@@ -135,16 +132,16 @@ def evaluate(
         device: that the batches go to.
         precision: of the forward pass.
         max_corrupt: the fraction of the images that may be unreadable.
+        limit_key: by which the user says it, for the message.
         progress: called after each batch.
         with_results: also return all detections as COCO's results.
         own: a user's own metrics, by name.
 
     Raises ConvnextError if more images can't be read, or if memory does not suffice for one image.
     """
-    was_training = model.training
+    samples, was_training = loader.samples, model.training
     model.eval()
-    samples = loader.samples
-    metric, corrupt = task.metric(num_classes, samples.source), CorruptImages(len(samples), max_corrupt)
+    metric, corrupt = task.metric(num_classes, samples.source), CorruptImages(len(samples), max_corrupt, limit_key)
     if own:
         metric = task.keeping_outputs(metric)
 
@@ -230,6 +227,9 @@ class Evaluated:
         """Return the evaluation as lines of text for a terminal, `summary_line` first."""
         return "\n".join([self.task.summary(self.result.metrics, self.result.details, self.source.classes), *self.remarks])
 
+    def _repr_html_(self) -> str:
+        return notebook.result(self.summary_line(), self.data(), metrics.cards(self.result.metrics), lines=self.remarks)
+
     def to_page(self, title: str) -> str:
         """Return a report as HTML; see `report.page`."""
         sections = self.task.report(self.result.details, self.source.classes, self.source)
@@ -244,7 +244,7 @@ def evaluate_loaded(
     data: str | None,
     batch_size: int | None,
     workers: int,
-    max_corrupt: float,
+    max_corrupt: float | None,
     device: torch.device,
     progress: Progress | None = None,
     with_results: bool = False,
@@ -254,47 +254,22 @@ def evaluate_loaded(
     """Return the evaluation of a network of `models.load` on the data that `data` names, or on its own run's validation data.
 
     `batch_size` is by default that of the task, `max_pixels` of an image some 89 million, and `own` holds the metrics of the network's
-    run that are known here; for the other arguments see `evaluate`.
+    run that are known here. `max_corrupt` also limits the invalid objects; see `labelled_source`. For the other arguments see `evaluate`.
     """
     task = tasks.get(loaded.task)
     if loaded.model.num_classes == 0 and task.needs_head:
         raise UsageError("these weights have no head, so they predict no classes to evaluate: fine-tune them first (recipe finetune)")
     own, unknown = (own, []) if own is not None else metrics_of_run(loaded.run)
-    source = distributed.on_all(lambda: _open_source(loaded, task, data))
+    source, limit = distributed.on_all(lambda: labelled_source(loaded, task, data, max_corrupt))
     if data is not None or max_pixels is not None:
         read_by(source, Reading(loaded.preprocessing.channels, max_pixels))
     distributed.check_agreement(len(source), "numbers of images")
-    samples = task.evaluation_samples(source, loaded.preprocessing)
-    loader = evaluation_loader(samples, task, batch_size or task.batch_size, workers, device)
+    loader = evaluation_loader(task.evaluation_samples(source, loaded.preprocessing), task, batch_size or task.batch_size, workers, device)
     if device.type == "cpu":
         keep_memory()  # each layer of each batch allocates and frees its tensors
     model, num_classes, how = loaded.model.to(device), loaded.model.num_classes, loaded.preprocessing
     result = evaluate(
-        model, task, loader, how, num_classes, device, max_corrupt=max_corrupt, progress=progress, with_results=with_results, own=own
-    )
+        model, task, loader, how, num_classes, device,
+        max_corrupt=limit, limit_key=LIMIT_KEY, progress=progress, with_results=with_results, own=own,
+    )  # fmt: skip
     return Evaluated(result, task, source, [*task.remarks_on(source), *unknown])
-
-
-def _open_source(loaded: Loaded, task: AnyTask, data: str | None) -> Source:
-    recipe = None if loaded.run is None else Path(loaded.run) / "recipe.yaml"
-    if data is not None:
-        if recipe is not None and recipe.is_file():
-            data = task.named(data, load_recipe(str(recipe), written=True))
-        return task.open_labelled(data, loaded.classes, loaded.model.num_classes)
-    if recipe is None:
-        raise UsageError("say with --data what to evaluate on: a folder with one folder of images for each class, or digits:val")
-    settings = load_recipe(str(recipe), written=True)
-    if any(is_marker(where) for where in (settings.data.train, settings.data.val)):
-        raise UsageError(f"the images of {loaded.run} were given from Python: say with --data (data=) what to evaluate on")
-    if settings.data.val is None and recipe.with_name(FITTED).is_file():
-        raise UsageError(
-            f"all images of {settings.data.train} were fitted on, so {loaded.run} has none to be evaluated on: say with --data (data=) "
-            "what to take; report.html has its cross-validated accuracy"
-        )
-    source: Source = task.open(without_own_code(settings)).val.source
-    if loaded.classes and list(source.classes) != list(loaded.classes):
-        raise ConvnextError(
-            f"the classes of the validation data of {loaded.run} changed since the run: {', '.join(source.classes[:10])} now, "
-            f"{', '.join(loaded.classes[:10])} then; restore them, or say with --data what to evaluate on"
-        )
-    return source

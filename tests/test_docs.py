@@ -1,4 +1,4 @@
-"""The commands that README and docs show: the real command line parses every line, and the slow tests run what can be run."""
+"""The commands that README and docs show: the real command line parses every line; the slow tests run them and compare what they print."""
 
 import os
 import pkgutil
@@ -10,78 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from documented import ALL, EXTRAS, PAGES, ROOT, TINY, build_world, called, commands, fences, inline
-from typer.main import get_command
+from documented import ALL, EXTRAS, PAGES, ROOT, TINY, build_world, called, commands, fences, inline, long_lines, scripts
+from transcripts import check
+from typed import CLI, check_values, parsed
 
 from convnext import cli
-from convnext.cli.common import app
-from convnext.export import export
-from convnext.export.load import ENDINGS
-from convnext.models.registry import BACKBONES, find, list_models, names
-from convnext.models.weights import convert
 from convnext.ops.dispatch import has_amx
-from convnext.paper import bench, contestants, published
-from convnext.paper.roadmap import parse_steps
 from convnext.recipe import load_recipe
-
-CLI = get_command(app)
-
-
-def parsed(words):
-    """Return the name of the command and its parsed parameters. Raises for what the command line would refuse."""
-    name, command, words = "", CLI, cli.without_imports(list(words))
-    while hasattr(command, "commands") and words and not words[0].startswith("-"):
-        word = words.pop(0)
-        assert word in command.commands, f"convnext has no command {name} {word}"
-        name, command = f"{name} {word}".strip(), command.commands[word]
-    return name, command.make_context(name, words, resilient_parsing=not name).params
-
-
-def check_model(source, weights=None):
-    """Accept a model name with a tag, or what looks like a file, a run folder or an address."""
-    if source in names():
-        assert weights is None or weights in find(source).weights or "/" in weights or "." in weights, f"{source} has no weights {weights}"
-    else:
-        assert re.search(r"[/.]", source), f"{source} is neither a model name nor a file"
-
-
-def check_recipe(name, overrides):
-    """The recipe loads, and the network that it names takes its arguments."""
-    recipe = load_recipe(name, overrides or [])
-    entry = find(recipe.model.name)
-    assert recipe.task in entry.tasks
-    given = recipe.model.model_dump(exclude_defaults=True, exclude_none=True).keys() - {"name", "weights", "keep_head", "freeze"}
-    assert given <= entry.arguments.keys(), f"{recipe.model.name} takes no {given - entry.arguments.keys()}"
-    if recipe.model.weights is not None:
-        check_model(recipe.model.name, recipe.model.weights)
-
-
-def check_values(name, given):
-    """Check what the parser leaves to the command itself: names of recipes, models, formats, tables."""
-    if name == "train":
-        check_recipe(given["recipe"], given["overrides"])
-    elif name == "recipes show":
-        load_recipe(given["name"], given["overrides"] or [])
-    elif name == "roadmap":
-        load_recipe("roadmap/small" if given["scale"] == "small" else f"roadmap/regime_{given['regime']}", given["overrides"] or [])
-        assert given["steps"] is None or parse_steps(given["steps"])
-    elif name == "fit":
-        assert given["model"] is None or check_model(given["model"], given["weights"]) is None
-    elif name in ("eval", "predict", "export"):
-        check_model(given["model"], given["weights"])
-        assert name != "export" or given["to"] in export.TARGETS
-    elif name == "bench":
-        assert all(one in BACKBONES or one.endswith(ENDINGS) for one in given["names"])
-        assert given["dtype"] in bench.DTYPES
-        assert given["against"] in (None, *contestants.LIBRARIES)
-    elif name == "models":
-        assert list_models(given["pattern"] or "*"), f"no model matches {given['pattern']}"
-    elif name == "cost":
-        find(given["name"])
-    elif name == "table":
-        published.read(given["name"])
-    elif name == "convert":
-        assert given["to"] in convert.TARGETS
 
 
 def test_every_block_says_what_it_is():
@@ -112,6 +47,35 @@ def test_commands_in_running_text_exist(page):
         assert {word for word in rest if word.startswith("-") and word != "-"} <= known, f"convnext {' '.join(words)}"
 
 
+# Programs that print nothing, or nothing worth reading.
+PRINTS_NOTHING = r"(cd|mkdir|cp|mv|rm|export|source|\.) |[^|]*[^0-9]> |[A-Z_]+=\S+$"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=called)
+def test_output_is_shown_under_commands(page):
+    silent = [one.text for one in commands(page) if one.is_console and not one.shown and not re.match(PRINTS_NOTHING, one.text)]
+    assert not silent, "show what these commands of a console block print, or add them to PRINTS_NOTHING:\n" + "\n".join(silent)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=called)
+def test_commands_are_not_cut_off(page):
+    found = long_lines(page)
+    assert not found, "break these lines after at most 100 characters, with a \\:\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if not re.match(r"[A-Z]+\.md|docs/(about|reference)/", called(page))], ids=called)
+def test_a_page_says_what_one_needs_and_gets(page):
+    beginning = page.read_text().split("\n## ")[0]
+    for words in ("**You need**", "**You get**", "**Time:**"):
+        assert words in beginning, f"{called(page)}: {words} must come before the first section"
+
+
+PROGRAMS = {
+    *("cat", "cd", "cp", "curl", "docker", "export", "find", "git", "head", "kubectl", "ls", "mkdir", "mv", "python", "python3", "rm"),
+    *("sbatch", "scancel", "source", "squeue", "tail", "tensorboard", "trackio", "unzip", "wandb"),
+}
+
+
 @pytest.mark.parametrize("command", [one for one in ALL if not one.ours()], ids=str)
 def test_other_programs_are_given_what_exists(command):
     """Targets of make and extras of pip exist; pages use no other program than those listed here."""
@@ -122,7 +86,7 @@ def test_other_programs_are_given_what_exists(command):
             asked = re.search(r"\[(.*)\]", words[2])
             assert asked is None or set(asked[1].split(",")) <= EXTRAS.keys()
         else:
-            assert words[0] in ("curl", "python", "python3", "kubectl", "tensorboard", "wandb", "trackio", "git", "find"), command
+            assert words[0] in PROGRAMS, command
 
 
 def test_the_api_page_names_what_exists():
@@ -184,14 +148,21 @@ def train(root, output, recipe, task, *overrides):
     call(root, shlex.join([sys.executable, "-m", "convnext", "train", recipe, "--output", output, *overrides, *TINY[task]]))
 
 
-def call(root, text):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{root / 'bin'}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", text], cwd=root, capture_output=True, text=True, check=False, env=environment, timeout=300)
-    assert done.returncode == 0, f"{text}\n{done.stderr}"
+def call(root, text, shown=()):
+    """Type a line in a folder, and compare what it prints with what its page shows. It fails only where the page shows an error."""
+    settings = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "140", "PATH": f"{root / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", text], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | settings, timeout=600
+    )  # both streams in one, as on a terminal
+    fails = any(line.startswith("error:") for line in shown)
+    assert (done.returncode != 0) == fails, f"{text}\nended with exit code {done.returncode}\n{done.stdout}"
+    check(text, shown, done.stdout)
 
 
 def is_run(command):
-    return bool(command.ours() or command.text.startswith("python ")) and not any(re.search(pattern, command.text) for pattern in NOT_RUN)
+    """Return whether the slow tests type a command. Tutorials run the demos as they are."""
+    barred = [pattern for pattern in NOT_RUN if not (command.page.startswith("docs/start/") and "demo" in pattern)]
+    return bool(command.ours() or command.text.startswith("python ")) and not any(re.search(one, command.text) for one in barred)
 
 
 @pytest.mark.slow
@@ -216,13 +187,16 @@ def test_a_page_is_typed_from_top_to_bottom(page, world, tmp_path):
                 text += " --change" if given["resume"] else ""
             elif name == "fit" and given["model"] is None and given["source"] != "digits":
                 text += " --model runs/mine --minutes 0"  # nothing is downloaded here
-        call(tmp_path, text)
+            elif name == "demo":
+                shutil.rmtree(
+                    tmp_path / "runs" / Path(given["output"] or ("demo" if given["task"] == "classify" else f"demo-{given['task']}")).name
+                )
+        call(tmp_path, text, command.shown)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if any(language == "python" for language, _ in fences(page))], ids=called)
+@pytest.mark.parametrize("page", [page for page in PAGES if scripts(page)], ids=called)
 def test_python_of_a_page_runs(page, world):
-    """Each block is complete: it runs by itself in a folder with the files that the pages name."""
-    for language, text in fences(page):
-        if language == "python":
-            call(world, shlex.join([sys.executable, "-c", text]))
+    """Each block is complete: it runs by itself in a folder with the files that the pages name, and prints what the page shows."""
+    for text, shown in scripts(page):
+        call(world, shlex.join([sys.executable, "-c", text]), shown)

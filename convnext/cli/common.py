@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
+from convnext.cli.help import CommandWithExamples, GroupedCommands
 from convnext.errors import ConvnextError, UsageError
 
 if TYPE_CHECKING:
@@ -22,12 +23,29 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="convnext",
+    cls=GroupedCommands,
     help="Train, compare, adapt and deploy the ConvNet of the 2020s.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+_CommandFunction = TypeVar("_CommandFunction", bound=Callable[..., object])
+
+
+def add_command(
+    group: str | None, *examples: str, name: str | None = None, of: typer.Typer = app
+) -> Callable[[_CommandFunction], _CommandFunction]:
+    """Return a decorator that adds a function to the command line.
+
+    Args:
+        group: the heading under which `convnext --help` lists it, one of `help.GROUPS`; None for a command of a command.
+        examples: at least two lines of at most 76 characters, which the command's own help shows.
+        name: by default the function's.
+        of: the command that it belongs to, as `data` of `data check`.
+    """
+    return of.command(name, cls=CommandWithExamples, rich_help_panel=group, epilog="\n".join(examples))
+
 
 WITH_PARTS = ("digits", "cifar10", "cifar100")  # names of data that have a training and a validation part
 MODEL = "A run folder, a weight file, an exported file, hf://owner/name, or a model's name with --weights."

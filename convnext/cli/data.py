@@ -8,15 +8,17 @@ from typing import Annotated, Literal
 import typer
 
 from convnext import tasks
-from convnext.cli.common import Device, MaxPixels, Weights, app, bar, check_data, check_model
+from convnext.cli.common import Device, MaxPixels, Weights, add_command, app, bar, check_data, check_model
 from convnext.errors import ConvnextError, UsageError
 from convnext.text import counted, printable
 
-data_app = typer.Typer(help="Check data before a run; convert annotations to COCO's format.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
+data_app = typer.Typer(help="Check data before a run; convert annotations.", no_args_is_help=True)
+app.add_typer(data_app, name="data", rich_help_panel="Train")
 
 
-@data_app.command("check")
+@add_command(
+    None, "convnext data check photos", "convnext data check photos --deep --val more-photos --output checked", name="check", of=data_app
+)
 def check_dataset(
     where: Annotated[
         str, typer.Argument(help="As for data.train: a folder, labels.csv, photos.zip, shards, coco:FILE:FOLDER, FOLDER:train …")
@@ -34,7 +36,10 @@ def check_dataset(
     output: Annotated[Path | None, typer.Option(help="For --deep: a folder for labels.csv, duplicates.csv and report.html.")] = None,
     device: Device = None,
 ) -> None:
-    """Read all of a dataset. Print what it holds and everything wrong with it, one statement per line."""
+    """Read all of a dataset, and print what is wrong with it.
+
+    The first lines say what it holds. Each further line names one fault.
+    """
     given = {"--val": val, "--model": model, "--weights": weights, "--output": output, "--device": device}
     if not deep and (unused := [name for name, value in given.items() if value is not None]):
         raise UsageError(f"{' and '.join(unused)} without --deep: add --deep")
@@ -75,7 +80,13 @@ def check_dataset(
         raise ConvnextError(f"{counted(len(problems), 'problem')} in {where}")
 
 
-@data_app.command("convert")
+@add_command(
+    None,
+    "convnext data convert cvat annotations.xml fruit.json --images fruit",
+    "convnext data convert coco fruit.json fruit-yolo --images fruit --to yolo",
+    name="convert",
+    of=data_app,
+)
 def convert_data(
     kind: Annotated[
         Literal["coco", "cvat", "label-studio", "labelme", "voc", "yolo"],
@@ -101,7 +112,7 @@ def convert_data(
         bool, typer.Option("--overwrite", help="Replace what another call wrote; a COCO file is always replaced.")
     ] = False,
 ) -> None:
-    """Convert annotations between COCO, labelling tools, Pascal VOC and YOLO."""
+    """Convert annotations: COCO, labelling tools, VOC and YOLO."""
     from convnext.data.convert import formats
     from convnext.inference.datasets import refuse_output, save_content
     from convnext.models.weights.files import write_text
@@ -125,7 +136,11 @@ def convert_data(
     print(printable(f"{output}: {counts} of {counted(len(classes), 'class')}{use}"))
 
 
-@app.command()
+@add_command(
+    "Share",
+    "convnext convert runs/mine mine.safetensors --to timm",
+    "convnext convert weights/convnext_tiny.pth tiny.safetensors --to transformers",
+)
 def convert(
     source: Annotated[str, typer.Argument(help="Weights of any known format: a file, a run folder, hf://owner/name.")],
     output: Annotated[Path, typer.Argument(help="A .safetensors or .pth file; for transformers also a folder.")],

@@ -5,7 +5,10 @@ from pathlib import Path
 from rich.console import Console
 
 from convnext import tasks
+from convnext.data import deep
 from convnext.errors import UsageError
+from convnext.recipe import load_recipe
+from convnext.tasks.base import AnyTask
 from convnext.training.result import TrainResult
 from convnext.training.run import train
 
@@ -17,7 +20,8 @@ def demo(task: str = "classify", output: Path | None = None, device: str | None 
         task: any that has a recipe of its own for it (`Task.demo_recipe`): "classify" digits, or "detect" them in scenes, for instance.
         output: the run folder; by default runs/demo, or the next of runs/demo-2, runs/demo-3 … that is free.
 
-    Leaves predictions.png beside the run's other files. Raises UsageError for an unknown task, and for one without such a recipe.
+    Leaves predictions.png, and example.png to predict, beside the run's other files. Raises UsageError for an unknown task, and for
+    one without such a recipe.
     """
     is_default = task == tasks.names()[0]
     chosen = tasks.get(task)
@@ -28,7 +32,14 @@ def demo(task: str = "classify", output: Path | None = None, device: str | None 
     result = train(chosen.demo_recipe, output=output, device=device, console=console)
     for line in chosen.draw_demo(output):
         console.print(line, highlight=False)
+    write_example(chosen, chosen.demo_recipe, output / "example.png")
     return result
+
+
+def write_example(task: AnyTask, recipe: str, path: Path) -> None:
+    """Write the first validation image of a recipe as a PNG, for the commands that `Task.demo_next` names."""
+    source = task.open(load_recipe(recipe)).val.source
+    deep.shown(source.read(0)).save(path)
 
 
 def _free_folder(first: Path) -> Path:

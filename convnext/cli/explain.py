@@ -6,12 +6,16 @@ from typing import Annotated
 
 import typer
 
-from convnext.cli.common import MODEL, Device, Json, MaxPixels, Weights, app, bar, check_images, check_model, print_json
+from convnext.cli.common import MODEL, Device, Json, MaxPixels, Weights, add_command, bar, check_images, check_model, print_json
 from convnext.errors import ConvnextError, UsageError
 from convnext.text import counted, printable
 
 
-@app.command()
+@add_command(
+    "Use",
+    "convnext explain runs/mine photo.jpg --output why",
+    "convnext explain runs/mine photos --output why --neighbours photos",
+)
 def explain(
     model: Annotated[str, typer.Argument(help=MODEL)],
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Images, folders, patterns, shards; as for predict.")],
@@ -25,7 +29,7 @@ def explain(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Show the evidence for a class in images, the maps of the network's stages, and the nearest images of a dataset."""
+    """Show the evidence for a class, feature maps and similar images."""
     check_images(images)
     check_model(model)
     from convnext.data.sources.open import open_source

@@ -6,10 +6,14 @@ from typing import Annotated
 
 import typer
 
-from convnext.cli.common import MODEL, Json, Weights, app, check_model, image_size, print_json
+from convnext.cli.common import MODEL, Json, Weights, add_command, check_model, image_size, print_json
 
 
-@app.command()
+@add_command(
+    "Share",
+    "convnext export runs/mine --to onnx --output mine.onnx",
+    "convnext export runs/mine --to openvino --output mine.xml --precision fp16",
+)
 def export(
     model: Annotated[str, typer.Argument(help=MODEL)],
     to: Annotated[str, typer.Option(help="onnx, openvino, torch (.pt2), aoti (.pt2) or safetensors.")],
@@ -25,7 +29,10 @@ def export(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Export a network for another runtime; the file is run there, and kept only if it computes the same."""
+    """Export a network for another runtime, and compare its outputs.
+
+    The file is run there, and kept only if it computes the same.
+    """
     check_model(model)
     from dataclasses import asdict
 

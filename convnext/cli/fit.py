@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from convnext.cli.common import Device, Json, MaxPixels, app, bar, check_data, check_model, print_json
+from convnext.cli.common import Device, Json, MaxPixels, add_command, bar, check_data, check_model, print_json
 
 
-@app.command()
+@add_command("Start", "convnext fit photos --output runs/fitted", "convnext fit labels.csv --output runs/fitted --minutes 1")
 def fit(
     source: Annotated[
         str, typer.Argument(help="A folder of images by class, labels.csv, digits:train, or other names of labelled images.")
@@ -32,7 +32,10 @@ def fit(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Fit a classifier on a few images: features of a network as it is, and a head chosen by cross-validation."""
+    """Fit a classifier to few images: fixed features, a chosen head.
+
+    The features are those of a network as it is; cross-validation chooses the head.
+    """
     check_data(source)
     if val is not None:
         check_data(val)

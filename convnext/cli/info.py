@@ -1,11 +1,11 @@
 """The command that shows what this installation runs on: info."""
 
-from convnext.cli.common import Device, Json, app, print_json
+from convnext.cli.common import Device, Json, add_command, print_json
 
 
-@app.command()
+@add_command("Look up", "convnext info", "convnext info --json")
 def info(device: Device = None, as_json: Json = False) -> None:
-    """Show versions, devices, and which operators are compiled, for which level of CPUs, and why."""
+    """Show versions, devices, and which fast operators run and why."""
     from convnext import ops
     from convnext.distributed import pick_device
     from convnext.models.optimize.optimize import by_default

@@ -18,7 +18,7 @@ from convnext.cli.common import (
     TileOverlap,
     Tta,
     Weights,
-    app,
+    add_command,
     check_model,
     counter,
     image_size,
@@ -41,7 +41,9 @@ _DATA = (
 )
 
 
-@app.command("eval")
+@add_command(
+    "Measure", "convnext eval runs/mine --data more-photos", "convnext eval runs/mine --data more-photos --report page.html", name="eval"
+)
 def evaluate(
     model: Annotated[str, typer.Argument(help=MODEL)],
     data: Annotated[str | None, typer.Option(help=_DATA)] = None,
@@ -52,7 +54,10 @@ def evaluate(
     tta: Tta = None,
     tile: Tile = None,
     tile_overlap: TileOverlap = None,
-    max_corrupt: Annotated[float, typer.Option(min=0, max=1, help="Largest fraction of unreadable images to tolerate.")] = 0.01,
+    max_corrupt: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Largest fraction of unreadable images, and of invalid objects; by default the run's, or 0.01."),
+    ] = None,
     size: Size = None,
     max_pixels: MaxPixels = None,
     output: Annotated[
@@ -128,13 +133,16 @@ def _report(found: "Evaluated", title: str, output: Path | None, report_page: Pa
         print(printable_lines(found.to_text()))
 
 
-@app.command()
+@add_command("Measure", "convnext cost convnext_tiny", "convnext cost mask_rcnn_convnext_tiny --json")
 def cost(
     name: Annotated[str, typer.Argument(help="A model's name.")],
     size: Annotated[int | None, typer.Option(min=1, help="Pixels a side; by default as in the paper's tables.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Count parameters and multiply-adds (which the field's tables print as FLOPs)."""
+    """Count parameters and multiply-adds.
+
+    Papers print multiply-adds as FLOPs.
+    """
     from dataclasses import asdict
 
     from convnext.models.registry import find
@@ -149,7 +157,7 @@ def cost(
         print(f"{name} at {size_text(found.image_size)}: {found.parameters / 1e6:.2f} M parameters, {found.macs / 1e9:.2f} G multiply-adds")
 
 
-@app.command()
+@add_command("Measure", "convnext bench convnext_tiny resnet50 --batch-size 1", "convnext bench convnext_tiny --against timm --train")
 def bench(
     names: Annotated[list[str], typer.Argument(help="Names of classifiers (`convnext models`), or exported files.")],
     against: Annotated[str | None, typer.Option(help="Compare each with the same network of timm, torchvision or transformers.")] = None,
@@ -164,7 +172,7 @@ def bench(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Time networks side by side, in turns: images per second, memory, ratios."""
+    """Time networks in turns: images per second, memory, ratios."""
     for name in names:
         check_model(name)
     from convnext.distributed import pick_device
@@ -180,7 +188,7 @@ def bench(
         print(speed.plain(report))
 
 
-@app.command()
+@add_command("Measure", "convnext table imagenet", "convnext table imagenet --model 'convnext_*' --plot accuracy.png")
 def table(
     name: Annotated[str, typer.Argument(help="imagenet, coco, ade20k, roadmap, robustness or throughput.")],
     model: Annotated[str, typer.Option(help="Only rows of this pattern, for instance 'ConvNeXt-*' or 'swin_*'.")] = "*",
@@ -194,7 +202,10 @@ def table(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Print a table of the paper beside figures that are counted and measured on this machine."""
+    """Print a table of the paper beside what is measured here.
+
+    Parameters and multiply-adds are counted; --speed and --data measure the rest.
+    """
     from convnext.paper.published import read
 
     read(name)  # refuses an unknown table before PyTorch is loaded

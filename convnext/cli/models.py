@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from convnext.cli.common import Json, app, print_json, size_text
+from convnext.cli.common import Json, add_command, print_json, size_text
 from convnext.errors import ConvnextError, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from convnext.models.weights.tags.table import PublishedWeights
 
 
-@app.command()
+@add_command("Look up", "convnext models convnext_tiny", "convnext models --best --under 5G --licence free")
 def models(
     pattern: Annotated[str | None, typer.Argument(help="A shell pattern, for instance 'upernet_*'; '*' for all.")] = None,
     best: Annotated[bool, typer.Option("--best", help="The most accurate published weights, best first, without what is beaten.")] = False,
@@ -24,7 +24,10 @@ def models(
     licence: Annotated[Literal["any", "free"], typer.Option(help="For --best: free, for licences that permit any use.")] = "any",
     as_json: Json = False,
 ) -> None:
-    """List models with their cost at the size of the paper's tables and their published weights; of one model, all about its weights."""
+    """List models with their cost and published weights.
+
+    The cost is that at the size of the paper's tables. Of one model, list all that is known of its weights.
+    """
     from convnext.models.registry import HEADS, list_models
 
     names = list_models(pattern or "*")

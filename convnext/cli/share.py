@@ -6,10 +6,14 @@ from typing import Annotated
 
 import typer
 
-from convnext.cli.common import app
+from convnext.cli.common import add_command
 
 
-@app.command()
+@add_command(
+    "Share",
+    "convnext push runs/mine owner/name --license apache-2.0 --dry-run card",
+    "convnext push runs/mine owner/name --license apache-2.0 --private",
+)
 def push(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A repository on the Hugging Face hub; created if missing.")],
@@ -17,7 +21,10 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Create a repository that only you can see.")] = False,
     dry_run: Annotated[Path | None, typer.Option(help="Write what would be uploaded into this folder, and upload nothing.")] = None,
 ) -> None:
-    """Upload a run's best weights to the Hugging Face hub, with a model card."""
+    """Upload the best weights of a run to the Hugging Face hub.
+
+    A model card is uploaded with them.
+    """
     from convnext.export.push import push as run_push
 
     print(run_push(run, repository, license_name, private, dry_run))

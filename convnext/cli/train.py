@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 import typer
 
 from convnext import tasks
-from convnext.cli.common import Device, Json, app, check_data, print_json, recipe_keys
+from convnext.cli.common import Device, Json, add_command, app, check_data, print_json, recipe_keys
 from convnext.errors import UsageError
 
 recipes_app = typer.Typer(help="List recipes, show one as it resolves, list all keys.", invoke_without_command=True)
-app.add_typer(recipes_app, name="recipes")
+app.add_typer(recipes_app, name="recipes", rich_help_panel="Train")
 
 
 def _recipe_names(incomplete: str) -> list[str]:
@@ -20,7 +20,7 @@ def _recipe_names(incomplete: str) -> list[str]:
     return [name for name in list_recipes() if name.startswith(incomplete)]
 
 
-@app.command()
+@add_command("Start", "convnext demo", "convnext demo --task detect --output runs/scenes")
 def demo(
     task: Annotated[str, typer.Option(help=f"What to show: {', '.join(tasks.names())}.", autocompletion=tasks.names)] = "classify",
     output: Annotated[Path | None, typer.Option(help="The run folder; by default a fresh one under runs/.")] = None,
@@ -37,7 +37,9 @@ def demo(
         print(f"  {command.format(run=result.folder)}")
 
 
-@app.command()
+@add_command(
+    "Train", "convnext train digits --output runs/digits", "convnext train finetune --output runs/mine data.train=photos train.epochs=5"
+)
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (`convnext recipes`) or a YAML file.", autocompletion=_recipe_names)],
     overrides: Annotated[
@@ -52,7 +54,7 @@ def train(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Train by a recipe; leave weights, metrics and a report in a run folder."""
+    """Train by a recipe, into a run folder: weights, metrics, a report."""
     from convnext.training.folder.run_paths import check_start
 
     check_start(recipe, overrides or [], output=output, resume=resume, overwrite=overwrite, device=device)
@@ -67,7 +69,11 @@ def train(
             print_json(result.to_json())
 
 
-@app.command()
+@add_command(
+    "Train",
+    "convnext roadmap --data digits --scale small --seeds 1 train.epochs=4",
+    "convnext roadmap --data imagenet --regime t --steps 1,16",
+)
 def roadmap(
     overrides: Annotated[
         list[str] | None,
@@ -82,7 +88,7 @@ def roadmap(
     device: Annotated[list[str] | None, typer.Option(help="Trains one run at a time; by default all CUDA devices.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train every step from ResNet to ConvNeXt, and compare their accuracies."""
+    """Train each step from ResNet to ConvNeXt and compare the accuracy."""
     if data is not None:
         check_data(data)
     from dataclasses import asdict
@@ -109,7 +115,7 @@ def roadmap(
         print(f"report: {output / 'report.html'}    figure: {output / 'roadmap.png'}")
 
 
-@app.command()
+@add_command("Train", "convnext report runs/first runs/second", "convnext report runs/* --output compared.html")
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, finished or not.")],
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
@@ -143,7 +149,7 @@ def recipes(context: typer.Context) -> None:
             print(f"{name:30} {comment}")
 
 
-@recipes_app.command("show")
+@add_command(None, "convnext recipes show finetune", "convnext recipes show finetune train.epochs=5", name="show", of=recipes_app)
 def show_recipe(
     name: Annotated[str, typer.Argument(help="A recipe's name or a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it, for instance train.epochs=4.")] = None,
@@ -155,7 +161,7 @@ def show_recipe(
     print("\n".join([*comments, load_recipe(name, overrides or []).to_yaml()]), end="")
 
 
-@recipes_app.command("keys")
+@add_command(None, "convnext recipes keys", "convnext recipes keys | grep augment", name="keys", of=recipes_app)
 def list_keys() -> None:
     """List every key of a recipe with what it means."""
     from convnext.recipe import keys

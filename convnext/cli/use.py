@@ -20,7 +20,7 @@ from convnext.cli.common import (
     TileOverlap,
     Tta,
     Weights,
-    app,
+    add_command,
     bar,
     check_images,
     check_model,
@@ -53,7 +53,7 @@ _CLASSES = "Detectors: find only these classes, as car,bus; may be given several
 _UNKNOWN = "Print how unlike the training images an image is, 0 to 1, and whether it is unknown; of a network that `convnext fit` made."
 
 
-@app.command()
+@add_command("Use", "convnext predict runs/mine photo.jpg", "convnext predict runs/mine photos --output found.csv --draw drawn")
 def predict(
     model: Annotated[str, typer.Argument(help=MODEL)],
     images: Annotated[list[str], typer.Argument(metavar="SOURCE...", help=_SOURCES)],

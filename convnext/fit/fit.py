@@ -30,12 +30,14 @@ from convnext.fit.quality.tables import lines, write_tables
 from convnext.fit.tune import improved
 from convnext.models.registry import names
 from convnext.models.weights.files import write_text, write_weights
+from convnext.report import metrics, notebook
 from convnext.tasks.base import Metrics
 from convnext.tasks.classify.task import ClassifyTask
 from convnext.text import counted
 from convnext.training.folder.environment import environment
 from convnext.training.folder.lock import locked
 from convnext.training.folder.run_paths import RunPaths, refuse_within_data
+from convnext.training.progress.clock import duration
 
 _MINUTES = 5.0
 
@@ -56,6 +58,13 @@ class FitResult:
     def to_json(self) -> dict[str, object]:
         """Return the result as plain values."""
         return without_nan(asdict(self) | {"folder": str(self.folder)})
+
+    def _repr_html_(self) -> str:
+        held_out = {} if self.val_metrics is None else metrics.cards(self.val_metrics)
+        cards = {f"{label}, cross-validated": number for label, number in metrics.cards(self.metrics).items()}
+        cards |= {f"{label}, validation": number for label, number in held_out.items()}
+        lead = f"{self.head} in {duration(self.seconds)} · report: {self.folder / 'report.html'}"
+        return notebook.result(self.folder.name, lead, cards)
 
 
 def fit(

@@ -24,6 +24,7 @@ from convnext.models.cost import ImageSize
 from convnext.models.load import at_size
 from convnext.tasks.base import Prediction
 from convnext.tasks.own import column
+from convnext.tasks.shown import gallery, is_kept, with_thumbnail
 
 if TYPE_CHECKING:
     from convnext.evaluate import Evaluated
@@ -38,6 +39,9 @@ class Predicted:
 
     predictions: dict[str, Prediction] = field(default_factory=dict)  # by image; empty if they were written to a file
     errors: dict[str, str] = field(default_factory=dict)  # why an image could not be predicted, by image
+
+    def _repr_html_(self) -> str:
+        return gallery(self.predictions, self.errors)
 
 
 def predict(
@@ -202,13 +206,17 @@ def open_outputs(
 class _Collected:
     """Keeps the predictions in memory."""
 
-    needs, done = frozenset({"prediction"}), None
+    done = None
 
     def __init__(self) -> None:
         self.predictions: dict[str, Prediction] = {}
+        self.needs = frozenset({"prediction", "image"} if is_kept() else {"prediction"})
 
     def write(self, answers: Sequence[Answer]) -> None:
-        self.predictions |= {answer.item.name: answer.prediction for answer in answers if answer.prediction is not None}
+        for answer in answers:
+            if answer.prediction is not None:
+                found = answer.prediction
+                self.predictions[answer.item.name] = found if answer.image is None else with_thumbnail(found, answer.image)
 
     def finish(self) -> None:
         pass
@@ -227,7 +235,7 @@ def evaluate(
     tta: Literal["flip"] | None = None,
     tile: int | None = None,
     tile_overlap: float | None = None,
-    max_corrupt: float = 0.01,
+    max_corrupt: float | None = None,
     max_pixels: int | None = None,
     size: ImageSize | None = None,
     device: str | None = None,
@@ -247,7 +255,8 @@ def evaluate(
         tta: "flip": average the outputs for each image and its mirror image; not of a detector.
         tile: of a detector, the side in pixels of the tiles that it also looks at; see `Predictor.tiled`.
         tile_overlap: the fraction of a side that neighbouring tiles share; by default 0.2.
-        max_corrupt: the fraction of the images that may be unreadable.
+        max_corrupt: the fraction of the images that may be unreadable, and of the objects that may be invalid; by default the
+            `data.max_corrupt` of the model's run, or else 0.01.
         max_pixels: of an image; larger ones are not opened. By default some 89 million.
         size: of prepared images; as for `convnext.load`.
         device: as for `convnext.load`.

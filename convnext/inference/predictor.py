@@ -20,6 +20,7 @@ from convnext.models.load import Loaded, at_size
 from convnext.models.weights.published import gives_embeddings
 from convnext.tasks.base import ClassIds, PredictionT
 from convnext.tasks.prepared import OpenedImage
+from convnext.tasks.shown import with_thumbnails
 
 
 class Predictor(Generic[PredictionT]):
@@ -61,9 +62,10 @@ class Predictor(Generic[PredictionT]):
         """
         asked = self.with_options(**options)
         if isinstance(images, ImageLike | Tensor):
-            return asked.infer([self.open(images)])[0]
+            opened = [self.open(images)]
+            return with_thumbnails(asked.infer(opened), opened)[0]
         opened = [self.open(image) for image in images]
-        return asked.infer(opened) if opened else []
+        return with_thumbnails(asked.infer(opened), opened) if opened else []
 
     def with_options(self, **options: object) -> "Predictor[PredictionT]":
         """Return the same predictor with options of its task for all its predictions, see `Task.options`.

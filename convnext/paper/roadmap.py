@@ -26,7 +26,7 @@ from convnext.recipe import Recipe, load_recipe
 from convnext.text import counted
 from convnext.training.folder.run_folder import Report, RunFolder
 from convnext.training.folder.run_paths import refuse_within_data
-from convnext.training.progress import StoppedError
+from convnext.training.progress.signals import StoppedError
 from convnext.training.run import train
 
 UNTRAINED = 0  # 'original ResNet' is the network of the next step under the recipe of 2015, which is not this one

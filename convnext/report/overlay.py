@@ -37,6 +37,13 @@ def overlay(image: Image.Image, mask: ArrayLike, classes: Sequence[str], alpha: 
     return _sheet([("", coloured(image, labels, alpha))], [labels], classes, "black").convert("RGB")
 
 
+def named(image: Image.Image, mask: ArrayLike, classes: Sequence[str], alpha: float = 0.6) -> Image.Image:
+    """Return an image, of the same size, with the colours of its mask over it and the names of large classes on them."""
+    drawn, labels = coloured(image, mask, alpha), np.asarray(mask)
+    _write_names(ImageDraw.Draw(drawn), labels, (0, 0), classes, ImageFont.load_default(max(_MIN_FONT, image.width // _WIDTHS)))
+    return drawn
+
+
 def side_by_side(image: Image.Image, truth: ArrayLike, predicted: ArrayLike, classes: Sequence[str], alpha: float = 0.6) -> Image.Image:
     """Return the image, its ground truth and the prediction with one legend, RGBA on a transparent ground; arguments as for `overlay`."""
     masks: list[np.ndarray] = [np.asarray(truth), np.asarray(predicted)]

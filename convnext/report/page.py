@@ -62,57 +62,57 @@ def write_page(path: Path, make: Callable[[], str], report: Callable[[str], None
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
     """Return rows of the same keys as an HTML table; the keys are its head."""
-    return _part("table", rows=rows) if rows else paragraph("None.")
+    return part("table", rows=rows) if rows else paragraph("None.")
 
 
 def paragraph(text: str) -> str:
     """Return text as a paragraph."""
-    return _part("paragraph", text=text, kind="")
+    return part("paragraph", text=text, kind="")
 
 
 def notice(text: str) -> str:
     """Return text as a paragraph that stands out."""
-    return _part("paragraph", text=text, kind="notice")
+    return part("paragraph", text=text, kind="notice")
 
 
 def tight(body: str) -> str:
     """Return tables with cells that are not wrapped: a narrow screen scrolls them."""
-    return _part("block", kind="tight", parts=[body])
+    return part("block", kind="tight", parts=[body])
 
 
 def spaced(parts: Sequence[str]) -> str:
     """Return HTML parts under each other, with room between them."""
-    return _part("block", kind="spaced", parts=parts)
+    return part("block", kind="spaced", parts=parts)
 
 
 def beside(parts: Sequence[str]) -> str:
     """Return tiles in a row of their own."""
-    return _part("block", kind="beside", parts=parts)
+    return part("block", kind="beside", parts=parts)
 
 
 def preformatted(text: str) -> str:
     """Return text with its own line breaks, in a font of one width."""
-    return _part("preformatted", text=text)
+    return part("preformatted", text=text)
 
 
 def figure(svg: str, wide: bool = False) -> str:
     """Return an SVG drawing, inline and in the page's light or dark colours; a narrow screen scrolls a wide one instead of shrinking it."""
-    return _part("block", kind="figure wide" if wide else "figure", parts=[_themed(svg)])
+    return part("block", kind="figure wide" if wide else "figure", parts=[themed(svg)])
 
 
 def figures(svgs: Sequence[str]) -> str:
     """Return SVG drawings side by side, under each other where the screen is narrow."""
-    return _part("block", kind="figures", parts=[figure(svg) for svg in svgs])
+    return part("block", kind="figures", parts=[figure(svg) for svg in svgs])
 
 
 def legend(entries: Sequence[tuple[str, str, str]]) -> str:
     """Return names with the line that each is drawn with: (name, colour, dashes as in SVG's stroke-dasharray)."""
-    return _part("legend", entries=entries)
+    return part("legend", entries=entries)
 
 
 def details(summary: str, body: str) -> str:
     """Return a part that unfolds when its summary is clicked; `body` is HTML."""
-    return _part("details", summary=summary, body=body)
+    return part("details", summary=summary, body=body)
 
 
 def folded(table: str, classes: int) -> str:
@@ -125,7 +125,7 @@ def image(content: Image.Image, caption: str = "") -> str:
     is_transparent = content.mode in {"RGBA", "LA", "PA"}
     content = content.copy()
     content.thumbnail(_MAX_IMAGE)
-    return _part("image", source=_data(content, "WEBP" if is_transparent else "JPEG"), caption=caption)
+    return part("image", source=data_url(content, "WEBP" if is_transparent else "JPEG"), caption=caption)
 
 
 def tile(image: Image.Image, title: str, caption: str) -> str:
@@ -133,24 +133,24 @@ def tile(image: Image.Image, title: str, caption: str) -> str:
     is_small = max(image.size) <= _SMALL
     image = image.copy()
     image.thumbnail((_TILE, _TILE))
-    return _part("tile", source=_data(image, "PNG" if is_small else "JPEG"), is_small=is_small, title=title, caption=caption)
+    return part("tile", source=data_url(image, "PNG" if is_small else "JPEG"), is_small=is_small, title=title, caption=caption)
 
 
-def _data(image: Image.Image, kind: str) -> str:
+def data_url(image: Image.Image, kind: str) -> str:
     """Return an image as a data URL; `kind` is JPEG, PNG or WEBP."""
     buffer = BytesIO()
     image.save(buffer, kind, quality=88)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _themed(svg: str) -> str:
+def themed(svg: str) -> str:
     """Return an SVG drawing of `plots.svg` whose ink, lines and grounds take the page's colours."""
     return _STYLE.sub(lambda style: re.sub(r"#[0-9a-f]{6}", lambda colour: _THEMED.get(colour[0], colour[0]), style[0]), svg)
 
 
-def _part(name: str, **values: object) -> str:
-    """Return what the macro `name` of parts.html.j2 renders."""
-    macros = _templates().get_template("parts.html.j2").module
+def part(name: str, template: str = "parts", **values: object) -> str:
+    """Return what the macro `name` of a template renders, such as parts.html.j2."""
+    macros = _templates().get_template(f"{template}.html.j2").module
     return str(getattr(macros, name)(**values))
 
 

@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator
 from PIL import Image
 
 from convnext.report import metrics, palette
@@ -271,6 +272,11 @@ def _missing_glyphs_allowed() -> Iterator[None]:
 def _curve(axes: Axes, found: Sequence[tuple[float, float]], colour: str, label: str, line: object = "solid") -> None:
     x, y = [epoch for epoch, _ in found], [value for _, value in found]
     axes.plot(x, y, color=colour, linestyle=line, marker="o" if len(found) < _FEW else None, markersize=5, label=label)
+    drawn = {value for one in axes.get_lines() for value in np.asarray(one.get_xdata()).tolist()}
+    if len(drawn) == 1:  # else the axis has ticks a hundredth of an epoch apart
+        axes.set_xticks(x, [f"{value:g}" for value in x])
+    else:
+        axes.xaxis.set_major_locator(AutoLocator())
 
 
 def _dashes(index: int) -> tuple[int, ...]:

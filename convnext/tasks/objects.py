@@ -30,13 +30,13 @@ def with_options(where: str, recipe: Recipe, kind: Literal["detect", "segment"])
     return where
 
 
-def refuse_invalid(source: object, limit: float) -> None:
+def refuse_invalid(source: object, limit: float, limit_key: str = "data.max_corrupt") -> None:
     """Raise ConvnextError if more of a COCO file's annotations are invalid than may be: one always may.
 
-    `source` has the objects, or masks that are made of them.
+    `source` has the objects, or masks that are made of them, and `limit_key` is how the user says the limit.
     """
     source = source.source if isinstance(source, Semantic) else source
     if isinstance(source, CocoSource) and len(source.invalid) > max(1, limit * source.count):
         some = "; ".join(map(printable, source.invalid[:_SHOWN])) + (" …" if len(source.invalid) > _SHOWN else "")
         what = f"{len(source.invalid)} of {counted(source.count, 'annotation')} are invalid"
-        raise ConvnextError(f"{what}, more than {limit:.1%} (data.max_corrupt): {some}")
+        raise ConvnextError(f"{what}, more than {limit:.1%} ({limit_key}): {some}")

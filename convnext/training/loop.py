@@ -26,7 +26,9 @@ from convnext.training.callbacks import CallbackGroup, Moment
 from convnext.training.folder.run_folder import RunFolder
 from convnext.training.folder.weights import check_finite, remedy, write_run_weights
 from convnext.training.optim import scheduled_rate
-from convnext.training.progress import Display, Speed, StoppedError, stop_signals
+from convnext.training.progress.clock import Speed
+from convnext.training.progress.display import Display
+from convnext.training.progress.signals import StoppedError, stop_signals
 from convnext.training.sizes import batch_size_for
 from convnext.training.state import State
 from convnext.training.step import StepRecord, TrainStep
@@ -53,12 +55,11 @@ class Trainer:
         display: Display,
     ) -> None:
         self.state, self.task, self.data, self.recipe = state, task, data, recipe
-        self.folder, self.device, self.display = folder, device, display
+        self.folder, self.device, self.display, self.callbacks = folder, device, display, CallbackGroup()
         self.how = data.how or task.preprocessing(recipe)
-        self.callbacks = CallbackGroup()
         self.began = time.monotonic() - state.seconds  # had the run not been interrupted
-        count, pin, workers = len(data.train), device.type == "cuda", recipe.data.workers
-        size = batch_size_for(recipe, count)
+        pin, workers = device.type == "cuda", recipe.data.workers
+        size = batch_size_for(recipe, count := len(data.train))
         self.train_step = TrainStep(state, task.criterion(recipe, data), recipe, size, device)
         rank, world, micro_batch = distributed.rank(), distributed.world(), self.train_step.micro_batch
         self.order = EpochOrder(count, size, recipe.seed, rank, world, data.groups, micro_batch, data.draw)
@@ -71,8 +72,7 @@ class Trainer:
         self.corrupt = CorruptImages(count, recipe.data.max_corrupt)
         self.corrupt.reasons = state.corrupt
         self.unread: deque[StepRecord] = deque()  # steps whose numbers were not read from the device yet
-        self.losses = {"loss": math.nan}  # of the last step that was read, and its named parts
-        self.norm = math.nan  # of its gradient
+        self.losses, self.norm = {"loss": math.nan}, math.nan  # of the last step that was read, with its named parts; of its gradient
         self.skipped_in_a_row, self.stop = 0, list[int]()
         self._locate(count)
 
@@ -220,7 +220,7 @@ class Trainer:
         Unless it is to `keep`, no checkpoint knows of it: a resumed run does what it would have done without.
         """
         state, name = self.state, self.task.headline
-        check_finite(self.folder, self.state)
+        check_finite(self.folder, self.state, self.recipe)
         result = self._measure(state.ema_or_model)
         message, best_by = self.task.summary_line(result.metrics), self.recipe.eval.best_by or name
         if best_by not in result.metrics:  # a user's metric, or data.val without objects
@@ -256,14 +256,14 @@ class Trainer:
             self.device,
             precision=self.recipe.train.precision,
             max_corrupt=self.recipe.data.max_corrupt,
-            progress=self._stop_evaluating,
+            progress=self._evaluating,
             own=own_metrics(self.recipe),
         )
         result.metrics |= self.val_losses(model)
         return result
 
     def _save(self) -> None:
-        check_finite(self.folder, self.state)
+        check_finite(self.folder, self.state, self.recipe)
         # No process continues, or ends the job, before the state is on the disk.
         distributed.on_main(self._write_state)
         self.callbacks.call("on_save", self.moment)
@@ -281,7 +281,8 @@ class Trainer:
         for reason in self.corrupt.add([bad for found in distributed.gather(record.corrupt) for bad in found]):
             self.display.report(f"skipped: {reason}")
 
-    def _stop_evaluating(self, done: int, total: int) -> None:
+    def _evaluating(self, done: int, total: int) -> None:
+        self.display.evaluating(done, total)
         # The state was saved before the evaluation, and a resumed run evaluates again.
         if self.stop:
             raise StoppedError(f"stopped in the evaluation after step {self.state.step}; {_RESUME}")
@@ -290,9 +291,10 @@ class Trainer:
         source = self.data.train.source
         files = ", ".join(source.name(index) for index in record.indices)
         message = f"{fault} at step {record.step}; the batch: {files}{' …' if record.count > len(record.indices) else ''}"
+        cure = remedy(self.folder, self.recipe)
         if self.recipe.train.nonfinite == "stop":
-            raise ConvnextError(f"{message}; {remedy(self.folder)}, or look at these images")
+            raise ConvnextError(f"{message}; {cure}, or look at these images")
         if self.skipped_in_a_row == _MAX_SKIPPED:
-            raise ConvnextError(f"{message}; this was so in {counted(self.skipped_in_a_row, 'step')} in a row; {remedy(self.folder)}")
+            raise ConvnextError(f"{message}; this was so in {counted(self.skipped_in_a_row, 'step')} in a row; {cure}")
         self.state.skipped += 1
         self.display.report(f"{message}; step skipped ({self.state.skipped} so far)")

@@ -4,15 +4,18 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from convnext import distributed
+from convnext import distributed, tasks
 from convnext.data.download import without_secrets
 from convnext.evaluate import Evaluation, disjoint, without_nan
 from convnext.models.weights.files import write_text
-from convnext.report import metrics, page
+from convnext.recipe import Recipe
+from convnext.report import metrics, notebook, page
 from convnext.report.page import write_page
+from convnext.report.runs import read_run
 from convnext.tasks.base import Json
 from convnext.text import counted
 from convnext.training.loop import Trainer
+from convnext.training.progress.clock import duration
 
 
 @dataclass
@@ -29,6 +32,15 @@ class TrainResult:
     def to_json(self) -> Json:
         """Return the result as plain values."""
         return vars(self) | {"folder": str(self.folder)}
+
+    def _repr_html_(self) -> str:
+        from convnext.report import plots  # loads Matplotlib
+
+        run = read_run(self.folder)
+        headline = tasks.get(str(run.recipe.get("task", Recipe.model_fields["task"].default))).headline
+        what = "stopped" if self.stopped else "trained"
+        lead = f"{what} for {counted(self.step, 'step')} in {duration(self.seconds)} · report: {self.folder / 'report.html'}"
+        return notebook.result(self.folder.name, lead, metrics.cards(self.metrics), plots.curves(run.lines, headline)[:3])
 
 
 def finish(trainer: Trainer, evaluation: Evaluation) -> TrainResult:

@@ -34,7 +34,8 @@ from convnext.training.folder.run_folder import Changed, RunFolder
 from convnext.training.folder.run_paths import refuse_within_data
 from convnext.training.given import recipe_with, refuse_lost
 from convnext.training.loop import Trainer
-from convnext.training.progress import Display, Unbreakable
+from convnext.training.progress.display import Display, Unbreakable
+from convnext.training.progress.notebook import open_display
 from convnext.training.result import TrainResult, finish
 from convnext.training.resume import restore
 from convnext.training.sizes import batch_size_for, check_batch_norm, check_length
@@ -103,7 +104,7 @@ def train(
             load_modules(settings)
         folder = RunFolder(Path(output))
         console = console or Console(file=cast(IO[str], Unbreakable(sys.stderr)), quiet=not distributed.is_main())
-        display = Display(console)
+        display = open_display(console, folder.path.name, tasks.get(settings.task).headline, folder.lines)
         # The main process alone looks into the folder: to another it may already look different.
         distributed.on_main(lambda: check_watchers(watch))
         distributed.on_all(lambda: check_callbacks(callbacks))

@@ -7,10 +7,14 @@ import sys
 
 import pytest
 import typer
+from PIL import Image
 
 from convnext import tasks
 from convnext.cli.common import app
 from convnext.cli.demo import demo as run_demo
+from convnext.cli.demo import write_example
+from convnext.data.sources.digits import Digits
+from convnext.data.sources.scenes import Scenes
 from convnext.errors import UsageError
 from convnext.extend import TASKS
 from convnext.recipe import load_recipe
@@ -23,9 +27,10 @@ def demo(tmp_path, *arguments):
     assert "left" in done.stderr
     run = next((tmp_path / "runs").iterdir())
     names = {path.name for path in run.iterdir()}
-    assert {"report.html", "predictions.png", "recipe.yaml", "metrics.jsonl", "best.safetensors", "checkpoints"} <= names
+    assert {"report.html", "predictions.png", "example.png", "recipe.yaml", "metrics.jsonl", "best.safetensors", "checkpoints"} <= names
     assert "next:\n  convnext " in done.stdout
-    assert f"runs/{run.name}" in done.stdout.partition("next:")[2]
+    following = done.stdout.partition("next:")[2]
+    assert f"convnext predict runs/{run.name} runs/{run.name}/example.png" in following
     return done.stdout, json.loads((run / "evaluation.json").read_text())["metrics"]
 
 
@@ -82,6 +87,14 @@ def test_every_task_of_the_package_has_a_demo_and_says_what_is_next():
             words = shlex.split(command.format(run="runs/demo"))
             assert words[0] == "convnext"
             typer.main.get_command(app).get_command(None, words[1]).make_context(words[1], words[2:])
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_the_example_is_a_held_out_image(name, tmp_path):
+    write_example(tasks.get(name), tasks.get(name).demo_recipe, tmp_path / "example.png")
+    held_out = Scenes("val") if name in ("detect", "segment") else Digits("val")
+    with Image.open(tmp_path / "example.png") as image:
+        assert image.tobytes() == held_out.read(0).tobytes()
 
 
 def test_a_task_without_a_demo_says_so(monkeypatch):

@@ -112,7 +112,7 @@ def test_a_dropped_image_is_answered_on_the_page(browser, service):
     assert browser.execute_script("return document.getElementById('overlay').style.opacity") == "0.25"
 
     regions = _switch(browser, service, "segment", image)["classes"]
-    assert _bars(browser) == list(regions)
+    assert _bars(browser) == [one["class"] for one in regions]
     assert _colours(browser) == len(regions) > 1
     objects = _switch(browser, service, "detect", image)["objects"]
     assert _bars(browser) == [one["class"] for one in objects if one["score"] >= 0.5]

@@ -21,7 +21,7 @@ from convnext.tasks.classify.metric import ClassifyMetric
 from convnext.tasks.classify.task import ClassifyTask
 from convnext.training.folder.run_folder import RunFolder
 from convnext.training.loop import Trainer
-from convnext.training.progress import Display
+from convnext.training.progress.display import Display
 from convnext.training.state import ema_decay, new_state
 
 TINY = {

@@ -17,8 +17,10 @@ from convnext.data.run_lengths import extent, lengths, sampled
 from convnext.data.sources.base import DetectSource, MaskIds, SegmentSource
 from convnext.data.sources.coco import CocoSource
 from convnext.errors import ConvnextError
+from convnext.text import counted
 
 BACKGROUND = "background"
+_SAMPLED = 500  # masks that `shares_of_pixels` reads: of all of a large set it would take minutes
 
 
 def mask_of(source: SegmentSource, index: int, image: Image.Image | DeepImage | Tensor) -> Tensor:
@@ -68,16 +70,40 @@ def check(source: SegmentSource, depths: Depths | None = None) -> list[str]:
 
 def classes_of_masks(source: SegmentSource) -> list[list[int]]:
     """Return the classes that each image's mask shows; none where it can't be read. Reads all masks, in up to eight threads."""
+    counts = _pixels_by_value(source, range(len(source)))
+    return [[value for value in row.nonzero().flatten().tolist() if value != IGNORED] for row in counts]
 
-    def read(index: int) -> list[int]:
+
+def shares_of_pixels(source: SegmentSource) -> list[str]:
+    """Return which share of the pixels each class has, and in how many images it is, one per line; then the same of ignored pixels.
+
+    Of more than 500 masks it reads 500, evenly spread over the source, in up to eight threads. Masks that can't be read do not count.
+    """
+    every = max(1, len(source) / _SAMPLED)
+    indices = [int(i * every) for i in range(min(len(source), _SAMPLED))]
+    counts = torch.stack(_pixels_by_value(source, indices))
+    pixels, images = counts.sum(0).tolist(), (counts > 0).sum(0).tolist()
+    named = [*enumerate(source.classes), *([(IGNORED, "ignored")] if pixels[IGNORED] else [])]
+    of = "all" if len(indices) == len(source) else f"{len(indices)} of the"
+    lines = [f"pixels by class in {of} {counted(len(source), 'mask')}:"]
+    for value, name in named:
+        share = f"{100 * pixels[value] / max(1, sum(pixels)):.2f} %"
+        lines.append(f"  {name}: {share}, in {counted(images[value], 'image')}" if images[value] else f"  {name}: in no image")
+    return lines
+
+
+def _pixels_by_value(source: SegmentSource, indices: Sequence[int]) -> list[Tensor]:
+    """Return the number of pixels of each value, int64 (256,), in the mask of each position; zeros where it can't be read."""
+
+    def read(index: int) -> Tensor:
         try:
             mask = source.mask(index)
-        except CorruptImageError:  # which training reports
-            return []
-        return [value for value in torch.bincount(mask.flatten()).nonzero().flatten().tolist() if value != IGNORED]
+        except (ConvnextError, CorruptImageError):  # which training and `check` report
+            return torch.zeros(IGNORED + 1, dtype=torch.int64)
+        return torch.bincount(mask.flatten(), minlength=IGNORED + 1)
 
     with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(read, range(len(source))))
+        return list(pool.map(read, indices))
 
 
 class Semantic:

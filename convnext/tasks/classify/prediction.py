@@ -3,25 +3,46 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import cast
+from typing import NotRequired, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
 from convnext.models.calibration import KEPT
+from convnext.report.notebook import Bar
 from convnext.tasks.base import Json
 from convnext.tasks.classify.known import EmbeddingNetwork, KnownOptions, network_for, novelties, sets
 from convnext.tasks.prepared import OpenedImage
 from convnext.tasks.shared import prepared, require_embeddings, require_finite
+from convnext.tasks.shown import ShownPrediction
 
 _IN_TEXT, _IN_JSON, _IN_TEXT_OF_SET = 3, 5, 10  # classes, by default
 _MIN_WIDTH = 320  # pixels of a drawn image: smaller ones are enlarged, for names to fit under them
 
 
-@dataclass(frozen=True, eq=False)
-class ClassifyPrediction:
+ClassRow = TypedDict("ClassRow", {"class": str, "probability": float})
+
+
+class NoveltyAnswer(TypedDict):
+    """What a calibrated network says of an image where it is asked whether the image is unknown."""
+
+    novelty: NotRequired[float]  # 0 to 1
+    unknown: NotRequired[bool]
+
+
+class ClassifyAnswer(NoveltyAnswer):
+    """A `ClassifyPrediction` as plain values; lists have the most probable first."""
+
+    top: list[ClassRow]
+    coverage: NotRequired[float]  # with `set`, where a coverage was asked for
+    set: NotRequired[list[ClassRow]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ClassifyPrediction(ShownPrediction):
     """The classes of an image with their probabilities, and what a calibrated network knows of them where it was asked."""
 
     probabilities: Tensor  # float32 (C,), on the CPU
@@ -76,6 +97,14 @@ class ClassifyPrediction:
         if self.members is not None:
             listed = [f"{self._set_title()}:", *listed, *self._rest(_IN_TEXT)]
         return listed + ([self.novelty_text().strip()] if self.novelty is not None else [])
+
+    def bars(self) -> list[Bar]:
+        """Return the most probable classes, five or those of the set."""
+        return [Bar(name, probability) for name, probability in (self.prediction_set() or self.top(_IN_JSON))]
+
+    def note(self) -> str:
+        """Return what is known of a set and of a novelty; "" where nobody asked."""
+        return (f"the {self._set_title()}" if self.members is not None else "") + self.novelty_text()
 
     def novelty_json(self) -> Json:
         """Return `{"novelty", "unknown"}`, or {} where nobody asked."""

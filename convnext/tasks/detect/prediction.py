@@ -2,22 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict, cast
+from typing import NotRequired, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from convnext.data.run_lengths import RunLengths, decode
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import TooLargeError
 from convnext.models.detection.postprocess import SCORE, Masks, encode_masks
-from convnext.report import drawing
+from convnext.report import drawing, palette
+from convnext.report.notebook import Bar, Thumbnail, scaled
 from convnext.tasks.base import Json
 from convnext.tasks.detect import tiles
 from convnext.tasks.detect.options import DetectNetwork, DetectOptions, selection_of
 from convnext.tasks.prepared import OpenedImage
 from convnext.tasks.shared import finite_outputs, prepared, require_embeddings, require_finite, same_size
+from convnext.tasks.shown import ShownPrediction
 from convnext.text import counted
 
 COLUMNS = ("class", "score", "left", "top", "right", "bottom")
@@ -33,8 +36,17 @@ class Detections(TypedDict):
     masks: NotRequired[list[RunLengths] | Tensor]  # n; as a tensor bool (n, H, W) or (n, 1, H, W)
 
 
-@dataclass(frozen=True, eq=False)
-class DetectPrediction:
+ObjectRow = TypedDict("ObjectRow", {"class": str, "score": float, "box": list[float], "mask": NotRequired[RunLengths]})
+
+
+class DetectAnswer(TypedDict):
+    """A `DetectPrediction` as plain values: the objects, those of the highest score first."""
+
+    objects: list[ObjectRow]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DetectPrediction(ShownPrediction):
     """The objects that were found, those of the highest score first, in the pixels of the image; tensors are on the CPU."""
 
     boxes: Tensor  # float32 (n, 4): left, top, right, bottom
@@ -76,6 +88,27 @@ class DetectPrediction:
         if self.masks is not None:
             found["masks"] = (decode(mask) for mask, shown in zip(self.masks, sure.tolist(), strict=True) if shown)
         return drawing.draw(image, found, self.classes)
+
+    def bars(self) -> list[Bar]:
+        """Return the objects of a score of at least 0.5 with their scores, in their colours."""
+        sure = [(label, score) for label, score in zip(self.labels.tolist(), self.scores.tolist(), strict=True) if score >= SHOWN_SCORE]
+        return [Bar(self.classes[label], score, palette.CLASSES[label % len(palette.CLASSES)]) for label, score in sure]
+
+    def note(self) -> str:
+        """Return how many objects have a lower score."""
+        unsure = int((self.scores < SHOWN_SCORE).sum())
+        if unsure:
+            return f"{counted(unsure, 'object')} of a score below {SHOWN_SCORE:g} not shown"
+        return "" if len(self.scores) else "nothing"
+
+    def picture(self, thumbnail: Thumbnail) -> Image.Image:
+        """Return the small copy of the image as `draw` draws the image."""
+        small, sure, (x, y) = thumbnail.open(), self.scores >= SHOWN_SCORE, thumbnail.scale()
+        found: Json = {"boxes": self.boxes[sure] * torch.tensor([x, y, x, y]), "labels": self.labels[sure], "scores": self.scores[sure]}
+        if self.masks is not None:
+            chosen = (decode(mask) for mask, shown in zip(self.masks, sure.tolist(), strict=True) if shown)
+            found["masks"] = (torch.from_numpy(scaled(mask.numpy(), small.size)) for mask in chosen)
+        return drawing.draw(small, found, self.classes)
 
     # Rounded to a hundredth of a pixel, and to more digits of a score than are meaningful, as in COCO's results.
     def _boxes(self) -> list[list[float]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
 from convnext.tasks.base import Json
 from convnext.tasks.classify.known import KnownOptions, network_for, novelties
-from convnext.tasks.classify.prediction import ClassifyPrediction, class_rows, prepared_batch, words
+from convnext.tasks.classify.prediction import ClassifyPrediction, ClassRow, NoveltyAnswer, class_rows, prepared_batch, words
 from convnext.tasks.prepared import OpenedImage
 from convnext.tasks.shared import require_finite
 
@@ -17,7 +17,14 @@ THRESHOLD = 0.5  # the probability from which on an image has a class
 _EPS = 1e-7  # of a probability whose logit is taken
 
 
-@dataclass(frozen=True, eq=False)
+class MultilabelAnswer(NoveltyAnswer):
+    """A `MultilabelPrediction` as plain values; lists have the most probable first."""
+
+    labels: list[ClassRow]
+    top: list[ClassRow]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class MultilabelPrediction(ClassifyPrediction):
     """The probabilities (C,) of the classes, each of its own: they do not add up to 1."""
 
@@ -37,6 +44,10 @@ class MultilabelPrediction(ClassifyPrediction):
     def rows(self, top: int | None = None) -> list[Json]:
         """Return a row of a table for each class that the image has, or with `top` for so many of the most probable ones."""
         return [row | self.novelty_json() for row in class_rows(self.labels() if top is None else self.top(top))]
+
+    def note(self) -> str:
+        """Return the classes that the image has."""
+        return self.to_text()
 
 
 def logits_of(model: Callable[[Tensor], Tensor], images: Tensor, how: Preprocessing) -> Tensor:

@@ -31,6 +31,7 @@ class MultilabelTask(ClassifyTask):
 
     name: ClassVar[str] = "multilabel"
     headline: ClassVar[str] = "map"
+    answer: ClassVar[type] = prediction.MultilabelAnswer
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["multilabel"]
     options: ClassVar[tuple[str, ...]] = (UNKNOWN, "calibration")
     demo_recipe: ClassVar[str | None] = "multilabel_digits"

@@ -7,9 +7,11 @@ from typing import cast
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.models.pretraining.fcmae import MaskedAutoencoder, hidden_patches, images_of, patches
+from convnext.report.notebook import Bar, Thumbnail
 from convnext.tasks.base import Json
 from convnext.tasks.classify.prediction import ClassifyPrediction, prepared_batch
 from convnext.tasks.prepared import OpenedImage
@@ -20,7 +22,13 @@ _GAP = 4  # pixels between drawn images
 _GREY = 0.5  # of a hidden patch, from black to white
 
 
-@dataclass(frozen=True, eq=False)
+class ReconstructionAnswer(TypedDict):
+    """A `Reconstruction` as plain values."""
+
+    loss: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Reconstruction(ClassifyPrediction):
     """The loss of an image, `probabilities[0]`, and what was seen and predicted of it."""
 
@@ -38,6 +46,18 @@ class Reconstruction(ClassifyPrediction):
     def rows(self, top: int | None = None) -> list[Json]:
         """Return the one row of a table."""
         return [self.to_json()]
+
+    def bars(self) -> list[Bar]:
+        """Return none: a loss has no bounds."""
+        return []
+
+    def note(self) -> str:
+        """Return the loss."""
+        return self.to_text()
+
+    def picture(self, thumbnail: Thumbnail) -> Image.Image:
+        """Return what was seen and, beside it, what was predicted."""
+        return self.draw(thumbnail.open())
 
     def draw(self, image: Image.Image) -> Image.Image:
         """Return what was seen and, beside it, what was predicted; small images are enlarged to at least the image's smaller side."""

@@ -35,6 +35,7 @@ class PretrainTask(ClassifyTask):
 
     name: ClassVar[str] = "pretrain"
     headline: ClassVar[str] = "loss"
+    answer: ClassVar[type] = prediction.ReconstructionAnswer
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["pretrain"]
     columns: ClassVar[tuple[str, ...]] = ("loss",)
     own: ClassVar[tuple[str, ...]] = ("augment.extra",)
@@ -43,7 +44,7 @@ class PretrainTask(ClassifyTask):
     options: ClassVar[tuple[str, ...]] = ()
     demo_recipe: ClassVar[str | None] = "pretrain_digits"
     demo_next: ClassVar[tuple[str, ...]] = (
-        "convnext predict {run} photo.jpg --draw drawn",
+        "convnext predict {run} {run}/example.png --draw drawn",
         "convnext train digits --output {run}-tuned model.weights={run} model.name=convnextv2_atto 'model.depths=[1,1,1,1]' "
         "'model.widths=[16,32,64,128]' model.patch_size=1",
     )

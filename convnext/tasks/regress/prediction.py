@@ -7,14 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
+from convnext.report.notebook import Bar
 from convnext.tasks.base import Json
 from convnext.tasks.classify.known import KnownOptions, network_for, novelties
-from convnext.tasks.classify.prediction import ClassifyPrediction, prepared_batch
+from convnext.tasks.classify.prediction import ClassifyPrediction, NoveltyAnswer, prepared_batch
 from convnext.tasks.prepared import OpenedImage
 from convnext.tasks.shared import require_finite
 
 
-@dataclass(frozen=True, eq=False)
+class ValueAnswer(NoveltyAnswer):
+    """A `ValuePrediction` as plain values."""
+
+    value: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class ValuePrediction(ClassifyPrediction):
     """A number in the data's unit, `probabilities[0]` of the class "value"."""
 
@@ -34,6 +41,14 @@ class ValuePrediction(ClassifyPrediction):
     def rows(self, top: int | None = None) -> list[Json]:
         """Return the one row of a table."""
         return [self.to_json()]
+
+    def bars(self) -> list[Bar]:
+        """Return none: a number has no bounds."""
+        return []
+
+    def note(self) -> str:
+        """Return the number."""
+        return self.to_text()
 
     def lines(self) -> list[str]:
         """Return what is written under a drawn image."""

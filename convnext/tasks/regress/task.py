@@ -32,6 +32,7 @@ class RegressTask(ClassifyTask):
 
     name: ClassVar[str] = "regress"
     headline: ClassVar[str] = "r2"
+    answer: ClassVar[type] = prediction.ValueAnswer
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["regress"]
     columns: ClassVar[tuple[str, ...]] = ("value",)
     options: ClassVar[tuple[str, ...]] = (UNKNOWN, "calibration")

@@ -11,15 +11,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.data.transforms.segment import SegmentPreprocessing, scaled_size
 from convnext.models.segmentation import inference
 from convnext.report import overlay
-from convnext.report.palette import class_colour, mask_colours
+from convnext.report.notebook import Bar, Thumbnail, scaled
+from convnext.report.palette import CLASSES, class_colour, mask_colours
 from convnext.tasks.base import ClassIds, Json, MaskLook
 from convnext.tasks.prepared import OpenedImage
 from convnext.tasks.shared import finite_outputs, prepared, require_embeddings, require_finite, same_size
+from convnext.tasks.shown import ShownPrediction
 
 _IN_TEXT = 3  # classes, by default
 _MAX_LOGITS = 2**25  # of images that go through the network at once: 128 MB
@@ -33,8 +36,19 @@ class SegmentNetwork(Protocol):
     def features(self, x: Tensor, /) -> list[Tensor]: ...
 
 
-@dataclass(frozen=True, eq=False)
-class SegmentPrediction:
+ClassShare = TypedDict("ClassShare", {"class": str, "share": float})
+
+
+class SegmentAnswer(TypedDict):
+    """A `SegmentPrediction` as plain values."""
+
+    size: list[int]  # height, width
+    classes: list[ClassShare]  # of the pixels, the largest share first
+    mask: str  # a PNG in base 64
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SegmentPrediction(ShownPrediction):
     """The class of every pixel of an image."""
 
     mask: Tensor  # (H, W) on the CPU: uint8, or uint16 where there are more than 255 classes
@@ -42,15 +56,15 @@ class SegmentPrediction:
     class_ids: ClassIds | None = None  # the value or colour of each class in the masks trained on
 
     def to_json(self, top: int | None = None) -> Json:
-        """Return `{"size": [height, width], "classes": {name: share of the pixels}, "mask": PNG in base 64}`.
+        """Return `{"size": [height, width], "classes": [{"class", "share"}, …], "mask": PNG in base 64}`.
 
-        The largest class is first; all are listed, or the `top` largest. The PNG is that of `png`.
+        Shares are of the pixels, 0 to 1, the largest first; all are listed, or the `top` largest. The PNG is that of `png`.
         """
         return self.shares(top) | {"mask": base64.b64encode(self.png()).decode()}
 
     def shares(self, top: int | None = None) -> Json:
         """Return `to_json` without the mask."""
-        return {"size": list(self.mask.shape), "classes": dict(self._shares(top))}
+        return {"size": list(self.mask.shape), "classes": self.rows(top)}
 
     def to_text(self, top: int | None = None) -> str:
         """Return the `top` largest classes, three by default, with their share of the pixels, on one line."""
@@ -91,6 +105,20 @@ class SegmentPrediction:
     def draw(self, image: Image.Image) -> Image.Image:
         """Return the RGB image with the classes' colours laid over it, and a legend under it."""
         return overlay.overlay(image, self.mask, self.classes)
+
+    def bars(self) -> list[Bar]:
+        """Return the classes that occur with their shares of the pixels, in their colours."""
+        colours = {name: CLASSES[label % len(CLASSES)] for label, name in enumerate(self.classes)}
+        return [Bar(name, share, colours[name]) for name, share in self._shares(None)]
+
+    def note(self) -> str:
+        """Return nothing: the bars say all."""
+        return ""
+
+    def picture(self, thumbnail: Thumbnail) -> Image.Image:
+        """Return the small copy of the image with the classes' colours and names on it."""
+        small = thumbnail.open()
+        return overlay.named(small, scaled(self.mask.numpy(), small.size), self.classes)
 
 
 @torch.inference_mode()

@@ -56,6 +56,7 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
 
     name: ClassVar[str] = "segment"
     headline: ClassVar[str] = "miou"
+    answer: ClassVar[type] = prediction.SegmentAnswer
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["segment"]
     batch_size: ClassVar[int] = 4  # images are prepared in their own size, and may be large
     columns: ClassVar[tuple[str, ...]] = ("class", "share")
@@ -128,9 +129,9 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
         return [*source.remarks, *skipped_remarks(source.skipped)]
 
     def overview(self, where: str) -> list[str]:
-        """Return the number of images and the classes, and what to report of them."""
+        """Return the number of images and the classes, what to report of them, and the classes' shares of the pixels."""
         source = open_segmentation(where)
-        return [self.counts(source), *self.remarks_on(source)]
+        return [self.counts(source), *self.remarks_on(source), *masks.shares_of_pixels(source)]
 
     def preprocessing(self, recipe: Recipe) -> SegmentPreprocessing:
         """Return how the trained network will take its images."""

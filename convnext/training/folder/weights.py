@@ -32,13 +32,14 @@ def write_run_weights(
         write_weights(folder.best, weights, description)
 
 
-def check_finite(folder: RunFolder, state: State) -> None:
+def check_finite(folder: RunFolder, state: State, recipe: Recipe) -> None:
     """Raise ConvnextError on all processes if a weight of one of them is not finite."""
     if not all(distributed.gather(state.is_finite())):
-        raise ConvnextError(f"weights are not finite after step {state.step} and were not saved; {remedy(folder)}")
+        raise ConvnextError(f"weights are not finite after step {state.step} and were not saved; {remedy(folder, recipe)}")
 
 
-def remedy(folder: RunFolder) -> str:
+def remedy(folder: RunFolder, recipe: Recipe) -> str:
     """Return the end of a message about numbers that are not finite: where the run was still good, and what to change."""
     last = folder.last_state()
-    return f"last good checkpoint: {last if last else 'none yet'}. Lower optim.lr or lengthen train.warmup_epochs"
+    warmup = "train.warmup_epochs" if recipe.train.warmup_steps is None else "train.warmup_steps"  # the one that counts
+    return f"last good checkpoint: {last if last else 'none yet'}. Lower optim.lr or lengthen {warmup}"

@@ -11,8 +11,9 @@ from PIL import Image
 from source_files import mask_folder
 
 from convnext.data.images import CorruptImageError
+from convnext.data.sources import masks
 from convnext.data.sources.base import SegmentSubset
-from convnext.data.sources.masks import check, mask_of
+from convnext.data.sources.masks import check, mask_of, shares_of_pixels
 from convnext.data.sources.open import open_segmentation
 from convnext.errors import ConvnextError, UsageError
 
@@ -32,6 +33,18 @@ def test_a_folder_is_read_and_sound(tmp_path):
     assert source.name(2) == str(tmp_path / "images" / "02.jpg")
     assert check(source) == []
     assert torch.equal(pickle.loads(pickle.dumps(source)).mask(0), source.mask(0))
+
+
+def test_shares_of_pixels_are_those_of_the_masks_or_of_a_stated_sample(tmp_path, monkeypatch):
+    source = open_segmentation(str(mask_folder(tmp_path, classes="ground\nthing\nwater\n")))
+    values = np.zeros((40, 48), np.uint8)
+    values[:10] = 255
+    Image.fromarray(values).save(tmp_path / "masks" / "03.png")
+    (tmp_path / "masks" / "02.png").write_bytes(b"no image")
+    shown = ["  ground: 58.33 %, in 3 images", "  thing: 33.33 %, in 2 images", "  water: in no image", "  ignored: 8.33 %, in 1 image"]
+    assert shares_of_pixels(source) == ["pixels by class in all 4 masks:", *shown]
+    monkeypatch.setattr(masks, "_SAMPLED", 2)  # the first and the third, which can't be read
+    assert shares_of_pixels(source)[:2] == ["pixels by class in 2 of the 4 masks:", "  ground: 50.00 %, in 1 image"]
 
 
 def test_parts_and_folders_within(tmp_path):

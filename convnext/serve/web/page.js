@@ -33,7 +33,7 @@ function say(text, state = "") {
 
 async function begin() {
   try {
-    models = await (await call("models")).json();
+    models = await (await call("v1/models")).json();
   } catch (error) {
     return say(`${error.message}.`, "failed");
   }
@@ -66,7 +66,7 @@ async function ask() {
   const wanted = { threshold: SHOWN_SCORE, coverage: COVERAGE, unknown: 1 }; // no masks of objects that are not shown
   const chosen = Object.fromEntries(Object.entries(wanted).filter(([option]) => options.includes(option)));
   try {
-    const [response] = await Promise.all([send(query("predict", { model: name, ...chosen }), signal), $("image").decode().catch(() => {})]);
+    const [response] = await Promise.all([send(query("v1/predict", { model: name, ...chosen }), signal), $("image").decode().catch(() => {})]);
     const answer = await response.json();
     if (signal.aborted) return;
     say("");
@@ -143,7 +143,7 @@ function showValue({ value }) {
 async function explain(name, line, signal) {
   for (const other of $("found").querySelectorAll("button")) other.setAttribute("aria-pressed", String(other === line));
   try {
-    const response = await send(query("explain", { model: modelNow().name, class: name }), signal);
+    const response = await send(query("v1/explain", { model: modelNow().name, class: name }), signal);
     const map = await createImageBitmap(await response.blob());
     if (signal.aborted || line.getAttribute("aria-pressed") !== "true") return;
     const pen = canvas("overlay", map.width, map.height);
@@ -167,7 +167,7 @@ function showObjects({ objects }) {
 
 async function showRegions({ size: [height, width], classes, mask }) {
   const names = modelNow().classes;
-  $("found").replaceChildren(...Object.entries(classes).map(([name, share]) => row(name, share, { colour: css(colourOf(names.indexOf(name))) })));
+  $("found").replaceChildren(...classes.map(({ class: name, share }) => row(name, share, { colour: css(colourOf(names.indexOf(name))) })));
   const content = new Blob([Uint8Array.from(atob(mask), (letter) => letter.charCodeAt(0))], { type: "image/png" });
   const indices = await createImageBitmap(content, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   const { step, columns, rows } = reduced(width, height);
