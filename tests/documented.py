@@ -159,6 +159,7 @@ TINY = {
         *_SMALL, "model.name=upernet_convnext_atto", "model.channels=16", "model.auxiliary_channels=8", "data.image_size=32",
         "segment.window=32", "segment.stride=32", "train.warmup_steps=1", "train.batch_size=2",
     ],
+    "grade": _CLASSIFIER,  # of examples/own_task.py
     "pretrain": [
         *_SMALL, "model.name=fcmae_convnextv2_atto", "model.patch_size=1", "data.image_size=32", "train.warmup_epochs=0", "train.batch_size=16",
     ],
