@@ -51,6 +51,7 @@ def write_onnx(traced: Traced, file: Path) -> None:
     for value, name in zip(written.model.graph.inputs, traced.inputs, strict=True):
         value.name = name
     _name_axes(written.model.graph, _axes(traced.description["graph"]))
+    _remove_origins(written.model.graph)
     written.model.metadata_props[OWN_METADATA] = json.dumps(traced.description)
     written.save(str(file), external_data=False)
 
@@ -119,6 +120,16 @@ def _name_axes(graph: Value, axes: Sequence[str]) -> None:
     for value in (*graph.inputs, *graph.outputs):
         for i, length in enumerate(value.shape):
             value.shape[i] = names.get(str(length), length)
+
+
+def _remove_origins(graph: Value) -> None:
+    """Remove where in the source each part comes from: a third of a small file, and paths of this machine."""
+    graph.metadata_props.clear()
+    for node in graph:
+        for part in (node, *node.outputs):
+            part.metadata_props.clear()
+    for value in (*graph.inputs, *graph.initializers.values()):
+        value.metadata_props.clear()
 
 
 def _keep(boxes: Value, scores: Value, iou: float, threshold: Value) -> Value:
