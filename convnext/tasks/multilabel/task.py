@@ -1,7 +1,7 @@
 """Multi-label classification: any number of classes for each image. Images, networks and files are those of classification."""
 
 from collections.abc import Sequence
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,9 @@ from convnext.tasks.classify.task import ClassifyTask, augmentation, unreadable
 from convnext.tasks.multilabel import data, prediction
 from convnext.tasks.prepared import OpenedImage
 from convnext.tasks.shared import draw_of, measured, measured_remarks, refuse_options
+
+if TYPE_CHECKING:
+    from convnext.tasks.exported import TaskExport
 
 
 class MultilabelTask(ClassifyTask):
@@ -120,3 +123,11 @@ class MultilabelTask(ClassifyTask):
         """Return the probability of each class in each image. Predictions bear names, and so need no `class_ids`."""
         refuse_options(self.name, options, self.options)
         return prediction.infer(model, images, preprocessing, classes, device, cast(KnownOptions, options))
+
+    # Export
+
+    def export(self) -> "TaskExport":
+        """Return how networks of several labels are exported, and opened again."""
+        from convnext.tasks.multilabel.graph import MultilabelExport
+
+        return MultilabelExport()
