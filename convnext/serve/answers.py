@@ -8,8 +8,9 @@ from pydantic import BaseModel, Field, RootModel, create_model
 from typing_extensions import get_type_hints, is_typeddict
 
 from convnext import tasks
-from convnext.serve.listing import OpenApi
 from convnext.tasks.base import ClassIds
+
+OpenApi = dict[str, Any]  # as FastAPI gives it
 
 
 class Weights(BaseModel):

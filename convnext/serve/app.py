@@ -19,9 +19,8 @@ from convnext import __version__
 from convnext.data.deep import shown
 from convnext.inference.predictor import Predictor
 from convnext.serve.access import REQUEST_ID, TRACE, Observe
-from convnext.serve.answers import IMAGE_BODY, PNG_ANSWER, REFUSALS, ModelInfo, Refusal, prediction_type
+from convnext.serve.answers import IMAGE_BODY, PNG_ANSWER, REFUSALS, ModelInfo, OpenApi, Refusal, prediction_type
 from convnext.serve.limits import Limits
-from convnext.serve.listing import OpenApi
 from convnext.serve.page import add_page
 from convnext.serve.served import LoadedVersion, Opened, PredictRequest, RequestOptions
 from convnext.serve.service import Service
