@@ -10,6 +10,7 @@ from PIL.Image import Image, Resampling
 from torch import Tensor
 
 from convnext.report import palette
+from convnext.report.fonts import font_for
 from convnext.text import printable, shortened
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -40,7 +41,7 @@ def draw(
     canvas = image.resize((image.width * factor, image.height * factor), Resampling.NEAREST)
     pen = ImageDraw.Draw(canvas)
     thick = max(2, round(max(canvas.size) / 300))
-    font = ImageFont.load_default(max(11, round(max(canvas.size) / 38)))
+    font = font_for(max(11, round(max(canvas.size) / 38)), {classes[label] for label in labels})
     boxes = [[edge * factor for edge in box] for box in cast("Tensor", objects["boxes"]).tolist()]
     for (left, top, right, bottom), colour in zip(boxes, colours, strict=True):
         if right > left and bottom > top:  # Pillow refuses other boxes, which an untrained detector can give

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from convnext.report import palette
 from convnext.report.drawing import Font
+from convnext.report.fonts import font_for
 from convnext.text import printable, shortened
 
 IGNORED = 255
@@ -40,7 +41,7 @@ def overlay(image: Image.Image, mask: ArrayLike, classes: Sequence[str], alpha: 
 def named(image: Image.Image, mask: ArrayLike, classes: Sequence[str], alpha: float = 0.6) -> Image.Image:
     """Return an image, of the same size, with the colours of its mask over it and the names of large classes on them."""
     drawn, labels = coloured(image, mask, alpha), np.asarray(mask)
-    _write_names(ImageDraw.Draw(drawn), labels, (0, 0), classes, ImageFont.load_default(max(_MIN_FONT, image.width // _WIDTHS)))
+    _write_names(ImageDraw.Draw(drawn), labels, (0, 0), classes, font_for(max(_MIN_FONT, image.width // _WIDTHS), classes))
     return drawn
 
 
@@ -72,7 +73,7 @@ def _sheet(sides: Sequence[tuple[str, Image.Image]], masks: Sequence[np.ndarray]
     The masks are those of the last images.
     """
     size = max(_MIN_FONT, len(sides) * sides[0][1].width // _WIDTHS)
-    font, line = ImageFont.load_default(size), round(_LINE_HEIGHT * size)
+    font, line = font_for(size, classes), round(_LINE_HEIGHT * size)
     cell = max(side.width if not title else max(side.width, int(font.getlength(title))) for title, side in sides) + _GAP
     top, height = line if sides[0][0] else 0, sides[0][1].height
     width = max(len(sides) * cell - _GAP, _MIN_WIDTH)

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from convnext.report import palette
 from convnext.report.drawing import Font
+from convnext.report.fonts import font_for
 from convnext.text import printable, shortened
 
 _GAP, _FONT_SIZE, _LINE = 8, 12, 18  # pixels
@@ -26,9 +27,9 @@ def sheet(rows: Sequence[SheetRow], side: int = 112) -> Image.Image:
 
     Every image is scaled to a square of `side` pixels; enlarged ones show their pixels.
     """
-    font = ImageFont.load_default(_FONT_SIZE)
     columns = max(len(row.tiles) for row in rows)
     titles = [shortened(printable(row.title), _MAX_TITLE) for row in rows]
+    font = font_for(_FONT_SIZE, [*titles, *(printable(text) for row in rows for _, text in row.tiles)])
     title_width = max(map(font.getlength, titles))
     height = _LINE + side + _LINE + _GAP
     whole = Image.new(

@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
 from convnext.models.calibration import KEPT
+from convnext.report.fonts import font_for
 from convnext.report.notebook import Bar
 from convnext.tasks.base import Json
 from convnext.tasks.classify.known import EmbeddingNetwork, KnownOptions, network_for, novelties, sets
@@ -125,13 +126,13 @@ class ClassifyPrediction(ShownPrediction):
 
     def draw(self, image: Image.Image) -> Image.Image:
         """Return the RGB image with its most probable classes written under it; a small image is enlarged by a whole factor."""
-        from PIL import ImageDraw, ImageFont
+        from PIL import ImageDraw
 
         factor = max(1, -(-_MIN_WIDTH // image.width))
         size = (image.width * factor, image.height * factor)
         height = max(13, size[0] // 36)
-        font, line = ImageFont.load_default(height), round(1.5 * height)
-        lines = self.lines()
+        lines, line = self.lines(), round(1.5 * height)
+        font = font_for(height, lines)
         sheet = Image.new("RGB", (size[0], size[1] + line * len(lines) + line // 2), "white")
         sheet.paste(image.resize(size, Image.Resampling.NEAREST), (0, 0))
         pen = ImageDraw.Draw(sheet)
