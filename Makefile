@@ -22,10 +22,11 @@ test-all: $(OPERATORS)  ## run the tests, slow ones too
 	@echo "== all tests, slow ones too"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
-lint: $(STAMP)  ## check style, types, the order of the rooms, and the links of the documentation
-	@echo "== ruff, mypy, import-linter, mkdocs"
+lint: $(STAMP)  ## check style, spelling, types, the order of the rooms, and the links of the documentation
+	@echo "== ruff, codespell, mypy, import-linter, mkdocs"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/codespell
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@mkdir -p build  # with --quiet, mkdocs counts no warning

@@ -34,7 +34,7 @@ def command_line() -> str:
         for words, command, of in commands:
             if of == group:
                 lines += [f"### convnext {words}", "", *_paragraphs(command.help or ""), "", "```bash"]
-                lines += [*(command.epilog or "").splitlines(), "```", ""]
+                lines += [*(command.epilog or f"convnext {words}").splitlines(), "```", ""]
                 types = get_type_hints(unwrap(command.callback), include_extras=True)
                 lines += [line for one in command.params if one.name in types for line in _parameter(one, types[one.name])]
     return "\n".join(lines)
@@ -44,6 +44,8 @@ def _leaves(command: Any, words: str = "", group: str = "") -> Iterator[tuple]:
     for name, one in command.commands.items():
         of = group or one.rich_help_panel
         if hasattr(one, "commands"):
+            if one.invoke_without_command:
+                yield words + name, one, of
             yield from _leaves(one, f"{words}{name} ", of)
         else:
             yield words + name, one, of

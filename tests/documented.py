@@ -124,7 +124,7 @@ def long_lines(page, limit=100):
         goes_on = False
         for line in text.splitlines() if language in SHELL else ():
             is_command = goes_on or language != "console" or line.startswith("$ ")
-            found += [line] if is_command and len(line) > limit else []
+            found += [line] if is_command and len(line.removeprefix("$ ").removesuffix(" \\")) > limit else []
             goes_on = is_command and line.endswith("\\")
     return found
 
