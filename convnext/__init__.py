@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 __all__ = [
     "Callback",
+    "Client",
     "ConvnextError",
     "Stop",
     "__version__",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from convnext.models.optimize.optimize import optimize
     from convnext.models.register import register_backbone, register_head
     from convnext.models.registry import list_models
+    from convnext.serve.client import Client
     from convnext.tasks.register import (
         register_callback,
         register_loss,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Callback": "convnext.training.callbacks",
+    "Client": "convnext.serve.client",
     "ConvnextError": "convnext.errors",
     "Stop": "convnext.training.callbacks",
     "create_model": "convnext.models.load",

@@ -43,6 +43,10 @@ class Command:
     def __str__(self):
         return f"{self.page}: {self.text}"
 
+    def fails(self):
+        """Return whether the page shows the error that it ends with."""
+        return any(line.startswith("error:") for line in self.shown)
+
     def parts(self):
         """Return the words of each program of the line."""
         words, parts = shlex.split(self.text, comments=True), [[]]
@@ -155,6 +159,7 @@ TINY = {
         *_SMALL, "model.name=upernet_convnext_atto", "model.channels=16", "model.auxiliary_channels=8", "data.image_size=32",
         "segment.window=32", "segment.stride=32", "train.warmup_steps=1", "train.batch_size=2",
     ],
+    "grade": _CLASSIFIER,  # of examples/own_task.py
     "pretrain": [
         *_SMALL, "model.name=fcmae_convnextv2_atto", "model.patch_size=1", "data.image_size=32", "train.warmup_epochs=0", "train.batch_size=16",
     ],
@@ -168,6 +173,9 @@ def build_world(root):
     image_folder(root, classes=("unlabelled",), each=12)
     named = [path.relative_to(root) for path in sorted((root / "photos").rglob("*.jpg"))]
     (root / "labels.csv").write_text("\n".join(["image,label", *(f"{path},{path.parent.name}" for path in named)]) + "\n")
+    tags = [f"{path},{path.parent.name}{'' if i % 3 else '|large'}" for i, path in enumerate(named)]
+    (root / "tags.csv").write_text("\n".join(["image,labels", *tags]) + "\n")
+    (root / "ages.csv").write_text("\n".join(["image,value", *(f"{path},{i}" for i, path in enumerate(named))]) + "\n")
     shutil.make_archive(str(root / "photos"), "zip", root / "photos")
     patients = [f"{path},{path.parent.name},p{int(path.stem) // 3}" for path in named]
     (root / "patients.csv").write_text("\n".join(["image,label,patient", *patients]) + "\n")

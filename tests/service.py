@@ -19,7 +19,7 @@ class Service:
     """A running service. `client` talks to it; `stop()` is SIGTERM and gives the exit code."""
 
     def __init__(self, *arguments, code=None):
-        command = [sys.executable, "-m", "convnext", "serve", *map(str, arguments), "--port", "0", "--device", "cpu"]
+        command = [sys.executable, "-m", "convnext", "serve", "--port", "0", "--device", "cpu", *map(str, arguments)]
         if code is not None:
             command = [sys.executable, "-c", code, *map(str, arguments)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})

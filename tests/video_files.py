@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 CODECS = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".avi": "mpeg4", ".webm": "libvpx-vp9"}
+CODECS |= {".wmv": "wmv2", ".mpg": "mpeg1video", ".mpeg": "mpeg2video", ".ts": "libx264", ".mts": "libx264", ".m2ts": "libx264"}
 
 
 def numbered(number, size=(96, 64)):

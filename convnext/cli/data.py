@@ -143,7 +143,7 @@ def convert_data(
 )
 def convert(
     source: Annotated[str, typer.Argument(help="Weights of any known format: a file, a run folder, hf://owner/name.")],
-    output: Annotated[Path, typer.Argument(help="A .safetensors or .pth file; for transformers also a folder.")],
+    output: Annotated[Path, typer.Argument(help="A .safetensors or .pth file; for transformers and timm also a folder.")],
     to: Annotated[str, typer.Option(help="official, timm, torchvision, transformers or transformers-dinov3.")],
 ) -> None:
     """Write weights in another library's format."""

@@ -16,6 +16,7 @@ _OPTIMIZE = (
     "On CPUs, through convnext.optimize: auto, bf16, float32 or int8; by default float32 if the network allows. off: the network as it is."
 )
 _BEARER = "Clients must send it as Authorization: Bearer TOKEN. It must not be empty."
+_ORIGIN = "A web page's origin, as https://example.org, that may call the service from a browser; repeat it for more, * for all."
 _MODELS = "Run folders, weight files or hf://owner/name; NAME=MODEL chooses a name. The first is the default."
 
 
@@ -31,6 +32,8 @@ def serve(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to send a request, and again for the model to answer.")] = 10.0,
     batch_size: Annotated[int, typer.Option(min=1, help="The maximum number of images that go through a model at once.")] = 8,
     max_wait_ms: Annotated[float, typer.Option(min=0, help="How long an idle model waits for images that could share a batch.")] = 100.0,
+    allow_origin: Annotated[list[str] | None, typer.Option(metavar="ORIGIN", help=_ORIGIN)] = None,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Write a line of JSON for each request to standard error.")] = False,
     device: Device = None,
     optimize: Annotated[str | None, typer.Option(help=_OPTIMIZE)] = None,
     calibration: Calibration = None,
@@ -58,6 +61,8 @@ def serve(
         batch_size=batch_size,
         max_wait=max_wait_ms / 1000,
         device=device,
+        origins=allow_origin or (),
+        access_log=access_log,
         optimize=partial(faster, precision=optimize, calibration=calibration),
     )
 

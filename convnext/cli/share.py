@@ -19,6 +19,9 @@ def push(
     repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A repository on the Hugging Face hub; created if missing.")],
     license_name: Annotated[str, typer.Option("--license", help="The licence of the weights, by the hub's name: apache-2.0, mit, …")],
     private: Annotated[bool, typer.Option("--private", help="Create a repository that only you can see.")] = False,
+    library: Annotated[
+        str | None, typer.Option("--format", help="timm or transformers: add the files by which that library loads the repository.")
+    ] = None,
     dry_run: Annotated[Path | None, typer.Option(help="Write what would be uploaded into this folder, and upload nothing.")] = None,
 ) -> None:
     """Upload the best weights of a run to the Hugging Face hub.
@@ -27,6 +30,6 @@ def push(
     """
     from convnext.export.push import push as run_push
 
-    print(run_push(run, repository, license_name, private, dry_run))
+    print(run_push(run, repository, license_name, private, dry_run, library))
     if dry_run is not None:
         print("nothing was uploaded; README.md is the card, and recipe.yaml names your data as you did", file=sys.stderr)

@@ -6,12 +6,12 @@ Objects in Context* (2014), https://cocodataset.org/#format-data; the compressed
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypedDict
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import TypedDict
 
 
 class RunLengths(TypedDict):

@@ -4,7 +4,7 @@ import copy
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -13,13 +13,15 @@ import torch
 from torch import nn
 
 from convnext import __version__, tasks
+from convnext.data.images import ImageLike
 from convnext.data.transforms.preprocessing import ImageSize
 from convnext.errors import ConvnextError, UsageError, disk_full, first_line, is_disk_full, nearest
 from convnext.export import check
 from convnext.export.graphs import DTYPES, ExportGraph, Form, refuse_overflow, trace
+from convnext.export.int8 import LEAST, Quantized, quantize
 from convnext.export.load import load
 from convnext.export.runtimes import open_exported
-from convnext.export.targets import WRITERS, Traced
+from convnext.export.targets import WRITERS, WRITERS_OF_ONNX, Traced
 from convnext.models.load import Loaded
 from convnext.models.weights.files import with_imports, write_weights
 from convnext.tasks.exported import ExportedDescription, ExportedNetwork
@@ -40,9 +42,10 @@ class ExportResult:
     precision: str
     pixels: bool  # whether it takes uint8 pixels
     size: list[int] | None  # (height, width) it takes; None for any
-    relative_error: float
+    relative_error: float  # of int8: of its graph before it was rounded
     bytes: int
     remarks: list[str]  # to report to the user
+    int8: Quantized | None = None
 
 
 def export(
@@ -53,6 +56,8 @@ def export(
     weights: str | None = None,
     size: ImageSize | None = None,
     precision: str = "float32",
+    calibration: Sequence[ImageLike] = (),
+    data: str | None = None,
     with_preprocessing: bool = False,
     paste_masks: bool = False,
     network: nn.Module | None = None,
@@ -66,7 +71,9 @@ def export(
         output: the file, with the format's ending.
         size: pixels a side, or (height, width), to trace with, and to fix where the file can't take any size; by default the
             network's own.
-        precision: "float32" or "fp16".
+        precision: "float32", "fp16" or "int8".
+        calibration: for int8, at least `int8.LEAST` images like those to come, of which `int8.MOST` are used.
+        data: for int8, labelled images to evaluate the network and the file on.
         with_preprocessing: let the file take uint8 images (N, H, W, C), in RGB if C is 3, and normalise them itself.
         paste_masks: let the file of a detector also give masks in pixels of its images, `pasted`.
         report: called with what is being done.
@@ -76,6 +83,7 @@ def export(
     """
     output = Path(output)
     _check(to, output, precision, with_preprocessing or paste_masks, size)
+    _check_int8(to, precision, calibration, data)
     loaded = load(source, weights, network)
     if isinstance(loaded.model, ExportedNetwork):
         raise UsageError(f"{source} is an exported file: export the checkpoint that it was made from")
@@ -85,6 +93,9 @@ def export(
         if loaded.calibration is not None and loaded.preprocessing != how:
             loaded.calibration = None
             log.warning("%s: its calibration is of images of another size, so the exported file has none", source)
+    if precision == "int8" and loaded.calibration is not None:
+        loaded.calibration = None
+        log.warning("%s: its calibration is of probabilities in float32, so the file in int8 has none", source)
     if to == "safetensors":
         return _write_safetensors(loaded, output, network)
     form = Form(precision, with_preprocessing, rules.size(loaded.preprocessing, size), paste_masks=paste_masks)
@@ -96,13 +107,18 @@ def export(
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".export-") as folder:
         file = Path(folder) / output.name
-        form, error, remarks = _write(loaded, form, to, file, report)
+        quantized: Quantized | None = None
+        if precision == "int8":
+            whole = Path(folder) / "float32" / "model.onnx"
+            whole.parent.mkdir()
+            form, error, remarks = _write(loaded, form, "onnx", whole, report)
+            quantized = quantize(loaded, whole, to, file, calibration, data, report)
+        else:
+            form, error, remarks = _write(loaded, form, to, file, report)
         _put_in_place(Path(folder), output)
     parts = (output, output.with_suffix(".bin")) if to == "openvino" else (output,)
-    fixed = None if form.dynamic else list(form.size)
-    return ExportResult(
-        str(output), to, loaded.task, precision, with_preprocessing, fixed, error, sum(part.stat().st_size for part in parts), remarks
-    )
+    fixed, size_in_bytes = None if form.dynamic else list(form.size), sum(part.stat().st_size for part in parts)
+    return ExportResult(str(output), to, loaded.task, precision, with_preprocessing, fixed, error, size_in_bytes, remarks, quantized)
 
 
 def _check(to: str, output: Path, precision: str, with_more: bool, size: ImageSize | None) -> None:
@@ -117,6 +133,17 @@ def _check(to: str, output: Path, precision: str, with_more: bool, size: ImageSi
         raise UsageError(
             "safetensors holds weights as they are: --precision, --with-preprocessing, --paste-masks and --size apply to graphs only"
         )
+
+
+def _check_int8(to: str, precision: str, calibration: Sequence[ImageLike], data: str | None) -> None:
+    if precision != "int8":
+        if calibration or data is not None:
+            raise UsageError("--calibration and --data are for --precision int8")
+        return
+    if to not in WRITERS_OF_ONNX:
+        raise UsageError(f"--precision int8 is for --to {' and '.join(WRITERS_OF_ONNX)}, not for {to}")
+    if len(calibration) < LEAST:
+        raise UsageError(f"--precision int8 needs --calibration with at least {LEAST} images like those to be predicted")
 
 
 def describe(loaded: Loaded) -> dict[str, object]:

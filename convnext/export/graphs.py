@@ -12,9 +12,10 @@ from torch.export import Dim, ExportedProgram
 
 from convnext import tasks
 from convnext.errors import ConvnextError
+from convnext.models.backbones.convnext import Block
 from convnext.models.load import Loaded
 
-DTYPES = {"float32": torch.float32, "fp16": torch.float16}
+DTYPES = {"float32": torch.float32, "fp16": torch.float16, "int8": torch.float32}  # int8 is made from a graph in float32
 _TRACED = 128  # pixels: at this size no map of any network or detector has a single position
 
 
@@ -22,7 +23,7 @@ _TRACED = 128  # pixels: at this size no map of any network or detector has a si
 class Form:
     """The options of an exported graph."""
 
-    precision: str = "float32"  # or fp16: of weights and between layers; inputs and outputs are float32 in any case
+    precision: str = "float32"  # of `DTYPES`: of weights and between layers; inputs and outputs are float32 in any case
     pixels: bool = False  # whether it takes pixels and normalises them itself
     size: tuple[int, int] = (224, 224)  # (height, width) of the images it is traced with
     dynamic: bool = True  # whether it takes other sizes too
@@ -42,6 +43,8 @@ class ExportGraph(nn.Module):
         super().__init__()
         model = copy.deepcopy(loaded.model).to("cpu", DTYPES[form.precision]).eval().requires_grad_(False)
         _replace_adaptive_pooling(model)
+        if DTYPES[form.precision] == torch.float32:
+            _fold_layer_scale(model)
         self.rules, self.channels = tasks.get(loaded.task).export(), loaded.preprocessing.channels
         self.pixels, self.dtype = form.pixels, DTYPES[form.precision]
         self.network = self.rules.graph(model, loaded.preprocessing, form.paste_masks)
@@ -135,3 +138,12 @@ def _replace_adaptive_pooling(model: nn.Module) -> None:
                 assert rows is not None  # None keeps a side, which no network here does
                 assert columns is not None
                 setattr(module, name, _PoolByProducts((rows, columns)))
+
+
+def _fold_layer_scale(model: nn.Module) -> None:
+    """Multiply layer scales into the weights before them. In fp16 the product may be too small to be a number."""
+    for block in model.modules():
+        if isinstance(block, Block) and block.gamma is not None:
+            block.pwconv2.weight.mul_(block.gamma[:, None])
+            block.pwconv2.bias.mul_(block.gamma)
+            block.gamma = None

@@ -16,10 +16,10 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from convnext import tasks
 from convnext.data import hub
 from convnext.data.download import without_secrets
-from convnext.errors import ConvnextError, UsageError, writing
+from convnext.errors import ConvnextError, UsageError, nearest, writing
 from convnext.models.load import weights_of_run
 from convnext.models.registry import BACKBONES, find
-from convnext.models.weights.convert import is_in_transformers
+from convnext.models.weights.convert import convert, is_in_transformers
 from convnext.models.weights.download import OWN_FILE
 from convnext.models.weights.files import read_weights
 from convnext.models.weights.published import licence_of
@@ -30,6 +30,12 @@ from convnext.text import counted
 
 log = logging.getLogger("convnext")
 
+# The libraries that `push` can also write for, with what loads a repository there.
+LIBRARIES = {
+    "timm": 'import timm\n\nmodel = timm.create_model("hf-hub:{repository}", pretrained=True)',
+    "transformers": "from transformers import pipeline\n\n"
+    'classify = pipeline("image-classification", model="{repository}")\nprint(classify("photo.jpg"))',
+}
 _COPIED = ("recipe.yaml", "evaluation.json")
 _MAX_CLASSES = 100  # that a card lists
 
@@ -45,7 +51,9 @@ class RunDescription(TypedDict):
     calibration: NotRequired[dict[str, object] | None]
 
 
-def push(run: Path, repository: str, license_name: str, private: bool = False, dry_run: Path | None = None) -> str:
+def push(
+    run: Path, repository: str, license_name: str, private: bool = False, dry_run: Path | None = None, library: str | None = None
+) -> str:
     """Upload a run's best weights with a model card, or write the folder that would be uploaded.
 
     Args:
@@ -54,12 +62,15 @@ def push(run: Path, repository: str, license_name: str, private: bool = False, d
         license_name: the licence of the weights, by the hub's name: apache-2.0, mit, cc-by-nc-4.0, …
         private: create the repository so that only its owner sees it; an existing one stays as it is.
         dry_run: a new or empty folder to write into; nothing is uploaded.
+        library: "timm" or "transformers", to add the same weights with all that this library needs to load them by the repository's name.
 
     Returns: the address of the repository, or the folder.
 
     Raises UsageError for a name that the hub refuses and a folder that is in use, ConvnextError for a run that is not finished
     and if the hub refuses.
     """
+    if library is not None and library not in LIBRARIES:
+        raise UsageError(f"unknown format {library!r}{nearest(library, LIBRARIES)}")
     repository = repository.removeprefix("hf://")
     try:
         validate_repo_id(repository)
@@ -70,10 +81,10 @@ def push(run: Path, repository: str, license_name: str, private: bool = False, d
     if dry_run is not None:
         if dry_run.exists() and (not dry_run.is_dir() or any(dry_run.iterdir())):
             raise UsageError(f"{dry_run} is in use: name a new folder")
-        _fill(dry_run, run, repository, license_name)
+        _fill(dry_run, run, repository, license_name, library)
         return str(dry_run)
     with tempfile.TemporaryDirectory() as folder:
-        _fill(Path(folder), run, repository, license_name)
+        _fill(Path(folder), run, repository, license_name, library)
         try:
             api = huggingface_hub.HfApi(library_name="convnext")
             address = api.create_repo(repository, private=private, exist_ok=True)
@@ -84,7 +95,7 @@ def push(run: Path, repository: str, license_name: str, private: bool = False, d
     return str(address)
 
 
-def _fill(folder: Path, run: Path, repository: str, license_name: str) -> None:
+def _fill(folder: Path, run: Path, repository: str, license_name: str, library: str | None) -> None:
     weights = weights_of_run(run)
     _, about = read_weights(weights)
     missing = [name for name in _COPIED if not (run / name).is_file()]
@@ -97,14 +108,18 @@ def _fill(folder: Path, run: Path, repository: str, license_name: str) -> None:
         for name in _COPIED:
             (folder / name).write_text(without_secrets((run / name).read_text(encoding="utf-8")), encoding="utf-8")
         (folder / "README.md").write_text(
-            card(cast(RunDescription, about), recipe, repository, license_name, (run / FITTED).is_file()), encoding="utf-8"
+            card(cast(RunDescription, about), recipe, repository, license_name, (run / FITTED).is_file(), library), encoding="utf-8"
         )
+        if library is not None:
+            convert(str(run), folder, library)
     given = _restricting(cast(RunDescription, about), recipe)
     if given is not None and given != license_name:
         log.warning("%s starts from weights with the licence %s, and --license says %s: see the card", run, terms(given), license_name)
 
 
-def card(about: RunDescription, recipe: Recipe, repository: str, license_name: str, fitted: bool = False) -> str:
+def card(
+    about: RunDescription, recipe: Recipe, repository: str, license_name: str, fitted: bool = False, library: str | None = None
+) -> str:
     """Return the model card: the hub's metadata as YAML, then Markdown.
 
     Args:
@@ -113,6 +128,7 @@ def card(about: RunDescription, recipe: Recipe, repository: str, license_name: s
         repository: owner/name.
         license_name: by the hub's name.
         fitted: whether `convnext fit` made the run.
+        library: another library that can load the repository, see `push`.
     """
     task, name = tasks.get(recipe.task), str(about["model"]["name"])
     held_out = f"cross-validation over {recipe.data.train}" if fitted else f"{recipe.data.val_fraction:.0%} of {recipe.data.train}"
@@ -124,7 +140,7 @@ def card(about: RunDescription, recipe: Recipe, repository: str, license_name: s
     start = about.get("source") or _started_from(recipe)
     header = ModelCardData(
         license=license_name,
-        library_name="convnext",
+        library_name=library or "convnext",
         pipeline_tag=task.hub_pipeline,
         tags=["convnext", "pytorch", name],
         base_model=hub.parse(start).repository if start and start.startswith("hf://") else None,
@@ -145,7 +161,7 @@ def card(about: RunDescription, recipe: Recipe, repository: str, license_name: s
         f"\n\n| | |\n| --- | --- |\n{rows}",
         *([f"## Licence\n\n{_warning(given)}"] if given is not None else []),
         f"## Data\n\nTrained on {recipe.data.train}, tested on {data}. {counted(len(classes), 'class')}: {listed}.",
-        f"## Use\n\n{_use(repository, name)}",
+        f"## Use\n\n{_use(repository, name, library)}",
         *([f"## What it knows of its predictions\n\n{_known(repository, calibration)}"] if calibration else []),
     ]
     return "\n\n".join(parts) + "\n"
@@ -181,8 +197,10 @@ def _known(repository: str, calibration: Mapping[str, object]) -> str:
     return f"The weights are calibrated:\n\n{listed}\n\n```\nconvnext predict hf://{repository} photo.jpg {' '.join(has)}\n```"
 
 
-def _use(repository: str, name: str) -> str:
+def _use(repository: str, name: str, library: str | None) -> str:
     ours = f'```python\nimport convnext\n\npredictor = convnext.load("hf://{repository}")\nprint(predictor("photo.jpg").to_text())\n```'
+    if library is not None:
+        return f"{ours}\n\nThe same weights in {library}:\n\n```python\n{LIBRARIES[library].format(repository=repository)}\n```"
     targets: tuple[str, ...] = ()
     if (entry := BACKBONES.get(name)) is not None and entry.has_pyramid:  # no other library has these networks under our names
         targets = {None: ("timm", "transformers"), "timm": ("timm",)}.get(entry.format, ())

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from torch.export import ExportedProgram
 from convnext.errors import UsageError, need
 from convnext.models.detection import fixed  # noqa: F401  # defines torch.ops.convnext.keep, the operator that graphs of detectors hold
 from convnext.models.weights.files import OWN_METADATA
-from convnext.tasks.exported import ExportedDescription
+from convnext.tasks.exported import ExportedDescription, GraphDescription
 
 Value = Any  # of onnxscript, which is not typed
 
@@ -49,21 +50,29 @@ def write_onnx(traced: Traced, file: Path) -> None:
     assert written is not None  # it is for the older exporter alone
     for value, name in zip(written.model.graph.inputs, traced.inputs, strict=True):
         value.name = name
-    _name_axes(written.model.graph, _axes(traced))
+    _name_axes(written.model.graph, _axes(traced.description["graph"]))
+    _remove_origins(written.model.graph)
     written.model.metadata_props[OWN_METADATA] = json.dumps(traced.description)
     written.save(str(file), external_data=False)
 
 
 def write_openvino(traced: Traced, file: Path) -> None:
     """Write OpenVINO's .xml with the .bin of its weights, by way of ONNX; the description is in the model's `rt_info`."""
-    openvino = need("openvino", "export")
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".") as folder:
         between = Path(folder) / "model.onnx"
         write_onnx(traced, between)
-        model = openvino.convert_model(str(between))
-        openvino.layout_helpers.set_layout(model.input(0), openvino.Layout(f"[{','.join(_axes(traced))}]"))
-        model.set_rt_info(json.dumps(traced.description), OWN_METADATA)
-        openvino.save_model(model, str(file), compress_to_fp16=traced.description["graph"]["precision"] == "fp16")
+        onnx_to_openvino(between, file)
+
+
+def onnx_to_openvino(source: Path, file: Path) -> None:
+    """Write OpenVINO's .xml and .bin from an ONNX file that `write_onnx` wrote, or that was made from one."""
+    openvino, onnx = need("openvino", "export"), need("onnx", "export")
+    text = {one.key: one.value for one in onnx.load(source).metadata_props}[OWN_METADATA]
+    graph = json.loads(text)["graph"]
+    model = openvino.convert_model(str(source))
+    openvino.layout_helpers.set_layout(model.input(0), openvino.Layout(f"[{','.join(_axes(graph))}]"))
+    model.set_rt_info(text, OWN_METADATA)
+    openvino.save_model(model, str(file), compress_to_fp16=graph["precision"] == "fp16")
 
 
 def write_torch(traced: Traced, file: Path) -> None:
@@ -95,11 +104,13 @@ WRITERS: dict[str, tuple[str, Callable[[Traced, Path], None]]] = {
     "aoti": (".pt2", write_aoti),
 }
 
+# By format: the function that writes an ONNX file of ours in it.
+WRITERS_OF_ONNX: dict[str, Callable[[Path, Path], object]] = {"onnx": shutil.copyfile, "openvino": onnx_to_openvino}
 
-def _axes(traced: Traced) -> tuple[str, ...]:
+
+def _axes(graph: GraphDescription) -> tuple[str, ...]:
     """Return the names of the axes of the images that a graph takes."""
-    pixels = traced.description["graph"]["pixels"]
-    return ("batch", "height", "width", "channels") if pixels else ("batch", "channels", "height", "width")
+    return ("batch", "height", "width", "channels") if graph["pixels"] else ("batch", "channels", "height", "width")
 
 
 def _name_axes(graph: Value, axes: Sequence[str]) -> None:
@@ -109,6 +120,16 @@ def _name_axes(graph: Value, axes: Sequence[str]) -> None:
     for value in (*graph.inputs, *graph.outputs):
         for i, length in enumerate(value.shape):
             value.shape[i] = names.get(str(length), length)
+
+
+def _remove_origins(graph: Value) -> None:
+    """Remove where in the source each part comes from: a third of a small file, and paths of this machine."""
+    graph.metadata_props.clear()
+    for node in graph:
+        for part in (node, *node.outputs):
+            part.metadata_props.clear()
+    for value in (*graph.inputs, *graph.initializers.values()):
+        value.metadata_props.clear()
 
 
 def _keep(boxes: Value, scores: Value, iou: float, threshold: Value) -> Value:

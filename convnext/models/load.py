@@ -244,7 +244,10 @@ def cost_of(name: str, image_size: ImageSize | None = None, **arguments: object)
         arguments: as for `create_model`.
     """
     entry = find(name)
-    return entry.cost(_empty_model({"name": name} | arguments), image_size or entry.image_size)
+    model = _empty_model({"name": name} | arguments)
+    if entry.backbone is not None:
+        model.to("meta")  # where a head or backbone from outside is not yet: `OwnBuilder` makes it on the CPU
+    return entry.cost(model, image_size or entry.image_size)
 
 
 def _empty_model(spec: Spec) -> Network:

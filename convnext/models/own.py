@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from convnext.models.cost import Cost, ImageSize, count_cost
@@ -123,6 +122,6 @@ def _outputs(layer: nn.Module) -> int | None:
 
 
 def count_own_cost(model: Network, image_size: ImageSize) -> Cost:
-    """Return the cost of a network from outside, which may not run on the meta device."""
+    """Return the cost of a network from outside on its device: alone it lies on the CPU, because it may not run on the meta device."""
     channels = cast("int", model.spec.get("in_channels", 3))
-    return count_cost(model, image_size, channels, device=torch.device("cpu"))
+    return count_cost(model, image_size, channels, device=next(model.parameters()).device)

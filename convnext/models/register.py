@@ -43,8 +43,8 @@ def register_backbone(
 def register_head(name: str, *, task: str, image_size: int = 224, num_classes: int = 80) -> Callable[[Built], Built]:
     """Add a detector or segmenter by the decorated class: NAME_convnext_tiny and the like are then names of networks.
 
-    It is called as `build(backbone, num_classes, …)` and keeps the backbone as `backbone`. It needs what its task needs: see `Detector` for
-    "detect", `UperNet` for "segment".
+    It is called as `build(backbone, num_classes, …)` and keeps the backbone as `backbone`. For "segment" it needs the methods `features`,
+    `logits` and `forward` of `UperNet`; for "detect" those of `Detector`.
 
     Args:
         name: of letters, digits and underscores.

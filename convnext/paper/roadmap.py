@@ -7,6 +7,7 @@ stopped. With several devices, as many runs train at a time, each in a process o
 import json
 import multiprocessing
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from convnext.recipe import Recipe, load_recipe
 from convnext.text import counted
 from convnext.training.folder.run_folder import Report, RunFolder
 from convnext.training.folder.run_paths import refuse_within_data
+from convnext.training.progress.clock import duration
 from convnext.training.progress.signals import StoppedError
 from convnext.training.run import train
 
@@ -93,15 +95,19 @@ def walk(
     refuse_within_data(output, runs[0].recipe)
     todo = [run for run in runs if not run.is_finished()]
     report(f"{counted(len(runs), 'run')} of {counted(len(chosen), 'step')}, {len(runs) - len(todo)} of them finished")
+    begun, done = time.monotonic(), 0
 
     def ended(run: Run) -> None:
+        nonlocal done
         top1 = run.top1()
         if top1 is None:
             raise ConvnextError(f"the run {run.folder} ended without its last evaluation: {_CONTINUE}")
         _write(_collect(runs, regime), output, report)
-        report(f"{run.folder.relative_to(output)}: {top1:.2f} %")
+        done, elapsed = done + 1, time.monotonic() - begun
+        times = f"elapsed {duration(elapsed)} · left about {duration(elapsed / done * (len(todo) - done))}"
+        report(f"{_label(run)}: {top1:.2f} % · {done} of {counted(len(todo), 'run')} · {times}")
 
-    _train_all(todo, list(devices) or _devices(), ended)
+    _train_all(todo, list(devices) or _devices(), report, ended)
     found = _collect(runs, regime)
     _write(found, output, report)
     return found
@@ -139,10 +145,15 @@ def parse_steps(text: str) -> list[int]:
     return found
 
 
-def _train_all(runs: Sequence[Run], devices: Sequence[str], ended: Callable[[Run], None]) -> None:
+def _label(run: Run) -> str:
+    return f"{run.folder.parent.name}/{run.folder.name}"
+
+
+def _train_all(runs: Sequence[Run], devices: Sequence[str], report: Report, ended: Callable[[Run], None]) -> None:
     """Train every run. The first that fails keeps the others from beginning."""
     if len(devices) == 1:
-        for run in runs:
+        for number, run in enumerate(runs, start=1):
+            report(f"{_label(run)}: run {number} of {len(runs)}")
             _train(run, devices[0])
             ended(run)
         return
@@ -177,7 +188,7 @@ def _train_beside_others(run: Run, free: "Queue[str]") -> str | None:
     """Train in a process of a pool, on the next free device; return why it failed, which other errors than ours do not."""
     device = free.get()
     try:
-        _train(run, device, Console(file=cast(IO[str], _Labelled(sys.stderr, f"{run.folder.parent.name}/{run.folder.name}"))))
+        _train(run, device, Console(file=cast(IO[str], _Labelled(sys.stderr, _label(run)))))
     except ConvnextError as error:
         return str(error)
     finally:

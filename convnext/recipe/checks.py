@@ -253,9 +253,14 @@ def _without_effect(recipe: Recipe) -> Iterator[str]:
             yield _useless(key, *changed[key], reason)
 
 
+def tasks_that_use(key: str) -> tuple[str, ...] | None:
+    """Return the tasks of the package that use a key, or None if all do."""
+    return _USED_BY.get(key) or _USED_BY.get(f"{key.partition('.')[0]}.")
+
+
 def _users(recipe: Recipe, key: str) -> tuple[str, ...]:
     """Return the tasks that use a key; those from outside may use any."""
-    known = _USED_BY.get(key) or _USED_BY.get(f"{key.partition('.')[0]}.")
+    known = tasks_that_use(key)
     return known if known is not None and recipe.task in BEST_METRICS else (recipe.task,)
 
 

@@ -39,6 +39,8 @@ def serve(
     max_wait: float,
     device: str | None,
     optimize: "Callable[[Predictor[Prediction]], Predictor[Prediction]] | None" = None,
+    origins: Sequence[str] = (),
+    access_log: bool = False,
 ) -> None:
     """Serve models until SIGTERM or SIGINT; then answer the admitted requests, and return.
 
@@ -52,23 +54,42 @@ def serve(
         max_wait: seconds that an idle network waits for images that could share a batch.
         device: as for `convnext.load`.
         optimize: makes from a predictor a faster one that answers in its place.
+        origins: of web pages from other addresses that may call the service.
+        access_log: whether to write a line of JSON for each request to standard error.
 
     Raises UsageError for two models of one name, ConvnextError if the port can't be used.
     """
     need("uvicorn", "serve")
     from convnext.inference.predictor import load
+    from convnext.serve.access import to_stderr
     from convnext.serve.app import create_app
+    from convnext.serve.served import LoadedVersion
     from convnext.serve.token import VARIABLE, is_open_to_others
 
     if not 0 <= max_wait < math.inf:
         raise UsageError(f"--max-wait-ms {1000 * max_wait:g}: give a number of milliseconds, such as 100")
     if not host.strip():  # the system would listen on all addresses
         raise UsageError("--host is empty: use 127.0.0.1 for this machine alone, 0.0.0.0 for all of its addresses")
-    predictors = {name: load(source, device=device) for name, source in named(sources).items()}
-    for predictor in predictors.values():
+    models = named(sources)
+
+    def version(name: str) -> LoadedVersion:
+        predictor = load(models[name], device=device)
         predictor.require_head()
-    fast = {} if optimize is None else {name: optimize(predictor) for name, predictor in predictors.items()}
-    app = create_app(predictors, limits, fast=fast, token=token, batch_size=batch_size, max_wait=max_wait)
+        return LoadedVersion(predictor, predictor if optimize is None else optimize(predictor))
+
+    loaded = {name: version(name) for name in models}
+    app = create_app(
+        {name: one.predictor for name, one in loaded.items()},
+        limits,
+        fast={name: one.fast for name, one in loaded.items()},
+        token=token,
+        batch_size=batch_size,
+        max_wait=max_wait,
+        load=version,
+        origins=origins,
+        write=to_stderr if access_log else None,
+    )
+    loaded.clear()  # a version that is replaced later shall free its memory
     listening = _listen(host, port)
     server = _server(app, limits.timeout)
     shown = f"[{host}]" if ":" in host else host
@@ -76,7 +97,7 @@ def serve(
     if app.state.is_open and is_open_to_others(address):
         remedy = f"set --token or {VARIABLE}, or listen on --host 127.0.0.1"
         print(f"warning: anyone who reaches {shown}, port {number}, can use this service: {remedy}", file=sys.stderr)
-    print(f"serving {', '.join(predictors)} on http://{shown}:{number}", file=sys.stderr, flush=True)
+    print(f"serving {', '.join(models)} on http://{shown}:{number}", file=sys.stderr, flush=True)
     server.run(sockets=[listening])
     if not app.state.has_ended:
         _end("abandoned work that no request waits for any more", 0)

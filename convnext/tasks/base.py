@@ -29,6 +29,7 @@ ClassIds = Sequence[int | Sequence[int]]  # the data's own number of each class:
 Losses = Mapping[str, Tensor]  # named parts (scalars, float32), each logged; `total` adds them up for training
 Metrics = dict[str, float]
 Json = dict[str, object]  # plain values
+DEMO_PREDICT = "predict {run} {run}/example.png --draw drawn"  # what to type after a demo
 MaskLook = Literal["values", "palette", "colours"]  # of a mask's PNG; see `SegmentPrediction.png`
 
 
@@ -138,6 +139,7 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     name: ClassVar[str]
     headline: ClassVar[str]  # the metric by which the best weights are chosen unless `eval.best_by` names another
     best_metrics: ClassVar[tuple[str, ...]]  # those that `eval.best_by` may name
+    answer: ClassVar[type] = dict  # what `Prediction.to_json` returns: a TypedDict, from which the service describes its answers
     batch_size: ClassVar[int]  # images at a time in evaluation and prediction, where nobody says
     columns: ClassVar[tuple[str, ...]]  # of a table of predictions
     formats: ClassVar[tuple[str, ...]] = ()  # in which predictions can be written beside JSON lines and tables: "coco", "masks"
@@ -147,13 +149,8 @@ class Task(ABC, Generic[BatchT, OutputT, PredictionT, SourceT]):
     reorders_head: ClassVar[bool] = True  # whether a head that is kept can be put in another order of classes
     hub_pipeline: ClassVar[str]  # the hub's name of the task
     demo_recipe: ClassVar[str | None] = None  # of `convnext demo --task NAME`, and what to type after it in the folder {run}
-    demo_next: ClassVar[tuple[str, ...]] = (
-        "convnext eval {run}",
-        "convnext predict {run} {run}/example.png --draw drawn",
-        "convnext serve {run}",
-    )
+    demo_next: ClassVar[tuple[str, ...]] = tuple(f"convnext {use}" for use in ("eval {run}", DEMO_PREDICT, "serve {run}"))
 
-    # Data
     @abstractmethod
     def open(self, recipe: Recipe) -> TaskData:
         """Open the training and validation samples of a recipe. Raises ConvnextError for data that can't be learned from."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from convnext.data.transforms.preprocessing import ImageSize, Preprocessing
 from convnext.errors import ConvnextError, NotFiniteError, UsageError, first_line
 from convnext.models.network import Network
+from convnext.tasks.base import Prediction
 
 Runner = Callable[..., Sequence[Tensor]]  # a graph in its runtime: from inputs to outputs, all on the CPU
 
@@ -153,6 +154,10 @@ class TaskExport(ABC):
 
         Raises ConvnextError if the outputs can't be compared as numbers.
         """
+
+    def agreement(self, expected: Prediction, found: Prediction) -> float:
+        """Return how far two predictions for an image agree, 0 to 1, as a user sees them. UsageError for a task without such a measure."""
+        raise UsageError("--precision int8 can't be verified for this task: export with another precision")
 
 
 def logits_error(expected: Tensor, found: Tensor) -> float:

@@ -55,11 +55,11 @@ class Trainer:
         display: Display,
     ) -> None:
         self.state, self.task, self.data, self.recipe = state, task, data, recipe
-        self.folder, self.device, self.display = folder, device, display
-        self.how, self.callbacks = data.how or task.preprocessing(recipe), CallbackGroup()
+        self.folder, self.device, self.display, self.callbacks = folder, device, display, CallbackGroup()
+        self.how = data.how or task.preprocessing(recipe)
         self.began = time.monotonic() - state.seconds  # had the run not been interrupted
-        count, pin, workers = len(data.train), device.type == "cuda", recipe.data.workers
-        size = batch_size_for(recipe, count)
+        pin, workers = device.type == "cuda", recipe.data.workers
+        size = batch_size_for(recipe, count := len(data.train))
         self.train_step = TrainStep(state, task.criterion(recipe, data), recipe, size, device)
         rank, world, micro_batch = distributed.rank(), distributed.world(), self.train_step.micro_batch
         self.order = EpochOrder(count, size, recipe.seed, rank, world, data.groups, micro_batch, data.draw)
@@ -72,8 +72,7 @@ class Trainer:
         self.corrupt = CorruptImages(count, recipe.data.max_corrupt)
         self.corrupt.reasons = state.corrupt
         self.unread: deque[StepRecord] = deque()  # steps whose numbers were not read from the device yet
-        self.losses = {"loss": math.nan}  # of the last step that was read, and its named parts
-        self.norm = math.nan  # of its gradient
+        self.losses, self.norm = {"loss": math.nan}, math.nan  # of the last step that was read, with its named parts; of its gradient
         self.skipped_in_a_row, self.stop = 0, list[int]()
         self._locate(count)
 

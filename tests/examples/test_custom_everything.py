@@ -27,7 +27,7 @@ def test_the_example_learns(tmp_path, monkeypatch, capsys):
     assert str(recipe).count("'own:") == 6
 
 
-def test_the_page_shows_the_files_as_they_are():
-    page = (EXAMPLE.parents[1] / "docs" / "extend.md").read_text()
-    for name in ("my_module.py", "my_recipe.yaml"):
-        assert EXAMPLE.with_name(name).read_text() in page
+def test_the_pages_show_the_files_as_they_are():
+    pages = "".join(page.read_text() for page in (EXAMPLE.parents[1] / "docs" / "extend").glob("*.md"))
+    for name in ("my_module.py", "my_recipe.yaml", "own_block.py", "own_head.py", "own_task.py"):
+        assert EXAMPLE.with_name(name).read_text() in pages, name

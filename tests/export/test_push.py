@@ -58,6 +58,21 @@ def test_the_card_says_what_was_measured_with_the_weights_that_are_sent(run, tmp
     assert 'convnext.load("hf://someone/ants")' in card.text
 
 
+def test_other_libraries_load_what_is_sent_for_them(run, tmp_path):
+    import timm
+
+    push(run, "someone/ants", "mit", dry_run=tmp_path / "sent", library="timm")
+    assert {"best.safetensors", "config.json", "model.safetensors"} < {path.name for path in (tmp_path / "sent").iterdir()}
+    theirs, x = timm.create_model(f"local-dir:{tmp_path / 'sent'}", pretrained=True).eval(), torch.ones(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x), convnext.load(run, device="cpu").model(x), atol=1e-4, rtol=1e-4)
+    card = ModelCard.load(tmp_path / "sent" / "README.md")
+    assert card.data.library_name == "timm"
+    assert 'timm.create_model("hf-hub:someone/ants", pretrained=True)' in card.text
+    with pytest.raises(UsageError, match="did you mean 'timm'"):
+        push(run, "someone/ants", "mit", dry_run=tmp_path / "other", library="tim")
+
+
 def test_the_card_warns_of_the_licence_of_the_first_weights(run, tmp_path, caplog):
     push(run, "hf://someone/ants", "mit", dry_run=tmp_path / "free")
     assert "## Licence" not in (tmp_path / "free" / "README.md").read_text()

@@ -259,3 +259,5 @@ def test_its_cost_is_counted():
     cost = convnext.models.load.cost_of("pyramid", num_classes=10)
     assert cost.parameters == sum(parameter.numel() for parameter in Pyramid().parameters())
     assert cost.macs == 8 * 3 * 16 * 16**2 + 8 * 8 * 4 * (8**2 + 4**2 + 2**2) + 80
+    for name in ("upernet_pyramid", "mask_rcnn_pyramid", "sum_pyramid", "sum_convnext_atto"):  # one part of each, or both, from outside
+        assert convnext.models.load.cost_of(name, image_size=64).macs > cost.macs

@@ -14,7 +14,7 @@ PROTANOPIA = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [
 DEUTERANOPIA = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
 XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 WHITE = np.array([0.9505, 1, 1.089])
-PAGE = files("convnext.serve")
+PAGE = files("convnext.serve") / "web"
 
 
 def linear(colours):
@@ -70,7 +70,7 @@ def test_seven_families_have_colours_and_markers_of_their_own():
 
 
 def test_the_services_page_has_the_same_colours():
-    css, script = PAGE.joinpath("page.css").read_text("utf-8"), PAGE.joinpath("page.js").read_text("utf-8")
+    css, script = PAGE.joinpath("page.css").read_text("utf-8"), PAGE.joinpath("draw.js").read_text("utf-8")
     written = "".join(re.findall(r'"((?:[0-9a-f]{6}){3,})"', script))
     assert tuple(f"#{written[i : i + 6]}" for i in range(0, len(written), 6)) == palette.CLASSES
     light, dark = re.findall(r":root \{(.*?)\}", css, re.DOTALL)

@@ -36,7 +36,7 @@ def test_answers_are_the_predictors_whatever_their_batch_was_asked(predictors):
     _, found = served(predictors, *zip(addresses, (image for _, image in asked), strict=True))
     for (options, image), answer in zip(asked, found, strict=True):
         ours, theirs = predictors["digits"](image, **options).to_json(), answer.json()
-        assert theirs.keys() == {"model", "task"} | ours.keys()
+        assert theirs.keys() == {"model", "task", "weights"} | ours.keys()
         assert [one["class"] for one in theirs.get("set", [])] == [one["class"] for one in ours.get("set", [])]
         assert theirs.get("novelty") == pytest.approx(ours.get("novelty"), abs=0.003)
         assert theirs.get("unknown") == ours.get("unknown")

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from fitted import images, write_fitted
 from helpers import sample_image
+from PIL import Image
 from service import encoded, running
 from tiny_models import CLASSES, classifier, detector, regressor, segmenter, several
 
@@ -74,6 +75,20 @@ def _drop(browser, image):
     _wait(browser, "document.body.dataset.elapsed")
 
 
+def _drop_file(browser, content, kind):
+    browser.execute_script("delete document.body.dataset.elapsed")
+    browser.execute_script(DROP.replace("image/jpeg", kind), base64.b64encode(content).decode())
+    _wait(browser, "document.body.dataset.elapsed || document.body.matches('.failed')")
+
+
+def _slide(browser, percent):
+    """Move the slider of the score and let it rest."""
+    browser.execute_script("delete document.body.dataset.elapsed")
+    script = "const s = document.getElementById('threshold'); s.value = %d; for (const one of ['input', 'change']) s.dispatchEvent(new Event(one))"
+    browser.execute_script(script % percent)
+    _wait(browser, "document.body.dataset.elapsed")
+
+
 def _bars(browser):
     return browser.execute_script("return [...document.querySelectorAll('#found li')].map((one) => one.innerText.split('\\n')[0])")
 
@@ -112,7 +127,7 @@ def test_a_dropped_image_is_answered_on_the_page(browser, service):
     assert browser.execute_script("return document.getElementById('overlay').style.opacity") == "0.25"
 
     regions = _switch(browser, service, "segment", image)["classes"]
-    assert _bars(browser) == list(regions)
+    assert _bars(browser) == [one["class"] for one in regions]
     assert _colours(browser) == len(regions) > 1
     objects = _switch(browser, service, "detect", image)["objects"]
     assert _bars(browser) == [one["class"] for one in objects if one["score"] >= 0.5]
@@ -139,6 +154,46 @@ def test_the_page_shows_the_set_and_images_unlike_those_trained_on(browser, serv
     assert kind == "unknown"
     _switch(browser, service, "classify", sample_image(3))
     assert browser.execute_script(known)[2]
+
+
+def test_the_score_from_which_on_objects_are_shown_is_chosen(browser, service):
+    image = sample_image(size=(640, 480))
+    _drop(browser, image)
+    scores = [one["score"] for one in _switch(browser, service, "detect", image)["objects"]]
+    for percent in (5, 50, 95):
+        _slide(browser, percent)
+        assert len(_bars(browser)) == sum(score > percent / 100 for score in scores)
+    _slide(browser, 50)
+    _switch(browser, service, "classify", image)
+    assert browser.execute_script("return document.getElementById('score').hidden")
+
+
+def test_all_classes_are_listed_for_those_who_ask(browser, service):
+    image = images("val")[0]
+    _drop(browser, image)
+    _switch(browser, service, "digits", image)
+    assert len(_bars(browser)) == 5
+    browser.execute_script("delete document.body.dataset.elapsed; document.getElementById('all').click()")
+    _wait(browser, "document.body.dataset.elapsed")
+    assert len(set(_bars(browser))) == 10
+    assert browser.execute_script("return document.getElementById('all').hidden")
+
+
+def test_small_images_are_enlarged_large_ones_reduced_and_strange_ones_painted(browser, service):
+    shown = (
+        "const i = document.getElementById('image'); return [i.naturalWidth, i.clientWidth, document.getElementById('note').textContent]"
+    )
+    _switch(browser, service, "detect", sample_image())
+    _drop(browser, sample_image(size=(40, 30)))
+    assert browser.execute_script(shown)[:2] == [40, 320]
+    _drop_file(browser, encoded(sample_image(size=(1200, 900)), "TIFF"), "image/tiff")
+    natural, _, note = browser.execute_script(shown)
+    assert (natural, note) == (1024, "")
+    assert browser.execute_script("return document.getElementById('boxes').width > 0")
+    _drop_file(browser, encoded(Image.new("RGB", (6000, 4500), (90, 120, 40)), "JPEG"), "image/jpeg")
+    natural, _, note = browser.execute_script(shown)
+    assert natural == 4243
+    assert note == "The image was reduced to 4243 × 3182 pixels before it was sent: the service takes no larger one."
 
 
 def test_the_page_adds_less_than_200_ms_to_the_model(browser, service):
@@ -169,7 +224,7 @@ def test_masks_are_read_as_coco_writes_them(browser, service):
     runs = mask.encode(np.asfortranarray(wanted.astype(np.uint8)))["counts"].decode()
     script = """
     const [counts, height, width, done] = arguments;
-    import("/page.js").then(({ runLengths, paint }) => {
+    import("/draw.js").then(({ runLengths, paint }) => {
       const image = new ImageData(width, height);
       paint(image, runLengths(counts), height, 1, [255, 255, 255]);
       done([...image.data].filter((_, at) => at % 4 === 3).map((alpha) => alpha > 0));

@@ -31,6 +31,7 @@ from convnext.models.load import Loaded
 from convnext.serve import _listen, named
 from convnext.serve.app import create_app
 from convnext.serve.limits import Limits
+from convnext.serve.served import LoadedVersion
 from convnext.serve.service import Service
 
 TIMEOUT = 2.0
@@ -80,6 +81,7 @@ def test_all_tasks_are_served(service, others):
         answer = service.client.post(f"/predict?model={task}", content=encoded(image)).json()
         wanted = convnext.load(path, device="cpu").optimize("float32")(image).to_json()
         assert (answer.pop("model"), answer.pop("task")) == (task, task)
+        assert answer.pop("weights")["digest"].startswith("sha256:")
         assert answer == wanted
         assert answer.get("objects") or len(answer.get("classes")) > 1
 
@@ -282,13 +284,15 @@ def test_the_service_describes_itself_without_anything_from_elsewhere(service):
     for path in ("/", "/health", "/ready"):
         assert service.client.head(path).status_code == 200
         assert service.client.head(path).content == b""
-    assert set(get("/openapi.json").json()["paths"]) == {"/predict", "/explain", "/models", "/health", "/ready", "/metrics"}
+    assert set(get("/openapi.json").json()["paths"]) == {
+        "/v1/predict", "/v1/explain", "/v1/preview", "/v1/models", "/v1/models/{name}", "/health", "/ready", "/metrics",
+    }  # fmt: skip
     for path in ("/", "/docs", "/page.css", "/page.js"):
         answer = get(path)
         assert answer.status_code == 200
         assert not re.search(r"(https?:)?//[a-z]", answer.text)
         assert "default-src 'none'" in answer.headers["content-security-policy"]
-    assert "POST /predict" in get("/docs").text
+    assert "POST /v1/predict" in get("/docs").text
     metrics = get("/metrics").text
     assert "process_resident_memory_bytes" in metrics
     assert 'convnext_request_seconds_bucket{le="0.05",path="/predict"}' in metrics
@@ -337,8 +341,10 @@ def test_without_the_token_nothing_is_read(weights):
 def test_a_cpu_decodes_between_its_batches_and_a_gpu_has_the_next_one_ready(weights):
     predictor = convnext.load(weights, device="cpu")
     elsewhere = SimpleNamespace(device=torch.device("cuda"))
-    service = Service({"here": predictor, "there": predictor}, {"there": elsewhere}, Limits(), batch_size=8, max_wait=0)
-    assert {name: service.budgets[model.predictions].images._value for name, model in service.models.items()} == {"here": 8, "there": 16}
+    service = Service(
+        {"here": LoadedVersion(predictor, predictor), "there": LoadedVersion(predictor, elsewhere)}, Limits(), batch_size=8, max_wait=0
+    )
+    assert {name: model.budgets[model.predictions].images._value for name, model in service.models.items()} == {"here": 8, "there": 16}
 
 
 @pytest.mark.parametrize("precision", ["off", pytest.param("bf16", marks=pytest.mark.slow)])

@@ -183,7 +183,7 @@ def loss(model: nn.Module, images: Tensor, masks: Tensor, ignore: int = IGNORED)
 def losses(
     model: nn.Module, images: Tensor, masks: Tensor, ignore: int = IGNORED, pixel_loss: PixelLoss | None = None, dice: float = 0.0
 ) -> dict[str, Tensor]:
-    """Return the parts of `loss` by the names of their heads: "decode", and "auxiliary" with its weight of 0.4.
+    """Return the parts of `loss` by the names of their heads: "decode", and "auxiliary" with its weight of 0.4, if the network has one.
 
     Args:
         model, images, masks, ignore: as for `loss`.
@@ -191,10 +191,9 @@ def losses(
         dice: weight of the part "dice", `dice_loss` of the decode head; 0 for none.
     """
     logits, auxiliary = model(images, auxiliary=True)
-    parts = {
-        "decode": _mean_loss(logits, masks, ignore, pixel_loss),
-        "auxiliary": AUXILIARY_WEIGHT * _mean_loss(auxiliary, masks, ignore, pixel_loss),
-    }
+    parts = {"decode": _mean_loss(logits, masks, ignore, pixel_loss)}
+    if auxiliary is not None:  # a head from outside may have none
+        parts["auxiliary"] = AUXILIARY_WEIGHT * _mean_loss(auxiliary, masks, ignore, pixel_loss)
     return parts if not dice else parts | {"dice": dice * dice_loss(_resize(logits.float(), masks.shape[-2:]), masks, ignore)}
 
 

@@ -7,26 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from torch import Tensor
-
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.models.entry import Entry
 from convnext.models.load import identify, weights_of_run
 from convnext.models.network import Spec
 from convnext.models.registry import find
-from convnext.models.weights import files, formats
+from convnext.models.weights import configs, files, formats, published
 from convnext.models.weights.identify import FUNCTION
-from convnext.models.weights.open import open_weights
-from convnext.models.weights.published import to_transformers
+from convnext.models.weights.open import Opened, open_weights
 
 log = logging.getLogger("convnext")
 
 TARGETS = ("official", "timm", "torchvision", "transformers", "transformers-dinov3")
 # timm's own sizes, and its tiny with the norm first, have 1 x 1 convolutions.
 _CONV_MLP = re.compile(r"convnext(v2)?_(zepto|atto|femto|pico|nano)(_\w+)?|convnext_tiny_hnf")
-# What transformers calls the activations.
-_HIDDEN_ACT = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "silu": "silu", "relu": "relu"}
 _WORDS = {"norm_layer": "norms of the kind", "activation": "the activation", "norm_eps": "norms with epsilon"}
 
 
@@ -34,7 +29,8 @@ def convert(source: str, output: Path, to: str) -> str:
     """Write the weights of `source` (a file, run folder, hub name or address) to `output` in the format `to`.
 
     Args:
-        output: a .safetensors or .pth file; for transformers also a folder, made so that `from_pretrained` reads it.
+        output: a .safetensors or .pth file. For transformers and timm also a folder, which gets all that `from_pretrained`, `pipeline`
+            and `timm.create_model("local-dir:FOLDER", pretrained=True)` need: the configuration, class names and preprocessing too.
 
     Returns one line for the user. Raises UsageError for an unknown format or ending, ConvnextError for unknown weights.
     """
@@ -50,15 +46,17 @@ def convert(source: str, output: Path, to: str) -> str:
     if opened.calibration is not None:
         log.warning("%s is calibrated, which %s's files can't say: prediction sets need the file as it is", opened.file, to)
     if entry.format is not None:
-        return _write_as_it_is(opened.state, entry.name, entry.format, output, to)
+        return _write_as_it_is(opened, entry, output, to)
     known = formats.recognise(opened.state)
     native = formats.to_native(opened.state, known)
     spec = {**identify(native, entry), **opened.function()}
     _refuse_other_function(spec, to)
     foreign = formats.from_native(native, to, conv_mlp=to == "timm" and _CONV_MLP.fullmatch(cast("str", spec["name"])) is not None)
-    if to.startswith("transformers") and not output.suffix:
-        _write_json(output / "config.json", _config(spec, opened.classes, to))
-        if isinstance(opened.preprocessing, ClassifyPreprocessing) and (how := to_transformers(opened.preprocessing)) is not None:
+    if to == "timm" and not output.suffix:
+        output = _timm_folder(output, opened, *configs.of_timm(spec))
+    elif to.startswith("transformers") and not output.suffix:
+        _write_json(output / "config.json", configs.of_transformers(spec, opened.classes, to))
+        if isinstance(opened.preprocessing, ClassifyPreprocessing) and (how := published.to_transformers(opened.preprocessing)) is not None:
             _write_json(output / "preprocessor_config.json", how)
         else:
             log.warning("transformers' image processor can't prepare images as this network needs: %s", opened.preprocessing)
@@ -93,43 +91,33 @@ def _refuse_other_function(spec: Spec, to: str) -> None:
     log.warning("the last norm's epsilon is %s here and will be %s in %s: outputs differ by parts in a million", of_head, last, to)
 
 
-def _write_as_it_is(state: dict[str, Tensor], name: str, own: str, output: Path, to: str) -> str:
+def _write_as_it_is(opened: Opened, entry: Entry, output: Path, to: str) -> str:
     # Our files of networks that timm builds have timm's names, too.
-    if own != "timm":
+    name = entry.name
+    if entry.format != "timm":
         raise UsageError(f"the weights of {name} can't be converted: no other library has a format for them")
-    if to != own:
+    if to != entry.format:
         raise UsageError(f"the weights of {name} exist in timm's format only, not in {to}'s: give --to timm")
-    files.write_weights(output, state)
-    return f"{name}: {len(state)} tensors in timm's names, written to {output}"
+    if not output.suffix:
+        output = _timm_folder(output, opened, cast("str", entry.timm_name), {})
+    files.write_weights(output, opened.state)
+    return f"{name}: {len(opened.state)} tensors in timm's names, written to {output}"
 
 
-def _config(spec: Spec, classes: list[str] | None, to: str) -> dict[str, object]:
-    sizes = {**FUNCTION, **find(cast("str", spec["name"])).fixed, **spec}
-    kind = ("ConvNextForImageClassification", "convnext")
-    if to == "transformers-dinov3":
-        kind = ("DINOv3ConvNextModel", "dinov3_convnext")
-    elif sizes.get("grn"):
-        kind = ("ConvNextV2ForImageClassification", "convnextv2")
-    config: dict[str, object] = {
-        "architectures": [kind[0]],
-        "model_type": kind[1],
-        "num_channels": sizes["in_channels"],
-        "depths": sizes["depths"],
-        "hidden_sizes": sizes["widths"],
-        **({} if to == "transformers-dinov3" else {"patch_size": sizes["patch_size"], "num_stages": 4}),
-        **({} if sizes.get("grn") else {"layer_scale_init_value": sizes["layer_scale"]}),
-        "hidden_act": _HIDDEN_ACT[cast("str", sizes["activation"])],
-        # Of the last norm. transformers' default, 1e-12, is not what most networks have.
-        "layer_norm_eps": spec.get("head_norm_eps") or spec.get("norm_eps", 1e-6),
+def _timm_folder(folder: Path, opened: Opened, architecture: str, arguments: Mapping[str, object]) -> Path:
+    """Write config.json as timm reads it, and return where its weights belong."""
+    how = opened.preprocessing
+    stated = published.to_timm(how) if isinstance(how, ClassifyPreprocessing) else None
+    if stated is None:
+        log.warning("timm's transforms can't prepare images as this network needs: %s", how)
+    config = {
+        "architecture": architecture,
+        "num_classes": opened.spec["num_classes"],
+        "model_args": arguments,
+        "pretrained_cfg": stated or {},
     }
-    if to == "transformers-dinov3":
-        return config
-    if classes is None:
-        config["num_labels"] = sizes["num_classes"]
-    else:
-        config["id2label"] = dict(enumerate(classes))
-        config["label2id"] = {name: i for i, name in enumerate(classes)}
-    return config
+    _write_json(folder / "config.json", config | ({} if opened.classes is None else {"label_names": opened.classes}))
+    return folder / "model.safetensors"
 
 
 def _write_json(path: Path, values: Mapping[str, object]) -> None:

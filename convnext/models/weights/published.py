@@ -109,16 +109,35 @@ def from_transformers(config: Mapping[str, object], where: object) -> ClassifyPr
 
 
 def to_transformers(how: ClassifyPreprocessing) -> dict[str, object] | None:
-    """Return what `from_transformers` reads back to the same; None for what transformers' ConvNextImageProcessor can't do."""
+    """Return what `from_transformers` reads back to the same; None for what transformers' image processors can't do."""
     numbers = {name: number for number, name in _PILLOW.items()}
     if isinstance(how.image_size, tuple) or how.letterbox or how.channels != 3 or how.interpolation not in numbers:
         return None
-    if how.warp != (how.image_size >= _WARPED):
-        return None
+    whole = {"height": how.image_size, "width": how.image_size}
+    if how.warp == (how.image_size >= _WARPED):
+        kind: dict[str, object] = {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": how.image_size}}
+        kind["crop_pct"] = how.crop_ratio
+    elif how.warp:
+        kind = {"image_processor_type": "ViTImageProcessor", "size": whole}
+    else:
+        short = {"shortest_edge": int(how.image_size / how.crop_ratio)}
+        kind = {"image_processor_type": "BitImageProcessor", "size": short, "do_center_crop": True, "crop_size": whole}
     flags = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), True)
-    size = {"size": {"shortest_edge": how.image_size}, "crop_pct": how.crop_ratio, "resample": numbers[how.interpolation]}
     norm = {"rescale_factor": 1 / 255, "image_mean": list(how.mean), "image_std": list(how.std)}
-    return {"image_processor_type": "ConvNextImageProcessor"} | flags | size | norm
+    return kind | flags | {"resample": numbers[how.interpolation]} | norm
+
+
+def to_timm(how: ClassifyPreprocessing) -> dict[str, object] | None:
+    """Return the `pretrained_cfg` that `from_timm` reads back to the same; None for what timm's transforms can't do."""
+    if how.letterbox or how.channels != 3:
+        return None
+    height, width = how.size
+    mode = {
+        "crop_pct": 1.0 if how.warp else how.crop_ratio,
+        "crop_mode": "squash" if how.warp else "center",
+        "interpolation": how.interpolation,
+    }
+    return {"input_size": [how.channels, height, width], **mode, "mean": list(how.mean), "std": list(how.std)}
 
 
 def from_torchvision(name: str) -> ClassifyPreprocessing | None:

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from convnext.data import imagenet
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, ImageSize, Preprocessing
+from convnext.tasks.base import Prediction
+from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.exported import ExportedNetwork, TaskExport, logits_error
 
 
@@ -38,3 +40,9 @@ class ClassifyExport(TaskExport):
 
     def error(self, model: nn.Module, exported: ExportedNetwork, ours: Tensor, theirs: Tensor) -> float:
         return logits_error(model(ours), exported(theirs))
+
+    def agreement(self, expected: Prediction, found: Prediction) -> float:
+        """Return 1 if the most probable class is the same, else 0."""
+        assert isinstance(expected, ClassifyPrediction)
+        assert isinstance(found, ClassifyPrediction)
+        return float(expected.probabilities.argmax() == found.probabilities.argmax())

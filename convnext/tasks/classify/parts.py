@@ -34,8 +34,9 @@ def open_classes(where: str, classes: Sequence[str] | None = None) -> ClassifySo
     """Return the images that `where` names, as `open_source` does. Raises UsageError unless each has one class."""
     source = open_source(where, classes)
     if (kind := target_kind_of(source)) != "class":
-        what = "a number for each image" if kind == "value" else "any number of classes for each image"
-        raise UsageError(f"{where} has {what}, and a classifier learns one class: name the column of it as data.label_column")
+        what, task = ("a number", "regress") if kind == "value" else ("any number of classes", "multilabel")
+        remedy = f"take task={task}, or name a column of one class as data.label_column"
+        raise UsageError(f"{where} has {what} for each image, and a classifier learns one class: {remedy}")
     return source
 
 

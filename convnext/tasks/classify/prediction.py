@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import cast
+from typing import NotRequired, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
 from convnext.models.calibration import KEPT
@@ -20,6 +21,24 @@ from convnext.tasks.shown import ShownPrediction
 
 _IN_TEXT, _IN_JSON, _IN_TEXT_OF_SET = 3, 5, 10  # classes, by default
 _MIN_WIDTH = 320  # pixels of a drawn image: smaller ones are enlarged, for names to fit under them
+
+
+ClassRow = TypedDict("ClassRow", {"class": str, "probability": float})
+
+
+class NoveltyAnswer(TypedDict):
+    """What a calibrated network says of an image where it is asked whether the image is unknown."""
+
+    novelty: NotRequired[float]  # 0 to 1
+    unknown: NotRequired[bool]
+
+
+class ClassifyAnswer(NoveltyAnswer):
+    """A `ClassifyPrediction` as plain values; lists have the most probable first."""
+
+    top: list[ClassRow]
+    coverage: NotRequired[float]  # with `set`, where a coverage was asked for
+    set: NotRequired[list[ClassRow]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

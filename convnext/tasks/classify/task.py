@@ -39,6 +39,7 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
 
     name: ClassVar[str] = "classify"
     headline: ClassVar[str] = "top1"
+    answer: ClassVar[type] = prediction.ClassifyAnswer
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["classify"]
     batch_size: ClassVar[int] = 32
     columns: ClassVar[tuple[str, ...]] = ("class", "probability")

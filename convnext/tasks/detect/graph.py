@@ -16,6 +16,8 @@ from convnext.models.detection.boxes import Size
 from convnext.models.detection.detector import Detector
 from convnext.models.detection.fixed import FixedDetector
 from convnext.models.detection.postprocess import AS_PUBLISHED, SCORE, Masks, Selection, paste_masks
+from convnext.tasks.base import Prediction
+from convnext.tasks.detect.prediction import SHOWN_SCORE, DetectPrediction
 from convnext.tasks.exported import ExportedNetwork, TaskExport
 
 _SIDE = 320  # pixels: a size to trace and compare at; the graph takes any other too
@@ -23,6 +25,7 @@ _STRIDE = 32  # pixels: images are padded to multiples of this
 _COMPARED = 50  # best objects of an image
 _SAME_BOX = 0.95  # IoU
 _SAME_OBJECTS = 0.96  # fraction of the best that both must find; of two near boxes either may be kept
+_FOUND_AGAIN = 0.5  # IoU of an object that a network of lower precision finds too
 _SAME_MASK = 0.01  # fraction of the pixels that may differ
 
 
@@ -126,6 +129,18 @@ class DetectExport(TaskExport):
             for one, masks, image in zip(found, pasted, others, strict=True):
                 one["masks"] = masks[: len(one["scores"]), None, : image.shape[1], : image.shape[2]]
         return max(_difference(*pair) for pair in zip(expected, found, strict=True))
+
+    def agreement(self, expected: Prediction, found: Prediction) -> float:
+        """Return the fraction of the objects, of both together, that the other has too: same class, IoU above 0.5.
+
+        Compared are objects of a score of at least 0.5. Two predictions without any agree.
+        """
+        assert isinstance(expected, DetectPrediction)
+        assert isinstance(found, DetectPrediction)
+        one, other = (prediction.scores >= SHOWN_SCORE for prediction in (expected, found))
+        same = (box_iou(expected.boxes[one], found.boxes[other]) > _FOUND_AGAIN) & (expected.labels[one][:, None] == found.labels[other])
+        count = sum(same.shape)
+        return 1.0 if count == 0 else int(same.any(0).sum() + same.any(1).sum()) / count
 
 
 def _difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> float:

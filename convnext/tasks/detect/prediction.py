@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict, cast
+from typing import NotRequired, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from convnext.data.run_lengths import RunLengths, decode
 from convnext.data.transforms.preprocessing import Preprocessing
@@ -33,6 +34,15 @@ class Detections(TypedDict):
     labels: Tensor  # int64 (n,)
     scores: Tensor  # float (n,)
     masks: NotRequired[list[RunLengths] | Tensor]  # n; as a tensor bool (n, H, W) or (n, 1, H, W)
+
+
+ObjectRow = TypedDict("ObjectRow", {"class": str, "score": float, "box": list[float], "mask": NotRequired[RunLengths]})
+
+
+class DetectAnswer(TypedDict):
+    """A `DetectPrediction` as plain values: the objects, those of the highest score first."""
+
+    objects: list[ObjectRow]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -13,6 +13,7 @@ from convnext.data.run_lengths import decode
 from convnext.data.sources.base import DetectSource
 from convnext.data.sources.open import open_detection
 from convnext.report import drawing, page, tables
+from convnext.report.metrics import words
 from convnext.tasks.base import Json, Metrics
 from convnext.tasks.detect import error_report
 from convnext.tasks.detect.metric import DetectDetails, ShownDetections
@@ -40,7 +41,7 @@ def summary_line(metrics: Metrics) -> str:
 def summary(metrics: Metrics, details: Json, classes: Sequence[str]) -> str:
     """Return an evaluation as lines of text, `summary_line` first: AP by class, by area and by IoU, then the errors."""
     found = cast(DetectDetails, details)
-    lines = [summary_line(metrics), "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())]
+    lines = [summary_line(metrics), words(metrics)]
     if found["max_detections"] > _COCO_DETECTIONS:
         lines.append(_more_detections(found["max_detections"]))
     if "box_ap" in metrics:

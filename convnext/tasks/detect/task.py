@@ -48,6 +48,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
 
     name: ClassVar[str] = "detect"
     headline: ClassVar[str] = "box_ap"
+    answer: ClassVar[type] = prediction.DetectAnswer
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["detect"]
     batch_size: ClassVar[int] = 2  # they go through the network at some 800 x 1333 pixels
     columns: ClassVar[tuple[str, ...]] = prediction.COLUMNS

@@ -1,7 +1,7 @@
 """Multi-label classification: any number of classes for each image. Images, networks and files are those of classification."""
 
 from collections.abc import Sequence
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +25,16 @@ from convnext.tasks.multilabel import data, prediction
 from convnext.tasks.prepared import OpenedImage
 from convnext.tasks.shared import draw_of, measured, measured_remarks, refuse_options
 
+if TYPE_CHECKING:
+    from convnext.tasks.exported import TaskExport
+
 
 class MultilabelTask(ClassifyTask):
     """Multi-label classification. The output of a sample is its logits (classes,); targets are float32 (classes,), 0 or 1."""
 
     name: ClassVar[str] = "multilabel"
     headline: ClassVar[str] = "map"
+    answer: ClassVar[type] = prediction.MultilabelAnswer
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["multilabel"]
     options: ClassVar[tuple[str, ...]] = (UNKNOWN, "calibration")
     demo_recipe: ClassVar[str | None] = "multilabel_digits"
@@ -119,3 +123,11 @@ class MultilabelTask(ClassifyTask):
         """Return the probability of each class in each image. Predictions bear names, and so need no `class_ids`."""
         refuse_options(self.name, options, self.options)
         return prediction.infer(model, images, preprocessing, classes, device, cast(KnownOptions, options))
+
+    # Export
+
+    def export(self) -> "TaskExport":
+        """Return how networks of several labels are exported, and opened again."""
+        from convnext.tasks.multilabel.graph import MultilabelExport
+
+        return MultilabelExport()

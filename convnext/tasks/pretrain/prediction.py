@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.models.pretraining.fcmae import MaskedAutoencoder, hidden_patches, images_of, patches
@@ -19,6 +20,12 @@ from convnext.tasks.shared import require_finite
 
 _GAP = 4  # pixels between drawn images
 _GREY = 0.5  # of a hidden patch, from black to white
+
+
+class ReconstructionAnswer(TypedDict):
+    """A `Reconstruction` as plain values."""
+
+    loss: float
 
 
 @dataclass(frozen=True, eq=False, repr=False)

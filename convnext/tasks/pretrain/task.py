@@ -35,6 +35,7 @@ class PretrainTask(ClassifyTask):
 
     name: ClassVar[str] = "pretrain"
     headline: ClassVar[str] = "loss"
+    answer: ClassVar[type] = prediction.ReconstructionAnswer
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["pretrain"]
     columns: ClassVar[tuple[str, ...]] = ("loss",)
     own: ClassVar[tuple[str, ...]] = ("augment.extra",)

@@ -10,9 +10,15 @@ from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Prepro
 from convnext.report.notebook import Bar
 from convnext.tasks.base import Json
 from convnext.tasks.classify.known import KnownOptions, network_for, novelties
-from convnext.tasks.classify.prediction import ClassifyPrediction, prepared_batch
+from convnext.tasks.classify.prediction import ClassifyPrediction, NoveltyAnswer, prepared_batch
 from convnext.tasks.prepared import OpenedImage
 from convnext.tasks.shared import require_finite
+
+
+class ValueAnswer(NoveltyAnswer):
+    """A `ValuePrediction` as plain values."""
+
+    value: float
 
 
 @dataclass(frozen=True, eq=False, repr=False)

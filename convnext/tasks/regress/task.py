@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +26,16 @@ from convnext.tasks.regress import data, prediction
 from convnext.tasks.shared import measured, measured_remarks, refuse_options
 from convnext.text import counted
 
+if TYPE_CHECKING:
+    from convnext.tasks.exported import TaskExport
+
 
 class RegressTask(ClassifyTask):
     """Regression. The output of a sample is its number (1,) in the data's unit; targets are float32 (1,)."""
 
     name: ClassVar[str] = "regress"
     headline: ClassVar[str] = "r2"
+    answer: ClassVar[type] = prediction.ValueAnswer
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["regress"]
     columns: ClassVar[tuple[str, ...]] = ("value",)
     options: ClassVar[tuple[str, ...]] = (UNKNOWN, "calibration")
@@ -121,3 +125,11 @@ class RegressTask(ClassifyTask):
         """Return the number of each image, in the data's unit."""
         refuse_options(self.name, options, self.options)
         return prediction.infer(model, images, preprocessing, classes, device, cast(KnownOptions, options))
+
+    # Export
+
+    def export(self) -> "TaskExport":
+        """Return how networks of numbers are exported, and opened again."""
+        from convnext.tasks.regress.graph import ValueExport
+
+        return ValueExport()

@@ -1,18 +1,13 @@
 """How far the choice of the images may move IoU: 95 % intervals by a bootstrap over images.
 
-Each of many replicates counts each image as often as a Poisson distribution of mean 1 draws, instead of exactly once. The draws are a
-function of the image's position, so that the images may come in any order and from any process. Source of the Poisson bootstrap:
-Chamandy et al., *Estimating Uncertainty for Massive Data Streams* (2012).
+The draws are a function of the image's position, so that the images may come in any order and from any process.
 """
 
 import numpy as np
 
-REPLICATES = 1000
-MIN_IMAGES = 5  # with a class: of fewer, an interval would say more than is known
-_SEED = 0
-_ENDS = (2.5, 97.5)  # percentiles
+from convnext.tasks.bootstrap import ENDS, MIN_IMAGES, REPLICATES, Interval, middle
 
-Interval = tuple[float, float]  # in percent
+_SEED = 0
 
 
 class IouIntervals:
@@ -45,7 +40,7 @@ class IouIntervals:
         """Return the interval of the IoU of each class; None of a class in fewer than 5 images."""
         is_known = self.images >= MIN_IMAGES
         ends = np.zeros((2, len(self.images)))
-        ends[:, is_known] = np.nanpercentile(self._ious()[is_known], _ENDS, axis=1)
+        ends[:, is_known] = np.nanpercentile(self._ious()[is_known], ENDS, axis=1)
         return [(float(low), float(high)) if known else None for known, low, high in zip(is_known, *ends, strict=True)]
 
     def of_mean(self) -> Interval | None:
@@ -56,8 +51,7 @@ class IouIntervals:
         is_defined = ~np.isnan(values)
         is_drawn = is_defined.any(0)  # whether a replicate holds any image
         means = np.where(is_defined, values, 0).sum(0)[is_drawn] / is_defined.sum(0)[is_drawn]
-        low, high = np.percentile(means, _ENDS)
-        return float(low), float(high)
+        return middle(means)
 
     def _ious(self) -> np.ndarray:
         """Return the IoU of each class in each replicate, in percent: (classes, replicates), not a number where it is not defined."""

@@ -13,9 +13,10 @@ from torch import Tensor
 from convnext.data.sources.base import SegmentSource
 from convnext.errors import ConvnextError
 from convnext.tasks.base import Json, Metric, Metrics
+from convnext.tasks.bootstrap import Interval
 from convnext.tasks.segment.batch import SegmentBatch
 from convnext.tasks.segment.boundary import BoundaryCounts
-from convnext.tasks.segment.intervals import Interval, IouIntervals
+from convnext.tasks.segment.intervals import IouIntervals
 from convnext.text import printable
 
 KEPT_IMAGES = 8  # whose predictions a report shows

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.data.transforms.segment import SegmentPreprocessing, scaled_size
@@ -35,6 +36,17 @@ class SegmentNetwork(Protocol):
     def features(self, x: Tensor, /) -> list[Tensor]: ...
 
 
+ClassShare = TypedDict("ClassShare", {"class": str, "share": float})
+
+
+class SegmentAnswer(TypedDict):
+    """A `SegmentPrediction` as plain values."""
+
+    size: list[int]  # height, width
+    classes: list[ClassShare]  # of the pixels, the largest share first
+    mask: str  # a PNG in base 64
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class SegmentPrediction(ShownPrediction):
     """The class of every pixel of an image."""
@@ -44,15 +56,15 @@ class SegmentPrediction(ShownPrediction):
     class_ids: ClassIds | None = None  # the value or colour of each class in the masks trained on
 
     def to_json(self, top: int | None = None) -> Json:
-        """Return `{"size": [height, width], "classes": {name: share of the pixels}, "mask": PNG in base 64}`.
+        """Return `{"size": [height, width], "classes": [{"class", "share"}, …], "mask": PNG in base 64}`.
 
-        The largest class is first; all are listed, or the `top` largest. The PNG is that of `png`.
+        Shares are of the pixels, 0 to 1, the largest first; all are listed, or the `top` largest. The PNG is that of `png`.
         """
         return self.shares(top) | {"mask": base64.b64encode(self.png()).decode()}
 
     def shares(self, top: int | None = None) -> Json:
         """Return `to_json` without the mask."""
-        return {"size": list(self.mask.shape), "classes": dict(self._shares(top))}
+        return {"size": list(self.mask.shape), "classes": self.rows(top)}
 
     def to_text(self, top: int | None = None) -> str:
         """Return the `top` largest classes, three by default, with their share of the pixels, on one line."""

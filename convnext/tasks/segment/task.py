@@ -56,6 +56,7 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
 
     name: ClassVar[str] = "segment"
     headline: ClassVar[str] = "miou"
+    answer: ClassVar[type] = prediction.SegmentAnswer
     best_metrics: ClassVar[tuple[str, ...]] = BEST_METRICS["segment"]
     batch_size: ClassVar[int] = 4  # images are prepared in their own size, and may be large
     columns: ClassVar[tuple[str, ...]] = ("class", "share")

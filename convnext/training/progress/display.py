@@ -8,11 +8,14 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from convnext.report import metrics
 from convnext.text import printable
 from convnext.training.progress.clock import Clock
+
+_MIN_BAR = 10  # characters
 
 
 class Display:
@@ -49,7 +52,8 @@ class Display:
         self.clock.step(step)
         self.keep(values)
         if self.console.is_terminal:
-            self.bar.update(self.task, completed=step, what=f"epoch {epoch}", values=self.words())
+            what = f"epoch {epoch}"
+            self.bar.update(self.task, completed=step, what=what, values=self._fitting(what))
         elif self._is_due():
             self.report(f"epoch {epoch} · step {step} of {self.clock.total} · {self.words()} · {self.clock.words()}")
 
@@ -60,7 +64,7 @@ class Display:
     def evaluating(self, done: int, total: int) -> None:
         """Show that `done` of `total` validation images are done."""
         if self.console.is_terminal:
-            self.bar.update(self.task, what=f"validation: {done} of {total} images")
+            self.bar.update(self.task, what=f"validation: {done} of {total} images", values="")
         elif self._is_due():
             self.report(f"validation: {done} of {total} images · {self.clock.words()}")
 
@@ -70,6 +74,7 @@ class Display:
             key: f"{metrics.label(key)} {metrics.value(key, value)}".replace("\N{NO-BREAK SPACE}", " ") for key, value in values.items()
         }
         self.report(f"epoch {round(epoch, 2):g} · validation: {message}")
+        self.bar.update(self.task, what=f"epoch {round(epoch, 2):g}")
 
     def report(self, message: str) -> None:
         """Print a line above the bar."""
@@ -77,7 +82,19 @@ class Display:
 
     def words(self) -> str:
         """Return the values that are shown, on one line."""
-        return " · ".join(self.values.values())
+        return " · ".join(self._values())
+
+    def _values(self) -> list[str]:
+        """Return the values, the most important first."""
+        return [self.values[key] for key in sorted(self.values, key=lambda key: key == "images_per_second")]
+
+    def _fitting(self, what: str) -> str:
+        """Return the first values that fit beside a short bar: on a narrow terminal the time left matters more than the others."""
+        room = self.console.width - len(f"{what} {self.clock.total}/{self.clock.total} {self.clock.words()} ") - _MIN_BAR
+        shown = self._values()
+        while shown and len(" · ".join(shown)) > room:
+            shown.pop()
+        return " · ".join(shown)
 
     def _is_due(self) -> bool:
         is_due = time.monotonic() - self.printed_at >= self.LINE_EVERY
@@ -90,7 +107,7 @@ class _ClockColumn(ProgressColumn):
     """The time that passed and that is left."""
 
     def __init__(self, display: Display) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self._display = display
 
     def render(self, task: Task) -> Text:

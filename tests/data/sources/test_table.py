@@ -232,8 +232,9 @@ def test_several_classes_and_numbers_are_read_and_a_classifier_refuses_them(tmp_
     assert pickle.loads(pickle.dumps(source)).label(0) == 1.5
     with pytest.raises(ConvnextError, match="row 2 of .* has 'nan', which is not a number in the column 'value'"):
         open_source(write(tmp_path / "nan.csv", [["image", "value"], ["a.jpg", "nan"]]))
-    for where, what in ((many, "any number of classes"), (hot, "any number of classes"), (number, "a number")):
-        with pytest.raises(UsageError, match=f"has {what} for each image, and a classifier learns one class"):
+    several = "any number of classes", "multilabel"
+    for where, what, task in ((many, *several), (hot, *several), (number, "a number", "regress")):
+        with pytest.raises(UsageError, match=f"has {what} for each image, and a classifier learns one class: take task={task}"):
             ClassifyTask().check(where)
 
 

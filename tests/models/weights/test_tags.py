@@ -186,7 +186,7 @@ def test_the_best_is_the_most_accurate_of_a_free_licence_at_a_usual_size():
 
 
 def test_the_documented_choice_is_the_tables():
-    page = (Path(__file__).parents[3] / "docs" / "fine-tuning.md").read_text("utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "choose-a-model.md").read_text("utf-8")
     named = re.findall(r"^\| `(convnext_[a-z]+)` \| `(.+)` \| (.+) M \| (.+) at (\d+) \| (.+) % \| (.+) \|$", page, re.MULTILINE)
     assert len(named) == 9
     for network, *line in named:

@@ -239,7 +239,7 @@ def test_a_service_and_the_exported_file_know_the_coding_too(tmp_path):
     assert listed["class_ids"] == [5, 0, 7]
     mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["mask"]))))
     shares = {CLASSES[[5, 0, 7].index(value)]: count / mask.size for value, count in zip(*np.unique(mask, return_counts=True), strict=True)}
-    assert shares == pytest.approx(answer["classes"])
+    assert shares == pytest.approx({one["class"]: one["share"] for one in answer["classes"]})
 
 
 def test_evaluation_json_is_plain(photos, tmp_path):

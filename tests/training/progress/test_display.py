@@ -1,3 +1,4 @@
+import re
 from io import StringIO
 
 from rich.console import Console
@@ -24,10 +25,10 @@ def shown(monkeypatch, terminal):
 
 def test_lines_name_the_numbers_and_evaluations_move(monkeypatch):
     assert shown(monkeypatch, False).splitlines() == [
-        "epoch 1 · step 1 of 2 · 31 images/s · loss 1.500 · elapsed 0:00",
+        "epoch 1 · step 1 of 2 · loss 1.500 · 31 images/s · elapsed 0:00",
         "validation: 40 of 100 images · elapsed 0:00",
         "epoch 1 · validation: mIoU 50.00 %",
-        "epoch 2 · step 2 of 2 · 31 images/s · loss 1.000 · mIoU 50.00 % · elapsed 0:00 · left 0:00",
+        "epoch 2 · step 2 of 2 · loss 1.000 · mIoU 50.00 % · 31 images/s · elapsed 0:00 · left 0:00",
     ]
 
 
@@ -35,6 +36,18 @@ def test_a_terminal_shows_the_same(monkeypatch):
     text = shown(monkeypatch, True)
     for part in ("epoch 1", "validation: 40 of 100 images", "elapsed 0:00 · left 0:00", "2/2", "mIoU 50.00"):
         assert part in text, part
+
+
+def test_a_line_of_a_narrow_terminal_is_not_broken():
+    text = StringIO()
+    display = Display(Console(file=text, force_terminal=True, width=80))
+    display.begin(4000, 0)
+    with display:
+        for step in (3998, 3999):
+            display.step(step, 100, images_per_second=1234.5, loss=12.345)
+            display.bar.refresh()
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue()).strip().splitlines()[-1]
+    assert re.fullmatch(r"epoch 100 \S+ 3999/4000 loss 12.345 elapsed 0:00 · left 0:00", last)  # no room for images/s
 
 
 def test_curves_are_for_notebooks():

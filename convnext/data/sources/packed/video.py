@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm"})
+ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".wmv", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"})
 # FFmpeg opens playlists too, whatever their ending, and these name other files and addresses: so only containers of their own content.
-_OPTIONS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi", "protocol_whitelist": "file"}
+_OPTIONS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,mpeg,mpegts", "protocol_whitelist": "file"}
+_ONE_STAMP = ("avi", "asf")  # formats that store one time stamp a frame, which is not that of showing where frames are reordered
 _MAX_FRAMES = 5_000_000  # of a video: 46 hours at 30 a second
 _TOLERANCE = 0.5  # seconds that a complete video may be shorter than its header says
 # EXIF's number of the orientation that a display matrix (a, b, c, d) of quarter turns and mirroring stands for.
@@ -206,9 +207,12 @@ _Stamps = tuple[int | None, int | None]  # when a packet's frame is shown, and w
 def _ticks(stamps: Sequence[_Stamps], container: str) -> tuple[bool, list[int]]:
     """Return whether time stamps tell frames apart, and when the frames are shown, in order; [] if unknown."""
     shown = {pts for pts, _ in stamps if pts is not None}
-    if container != "avi" and all(pts is not None for pts, _ in stamps) and 2 * len(shown) > len(stamps):
+    known = [dts for _, dts in stamps if dts is not None]
+    if any(later < earlier for earlier, later in pairwise(known)):  # recordings of MPEG that were joined: each has its own clock
+        return False, []
+    if container not in _ONE_STAMP and all(pts is not None for pts, _ in stamps) and 2 * len(shown) > len(stamps):
         return True, sorted(shown)
-    decoded = {dts for _, dts in stamps if dts is not None}
+    decoded = {*known}
     return False, sorted(decoded) if len(decoded) == len(stamps) else []
 
 

@@ -13,6 +13,7 @@ from convnext.errors import ConvnextError
 from convnext.tasks.base import Json, Metrics
 from convnext.tasks.detect.batch import DetectTarget
 from convnext.tasks.detect.measure.evaluated import CocoEntry, EvaluatedImage, annotations, evaluated, results
+from convnext.tasks.detect.measure.intervals import ClassMatches, ap_interval, matches
 from convnext.tasks.detect.prediction import Detections
 from convnext.text import counted
 
@@ -28,6 +29,7 @@ class _Tables:
 
     precision: np.ndarray  # (IoU thresholds, recalls, classes, areas), at all detections of an image
     recall: np.ndarray  # (IoU thresholds, classes, areas, numbers of detections)
+    matches: list[ClassMatches]
 
 
 class AveragePrecision:
@@ -76,7 +78,8 @@ class AveragePrecision:
 
         `box_ap_small`, `box_ap_medium` and `box_ap_large` are given where there are objects of that size, the others where there are
         objects at all: without any, AP is not defined. `box_ar1`, `box_ar10` and `box_ar100` are the average recall at so many
-        detections of an image.
+        detections of an image. `box_ap_low` and `box_ap_high` are the ends of the 95 % interval of `box_ap`, from a bootstrap over
+        images; they are missing where fewer than 5 images have objects.
         """
         metrics: Metrics = {"count": len(self.images)}
         for kind, tables in self._evaluated().items():
@@ -84,7 +87,10 @@ class AveragePrecision:
             parts = {"ap": everything, "ap50": everything[:1], "ap75": everything[5:6]}
             parts |= {f"ap_{area}": tables.precision[..., i] for i, area in enumerate(_AREAS) if i}
             parts |= {f"ar{count}": tables.recall[:, :, 0, i] for i, count in enumerate(_COUNTS)}
-            metrics |= {f"{kind}_{suffix}": value for suffix, part in parts.items() if (value := _mean(part)) is not None}
+            found = {suffix: value for suffix, part in parts.items() if (value := _mean(part)) is not None}
+            interval = ap_interval(tables.matches)
+            bounds = {} if interval is None else {"ap_low": interval[0], "ap_high": interval[1]}
+            metrics |= {f"{kind}_{suffix}": value for suffix, value in (found | bounds).items()}
         return metrics
 
     def results(self, category_ids: Sequence[int | None]) -> list[Json]:
@@ -142,6 +148,10 @@ class AveragePrecision:
             rows.append({"iou": iou} | {f"{kind}_ap": _mean(precision) for kind, precision in precisions.items()})
         return rows
 
+    def matches(self, kind: str) -> list[ClassMatches]:
+        """Return the matches of each class, of boxes ("box") or of masks ("mask")."""
+        return self._evaluated()[kind].matches
+
     def _evaluated(self) -> dict[str, _Tables]:
         if self._tables is None:
             self._tables = {name: self._evaluate(kind) for name, kind in self._kinds.items()}
@@ -161,7 +171,8 @@ class AveragePrecision:
         evaluation.params.maxDets = sorted({*_COUNTS, self.max_detections()})
         evaluation.evaluate()
         evaluation.accumulate()
-        return _Tables(evaluation.eval["precision"][..., -1], evaluation.eval["recall"])
+        matched = matches(images, evaluation.ious, IOUS, len(self.classes), self.max_detections())
+        return _Tables(evaluation.eval["precision"][..., -1], evaluation.eval["recall"], matched)
 
 
 def _numbered(entries: list[CocoEntry]) -> list[CocoEntry]:

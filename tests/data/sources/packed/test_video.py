@@ -30,8 +30,9 @@ def test_frames_are_in_the_order_of_showing_with_their_times(tmp_path, ending):
     assert [frame.seconds for frame in found.frames] == pytest.approx([i / 25 for i in range(20)])
 
 
-def test_avi_whose_time_stamps_are_of_another_order_is_read_by_number(tmp_path):
-    found = list_frames(write_video(tmp_path / "clip.avi", 20, codec="libx264"))
+@pytest.mark.parametrize("ending", [".avi", ".wmv", ".mpg"])
+def test_videos_whose_time_stamps_are_of_another_order_are_read_by_number(tmp_path, ending):
+    found = list_frames(write_video(tmp_path / f"clip{ending}", 20, codec="libx264"))
     assert numbers(found) == list(range(20))
     assert found.frames[-1].seconds == pytest.approx(19 / 25)
 
@@ -122,6 +123,20 @@ def test_a_file_that_was_cut_off_gives_what_it_has_and_says_so(tmp_path, ending,
     assert found.fault.startswith(f"{path}: it ends after ")
     assert 10 < len(found.frames) < 60
     assert [number_in(frame.read("frame")) for frame in found.frames[:-4]] == list(range(len(found.frames) - 4))  # one of the last is cut
+
+
+@pytest.mark.parametrize("ending", [".ts", ".mpg"])
+def test_mpeg_streams_have_no_length_and_may_be_cut_and_joined(tmp_path, ending):
+    content = write_video(tmp_path / f"clip{ending}", 40).read_bytes()
+    cut, joined = tmp_path / f"cut{ending}", tmp_path / f"joined{ending}"
+    cut.write_bytes(content[: 2 * len(content) // 3])
+    found = list_frames(cut)
+    assert 10 < len(found.frames) < 40
+    assert [number_in(frame.read("frame")) for frame in found.frames[:-4]] == list(range(len(found.frames) - 4))
+    joined.write_bytes(2 * content)
+    found = list_frames(joined)
+    assert numbers(found) == 2 * list(range(40))
+    assert found.frames[-1].seconds == pytest.approx(79 / 25)
 
 
 def test_damage_in_the_middle_costs_no_frame_outside_of_it(tmp_path):

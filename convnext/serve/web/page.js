@@ -1,13 +1,18 @@
 // The page: sends an image, draws the prediction over it. No framework, nothing from another host.
 
+import { canvas, colourOf, css, drawBoxes, drawMasks, percent, reduced } from "./draw.js";
+
 const $ = (id) => document.getElementById(id);
-const MAX_DRAWN = 1024; // pixels of a drawn mask: enough for a screen, and a photograph has ten times as many
-const SHOWN_SCORE = 0.5; // of an object that is drawn, as on the command line
+const ENLARGED = 320; // pixels that the longer side of a small image is shown in, at least
+const FIRST_CLASSES = 5; // that are listed before one asks for all
 const COVERAGE = 0.95; // of the set of classes of a calibrated model
 const TOKEN = "convnext-token";
 
 let models = [];
 let file = null; // the image on the page
+let size = [0, 0]; // its width and height, in whose pixels boxes are given
+let classes = FIRST_CLASSES; // how many are listed
+let last = null; // the answer on the page
 let underway = new AbortController();
 
 async function call(path, options = {}) {
@@ -18,7 +23,8 @@ async function call(path, options = {}) {
   if (response.ok) return response;
   if (response.status === 401) $("lock").hidden = false;
   const { detail } = await response.json().catch(() => ({}));
-  throw new Error(typeof detail === "string" ? detail : `the service answered ${response.status}`);
+  const message = typeof detail === "string" ? detail : `the service answered ${response.status}`;
+  throw Object.assign(new Error(message), { status: response.status });
 }
 
 const query = (path, values) => `${path}?${new URLSearchParams(values)}`;
@@ -33,11 +39,12 @@ function say(text, state = "") {
 
 async function begin() {
   try {
-    models = await (await call("models")).json();
+    models = await (await call("v1/models")).json();
   } catch (error) {
     return say(`${error.message}.`, "failed");
   }
   $("lock").hidden = true;
+  $("camera").hidden = !navigator.mediaDevices;
   $("model").replaceChildren(...models.map(({ name, task }) => new Option(`${name} (${task})`, name)));
   $("switch").hidden = models.length < 2;
   say("Images are sent to this service only, and are not stored.");
@@ -48,14 +55,58 @@ async function begin() {
 async function show(chosen) {
   if (!chosen || !models.length) return;
   file = chosen;
-  URL.revokeObjectURL($("image").src);
-  $("image").src = URL.createObjectURL(file);
+  classes = FIRST_CLASSES;
+  $("note").hidden = true;
   document.body.classList.add("filled");
   $("shown").hidden = false;
-  await ask();
+  await ask(display(file));
 }
 
-async function ask() {
+// Shows an image. One that this browser can't decode is painted by the service.
+async function display(content) {
+  const image = $("image");
+  const put = (blob) => {
+    URL.revokeObjectURL(image.src);
+    image.src = URL.createObjectURL(blob);
+    return image.decode();
+  };
+  try {
+    await put(content);
+    size = [image.naturalWidth, image.naturalHeight];
+  } catch {
+    try {
+      const response = await send(query("v1/preview", { model: modelNow().name }));
+      await put(await response.blob());
+      size = response.headers.get("X-Image-Size").split("x").map(Number);
+    } catch {
+      return; // the prediction says what is wrong with it
+    }
+  }
+  const factor = Math.ceil(ENLARGED / Math.max(...size));
+  image.classList.toggle("small", factor > 1);
+  image.style.setProperty("--width", `${size[0] * factor}px`);
+}
+
+// What the service finds too large is sent again with half of the pixels, as often as needed.
+async function sendFitting(path, signal) {
+  for (;;) {
+    try {
+      return await send(path, signal);
+    } catch (error) {
+      if (error.status !== 413 || !/at most \d+ (bytes|pixels)/.test(error.message)) throw error;
+      const picture = await createImageBitmap(file).catch(() => null);
+      if (!picture || Math.min(picture.width, picture.height) < 64) throw error;
+      const smaller = new OffscreenCanvas(Math.round(picture.width * Math.SQRT1_2), Math.round(picture.height * Math.SQRT1_2));
+      smaller.getContext("2d").drawImage(picture, 0, 0, smaller.width, smaller.height);
+      file = await smaller.convertToBlob({ type: "image/jpeg", quality: 0.95 });
+      await display(file);
+      $("note").textContent = `The image was reduced to ${smaller.width} × ${smaller.height} pixels before it was sent: the service takes no larger one.`;
+      $("note").hidden = false;
+    }
+  }
+}
+
+async function ask(painted = null) {
   const started = performance.now();
   underway.abort(); // an answer that is no longer wanted must not be drawn over the next image
   underway = new AbortController();
@@ -63,13 +114,16 @@ async function ask() {
   clear();
   say("Looking …", "busy");
   const { name, options } = modelNow();
-  const wanted = { threshold: SHOWN_SCORE, coverage: COVERAGE, unknown: 1 }; // no masks of objects that are not shown
+  const wanted = { threshold: shownScore(), coverage: COVERAGE, unknown: 1 }; // no masks of objects that are not shown
   const chosen = Object.fromEntries(Object.entries(wanted).filter(([option]) => options.includes(option)));
   try {
-    const [response] = await Promise.all([send(query("predict", { model: name, ...chosen }), signal), $("image").decode().catch(() => {})]);
+    const top = modelNow().task === "detect" || modelNow().task === "segment" ? {} : { top: classes };
+    const [response] = await Promise.all([sendFitting(query("v1/predict", { model: name, ...top, ...chosen }), signal), painted]);
     const answer = await response.json();
     if (signal.aborted) return;
     say("");
+    last = answer;
+    $("score").hidden = answer.task !== "detect";
     showKnown(answer);
     await { classify: showClasses, multilabel: showClasses, regress: showValue, detect: showObjects, segment: showRegions }[answer.task](answer, signal);
     const seconds = (performance.now() - started) / 1000;
@@ -83,12 +137,12 @@ async function ask() {
 }
 
 const milliseconds = (seconds) => `${Math.round(1000 * seconds)} ms`;
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const shownScore = () => $("threshold").value / 100;
 
 function clear() {
   $("found").replaceChildren();
   $("time").textContent = "";
-  $("slider").hidden = $("known").hidden = true;
+  $("slider").hidden = $("known").hidden = $("all").hidden = true;
   for (const id of ["overlay", "boxes"]) $(id).width = $(id).height = 0;
   delete document.body.dataset.elapsed;
 }
@@ -96,9 +150,9 @@ function clear() {
 // One line of the answer: a bar as long as its share, a colour where it is drawn in one, a button where it does something.
 function row(name, share, { colour = "", press = null } = {}) {
   const line = document.createElement(press ? "button" : "div");
-  const label = Object.assign(document.createElement("span"), { textContent: name });
+  const label = Object.assign(document.createElement("span"), { textContent: name, title: name });
   const value = Object.assign(document.createElement("data"), { value: share, textContent: percent(share) });
-  line.style.setProperty("--share", percent(share).replace(" ", ""));
+  line.style.setProperty("--share", percent(share).replace("\u00a0", ""));
   if (colour) {
     const chip = document.createElement("i");
     chip.style.setProperty("--colour", colour);
@@ -132,6 +186,9 @@ function showClasses({ top, set }, signal) {
   const press = modelNow().explains ? (name) => (line) => explain(name, line, signal) : () => null;
   const shown = set?.length > top.length ? set : top; // both are the most probable classes
   $("found").replaceChildren(...shown.map((one) => row(one.class, one.probability, { press: press(one.class) })));
+  const rest = modelNow().classes.length - shown.length;
+  $("all").hidden = rest <= 0;
+  $("all").textContent = `Show all ${modelNow().classes.length} classes`;
   if (set) [...$("found").children].slice(set.length).forEach((item) => item.classList.add("out"));
   if (modelNow().explains) explain(top[0].class, $("found").querySelector("button"), signal);
 }
@@ -143,7 +200,7 @@ function showValue({ value }) {
 async function explain(name, line, signal) {
   for (const other of $("found").querySelectorAll("button")) other.setAttribute("aria-pressed", String(other === line));
   try {
-    const response = await send(query("explain", { model: modelNow().name, class: name }), signal);
+    const response = await send(query("v1/explain", { model: modelNow().name, class: name }), signal);
     const map = await createImageBitmap(await response.blob());
     if (signal.aborted || line.getAttribute("aria-pressed") !== "true") return;
     const pen = canvas("overlay", map.width, map.height);
@@ -156,18 +213,18 @@ async function explain(name, line, signal) {
 }
 
 function showObjects({ objects }) {
-  const sure = objects.filter(({ score }) => score >= SHOWN_SCORE);
-  const names = [...new Set(sure.map((one) => one.class))];
+  const sure = objects.filter(({ score }) => score >= shownScore());
+  const names = modelNow().classes;
   const coloured = sure.map((one) => ({ ...one, rgb: colourOf(names.indexOf(one.class)) }));
   $("found").replaceChildren(...coloured.map((one) => row(one.class, one.score, { colour: css(one.rgb) })));
-  if (!sure.length) say(`Nothing with a score of ${percent(SHOWN_SCORE)} or more.`);
-  drawMasks(coloured);
-  drawBoxes(coloured);
+  say(sure.length ? "" : `Nothing with a score of ${percent(shownScore())} or more.`);
+  if (drawMasks(coloured)) showSlider("Masks");
+  drawBoxes(coloured, size[0]);
 }
 
 async function showRegions({ size: [height, width], classes, mask }) {
   const names = modelNow().classes;
-  $("found").replaceChildren(...Object.entries(classes).map(([name, share]) => row(name, share, { colour: css(colourOf(names.indexOf(name))) })));
+  $("found").replaceChildren(...classes.map(({ class: name, share }) => row(name, share, { colour: css(colourOf(names.indexOf(name))) })));
   const content = new Blob([Uint8Array.from(atob(mask), (letter) => letter.charCodeAt(0))], { type: "image/png" });
   const indices = await createImageBitmap(content, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   const { step, columns, rows } = reduced(width, height);
@@ -184,103 +241,6 @@ async function showRegions({ size: [height, width], classes, mask }) {
   }
   pen.putImageData(image, 0, 0);
   showSlider("Classes");
-}
-
-// --- drawing ---------------------------------------------------------------------------------------------------------
-
-function canvas(id, width, height) {
-  Object.assign($(id), { width, height });
-  return $(id).getContext("2d", { willReadFrequently: id === "overlay" });
-}
-
-function reduced(width, height) {
-  const step = Math.ceil(Math.max(width, height) / MAX_DRAWN);
-  return { step, columns: Math.ceil(width / step), rows: Math.ceil(height / step) };
-}
-
-// The palette of reports and drawings (convnext/report/palette.py), six hexadecimal digits per colour.
-const COLOURS =
-  "0072b2d55e00009e73cc79a7e69f0056b4e9964b2d4b4bff87f0962d1e963c2d5a96f0ff2d87ff5af0c3c3f069780f2d4bb45affe10f1e0fc3a500872d5ac3" +
-  "691e004ba5ff3cc3d25ac387ff694bb43c0f0f4bd2005a875ae1d2693c5a965a4b69c3a50fe1694b69ff96d2ff5a007896d23c9687c3a569d2872d00690f3c" +
-  "1effb4873c4b872d2d00969678962dc3696969ff875a2d96002db42d963c5ad278a53ca50f69e1b469879669a54ba5b43ce1a569e196874b7869b44b69c3c3" +
-  "780f693c3cb4f0e14b00e1e15ab4ff00875a4bb4873c96ff872d1ee15a2d0fc3e13cb469005a964be15a003ce10096e178001ea55a2d1e78e169c3b4f0d278" +
-  "5ae1c3c34b00e1871effb43c0f5a4b5a0f6996e1fff04b960f5af00fa5d296f0f00f4ba5d2d20096c3ffa53c3ca5f0e15a1e4b781e3ce13c5af08769962d69" +
-  "d2694bb43ce10069c3b4b43c0f3cd25a3c782da5e10078c32db4b4b43c694b0f87782d693c78ffa52d1ef0b45a5aff4b965a871eb47869870f8778c31e0fb4" +
-  "69c396783cb469c378d22d5a961e3cc300c38787b4008778c3b41e3c96a5004b87c35a3c00699600784b2de1b43ca54b2dffc34b00a5c33c4bf0875ab44bb4" +
-  "963c5ad23c69a5a52d87d2f078f08769005a1ea5a54ba5f0b43c1e69e1872d3ca5692d5a5a4b78c3e1a55a1e789696c3a56978a52d00d278d2005ab4690fc3" +
-  "0087d25af078e1693c875a78c30f96b478960096874bc3695a78b43c96f0ff3c1e2d872d0f3cc3695aa54b1ea5a50f9678f05a4bd28787001e3c2d8769b496" +
-  "c378873c87f05a2d4b69b4a587c3f0ffb44b2d3c0f4bd2b40f4be169d296ff873c5a2d784bd2c387f0d28700a53c5ad25a1e965ad2a52df0b42d69d2691e0f" +
-  "783c3c4bb4c31ed2d2002dd2b4004b0087a500b4f000d2e15a69f00f961e2df069f0c3695a2d69870f2d4b78f0690f2de13c1e69d25af0008769e1f0ff5ab4" +
-  "6969964bb43c4b87e196a578b42d2d5a3cc3ffb42da55a78b4b44b963cd21e96b4b4f0a569b4d25ab4e10069a5b4f0b45a693cff3c2d5aff69695af0b4c378" +
-  "96e14b69965ac396c3";
-
-function colourOf(index) {
-  const start = 6 * (index % (COLOURS.length / 6));
-  return [0, 2, 4].map((at) => Number.parseInt(COLOURS.slice(start + at, start + at + 2), 16));
-}
-
-const css = (rgb) => `rgb(${rgb.join(" ")})`;
-
-function drawMasks(objects) {
-  const masked = objects.filter(({ mask }) => mask);
-  if (!masked.length) return;
-  const [height, width] = masked[0].mask.size;
-  const { step, columns, rows } = reduced(width, height);
-  const pen = canvas("overlay", columns, rows);
-  const image = pen.createImageData(columns, rows);
-  for (const { mask, rgb } of masked.reverse()) paint(image, runLengths(mask.counts), height, step, rgb); // the surest on top
-  pen.putImageData(image, 0, 0);
-  showSlider("Masks");
-}
-
-// COCO's compressed run lengths, as `rleFrString` of its maskApi.c reads them: five bits a character, the third on as differences.
-export function runLengths(text) {
-  const runs = [];
-  for (let at = 0; at < text.length; ) {
-    let value = 0, shift = 0, bits;
-    do {
-      bits = text.charCodeAt(at++) - 48;
-      value |= (bits & 31) << shift;
-      shift += 5;
-    } while (bits & 32);
-    if (bits & 16 && shift < 32) value |= -1 << shift;
-    runs.push(runs.length > 2 ? value + runs[runs.length - 2] : value);
-  }
-  return runs;
-}
-
-// Runs go down the columns, and every second one is the object; every `step`th pixel is kept.
-export function paint(image, runs, height, step, rgb) {
-  let start = 0;
-  runs.forEach((length, index) => {
-    for (let at = start; index % 2 && at < start + length; ) {
-      const x = Math.floor(at / height), y = at % height, end = Math.min(start + length, (x + 1) * height);
-      for (let down = Math.ceil(y / step); x % step === 0 && down * step < y + end - at; down++) {
-        image.data.set([...rgb, 255], 4 * (down * image.width + x / step));
-      }
-      at = end;
-    }
-    start += length;
-  });
-}
-
-function drawBoxes(objects) {
-  const image = $("image"), density = window.devicePixelRatio || 1;
-  const factor = (image.clientWidth * density) / image.naturalWidth;
-  const pen = canvas("boxes", image.clientWidth * density, image.clientHeight * density);
-  Object.assign(pen, { lineWidth: 2 * density, font: `600 ${13 * density}px system-ui, sans-serif`, textBaseline: "top" });
-  const placed = objects.map((one) => ({ ...one, edges: one.box.map((edge) => edge * factor) })).reverse(); // the surest on top
-  for (const { edges: [left, top, right, bottom], rgb } of placed) {
-    pen.strokeStyle = css(rgb);
-    pen.strokeRect(left, top, right - left, bottom - top);
-  }
-  for (const { class: name, score, edges: [left, top], rgb } of placed) {
-    const words = `${name} ${percent(score)}`, line = 19 * density, above = Math.max(0, top - line);
-    pen.fillStyle = css(rgb);
-    pen.fillRect(left - density, above, pen.measureText(words).width + 10 * density, line);
-    pen.fillStyle = rgb[0] * 0.299 + rgb[1] * 0.587 + rgb[2] * 0.114 > 140 ? "#000" : "#fff";
-    pen.fillText(words, left + 4 * density, above + 3 * density);
-  }
 }
 
 // --- user input ------------------------------------------------------------------------------------------------------
@@ -304,10 +264,54 @@ addEventListener("drop", (event) => {
   else say("That is not an image file.", "failed");
 });
 $("model").addEventListener("change", () => file && ask());
+$("all").addEventListener("click", () => {
+  classes = modelNow().classes.length;
+  ask();
+});
+$("threshold").addEventListener("input", ({ target }) => {
+  $("score").querySelector("output").textContent = `${target.value}\u00a0%`;
+  if (last?.task === "detect") {
+    for (const id of ["overlay", "boxes"]) $(id).width = $(id).height = 0;
+    showObjects(last); // those that the last answer has; more of them are asked for when the slider rests
+  }
+});
+$("threshold").addEventListener("change", () => file && ask());
 $("opacity").addEventListener("input", ({ target }) => ($("overlay").style.opacity = target.value / 100));
 $("lock").addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem(TOKEN, $("token").value.trim());
   begin();
 });
+
+// --- the camera ------------------------------------------------------------------------------------------------------
+
+// Each picture is sent when the last one is answered, so that a slow service is asked less often.
+async function film() {
+  const video = $("video"), button = $("camera");
+  if (video.srcObject) {
+    for (const track of video.srcObject.getTracks()) track.stop();
+    video.srcObject = null;
+    button.setAttribute("aria-pressed", "false");
+    button.textContent = "Use the camera";
+    return;
+  }
+  try {
+    video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 640 } } });
+  } catch (error) {
+    return say(`No camera: ${error.message}.`, "failed");
+  }
+  button.setAttribute("aria-pressed", "true");
+  button.textContent = "Stop the camera";
+  await video.play();
+  while (video.srcObject) {
+    const still = new OffscreenCanvas(video.videoWidth, video.videoHeight);
+    still.getContext("2d").drawImage(video, 0, 0);
+    await show(await still.convertToBlob({ type: "image/jpeg", quality: 0.9 }));
+    if (document.body.matches(".failed")) break;
+    await new Promise(requestAnimationFrame);
+  }
+  if (video.srcObject) film(); // it failed: the camera is switched off
+}
+$("camera").addEventListener("click", film);
+
 begin();
