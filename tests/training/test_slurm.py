@@ -39,7 +39,9 @@ def script(text, folder):
     """Write the script for a small run in `folder` and return its path. The programs of the cluster are beside it."""
     text = re.sub(r"/shared/runs/\w+(\$SLURM_ARRAY_TASK_ID)?", "run", text)
     text = re.sub(r"data\.train=/shared.*?(?=$| && )", f"data.train=digits:train data.val=digits:val {SMALL}", text, flags=re.MULTILINE)
-    text = text.replace("--nproc-per-node=8", "--nproc-per-node=2").replace("imagenet1k/convnext_tiny", "digits").replace("finetune", "digits")
+    text = (
+        text.replace("--nproc-per-node=8", "--nproc-per-node=2").replace("imagenet1k/convnext_tiny", "digits").replace("finetune", "digits")
+    )
     assert "/shared" not in text
     assert "8" not in re.findall(r"nproc-per-node=(\d+)", text)
     for name, body in PROGRAMS.items():
