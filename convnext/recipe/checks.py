@@ -253,6 +253,11 @@ def _without_effect(recipe: Recipe) -> Iterator[str]:
             yield _useless(key, *changed[key], reason)
 
 
+def is_used(recipe: Recipe, key: str) -> bool:
+    """Return whether the recipe's task uses a key, such as "train.epochs"."""
+    return recipe.task in _users(recipe, key)
+
+
 def _users(recipe: Recipe, key: str) -> tuple[str, ...]:
     """Return the tasks that use a key; those from outside may use any."""
     known = _USED_BY.get(key) or _USED_BY.get(f"{key.partition('.')[0]}.")
