@@ -258,6 +258,11 @@ def tasks_that_use(key: str) -> tuple[str, ...] | None:
     return _USED_BY.get(key) or _USED_BY.get(f"{key.partition('.')[0]}.")
 
 
+def is_used(recipe: Recipe, key: str) -> bool:
+    """Return whether the recipe's task uses a key, such as "train.epochs"."""
+    return recipe.task in _users(recipe, key)
+
+
 def _users(recipe: Recipe, key: str) -> tuple[str, ...]:
     """Return the tasks that use a key; those from outside may use any."""
     known = tasks_that_use(key)

@@ -3,7 +3,7 @@
 A recipe file says only what differs from the defaults here. `convnext.recipe.load` reads it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import isfinite
 from typing import Annotated, Literal
 
@@ -167,9 +167,17 @@ class Recipe(RecipeSection):
     eval: Eval = Eval()
     seed: int = Field(0, ge=0, description="seed of everything random: weights, order, augmentation, mixup, stochastic depth")
 
-    def to_yaml(self) -> str:
-        """Return the whole recipe, defaults included, as YAML from which `load_recipe` reads the same recipe."""
-        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=120)
+    def to_yaml(self, uses: Callable[[str], bool] = lambda key: True) -> str:
+        """Return the whole recipe, defaults included, as YAML from which `load_recipe` reads the same recipe.
+
+        With `uses`, only the keys of which it returns True, such as "train.epochs".
+        """
+        values = self.model_dump(mode="json")
+        sections = {name for name, value in values.items() if isinstance(value, dict)}
+        for name in sections:
+            values[name] = {key: value for key, value in values[name].items() if uses(f"{name}.{key}")}
+        shown = {name: value for name, value in values.items() if (value if name in sections else uses(name))}
+        return yaml.dump(shown, Dumper=_Dumper, sort_keys=False, width=120)
 
 
 def keys(section: type[BaseModel] = Recipe, prefix: str = "") -> dict[str, str]:

@@ -52,6 +52,21 @@ def side_by_side(image: Image.Image, truth: ArrayLike, predicted: ArrayLike, cla
     return _sheet(list(zip(("image", "ground truth", "predicted"), [image, *drawn], strict=True)), masks, classes, palette.GREY)
 
 
+def panels(image: Image.Image, truth: ArrayLike, predicted: ArrayLike, classes: Sequence[str]) -> list[tuple[str, Image.Image]]:
+    """Return the image, its ground truth and the prediction with their titles, for a page with one `key`; arguments as for `overlay`."""
+    return [
+        ("image", image),
+        *((title, named(image, mask, classes)) for title, mask in (("ground truth", truth), ("predicted", predicted))),
+    ]
+
+
+def key(masks: Sequence[ArrayLike], classes: Sequence[str]) -> list[tuple[str, str]]:
+    """Return name and colour of each class that occurs in the masks, the largest first."""
+    labels, _ = _legend([np.asarray(mask) for mask in masks], classes, 1, ImageFont.load_default(_MIN_FONT), 1)
+    colours = [*palette.CLASSES, palette.IGNORED]
+    return [(name, colours[label]) for label, name, _, _ in labels]
+
+
 def coloured(image: Image.Image, mask: ArrayLike, alpha: float = 0.6) -> Image.Image:
     """Return an image, of the same size, with the colours of its mask over it and white borders between classes."""
     labels: np.ndarray = np.asarray(mask)

@@ -100,6 +100,11 @@ def figure(svg: str, wide: bool = False) -> str:
     return part("block", kind="figure wide" if wide else "figure", parts=[themed(svg)])
 
 
+def natural(svg: str) -> str:
+    """Return a drawing in its own size, which a narrow screen scrolls: one with numbers that would be too small to read."""
+    return part("block", kind="figure natural", parts=[themed(svg)])
+
+
 def figures(svgs: Sequence[str]) -> str:
     """Return SVG drawings side by side, under each other where the screen is narrow."""
     return part("block", kind="figures", parts=[figure(svg) for svg in svgs])
@@ -108,6 +113,11 @@ def figures(svgs: Sequence[str]) -> str:
 def legend(entries: Sequence[tuple[str, str, str]]) -> str:
     """Return names with the line that each is drawn with: (name, colour, dashes as in SVG's stroke-dasharray)."""
     return part("legend", entries=entries)
+
+
+def key(entries: Sequence[tuple[str, str]]) -> str:
+    """Return names with the colour of each, as a square with a border: any colour is seen on a light and on a dark page."""
+    return part("key", entries=entries)
 
 
 def details(summary: str, body: str) -> str:
@@ -126,6 +136,16 @@ def image(content: Image.Image, caption: str = "") -> str:
     content = content.copy()
     content.thumbnail(_MAX_IMAGE)
     return part("image", source=data_url(content, "WEBP" if is_transparent else "JPEG"), caption=caption)
+
+
+def row(images: Sequence[tuple[str, Image.Image]], caption: str) -> str:
+    """Return images side by side, each under its title, under each other where the screen is narrow."""
+    side, parts = _MAX_IMAGE[0] // len(images), []
+    for title, content in images:
+        small = content.copy()
+        small.thumbnail((side, 4 * side))
+        parts.append((title, data_url(small, "JPEG")))
+    return part("row", images=parts, caption=caption)
 
 
 def tile(image: Image.Image, title: str, caption: str) -> str:

@@ -27,7 +27,7 @@ _DASHES = ((), (6, 2), (2, 2))  # lengths drawn and skipped: they tell curves ap
 _MAX_NAME = 40  # characters of a name in a figure: longer ones leave no room for the figure
 _MAX_POINTS = 300  # of one curve of several runs
 _FEW = 3  # fewer points than these are drawn as markers: a line of one point would be invisible
-_PANEL = (4.2, 3.0)  # inches
+_PANEL = (4.2, 3.0)  # inches: text keeps 9 pixels on the screen of a phone
 _SETTINGS = {
     "svg.hashsalt": "convnext",  # with a fixed salt and no metadata the same run draws the same file
     "svg.fonttype": "none",
@@ -85,13 +85,13 @@ def _parts(lines: Sequence[LogLine]) -> list[str]:
     names = list(dict.fromkeys(key for line in lines for key in line if line["kind"] == "train" and key.startswith("loss_")))
     if not names:
         return []
-    figure, axes = panel("Loss by part", (5.2, 3.3))
+    figure, axes = panel("Loss by part")
     for index, name in enumerate(names):
         colour = style(index)[0]
         _curve(axes, _thinned(points(lines, "train", name)), colour, name.removeprefix("loss_").replace("_", " "))
         if validation := points(lines, "eval", name):
             _curve(axes, validation, colour, "", "--")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=9)
     return [svg(figure)]
 
 
@@ -108,7 +108,7 @@ def overlay(series: Sequence[Sequence[tuple[float, float]]], title: str) -> str:
         series: the points (epoch, value) of each run; empty for a run that has no such curve.
         title: what is drawn.
     """
-    figure, axes = panel(title, (5.2, 3.3))
+    figure, axes = panel(title)
     for index, found in enumerate(series):
         if found:
             _curve(axes, _thinned(found), style(index)[0], "", (0, _dashes(index)) if _dashes(index) else "solid")
@@ -196,7 +196,7 @@ def growth(
         law: the points of the fitted curve; none if there is no curve.
         ahead: images, accuracy, and the ends of its interval, by the curve; only drawn with a curve.
     """
-    figure = Figure(figsize=(5.2, 3.3), layout="constrained")
+    figure = Figure(figsize=_PANEL, layout="constrained")
     axes = figure.subplots()
     plain(axes)
     images, values, errors = zip(*measured, strict=True)
@@ -235,9 +235,9 @@ def shown(text: str) -> str:
     return shortened(printable(text), _MAX_NAME)
 
 
-def panel(title: str, size: tuple[float, float] = _PANEL) -> tuple[Figure, Axes]:
-    """Return an empty figure over epochs, and its axes; `size` is in inches."""
-    figure = Figure(figsize=size, layout="constrained")
+def panel(title: str) -> tuple[Figure, Axes]:
+    """Return an empty figure over epochs, and its axes."""
+    figure = Figure(figsize=_PANEL, layout="constrained")
     axes = figure.subplots()
     axes.set(title=title, xlabel="epoch")
     plain(axes)

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, NotRequired, Self, TypedDict
+from typing import TYPE_CHECKING, ClassVar, NotRequired, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from convnext.data.transforms.preprocessing import ImageSize, Preprocessing
 from convnext.errors import ConvnextError, NotFiniteError, UsageError, first_line
 from convnext.models.network import Network
-from convnext.tasks.base import Prediction
+
+if TYPE_CHECKING:
+    from convnext.tasks.base import Prediction
 
 Runner = Callable[..., Sequence[Tensor]]  # a graph in its runtime: from inputs to outputs, all on the CPU
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from convnext import distributed, tasks
@@ -9,6 +10,7 @@ from convnext.data.download import without_secrets
 from convnext.evaluate import Evaluation, disjoint, without_nan
 from convnext.models.weights.files import write_text
 from convnext.recipe import Recipe
+from convnext.recipe.checks import is_used
 from convnext.report import metrics, notebook, page
 from convnext.report.page import write_page
 from convnext.report.runs import read_run
@@ -93,7 +95,7 @@ def _page(trainer: Trainer, evaluation: Evaluation, result: TrainResult) -> str:
     if evaluation.corrupt:
         title = f"{counted(len(evaluation.corrupt), 'unreadable image')} skipped"
         sections.append(page.PageSection(title, page.preformatted("\n".join(evaluation.corrupt))))
-    sections.append(page.PageSection("Recipe", page.preformatted(without_secrets(recipe.to_yaml()))))
+    sections.append(page.PageSection("Recipe", page.preformatted(without_secrets(recipe.to_yaml(partial(is_used, recipe))))))
     sections.append(page.PageSection("What it ran on", page.table(machine)))
     lead = f"{recipe.model.name} · {hardware['gpu'] or hardware['cpu']} · convnext {ran_on['versions']['convnext']}"
     return page.page(folder.path.name, lead, cards, sections)

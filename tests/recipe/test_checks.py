@@ -1,11 +1,13 @@
 """Recipes that contradict themselves or set keys without effect are refused, with the reason and the remedy."""
 
+from functools import partial
+
 import pytest
 
 from convnext import tasks
 from convnext.errors import UsageError
 from convnext.recipe import Recipe, keys, list_recipes, load_recipe
-from convnext.recipe.checks import _USED_BY, check_warmup, warmup_steps
+from convnext.recipe.checks import _USED_BY, check_warmup, is_used, warmup_steps
 from convnext.recipe.section import RecipeSection
 
 TASKS = {"classify": "digits", "detect": "detect_digits", "segment": "segment_digits", "pretrain": "pretrain_digits"}
@@ -244,3 +246,15 @@ def test_detect_size_replaces_the_other_sizes():
 def test_the_size_of_other_tasks_names_the_detectors_own():
     with pytest.raises(UsageError, match=r"data.image_size=640 has no effect: .* \(set detect.size instead\)"):
         load_recipe("detect_finetune", ["data.train=photos", "data.image_size=640"])
+
+
+@pytest.mark.parametrize(("name", "has", "lacks"), [("digits", "crop_scale", "test_short"), ("detect_digits", "test_short", "crop_scale")])
+def test_a_report_shows_the_keys_that_the_task_uses(name, has, lacks):
+    recipe = load_recipe(name)
+    text = recipe.to_yaml(partial(is_used, recipe))
+    assert f"{has}:" in text
+    assert f"{lacks}:" not in text
+    assert "segment:" not in text  # a section of which no key is left
+    assert "epochs:" in text
+    assert "task:" in text
+    assert f"{lacks}:" in recipe.to_yaml()

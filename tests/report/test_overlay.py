@@ -4,8 +4,8 @@ import torch
 from helpers import sample_image
 from PIL import Image
 
-from convnext.report.overlay import coloured, overlay, side_by_side
-from convnext.report.palette import class_colours
+from convnext.report.overlay import coloured, key, named, overlay, panels, side_by_side
+from convnext.report.palette import CLASSES, class_colours
 
 
 def regions():
@@ -70,3 +70,15 @@ def test_large_classes_have_their_names_on_them():
     assert not changed[:, 150:].any()  # no room for one name, and a class that is small
     rows, columns = np.nonzero(changed)
     assert (mask[rows, columns] == 0).all()
+
+
+def test_the_panels_of_a_page_have_one_key():
+    image, truth = sample_image(size=(200, 200)), np.zeros((200, 200), np.uint8)
+    truth[:50], truth[50:60] = 1, 255
+    predicted = np.where(truth == 255, 2, truth)
+    classes = ["sky", "road", "tree", "car"]
+    (first, whole), (_, left), (_, right) = panels(image, truth, predicted, classes)
+    assert (first, whole.size, left.size) == ("image", image.size, image.size)
+    assert np.array_equal(np.asarray(right), np.asarray(named(image, predicted, classes)))
+    assert [name for name, _ in key([truth, predicted], classes)] == ["sky", "road", "tree", "ignored"]
+    assert key([truth], classes)[0] == ("sky", CLASSES[0])

@@ -143,6 +143,19 @@ def test_an_image_larger_than_a_page_is_shrunk():
         assert wide.size == (20_000, 100)
 
 
+def test_images_of_a_row_stand_under_their_titles_and_share_the_page():
+    html = page.row([("image", Image.new("RGB", (4000, 100))), ("<found>", sample_image())], "a <b>")
+    wide, small = (Image.open(BytesIO(base64.b64decode(data))) for data in re.findall(r"base64,([^\"]+)", html))
+    assert wide.size == (1020, 26)
+    assert small.size == sample_image().size
+    assert "&lt;found&gt;<br>" in html
+    assert "a &lt;b&gt;" in html
+    parsed(html)
+    parsed(page.key([("<sky>", "#0072b2")]))
+    assert "max-width" not in page.natural("<svg/>")
+    assert "natural" in page.natural("<svg/>")
+
+
 def test_a_page_is_written_whole_or_the_failure_is_reported(tmp_path):
     messages, path = [], tmp_path / "report.html"
     assert page.write_page(path, lambda: "é – 中", messages.append)

@@ -60,7 +60,7 @@ def sections(details: Json, classes: Sequence[str], source: ClassifySource) -> l
     if rows := _corruption_rows(found):
         parts.append(page.PageSection("Error by corruption and severity, in percent", page.tight(page.table(rows))))
     if found["confusion"] is not None and len(names) <= plots.MAX_CLASSES_DRAWN:
-        parts.append(page.PageSection("Confusion", page.figure(plots.confusion(found["confusion"], names))))
+        parts.append(page.PageSection("Confusion", page.natural(plots.confusion(found["confusion"], names))))
     elif found["confusion"] is not None:
         parts.append(page.PageSection("Most confused", page.table(tables.most_confused(found["confusion"], names))))
     parts.append(page.PageSection("Calibration", page.figures(plots.reliability(found["calibration"]))))
@@ -100,12 +100,17 @@ def _by_class(details: ClassifyDetails, classes: Sequence[str]) -> str:
 def _class_row(name: str, row: ClassRow) -> dict[str, str]:
     """Return a class as a row of the report's table."""
     low, high = row["recall_interval"] or (0.0, 100.0)
-    shown = {"class": name, "images": str(row["images"]), "recall": _percent(row["recall"]), "95 % interval": f"{low:.1f} to {high:.1f} %"}
+    shown = {
+        "class": name,
+        "images": str(row["images"]),
+        "recall": _percent(row["recall"]),
+        "95 % interval": f"{low:.1f} to {high:.1f}\N{NO-BREAK SPACE}%",
+    }
     return shown | {"precision": _percent(row["precision"]), "F1": _percent(row["f1"]), "AUROC": _percent(row["auroc"])}
 
 
 def _percent(value: float | None) -> str:
-    return tables.NONE if value is None else f"{value:.1f} %"
+    return tables.NONE if value is None else f"{value:.1f}\N{NO-BREAK SPACE}%"
 
 
 def _corruption_rows(details: ClassifyDetails) -> list[dict[str, str]]:

@@ -73,8 +73,10 @@ def worst(details: DetectDetails, classes: Sequence[str], source: DetectSource) 
         return []
     occurring = {kind for one in details["worst"] for kind in (*one["kinds"], *one["truth_kinds"])}
     legend = page.legend([(_NAMES[kind], colour, "") for kind, colour in palette.ERRORS.items() if kind in occurring])
-    text = f"On the left the annotated objects, on the right the detections of a score above {details['at_threshold']['threshold']:g}."
-    images = [page.image(_drawn(one, classes, source), _caption(one)) for one in details["worst"]]
+    text = f"Annotated objects, and the detections of a score above {details['at_threshold']['threshold']:g}."
+    images = [
+        page.row(list(zip(("annotated", "found"), _drawn(one, classes, source), strict=True)), _caption(one)) for one in details["worst"]
+    ]
     return [page.PageSection("Worst images", "".join([page.paragraph(text), legend, *images]))]
 
 
@@ -168,7 +170,7 @@ def _class_row(row: Json) -> Json:
     return shown | {"best threshold": f"{best:.2f}" if isinstance(best, float) else tables.NONE, "F1 there": _percent(row["best_f1"])}
 
 
-def _drawn(one: WorstDetections, classes: Sequence[str], source: DetectSource) -> Image.Image:
+def _drawn(one: WorstDetections, classes: Sequence[str], source: DetectSource) -> list[Image.Image]:
     image, truth = deep.shown(source.read(one["index"])), source.encoded_target(one["index"])
     annotated: Json = {"boxes": truth.boxes, "labels": truth.labels, "iscrowd": truth.iscrowd}
     found: Json = {
@@ -178,9 +180,7 @@ def _drawn(one: WorstDetections, classes: Sequence[str], source: DetectSource) -
     }
     sides = ((annotated, one["truth_kinds"]), (found, one["kinds"]))
     colours = [[palette.rgb(palette.ERRORS[kind]) for kind in kinds] for _, kinds in sides]
-    return drawing.side_by_side(
-        [drawing.draw(image, objects, classes, colour) for (objects, _), colour in zip(sides, colours, strict=True)]
-    )
+    return [drawing.draw(image, objects, classes, colour) for (objects, _), colour in zip(sides, colours, strict=True)]
 
 
 def _caption(one: WorstDetections) -> str:

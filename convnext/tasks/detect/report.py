@@ -59,7 +59,9 @@ def summary(metrics: Metrics, details: Json, classes: Sequence[str]) -> str:
 def sections(details: Json, classes: Sequence[str], source: DetectSource) -> list[page.PageSection]:
     """Return detections beside the annotated objects, average precision by class, area and IoU, and the errors."""
     found = cast(DetectDetails, details)
-    images = [page.image(sheet, caption) for sheet, caption in _examples(found, classes, source)]
+    images = [
+        page.row(list(zip(("annotated", "found"), pair, strict=True)), caption) for pair, caption in _examples(found, classes, source)
+    ]
     by_area = [
         {"area": row["area"], "objects": row["objects"]}
         | {f"{kind} {_HEADS[part].removesuffix(' %')}": _percent(row[f"{kind}_{part}"]) for kind in _kinds(found) for part in ("ap", "ar")}
@@ -83,18 +85,18 @@ def draw_demo(folder: Path) -> list[str]:
     details = cast(DetectDetails, json.loads((folder / "evaluation.json").read_text("utf-8")))
     source = open_detection("scenes:val")
     examples = _examples({**details, "shown": details["shown"][:_DEMO_IMAGES]}, source.classes, source)
-    save_sheets([sheet for sheet, _ in examples], folder / "predictions.png")
+    save_sheets([drawing.side_by_side(pair) for pair, _ in examples], folder / "predictions.png")
     return []
 
 
-def _examples(details: DetectDetails, classes: Sequence[str], source: DetectSource) -> Iterator[tuple[Image.Image, str]]:
+def _examples(details: DetectDetails, classes: Sequence[str], source: DetectSource) -> Iterator[tuple[list[Image.Image], str]]:
     """Yield the first images, each with its annotated objects beside what was detected, and captions; one at a time is in memory."""
     for one in details["shown"]:
         image = deep.shown(source.read(one["index"]))
         annotated = source.encoded_target(one["index"]).to_encoded()
         truth = annotated | ({"masks": map(decode, annotated["masks"])} if "masks" in annotated else {})
-        sheet = drawing.side_by_side([drawing.draw(image, objects, classes) for objects in (truth, _drawable(one))])
-        yield sheet, f"{source.name(one['index'])}: annotated, and found with a score of at least {SHOWN_SCORE:g}"
+        pair = [drawing.draw(image, objects, classes) for objects in (truth, _drawable(one))]
+        yield pair, f"{source.name(one['index'])}: annotated, and found with a score of at least {SHOWN_SCORE:g}"
 
 
 def _kinds(details: DetectDetails) -> list[str]:
@@ -127,7 +129,7 @@ def _more_detections(count: int) -> str:
 
 
 def _percent(value: object) -> str:
-    return f"{value:.1f} %" if isinstance(value, float) else tables.NONE
+    return f"{value:.1f}\N{NO-BREAK SPACE}%" if isinstance(value, float) else tables.NONE
 
 
 def _drawable(shown: ShownDetections) -> Json:

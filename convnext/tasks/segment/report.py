@@ -53,11 +53,8 @@ def summary(metrics: Metrics, details: Json, classes: Sequence[str]) -> str:
 def sections(details: Json, classes: Sequence[str], source: SegmentSource) -> list[page.PageSection]:
     """Return predictions beside the annotated masks, the worst images, and scores by class."""
     found = cast(SegmentDetails, details)
-    images = [page.image(sheet, caption) for sheet, caption in _drawn(found["shown"], classes, source)]
-    worst = [
-        page.image(sheet, f"{name}: mIoU {one['image_miou']:.1f} %")
-        for one, (sheet, name) in zip(found["worst"], _drawn(found["worst"], classes, source), strict=True)
-    ]
+    images = [_compared(one, classes, source, "") for one in found["shown"]]
+    worst = [_compared(one, classes, source, f": mIoU {one['image_miou']:.1f} %") for one in found["worst"]]
     shown = [
         {column.head.removesuffix(" %"): _cell(row[column.key]) for column in _COLUMNS} | {"pixels": row["pixels"]}
         for row in _rows(found, classes)
@@ -86,6 +83,14 @@ def _drawn(shown: Sequence[ShownMask], classes: Sequence[str], source: SegmentSo
         yield sheet, source.name(index)
 
 
+def _compared(one: ShownMask, classes: Sequence[str], source: SegmentSource, remark: str) -> str:
+    """Return an image, its annotated mask and the predicted one as HTML, over their classes and a caption that ends with a remark."""
+    index, predicted = one["index"], decoded(one["prediction"])
+    truth = source.mask(index)
+    images = page.row(overlay.panels(deep.shown(source.read(index)), truth, predicted, classes), f"{source.name(index)}{remark}")
+    return images + page.key(overlay.key([truth, predicted], classes))
+
+
 def _rows(details: SegmentDetails, classes: Sequence[str]) -> list[Json]:
     """Return a row for each class, under the keys of `_COLUMNS`, and its `pixels`."""
     rows: list[Json] = []
@@ -99,4 +104,4 @@ def _rows(details: SegmentDetails, classes: Sequence[str]) -> list[Json]:
 
 
 def _cell(value: object) -> str:
-    return tables.NONE if value is None else f"{value:.1f} %" if isinstance(value, float) else f"{value}"
+    return tables.NONE if value is None else f"{value:.1f}\N{NO-BREAK SPACE}%" if isinstance(value, float) else f"{value}"

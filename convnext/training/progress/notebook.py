@@ -65,6 +65,7 @@ class NotebookDisplay(Display):
 
     def evaluated(self, epoch: float, message: str, **values: float) -> None:
         self.cards = {f"{metrics.label(key)} after epoch {round(epoch, 2):g}": metrics.value(key, value) for key, value in values.items()}
+        self.lead = f"epoch {round(epoch, 2):g} · step {self.done} of {self.total} · {self.clock.words()}"
         self._draw()
         self._update()
 

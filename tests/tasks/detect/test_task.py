@@ -77,7 +77,7 @@ def test_a_run_leaves_weights_that_evaluate_to_the_same(coco, tmp_path, kind):
     again = evaluate_loaded(load(run), None, 2, 0, 0.0, torch.device("cpu"))
     assert again.result.metrics == result.metrics
     page = (run / "report.html").read_text()
-    assert page.count("data:image/webp") == 3 + len(again.result.details["worst"])
+    assert page.count("data:image/jpeg") == 2 * (3 + len(again.result.details["worst"]))
     assert "annotated, and found" in page
     loaded = load(run)
     assert (loaded.task, loaded.classes) == ("detect", [str(digit) for digit in range(10)])

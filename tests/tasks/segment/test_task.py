@@ -77,8 +77,8 @@ def test_a_run_leaves_weights_that_evaluate_to_the_same(photos, tmp_path):
     again = evaluate_loaded(load(run), None, 2, 0, 0.0, torch.device("cpu"))
     assert again.result.metrics == result.metrics
     page = (run / "report.html").read_text()
-    assert "ground truth" not in page  # it is within the images
-    assert page.count("data:image/webp") == 3 + len(again.result.details["worst"])
+    assert page.count("ground truth<br>") == 3 + len(again.result.details["worst"])
+    assert page.count("data:image/jpeg") == 3 * (3 + len(again.result.details["worst"]))
     assert "stone" in page
     loaded = load(run)
     assert (loaded.task, loaded.classes) == ("segment", ["ground", "leaf", "stone"])
