@@ -157,7 +157,7 @@ class TaskExport(ABC):
         Raises ConvnextError if the outputs can't be compared as numbers.
         """
 
-    def agreement(self, expected: Prediction, found: Prediction) -> float:
+    def agreement(self, expected: "Prediction", found: "Prediction") -> float:
         """Return how far two predictions for an image agree, 0 to 1, as a user sees them. UsageError for a task without such a measure."""
         raise UsageError("--precision int8 can't be verified for this task: export with another precision")
 

@@ -17,7 +17,7 @@ from convnext.models.backbones.dropping import split_of
 from convnext.models.backbones.isotropic import ConvNeXtIsotropic
 from convnext.models.cost import count_cost
 from convnext.models.segmentation.upernet import ChannelDropout, UperNet, loss
-from convnext.models.weights import segmenters
+from convnext.models.weights.heads import segmenters
 from convnext.training.optim import build_optimizer
 
 ADE20K = [

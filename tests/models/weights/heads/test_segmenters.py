@@ -8,7 +8,7 @@ import convnext
 from convnext.errors import ConvnextError
 from convnext.models.backbones.convnext import ConvNeXt
 from convnext.models.segmentation.upernet import UperNet
-from convnext.models.weights.segmenters import from_native, recognise, to_native
+from convnext.models.weights.heads.segmenters import from_native, recognise, to_native
 
 LISTED = {"mmsegmentation": "mmseg", "transformers": "transformers"}
 

@@ -10,7 +10,7 @@ from convnext.errors import ConvnextError
 from convnext.models.backbones.convnext import ConvNeXt
 from convnext.models.detection import cascade_mask_rcnn, mask_rcnn
 from convnext.models.load import load_weights
-from convnext.models.weights import detectors
+from convnext.models.weights.heads import detectors
 
 BUILDERS = {"mask_rcnn": mask_rcnn, "cascade_mask_rcnn": cascade_mask_rcnn}
 

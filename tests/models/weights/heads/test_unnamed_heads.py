@@ -8,7 +8,7 @@ from helpers import randomise, relative_error
 import convnext
 from convnext.errors import ConvnextError
 from convnext.models import load
-from convnext.models.weights import detectors, segmenters
+from convnext.models.weights.heads import detectors, segmenters
 from convnext.models.weights.convert import convert
 
 SIZES = {"depths": [1, 1, 2, 1], "hidden_sizes": [8, 16, 24, 32]}
