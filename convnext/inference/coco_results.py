@@ -9,11 +9,13 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import cast
 
-from convnext.data.annotations.coco_file import CocoIds
+from convnext.data.annotations.coco_file import CocoIds, read_ids
 from convnext.errors import UsageError, nearest
+from convnext.inference.answers import PredictsFor
 from convnext.models.weights.files import write_atomically
-from convnext.tasks.base import ClassIds
+from convnext.tasks.base import ClassIds, Json
 from convnext.text import counted
 
 log = logging.getLogger("convnext")
@@ -51,6 +53,21 @@ def category_ids(classes: Sequence[str], class_ids: ClassIds | None, listed: Coc
         return {name: listed.categories[name] for name in classes}
     ids = [number for number in class_ids or () if isinstance(number, int)]
     return dict(zip(classes, ids if len(ids) == len(classes) else range(1, len(classes) + 1), strict=True))
+
+
+def ids_of(predictor: PredictsFor, annotations: Path | None) -> tuple[CocoIds | None, dict[str, int]]:
+    """Return the ids of the annotation file, if one is named, and the category id of each class of the network.
+
+    Raises UsageError or ConvnextError if the file can't be read or lacks a class.
+    """
+    listed = None if annotations is None else read_ids(annotations)
+    return listed, category_ids(predictor.classes, predictor.class_ids, listed)
+
+
+def box_of(found: Json) -> list[float]:
+    """Return the box of an object of a JSON line as COCO has it: left, top, width, height, in hundredths of a pixel."""
+    left, top, right, bottom = cast(list[float], found["box"])
+    return [left, top, round(right - left, 2), round(bottom - top, 2)]
 
 
 def image_ids(names: Iterable[str], listed: CocoIds | None) -> dict[str, ImageId]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
-from convnext.data.annotations.coco_file import CocoContent, CocoIds, read_ids
+from convnext.data.annotations.coco_file import CocoContent
 from convnext.data.convert.common import FoundImage, FoundObject
 from convnext.data.convert.write.common import OutgoingDataset, below, refuse_clashes
 from convnext.data.convert.write.formats import FORMATS, outgoing
@@ -59,8 +59,7 @@ class DatasetOutput(Lines):
         journal = path.with_suffix(".jsonl") if is_file else path / "predictions.jsonl"
         made = path if is_file else path / self.how.annotations
         refuse_foreign(made, journal, overwrite)
-        self.listed: CocoIds | None = read_ids(annotations) if annotations is not None else None
-        of_network = coco_results.category_ids(predictor.classes, predictor.class_ids, self.listed)
+        self.listed, of_network = coco_results.ids_of(predictor, annotations)
         self.categories = of_network if self.listed is None else self.listed.categories
         self.classes = set(of_network)
         self.files = {item.name: item.below for item in items}
@@ -113,8 +112,7 @@ class DatasetOutput(Lines):
         name = str(one["class"])
         if name not in self.classes:
             raise self.journal.foreign(f"has the class {name!r}, which this network does not have")
-        left, top, right, bottom = cast(list[float], one["box"])
-        box = [left, top, round(right - left, 2), round(bottom - top, 2)]
+        box = coco_results.box_of(one)
         if min(box[2:]) <= 0:
             return None
         runs = cast(RunLengths | None, one.get("mask"))

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from convnext import tasks
-from convnext.data.annotations.coco_file import CocoIds, read_ids
 from convnext.data.convert.write.formats import FORMATS
 from convnext.errors import UsageError, nearest, writing
 from convnext.inference import coco_results, fingerprint
@@ -91,8 +90,7 @@ class CocoOutput(Lines):
             raise UsageError(f"{path}: COCO's results go to a .json file")
         refuse_foreign(path, path.with_suffix(".jsonl"), overwrite)
         self.results = path
-        self.listed: CocoIds | None = read_ids(annotations) if annotations is not None else None
-        self.ids = coco_results.category_ids(predictor.classes, predictor.class_ids, self.listed)
+        self.listed, self.ids = coco_results.ids_of(predictor, annotations)
         names = [item.name for item in items]
         found = coco_results.image_ids(names, self.listed)  # raises before anything is written
         super().__init__(path.with_suffix(".jsonl"), top, overwrite, of)
@@ -111,8 +109,7 @@ class CocoOutput(Lines):
             for one in row.get("objects", ()):
                 if one["class"] not in self.ids:
                     raise self.journal.foreign(f"has the class {one['class']!r}, which this network does not have")
-                left, top, right, bottom = one["box"]
-                box = [left, top, round(right - left, 2), round(bottom - top, 2)]
+                box = coco_results.box_of(one)
                 ids: Json = {"image_id": image_ids[row["image"]], "category_id": self.ids[one["class"]]}
                 yield ids | {"bbox": box, "score": one["score"]} | ({"segmentation": one["mask"]} if "mask" in one else {})
 

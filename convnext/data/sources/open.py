@@ -252,24 +252,13 @@ def train_and_val(where: str) -> tuple[str, str]:
 
 
 def hold_out(
-    source: ClassifySource, fraction: float, seed: int, groups: Sequence[str] | None = None
+    source: ClassifySource, fraction: float, seed: int, groups: Sequence[str] | None = None, fold: tuple[int, int] | None = None
 ) -> tuple[ClassifySubset, ClassifySubset]:
-    """Return a source in two parts, the second with about `fraction` of each class, chosen by name; see `split.split`.
+    """Return a source in two parts, the second with about `fraction` of each class, chosen by name; see `split.held_out`.
 
-    With `groups`, the group of each image, no group has images in both; see `split.split_groups`.
+    With `groups`, the group of each image, no group has images in both. With a fold, its number from 1 and their number, the second part
+    is that fold, whatever the fraction and the seed.
     """
-    rest, held = held_out(source, _strata(source), fraction, seed, groups)
+    strata = [source.label(index) if target_kind_of(source) == "class" else 0 for index in range(len(source))]
+    rest, held = held_out(source, strata, fraction, seed, groups, fold)
     return ClassifySubset(source, rest), ClassifySubset(source, held)
-
-
-def hold_out_fold(
-    source: ClassifySource, fold: int, count: int, groups: Sequence[str] | None = None
-) -> tuple[ClassifySubset, ClassifySubset]:
-    """Return a source in two parts, the second being fold number `fold`, from 1, of `count`; see `split.folds` and `split.group_folds`."""
-    rest, held = held_out(source, _strata(source), 0, 0, groups, (fold, count))
-    return ClassifySubset(source, rest), ClassifySubset(source, held)
-
-
-def _strata(source: ClassifySource) -> list[int]:
-    """Return what each part shall have its share of: the class of each image, or 0 where labels are of another kind."""
-    return [source.label(index) if target_kind_of(source) == "class" else 0 for index in range(len(source))]

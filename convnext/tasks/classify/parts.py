@@ -7,7 +7,7 @@ import numpy as np
 from convnext.data.counts import described
 from convnext.data.sources.base import ClassifySource, ClassifySubset, read_by, target_kind_of
 from convnext.data.sources.folder import one_class
-from convnext.data.sources.open import hold_out, hold_out_fold, open_source
+from convnext.data.sources.open import hold_out, open_source
 from convnext.data.sources.packed.embedded import is_embedded
 from convnext.data.sources.table import TableName, TableSource
 from convnext.errors import ConvnextError, UsageError
@@ -96,11 +96,8 @@ def _held_out(source: ClassifySource, recipe: Recipe) -> tuple[ClassifySource, C
         kept = [index for index, part in enumerate(parts) if part != "test"]
         remarks.append(f"by the column split, {len(source) - len(kept)} images of test are in no fold")
         source, groups = ClassifySubset(source, kept), [groups[index] for index in kept] if groups is not None else None
-    if fold is None:
-        train, val = hold_out(source, data.val_fraction, recipe.seed, groups)
-    else:
-        refuse_folds(recipe, len(source), groups)
-        train, val = hold_out_fold(source, *fold, groups)
+    refuse_folds(recipe, len(source), groups)
+    train, val = hold_out(source, data.val_fraction, recipe.seed, groups, fold)
     if not len(val) and groups is not None:
         raise ConvnextError(f"no group can be held out: there are {len(set(groups))}, and each class needs one to train on; give data.val")
     remarks.append(held_out_remark(recipe, len(source), val.indices, groups))
