@@ -32,6 +32,7 @@ def export(
     paste_masks: Annotated[
         bool, typer.Option("--paste-masks", help="Detectors: also give masks in pixels of the image, 100 times its size.")
     ] = False,
+    triton: Annotated[bool, typer.Option("--triton", help="onnx: also write config.pbtxt for Triton Inference Server beside it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Export a network for another runtime, and compare its outputs.
@@ -55,6 +56,7 @@ def export(
         data=data,
         with_preprocessing=with_preprocessing,
         paste_masks=paste_masks,
+        triton=triton,
         report=lambda message: print(message, file=sys.stderr, flush=True),
     )
     for remark in found.remarks:

@@ -22,9 +22,10 @@ from convnext.export.int8 import LEAST, Quantized, quantize
 from convnext.export.load import load
 from convnext.export.runtimes import open_exported
 from convnext.export.targets import WRITERS, WRITERS_OF_ONNX, Traced
+from convnext.export.triton import write_config
 from convnext.models.load import Loaded
 from convnext.models.weights.files import with_imports, write_weights
-from convnext.tasks.exported import ExportedDescription, ExportedNetwork
+from convnext.tasks.exported import ExportedDescription, ExportedNetwork, TaskExport
 
 log = logging.getLogger("convnext")
 
@@ -60,6 +61,7 @@ def export(
     data: str | None = None,
     with_preprocessing: bool = False,
     paste_masks: bool = False,
+    triton: bool = False,
     network: nn.Module | None = None,
     report: Report = lambda message: None,
 ) -> ExportResult:
@@ -76,6 +78,7 @@ def export(
         data: for int8, labelled images to evaluate the network and the file on.
         with_preprocessing: let the file take uint8 images (N, H, W, C), in RGB if C is 3, and normalise them itself.
         paste_masks: let the file of a detector also give masks in pixels of its images, `pasted`.
+        triton: also write `config.pbtxt` beside an ONNX file, for Triton Inference Server.
         report: called with what is being done.
 
     Raises UsageError for options that make no sense, ConvnextError if the file computes something else or overflows. Nothing is written
@@ -83,7 +86,38 @@ def export(
     """
     output = Path(output)
     _check(to, output, precision, with_preprocessing or paste_masks, size)
-    _check_int8(to, precision, calibration, data)
+    _check_more(to, precision, calibration, data, triton)
+    loaded, rules = _load(source, weights, network, size, precision)
+    if to == "safetensors":
+        return _write_safetensors(loaded, output, network)
+    form = Form(precision, with_preprocessing, rules.size(loaded.preprocessing, size), paste_masks=paste_masks)
+    if precision in rules.refused:
+        raise UsageError(rules.refused[precision])
+    if precision == "fp16":
+        report("looking for overflow")
+        _refuse_overflow(loaded, form)
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".export-") as folder:
+        file, quantized = Path(folder) / output.name, None
+        if precision == "int8":
+            whole = Path(folder) / "float32" / "model.onnx"
+            whole.parent.mkdir()
+            form, error, remarks = _write(loaded, form, "onnx", whole, report)
+            quantized = quantize(loaded, whole, to, file, calibration, data, report)
+        else:
+            form, error, remarks = _write(loaded, form, to, file, report)
+        if triton:
+            write_config(file)
+        _put_in_place(Path(folder), output)
+    parts = (output, output.with_suffix(".bin")) if to == "openvino" else (output,)
+    fixed, size_in_bytes = None if form.dynamic else list(form.size), sum(part.stat().st_size for part in parts)
+    return ExportResult(str(output), to, loaded.task, precision, with_preprocessing, fixed, error, size_in_bytes, remarks, quantized)
+
+
+def _load(
+    source: str | Path, weights: str | None, network: nn.Module | None, size: ImageSize | None, precision: str
+) -> tuple[Loaded, TaskExport]:
+    """Return the network, with the preprocessing and calibration that its file will state, and the rules of its task."""
     loaded = load(source, weights, network)
     if isinstance(loaded.model, ExportedNetwork):
         raise UsageError(f"{source} is an exported file: export the checkpoint that it was made from")
@@ -96,29 +130,7 @@ def export(
     if precision == "int8" and loaded.calibration is not None:
         loaded.calibration = None
         log.warning("%s: its calibration is of probabilities in float32, so the file in int8 has none", source)
-    if to == "safetensors":
-        return _write_safetensors(loaded, output, network)
-    form = Form(precision, with_preprocessing, rules.size(loaded.preprocessing, size), paste_masks=paste_masks)
-    if precision in rules.refused:
-        raise UsageError(rules.refused[precision])
-    if precision == "fp16":
-        report("looking for overflow")
-        _refuse_overflow(loaded, form)
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".export-") as folder:
-        file = Path(folder) / output.name
-        quantized: Quantized | None = None
-        if precision == "int8":
-            whole = Path(folder) / "float32" / "model.onnx"
-            whole.parent.mkdir()
-            form, error, remarks = _write(loaded, form, "onnx", whole, report)
-            quantized = quantize(loaded, whole, to, file, calibration, data, report)
-        else:
-            form, error, remarks = _write(loaded, form, to, file, report)
-        _put_in_place(Path(folder), output)
-    parts = (output, output.with_suffix(".bin")) if to == "openvino" else (output,)
-    fixed, size_in_bytes = None if form.dynamic else list(form.size), sum(part.stat().st_size for part in parts)
-    return ExportResult(str(output), to, loaded.task, precision, with_preprocessing, fixed, error, size_in_bytes, remarks, quantized)
+    return loaded, rules
 
 
 def _check(to: str, output: Path, precision: str, with_more: bool, size: ImageSize | None) -> None:
@@ -135,7 +147,9 @@ def _check(to: str, output: Path, precision: str, with_more: bool, size: ImageSi
         )
 
 
-def _check_int8(to: str, precision: str, calibration: Sequence[ImageLike], data: str | None) -> None:
+def _check_more(to: str, precision: str, calibration: Sequence[ImageLike], data: str | None, triton: bool) -> None:
+    if triton and to != "onnx":
+        raise UsageError("--triton is for --to onnx")
     if precision != "int8":
         if calibration or data is not None:
             raise UsageError("--calibration and --data are for --precision int8")

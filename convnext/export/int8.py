@@ -94,7 +94,6 @@ def _write(loaded: Loaded, whole: Path, to: str, output: Path, images: Sequence[
         raise UsageError(f"{loaded.model.spec['name']} has no linear layers in its blocks, which --precision int8 quantizes: give fp16")
     observed, count = _observe(loaded, model, names, whole.with_name("observed.onnx"), images)
     qdq.quantize(model, qdq.smooth(model, observed))
-    qdq.describe_as_int8(model)
     written = whole.with_name("int8.onnx")
     onnx.save(model, written)
     WRITERS_OF_ONNX[to](written, output)

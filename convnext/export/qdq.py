@@ -5,7 +5,6 @@ the values that they multiply one scale and zero point. Convolutions and the hea
 Norms, GELU, GRN, depthwise convolutions, stems and the sums of the residual branches stay as they are.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from convnext.models.weights.files import OWN_METADATA
 
 Floats = NDArray[np.float32]
 Model = Any  # onnx.ModelProto, which is not typed
@@ -62,14 +59,6 @@ def write_observed(model: Model, names: Sequence[str], file: Path) -> None:
     observed.CopyFrom(model)
     observed.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
     onnx.save(observed, file)
-
-
-def describe_as_int8(model: Model) -> None:
-    """Let the description in the model's metadata say int8."""
-    (own,) = (one for one in model.metadata_props if one.key == OWN_METADATA)
-    description = json.loads(own.value)
-    description["graph"]["precision"] = "int8"
-    own.value = json.dumps(description)
 
 
 def smooth(model: Model, observed: Mapping[str, Observed]) -> dict[str, Observed]:

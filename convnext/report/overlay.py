@@ -62,7 +62,7 @@ def panels(image: Image.Image, truth: ArrayLike, predicted: ArrayLike, classes: 
 
 def key(masks: Sequence[ArrayLike], classes: Sequence[str]) -> list[tuple[str, str]]:
     """Return name and colour of each class that occurs in the masks, the largest first."""
-    labels, _ = _legend([np.asarray(mask) for mask in masks], classes, 1, ImageFont.load_default(_MIN_FONT), 1)
+    labels, _ = _legend([np.asarray(mask) for mask in masks], classes, 1, font_for(_MIN_FONT, classes), 1)
     colours = [*palette.CLASSES, palette.IGNORED]
     return [(name, colours[label]) for label, name, _, _ in labels]
 

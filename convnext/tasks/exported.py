@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, NotRequired, Self, TypedDict
+from typing import ClassVar, NotRequired, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,6 @@ from torch import Tensor, nn
 from convnext.data.transforms.preprocessing import ImageSize, Preprocessing
 from convnext.errors import ConvnextError, NotFiniteError, UsageError, first_line
 from convnext.models.network import Network
-
-if TYPE_CHECKING:
-    from convnext.tasks.base import Prediction
 
 Runner = Callable[..., Sequence[Tensor]]  # a graph in its runtime: from inputs to outputs, all on the CPU
 
@@ -157,8 +154,11 @@ class TaskExport(ABC):
         Raises ConvnextError if the outputs can't be compared as numbers.
         """
 
-    def agreement(self, expected: "Prediction", found: "Prediction") -> float:
-        """Return how far two predictions for an image agree, 0 to 1, as a user sees them. UsageError for a task without such a measure."""
+    def agreement(self, expected: object, found: object) -> float:
+        """Return how far two predictions of the task for an image agree, 0 to 1, as a user sees them.
+
+        Raises UsageError for a task without such a measure.
+        """
         raise UsageError("--precision int8 can't be verified for this task: export with another precision")
 
 

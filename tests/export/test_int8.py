@@ -14,6 +14,7 @@ from convnext.errors import ConvnextError, UsageError
 from convnext.export import int8, qdq
 from convnext.export.export import export
 from convnext.export.load import load
+from convnext.export.triton import write_config
 from convnext.tasks.classify.graph import ClassifyExport
 from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.detect.graph import DetectExport
@@ -35,7 +36,9 @@ def exported(tmp_path_factory):
     photos = sorted(image_folder(folder / "photos", CLASSES, each=5).rglob("*.jpg"))
     (folder / "broken.jpg").write_bytes(b"no image")
     source, output = written(folder, "classify"), folder / "Ameisen und 蜂.onnx"
-    found = export(source, "onnx", output, precision="int8", calibration=[*photos, folder / "broken.jpg"], data=str(folder / "photos"))
+    found = export(
+        source, "onnx", output, precision="int8", calibration=[*photos, folder / "broken.jpg"], data=str(folder / "photos"), triton=True
+    )
     patch.undo()
     return source, output, found
 
@@ -86,6 +89,34 @@ def test_products_are_quantized_by_output_and_nothing_else_is(exported):
     assert axes == ["batch", "", "height", "width"]
 
 
+def test_triton_gets_the_inputs_and_outputs_of_the_file(exported):
+    lines = (exported[1].parent / "config.pbtxt").read_text(encoding="utf-8").splitlines()
+    assert lines == [
+        'backend: "onnxruntime"',
+        'default_model_filename: "Ameisen und 蜂.onnx"',
+        "max_batch_size: 16",
+        "dynamic_batching { }",
+        'input [ { name: "images" data_type: TYPE_FP32 dims: [3, -1, -1] } ]',
+        'output [ { name: "logits" data_type: TYPE_FP32 dims: [3] } ]',
+    ]
+
+
+def test_triton_gets_numbers_alone_as_lists_of_one(tmp_path):
+    import onnx
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 32, 32])]
+    ends += [helper.make_tensor_value_info("threshold", TensorProto.FLOAT, [])]
+    found = helper.make_tensor_value_info("labels", TensorProto.INT64, ["batch", 100])
+    onnx.save(helper.make_model(helper.make_graph([], "g", ends, [found])), tmp_path / "model.onnx")
+    assert write_config(tmp_path / "model.onnx").read_text().splitlines()[2:] == [
+        "max_batch_size: 0",
+        'input [ { name: "images" data_type: TYPE_FP32 dims: [-1, 3, 32, 32] } ]',
+        'input [ { name: "threshold" data_type: TYPE_FP32 dims: [1] reshape { shape: [] } } ]',
+        'output [ { name: "labels" data_type: TYPE_INT64 dims: [-1, 100] } ]',
+    ]
+
+
 def test_scales_that_move_into_the_weights_change_nothing_else():
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
@@ -125,6 +156,7 @@ def test_one_odd_image_does_not_coarsen_the_scale_of_all_others():
     [
         ({"precision": "int8"}, "at least 10 images"),
         ({"precision": "float32", "calibration": ["a.jpg"]}, "are for --precision int8"),
+        ({"triton": True, "to": "torch", "output": "o.pt2"}, "--triton is for --to onnx"),
         ({"precision": "int8", "to": "torch", "output": "o.pt2"}, "for --to onnx and openvino, not for torch"),
     ],
 )

@@ -13,7 +13,7 @@ from convnext.models.entry import Entry
 from convnext.models.load import identify, weights_of_run
 from convnext.models.network import Spec
 from convnext.models.registry import find
-from convnext.models.weights import configs, files, formats, published
+from convnext.models.weights import files, formats, published
 from convnext.models.weights.identify import FUNCTION
 from convnext.models.weights.open import Opened, open_weights
 
@@ -22,6 +22,11 @@ log = logging.getLogger("convnext")
 TARGETS = ("official", "timm", "torchvision", "transformers", "transformers-dinov3")
 # timm's own sizes, and its tiny with the norm first, have 1 x 1 convolutions.
 _CONV_MLP = re.compile(r"convnext(v2)?_(zepto|atto|femto|pico|nano)(_\w+)?|convnext_tiny_hnf")
+# What transformers calls the activations.
+_HIDDEN_ACT = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "silu": "silu", "relu": "relu"}
+# What timm calls the arguments that differ from its networks', with the values that all of its names have which do not set them.
+_TIMM = {"in_channels": ("in_chans", 3), "patch_size": ("patch_size", 4), "kernel_size": ("kernel_sizes", 7)}
+_TIMM |= {"stem": ("stem_type", "patch"), "head_norm_first": ("head_norm_first", False), "head_hidden_size": ("head_hidden_size", 0)}
 _WORDS = {"norm_layer": "norms of the kind", "activation": "the activation", "norm_eps": "norms with epsilon"}
 
 
@@ -53,9 +58,9 @@ def convert(source: str, output: Path, to: str) -> str:
     _refuse_other_function(spec, to)
     foreign = formats.from_native(native, to, conv_mlp=to == "timm" and _CONV_MLP.fullmatch(cast("str", spec["name"])) is not None)
     if to == "timm" and not output.suffix:
-        output = _timm_folder(output, opened, *configs.of_timm(spec))
+        output = _timm_folder(output, opened, *_of_timm(spec))
     elif to.startswith("transformers") and not output.suffix:
-        _write_json(output / "config.json", configs.of_transformers(spec, opened.classes, to))
+        _write_json(output / "config.json", _of_transformers(spec, opened.classes, to))
         if isinstance(opened.preprocessing, ClassifyPreprocessing) and (how := published.to_transformers(opened.preprocessing)) is not None:
             _write_json(output / "preprocessor_config.json", how)
         else:
@@ -118,6 +123,56 @@ def _timm_folder(folder: Path, opened: Opened, architecture: str, arguments: Map
     }
     _write_json(folder / "config.json", config | ({} if opened.classes is None else {"label_names": opened.classes}))
     return folder / "model.safetensors"
+
+
+def _of_timm(spec: Spec) -> tuple[str, dict[str, object]]:
+    """Return timm's name of a ConvNeXt, and the arguments that make it the network of `spec`, the arguments of `create_model`."""
+    import timm
+
+    name, sizes = cast("str", spec["name"]), {**find(cast("str", spec["name"])).fixed, **spec}
+    if not timm.is_model(name):
+        name = "convnextv2_tiny" if sizes.get("grn") else "convnext_tiny"
+    arguments: dict[str, object] = {"depths": sizes["depths"], "dims": sizes["widths"]}
+    arguments |= {theirs: sizes[key] for key, (theirs, usual) in _TIMM.items() if sizes.get(key, usual) != usual}
+    if not sizes.get("grn"):
+        arguments["ls_init_value"] = sizes["layer_scale"] or None
+    return name, arguments
+
+
+def _of_transformers(spec: Spec, classes: list[str] | None, to: str) -> dict[str, object]:
+    """Return the config.json of transformers for a ConvNeXt.
+
+    Args:
+        spec: arguments of `create_model`.
+        classes: the names of its classes; None where unknown.
+        to: "transformers", or "transformers-dinov3" for a backbone without head.
+    """
+    sizes = {**FUNCTION, **find(cast("str", spec["name"])).fixed, **spec}
+    kind = ("ConvNextForImageClassification", "convnext")
+    if to == "transformers-dinov3":
+        kind = ("DINOv3ConvNextModel", "dinov3_convnext")
+    elif sizes.get("grn"):
+        kind = ("ConvNextV2ForImageClassification", "convnextv2")
+    config: dict[str, object] = {
+        "architectures": [kind[0]],
+        "model_type": kind[1],
+        "num_channels": sizes["in_channels"],
+        "depths": sizes["depths"],
+        "hidden_sizes": sizes["widths"],
+        **({} if to == "transformers-dinov3" else {"patch_size": sizes["patch_size"], "num_stages": 4}),
+        **({} if sizes.get("grn") else {"layer_scale_init_value": sizes["layer_scale"]}),
+        "hidden_act": _HIDDEN_ACT[cast("str", sizes["activation"])],
+        # Of the last norm. transformers' default, 1e-12, is not what most networks have.
+        "layer_norm_eps": spec.get("head_norm_eps") or spec.get("norm_eps", 1e-6),
+    }
+    if to == "transformers-dinov3":
+        return config
+    if classes is None:
+        config["num_labels"] = sizes["num_classes"]
+    else:
+        config["id2label"] = dict(enumerate(classes))
+        config["label2id"] = {name: i for i, name in enumerate(classes)}
+    return config
 
 
 def _write_json(path: Path, values: Mapping[str, object]) -> None:

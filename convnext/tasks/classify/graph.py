@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from convnext.data import imagenet
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, ImageSize, Preprocessing
-from convnext.tasks.base import Prediction
 from convnext.tasks.classify.prediction import ClassifyPrediction
 from convnext.tasks.exported import ExportedNetwork, TaskExport, logits_error
 
@@ -41,7 +40,7 @@ class ClassifyExport(TaskExport):
     def error(self, model: nn.Module, exported: ExportedNetwork, ours: Tensor, theirs: Tensor) -> float:
         return logits_error(model(ours), exported(theirs))
 
-    def agreement(self, expected: Prediction, found: Prediction) -> float:
+    def agreement(self, expected: object, found: object) -> float:
         """Return 1 if the most probable class is the same, else 0."""
         assert isinstance(expected, ClassifyPrediction)
         assert isinstance(found, ClassifyPrediction)

@@ -16,7 +16,6 @@ from convnext.models.detection.boxes import Size
 from convnext.models.detection.detector import Detector
 from convnext.models.detection.fixed import FixedDetector
 from convnext.models.detection.postprocess import AS_PUBLISHED, SCORE, Masks, Selection, paste_masks
-from convnext.tasks.base import Prediction
 from convnext.tasks.detect.prediction import SHOWN_SCORE, DetectPrediction
 from convnext.tasks.exported import ExportedNetwork, TaskExport
 
@@ -130,7 +129,7 @@ class DetectExport(TaskExport):
                 one["masks"] = masks[: len(one["scores"]), None, : image.shape[1], : image.shape[2]]
         return max(_difference(*pair) for pair in zip(expected, found, strict=True))
 
-    def agreement(self, expected: Prediction, found: Prediction) -> float:
+    def agreement(self, expected: object, found: object) -> float:
         """Return the fraction of the objects, of both together, that the other has too: same class, IoU above 0.5.
 
         Compared are objects of a score of at least 0.5. Two predictions without any agree.

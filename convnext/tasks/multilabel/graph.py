@@ -1,6 +1,5 @@
 """Networks of several labels as exported files."""
 
-from convnext.tasks.base import Prediction
 from convnext.tasks.classify.graph import ClassifyExport
 from convnext.tasks.multilabel import prediction
 
@@ -8,7 +7,7 @@ from convnext.tasks.multilabel import prediction
 class MultilabelExport(ClassifyExport):
     """The graph gives logits (N, num_classes), each of its own class."""
 
-    def agreement(self, expected: Prediction, found: Prediction) -> float:
+    def agreement(self, expected: object, found: object) -> float:
         """Return the fraction of the classes in either prediction that are in both; 1 where neither has one."""
         assert isinstance(expected, prediction.MultilabelPrediction)
         assert isinstance(found, prediction.MultilabelPrediction)

@@ -1,6 +1,5 @@
 """Networks of numbers as exported files."""
 
-from convnext.tasks.base import Prediction
 from convnext.tasks.classify.graph import ClassifyExport
 from convnext.tasks.regress.prediction import ValuePrediction
 
@@ -8,7 +7,7 @@ from convnext.tasks.regress.prediction import ValuePrediction
 class ValueExport(ClassifyExport):
     """The graph gives numbers (N, 1)."""
 
-    def agreement(self, expected: Prediction, found: Prediction) -> float:
+    def agreement(self, expected: object, found: object) -> float:
         """Return 1 less the difference of the numbers, relative to the larger of both; at least 0."""
         assert isinstance(expected, ValuePrediction)
         assert isinstance(found, ValuePrediction)

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from convnext.data.transforms.preprocessing import ImageSize, Preprocessing, sides
 from convnext.data.transforms.segment import SegmentPreprocessing
-from convnext.tasks.base import Prediction
 from convnext.tasks.exported import ExportedNetwork, TaskExport, logits_error
 from convnext.tasks.segment.prediction import SegmentPrediction
 
@@ -47,7 +46,7 @@ class SegmentExport(TaskExport):
     def error(self, model: nn.Module, exported: ExportedNetwork, ours: Tensor, theirs: Tensor) -> float:
         return logits_error(model(ours), exported(theirs))
 
-    def agreement(self, expected: Prediction, found: Prediction) -> float:
+    def agreement(self, expected: object, found: object) -> float:
         """Return the fraction of the pixels that have the same class."""
         assert isinstance(expected, SegmentPrediction)
         assert isinstance(found, SegmentPrediction)
