@@ -8,8 +8,8 @@ from helpers import randomise, relative_error
 import convnext
 from convnext.errors import ConvnextError
 from convnext.models import load
-from convnext.models.weights.heads import detectors, segmenters
 from convnext.models.weights.convert import convert
+from convnext.models.weights.heads import detectors, segmenters
 
 SIZES = {"depths": [1, 1, 2, 1], "hidden_sizes": [8, 16, 24, 32]}
 OURS = {"depths": (1, 1, 2, 1), "widths": (8, 16, 24, 32)}
