@@ -44,7 +44,7 @@ IMAGE_BODY: OpenApi = {
         "required": True,
         "description": "The image as it is, as the one file of a form, or in base 64.",
         "content": {
-            "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
             "multipart/form-data": {
                 "schema": {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
             },
