@@ -52,7 +52,8 @@ class ShownPrediction(ABC):
 
 def is_kept() -> bool:
     """Return whether predictions keep small copies of their images: in IPython, and so in notebooks."""
-    return "IPython" in sys.modules
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", None)  # other libraries may have imported IPython in a program
+    return shell is not None and shell() is not None
 
 
 def with_thumbnails(predictions: Sequence[PredictionT], images: Iterable[Image.Image | DeepImage]) -> list[PredictionT]:

@@ -26,11 +26,16 @@ def detections(masks=None):
 
 @pytest.fixture
 def ipython(monkeypatch):
-    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    module = ModuleType("IPython")
+    module.get_ipython = object  # a shell
+    monkeypatch.setitem(sys.modules, "IPython", module)
 
 
-def test_outside_of_ipython_a_prediction_keeps_no_image(monkeypatch):
-    monkeypatch.delitem(sys.modules, "IPython", raising=False)
+@pytest.mark.parametrize("is_imported", [False, True])
+def test_outside_of_ipython_a_prediction_keeps_no_image(monkeypatch, is_imported):
+    module = ModuleType("IPython")
+    module.get_ipython = lambda: None  # no shell
+    monkeypatch.setitem(sys.modules, "IPython", module if is_imported else None)
     (one,) = with_thumbnails([ClassifyPrediction(torch.tensor([0.9, 0.1, 0.0]), CLASSES)], [sample_image()])
     assert one.thumbnail is None
     assert "<img" not in one._repr_html_()
