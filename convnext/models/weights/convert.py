@@ -25,7 +25,7 @@ _CONV_MLP = re.compile(r"convnext(v2)?_(zepto|atto|femto|pico|nano)(_\w+)?|convn
 # What transformers calls the activations.
 _HIDDEN_ACT = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "silu": "silu", "relu": "relu"}
 # What timm calls the arguments that differ from its networks', with the values that all of its names have which do not set them.
-_TIMM = {"in_channels": ("in_chans", 3), "patch_size": ("patch_size", 4), "kernel_size": ("kernel_sizes", 7)}
+_TIMM: dict[str, tuple[str, object]] = {"in_channels": ("in_chans", 3), "patch_size": ("patch_size", 4), "kernel_size": ("kernel_sizes", 7)}
 _TIMM |= {"stem": ("stem_type", "patch"), "head_norm_first": ("head_norm_first", False), "head_hidden_size": ("head_hidden_size", 0)}
 _WORDS = {"norm_layer": "norms of the kind", "activation": "the activation", "norm_eps": "norms with epsilon"}
 
