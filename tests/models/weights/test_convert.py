@@ -48,7 +48,7 @@ def test_timm_loads_a_folder_and_prepares_and_names_as_we_do(tmp_path, name, how
     assert relative_error(theirs(image), ours.model(how.transform()(PHOTO)[None])) < 1e-5
     assert theirs.pretrained_cfg["label_names"] == CLASSES
     folder = file.parent / "timm"
-    again = convnext.load(*((name, folder / "model.safetensors") if name == "resnet50" else (folder,)), device="cpu")
+    again = convnext.load(*((name, str(folder / "model.safetensors")) if name == "resnet50" else (folder,)), device="cpu")
     assert (again.classes, again.preprocessing) == (CLASSES, how)
 
 
