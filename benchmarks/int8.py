@@ -1,13 +1,17 @@
-"""Measure what 8 bits cost in accuracy: a trained network as it is, by `convnext.optimize`, and by OpenVINO as NNCF quantizes it.
+"""Measure what 8 bits cost in accuracy: a trained network as it is, by `convnext.optimize`, in the files of `convnext export`, and as
+ONNX Runtime's quantization and NNCF (for OpenVINO) do it by their defaults.
 
     python benchmarks/int8.py RUN DATA CALIBRATION [--images 300]
 
-RUN is a run folder of a classifier, DATA its validation images, CALIBRATION images of the same kind on which it was not validated. Both
-quantizers get the same calibration images. Prints top-1 of each, and the fraction of images on which it agrees with float32.
+RUN is a run folder of a classifier, DATA its validation images, CALIBRATION images of the same kind on which it was not validated. All
+quantizers get the same calibration images, of which `convnext export` compares every third instead. Prints top-1 of each, and the
+fraction of images on which it agrees with float32.
 """
 
 import argparse
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import openvino
@@ -45,6 +49,32 @@ def by_nncf(network: torch.nn.Module, calibration: list[tuple[Tensor, np.ndarray
     return lambda x: torch.from_numpy(compiled(x.numpy())[0])
 
 
+def by_onnxruntime(folder: Path, run: str, calibration: list[tuple[Tensor, np.ndarray]]) -> Run:
+    """Return the network's ONNX file as onnxruntime.quantization quantizes it by default."""
+    import onnxruntime
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.rows = iter([{"images": image[None].contiguous().numpy()} for batch, _ in calibration for image in batch])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.rows, None)
+
+    convnext.export(run, "onnx", folder / "float32.onnx")
+    quantize_static(folder / "float32.onnx", folder / "theirs.onnx", Reader())
+    session = onnxruntime.InferenceSession(folder / "theirs.onnx", providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"images": x.contiguous().numpy()})[0])
+
+
+def exported(file: Path, run: str, to: str, predictor: Predictor, where: str, count: int) -> Run:
+    """Return the network of a file of `convnext export --precision int8`."""
+    source = open_source(where, predictor.classes)
+    images = [source.read(int(index)) for index in np.linspace(0, len(source) - 1, count).astype(int)]
+    convnext.export(run, to, file, precision="int8", calibration=images)
+    return convnext.load(file, device="cpu").model
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -66,6 +96,10 @@ def main() -> None:
         "int8, optimize": convnext.optimize(predictor.model, "int8", calibration=calibrate),
         "int8, NNCF and OpenVINO": by_nncf(predictor.model, calibration),
     }
+    folder = Path(tempfile.mkdtemp())
+    networks["int8, onnxruntime.quantization"] = by_onnxruntime(folder, options.run, calibration)
+    for to, name in (("onnx", "int8.onnx"), ("openvino", "int8.xml")):
+        networks[f"int8, export to {to}"] = exported(folder / name, options.run, to, predictor, options.calibration, options.images)
     wanted = None
     for name, network in networks.items():
         with torch.inference_mode():

@@ -74,7 +74,7 @@ def quantize(
     if agreement < AGREEMENT:
         raise ConvnextError(
             f"in int8 its predictions for {compared} images agree with the network's to {agreement:.1%}, and {AGREEMENT:.0%} is required: "
-            "calibrate with more images of the kind that it will see, or export with --precision fp16"
+            "calibrate with more images of the kind that it will see, or leave out --precision int8"
         )
     lines: list[str | None] = [None, None]
     if data is not None:
@@ -91,7 +91,7 @@ def _write(loaded: Loaded, whole: Path, to: str, output: Path, images: Sequence[
     model = onnx.load(whole)
     names = list(dict.fromkeys(node.input[0] for node in qdq.products(model)))
     if not names:
-        raise UsageError(f"{loaded.model.spec['name']} has no linear layers in its blocks, which --precision int8 quantizes: give fp16")
+        raise UsageError(f"{loaded.model.spec['name']} has no linear layers in its blocks, which --precision int8 quantizes: leave it out")
     observed, count = _observe(loaded, model, names, whole.with_name("observed.onnx"), images)
     qdq.quantize(model, qdq.smooth(model, observed))
     written = whole.with_name("int8.onnx")

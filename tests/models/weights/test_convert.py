@@ -30,7 +30,7 @@ def written(folder, name, how, **more):
     ("name", "how", "more"),
     [
         ("convnext_tiny", ClassifyPreprocessing(image_size=64), {"kernel_size": 5, **SMALL}),
-        ("convnextv2_atto", ClassifyPreprocessing(image_size=(64, 96), warp=True, crop_ratio=1.0), {"layer_scale": 0.0, **SMALL}),
+        pytest.param("convnextv2_atto", ClassifyPreprocessing(image_size=(64, 96), warp=True, crop_ratio=1.0), {"layer_scale": 0.0, **SMALL}, marks=pytest.mark.slow),
         pytest.param("convnext_tiny", ClassifyPreprocessing(image_size=32, interpolation="bilinear"), {"layer_scale": 0.0, **SMALL}, marks=pytest.mark.slow),
         pytest.param("convnext_atto_ols", ClassifyPreprocessing(image_size=64), {}, marks=pytest.mark.slow),
         pytest.param("convnext_tiny_hnf", ClassifyPreprocessing(image_size=64), SMALL, marks=pytest.mark.slow),
@@ -48,16 +48,17 @@ def test_timm_loads_a_folder_and_prepares_and_names_as_we_do(tmp_path, name, how
     assert relative_error(theirs(image), ours.model(how.transform()(PHOTO)[None])) < 1e-5
     assert theirs.pretrained_cfg["label_names"] == CLASSES
     folder = file.parent / "timm"
-    again = convnext.load(*((name, folder / "model.safetensors") if name == "resnet50" else (folder,)), device="cpu")
+    again = convnext.load(*((name, str(folder / "model.safetensors")) if name == "resnet50" else (folder,)), device="cpu")
     assert (again.classes, again.preprocessing) == (CLASSES, how)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "how"),
     [
         ("convnext_tiny", ClassifyPreprocessing(image_size=64)),
-        pytest.param("convnextv2_atto", ClassifyPreprocessing(image_size=64, warp=True, crop_ratio=1.0), marks=pytest.mark.slow),
-        pytest.param("convnext_tiny", ClassifyPreprocessing(image_size=384, crop_ratio=0.95), marks=pytest.mark.slow),
+        ("convnextv2_atto", ClassifyPreprocessing(image_size=64, warp=True, crop_ratio=1.0)),
+        ("convnext_tiny", ClassifyPreprocessing(image_size=384, crop_ratio=0.95)),
     ],
 )
 @torch.no_grad()
