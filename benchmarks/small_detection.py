@@ -1,6 +1,6 @@
 """Measure the recipe detect_small beside Ultralytics' nano model from scratch, at equal CPU seconds.
 
-    python benchmarks/small_detection.py FOLDER [--ultralytics PYTHON] [--size 384] [--work build/small_detection] [key=value …]
+    python benchmarks/small_detection.py FOLDER [--ultralytics PYTHON] [--size 384] [--seed 0] [--work build/small_detection] [key=value …]
 
 FOLDER holds train.json and val.json in COCO's format, and their images in images/train and images/val. Ours runs first, with its defaults
 and the keys given. PYTHON is an interpreter that has Ultralytics: its yolo11n.yaml then trains with its own defaults, on one thread as it
@@ -25,7 +25,7 @@ import psutil, torch
 from ultralytics import YOLO
 import ultralytics.engine.trainer as trainer
 
-data, seconds, size, work, val, found = sys.argv[1:]
+data, seconds, size, work, val, found, seed = sys.argv[1:]
 own = psutil.Process()
 def cpu():
     spent = [process.cpu_times() for process in [own, *own.children(recursive=True)]]
@@ -34,7 +34,8 @@ clock = types.SimpleNamespace(**{name: getattr(time, name) for name in dir(time)
 clock.time = cpu  # `time` of its settings, in hours, is a budget of CPU time
 trainer.time = clock
 model = YOLO("yolo11n.yaml")
-model.train(data=data, imgsz=int(size), time=float(seconds) / 3600, device="cpu", pretrained=False, plots=False, workers=2, project=work)
+given = {"imgsz": int(size), "time": float(seconds) / 3600, "seed": int(seed), "project": work}
+model.train(data=data, device="cpu", pretrained=False, plots=False, workers=2, **given)
 best, results = YOLO(model.trainer.best), []
 for image in json.load(open(val + ".json"))["images"]:
     file = data.rpartition("/")[0] + "/images/val/" + image["file_name"]
@@ -77,11 +78,11 @@ def as_yolo(folder: Path, work: Path) -> Path:
     return target / "data.yaml"
 
 
-def theirs(python: str, folder: Path, work: Path, seconds: float, size: int) -> tuple[float, float]:
+def theirs(python: str, folder: Path, work: Path, seconds: float, size: int, seed: int) -> tuple[float, float]:
     """Train Ultralytics' nano model for so many CPU seconds; return those and COCO's box AP of its best weights in percent."""
     found, data = work / "found.json", as_yolo(folder, work)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    given = [str(data), str(seconds), str(size), str(work), str(folder / "val"), str(found)]
+    given = [str(data), str(seconds), str(size), str(work), str(folder / "val"), str(found), str(seed)]
     subprocess.run([python, "-c", THEIRS, *given], check=True, stdout=sys.stderr, env=os.environ | {"YOLO_OFFLINE": "true"})
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     truth = COCO(str(folder / "val.json"))
@@ -101,14 +102,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ultralytics", metavar="PYTHON", help="an interpreter that has Ultralytics")
     parser.add_argument("--size", type=int, default=384, help="its image size in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="of both")
     parser.add_argument("--work", type=Path, default=Path("build/small_detection"))
     parser.add_argument("keys", nargs="*", help="keys of our recipe")
     args = parser.parse_intermixed_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    seconds, score = ours(args.folder, args.work, args.keys)
+    seconds, score = ours(args.folder, args.work, [f"seed={args.seed}", *args.keys])
     print(f"| {args.folder.name} | detect_small | {seconds:.0f} | {score:.1f} |", flush=True)
     if args.ultralytics:
-        seconds, score = theirs(args.ultralytics, args.folder, args.work, seconds, args.size)
+        seconds, score = theirs(args.ultralytics, args.folder, args.work, seconds, args.size, args.seed)
         print(f"| {args.folder.name} | yolo11n, {args.size} pixels | {seconds:.0f} | {score:.1f} |")
 
 
