@@ -33,7 +33,8 @@ def normalised(line, classes=frozenset()):
     Names of classes are values too, and so is what is printed where there is none: a table of other classes has the same text.
     """
     line = _NETWORK.sub("NETWORK", _IMAGE.sub("IMAGE", _ESCAPE.sub("", line)))
-    values = sorted({*classes, *CLASSES, *_WITHOUT_VALUE} - {""}, key=len, reverse=True)
+    names = {one for one in (*classes, *CLASSES) if not one.isdigit()}  # digits are values by themselves, and parts of numbers
+    values = sorted({*names, *_WITHOUT_VALUE} - {""}, key=len, reverse=True)
     line = re.sub(rf"(?<![\w-])(?:{'|'.join(map(re.escape, values))})(?![\w-])", "#", line)
     line = _VALUES.sub("#", _NUMBER.sub("#", line))
     line = re.sub(r"#[\s,]*…", "#…", line)
