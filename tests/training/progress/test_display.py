@@ -24,7 +24,7 @@ def shown(monkeypatch, terminal):
 
 
 def test_lines_name_the_numbers_and_evaluations_move(monkeypatch):
-    assert shown(monkeypatch, False).splitlines() == [
+    assert re.sub(r"elapsed 0:\d\d", "elapsed 0:00", shown(monkeypatch, False)).splitlines() == [
         "epoch 1 · step 1 of 2 · loss 1.500 · 31 images/s · elapsed 0:00",
         "validation: 40 of 100 images · elapsed 0:00",
         "epoch 1 · validation: mIoU 50.00 %",
@@ -34,8 +34,8 @@ def test_lines_name_the_numbers_and_evaluations_move(monkeypatch):
 
 def test_a_terminal_shows_the_same(monkeypatch):
     text = shown(monkeypatch, True)
-    for part in ("epoch 1", "validation: 40 of 100 images", "elapsed 0:00 · left 0:00", "2/2", "mIoU 50.00"):
-        assert part in text, part
+    for part in ("epoch 1", "validation: 40 of 100 images", r"elapsed 0:\d\d · left 0:00", "2/2", "mIoU 50.00"):
+        assert re.search(part, text), part
 
 
 def test_a_line_of_a_narrow_terminal_is_not_broken():
