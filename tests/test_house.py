@@ -1,4 +1,4 @@
-"""The rooms of design.md, the contract of import-linter and the contents of convnext/ agree; named files exist; the citation is current."""
+"""The rooms of CONTRIBUTING.md, the contract of import-linter and the contents of convnext/ agree; named files exist; the citation is current."""
 
 import ast
 import graphlib
@@ -19,13 +19,13 @@ def contract():
 
 
 def table():
-    """The rooms of the table in design.md, top first, each a set of module names."""
-    text = (ROOT / "docs" / "about" / "design.md").read_text()
+    """The rooms of the table in CONTRIBUTING.md, top first, each a set of module names."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
     (rows,) = re.findall(r"^\| room \|.*\n\| -+ \|.*\n((?:\|.*\n)+)", text, re.MULTILINE)
     return [set(re.findall(r"`(\w+)`", row.split("|")[1])) for row in rows.splitlines()]
 
 
-def test_the_design_shows_the_contract_of_import_linter():
+def test_contributing_shows_the_contract_of_import_linter():
     assert table() == contract()
 
 
