@@ -60,15 +60,15 @@ def _parameter(parameter: Any, annotation: object) -> list[str]:
 
     Args:
         parameter: as Typer parses it.
-        annotation: the type of the function's parameter, `Annotated` with what Typer is told of it.
+        annotation: the type of the function's parameter, `Annotated` with what Typer reads of it.
     """
-    kind, *told = get_args(annotation)
+    kind, *infos = get_args(annotation)
     is_option = parameter.param_type_name == "option"
     written = " / ".join([*parameter.opts, *parameter.secondary_opts]) if is_option else (parameter.metavar or parameter.name.upper())
     facts = ["required"] if parameter.required else []
     if is_option and not parameter.is_flag:
         facts.append(_kind(kind)[0].removesuffix(" or `null`"))
-    for one in told:
+    for one in infos:
         facts += [f"at least {one.min:g}"] if one.min is not None else []
         facts += [f"at most {one.max:g}"] if one.max is not None else []
     if parameter.envvar:

@@ -1,4 +1,4 @@
-"""Modules that register names when they are imported, for one test file: other tests go through all names."""
+"""Names that are registered for one test alone: other tests go through all names."""
 
 import sys
 from contextlib import contextmanager
@@ -10,14 +10,23 @@ REGISTERS = (registry.BACKBONE_REGISTER, registry.HEAD_REGISTER)
 
 
 @contextmanager
-def imported(name):
-    """The module of that name; what it registers is forgotten afterwards, and the module too."""
+def forgetting():
+    """What is registered within is forgotten afterwards."""
     before = [set(register.entries) for register in REGISTERS]
     try:
-        yield import_module(name)
+        yield
     finally:
-        sys.modules.pop(name, None)
         for register, known in zip(REGISTERS, before, strict=True):
             for new in set(register.entries) - known:
                 register.entries.pop(new, None)
                 register.origins.pop(new, None)
+
+
+@contextmanager
+def imported(name):
+    """The module of that name; what it registers is forgotten afterwards, and the module too."""
+    with forgetting():
+        try:
+            yield import_module(name)
+        finally:
+            sys.modules.pop(name, None)

@@ -62,8 +62,7 @@ def quantize(
     Raises ConvnextError if the two agree too little, or if no images can be read; UsageError for a network without products to quantize.
     """
     chosen = [images[i] for i in np.linspace(0, len(images) - 1, min(len(images), MOST)).astype(int)]
-    calibration = [image for i, image in enumerate(chosen) if i % _EVERY != _EVERY - 2]
-    others = chosen[_EVERY - 2 :: _EVERY]
+    others, calibration = chosen[1::_EVERY], [image for i, image in enumerate(chosen) if i % _EVERY != 1]
     report(f"calibrating on {len(calibration)} images")
     count = _write(loaded, whole, to, output, calibration)
     report(f"comparing on {len(others)} other images")

@@ -56,15 +56,8 @@ def _lacking(font: FreeTypeFont, letters: Iterable[str]) -> frozenset[str]:
 @lru_cache(maxsize=64)
 def _system_font(letters: frozenset[str]) -> str | None:
     """Return the path of the font that lacks the fewest of the letters; None where each lacks all."""
-    from matplotlib import font_manager
-
-    def order(path: str) -> tuple[int, str]:
-        name = Path(path).name.lower().replace(" ", "")
-        return next((i for i, word in enumerate(_WIDE) if word in name), len(_WIDE)), path
-
     best, fewest = None, letters
-    bundled = font_manager.findfont("DejaVu Sans")  # comes with Matplotlib, and has the letters of Europe
-    for path in [bundled, *sorted(font_manager.findSystemFonts(), key=order)[:_MAX_FONTS]]:
+    for path in _paths():
         try:
             lacking = _lacking(ImageFont.truetype(path, 16), letters)
         except OSError:  # a font that Pillow can't read
@@ -77,3 +70,16 @@ def _system_font(letters: frozenset[str]) -> str | None:
         shown = " ".join(sorted(fewest)[:5])
         log.warning("no font on this machine has %s: names are drawn with boxes there; install one, such as fonts-noto-cjk", shown)
     return best
+
+
+@lru_cache(maxsize=1)
+def _paths() -> list[str]:
+    """Return the fonts to try, in that order."""
+    from matplotlib import font_manager
+
+    def order(path: str) -> tuple[int, str]:
+        name = Path(path).name.lower().replace(" ", "")
+        return next((i for i, word in enumerate(_WIDE) if word in name), len(_WIDE)), path
+
+    bundled = font_manager.findfont("DejaVu Sans")  # comes with Matplotlib, and has the letters of Europe
+    return [bundled, *sorted(font_manager.findSystemFonts(), key=order)[:_MAX_FONTS]]

@@ -75,7 +75,7 @@ class _Answer(BaseModel):
 
 
 def prediction_type() -> type[BaseModel]:
-    """Return the type of the answers of /v1/predict: one of those of all tasks, told apart by `task`."""
+    """Return the type of the answers of /v1/predict: one of those of all tasks, which `task` distinguishes."""
     union: Any = reduce(or_, [_of_task(name) for name in tasks.names()])
     return create_model("PredictionAnswer", __base__=RootModel[Annotated[union, Field(discriminator="task")]])
 

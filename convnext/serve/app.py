@@ -152,12 +152,13 @@ def _add_models(app: FastAPI, service: Service, check: Callable[..., Awaitable[N
             raise HTTPException(403, "models are loaded again for those who have the token: start the service with --token, or send SIGHUP")
         return (await service.reload(name)).to_json()
 
-    refusals: dict[int | str, OpenApi] = REFUSALS | {
+    refusals: dict[int | str, OpenApi] = {
+        401: REFUSALS[401],
+        404: REFUSALS[404],
         403: {"description": "the service has no token", "model": Refusal},
         409: {"description": "the model is being loaded already", "model": Refusal},
         500: {"description": "the new version does not work; the present one stays", "model": Refusal},
     }
-    refusals = {status: refusals[status] for status in (401, 403, 404, 409, 500)}
     _add(app, "models", models, ["GET", "HEAD"], summary="The models", response_model=list[ModelInfo], dependencies=checked)
     _add(
         app, "models/{name}", reload, ["POST"],
@@ -167,12 +168,11 @@ def _add_models(app: FastAPI, service: Service, check: Callable[..., Awaitable[N
 
 def _add(app: FastAPI, path: str, function: Callable[..., object], methods: list[str], **options: Any) -> None:
     """Add an address under /v1/, and for those who knew it before without."""
-    name = options.pop("operation_id", path)
-    app.add_api_route(f"/v1/{path}", function, methods=methods[:1], operation_id=name, **options)
-    app.add_api_route(f"/{path}", function, methods=methods[:1], include_in_schema=False, **options)
-    for other in methods[1:]:
-        for prefix in ("/v1/", "/"):
-            app.add_api_route(f"{prefix}{path}", function, methods=[other], include_in_schema=False, **options)
+    options.setdefault("operation_id", path)
+    for prefix in ("/v1/", "/"):
+        for method in methods:
+            is_described = prefix == "/v1/" and method == methods[0]
+            app.add_api_route(f"{prefix}{path}", function, methods=[method], include_in_schema=is_described, **options)
 
 
 def _add_images(app: FastAPI, service: Service, check: Callable[..., Awaitable[None]]) -> None:

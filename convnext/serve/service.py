@@ -4,9 +4,9 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -168,10 +168,8 @@ class Service:
         batcher = model.predictions
 
         async def paint(body: bytes, kind: str) -> ResultT:
-            async with model.budgets[batcher].images:
-                content, pixels = await self._in_thread(lambda: self._head(body, kind))
-                async with model.budgets[batcher].pixels(pixels, batcher.deferred):
-                    return await self._in_thread(lambda: encode(decoded(content, model.reading)))
+            async with self._taken(body, kind, model, batcher, encode) as (painted, _):
+                return painted
 
         return await self._guarded(request, model, batcher, paint)
 
@@ -207,14 +205,21 @@ class Service:
         item: Callable[[Opened], ItemT],
         encode: Callable[[ValueT], bytes],
     ) -> tuple[bytes, float]:
+        async with self._taken(body, content_type, model, batcher, item) as (taken, pixels):
+            answer = await asyncio.wrap_future(batcher.submit(taken, pixels))
+            del taken
+        return await self._in_thread(lambda: encode(answer.value)), answer.seconds
+
+    @asynccontextmanager
+    async def _taken(
+        self, body: bytes, content_type: str, model: ServedModel, batcher: Batcher[ItemT, ValueT], take: Callable[[Opened], ResultT]
+    ) -> AsyncIterator[tuple[ResultT, int]]:
+        """Yield what `take` makes of the image of a body, in a decoding thread, and its pixels, which count until the context ends."""
         budget, how = model.budgets[batcher], model.reading
         async with budget.images:
             content, pixels = await self._in_thread(lambda: self._head(body, content_type))
             async with budget.pixels(pixels, batcher.deferred):
-                taken = await self._in_thread(lambda: item(decoded(content, how)))
-                answer = await asyncio.wrap_future(batcher.submit(taken, pixels))
-                del taken
-        return await self._in_thread(lambda: encode(answer.value)), answer.seconds
+                yield await self._in_thread(lambda: take(decoded(content, how))), pixels
 
     def _head(self, body: bytes, content_type: str) -> tuple[bytes, int]:
         content = content_of(body, content_type)

@@ -37,7 +37,7 @@ class ShownPrediction(ABC):
         """Return what a notebook shows below the bars."""
         return self.to_text()
 
-    def picture(self, thumbnail: Thumbnail) -> Image.Image:
+    def drawn_on(self, thumbnail: Thumbnail) -> Image.Image:
         """Return the small copy of the image with the prediction drawn on it."""
         return thumbnail.open()
 
@@ -45,7 +45,7 @@ class ShownPrediction(ABC):
         return f"{type(self).__name__}({self.to_text()})"
 
     def _repr_html_(self) -> str:
-        bars, image = self.bars(), None if self.thumbnail is None else self.picture(self.thumbnail)
+        bars, image = self.bars(), None if self.thumbnail is None else self.drawn_on(self.thumbnail)
         more = [f"and {len(bars) - _MAX_BARS} more"] if len(bars) > _MAX_BARS else []
         return notebook.prediction(image, bars[:_MAX_BARS], "\n".join([*more, self.note()]).strip())
 

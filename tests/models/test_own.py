@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from registered import forgetting
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -87,14 +88,11 @@ class Sum(nn.Module):
 @pytest.fixture(autouse=True)
 def registered():
     """The names, for one test."""
-    register_backbone("pyramid", image_size=64)(Pyramid)
-    register_backbone("like_transformers")(LikeTransformers)
-    register_head("sum", task="segment")(Sum)
-    yield
-    for register in (registry.BACKBONE_REGISTER, registry.HEAD_REGISTER):
-        for name in ("pyramid", "like_transformers", "sum"):
-            register.entries.pop(name, None)
-            register.origins.pop(name, None)
+    with forgetting():
+        register_backbone("pyramid", image_size=64)(Pyramid)
+        register_backbone("like_transformers")(LikeTransformers)
+        register_head("sum", task="segment")(Sum)
+        yield
 
 
 def test_a_registered_network_is_built_like_any_other():

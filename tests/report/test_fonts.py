@@ -15,10 +15,10 @@ NAMES = "Ωμέγα äé"  # whose letters Matplotlib's DejaVu Sans has and Pill
 
 @pytest.fixture(autouse=True)
 def clean():
-    for function in (fonts._font_for, fonts._system_font):
+    for function in (fonts._font_for, fonts._system_font, fonts._paths):
         function.cache_clear()
     yield
-    for function in (fonts._font_for, fonts._system_font):
+    for function in (fonts._font_for, fonts._system_font, fonts._paths):
         function.cache_clear()
 
 

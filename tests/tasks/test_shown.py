@@ -66,7 +66,7 @@ def test_boxes_and_masks_lie_where_they_lie_on_the_image(ipython, with_masks):
     mask[100:500, 200:600] = True
     masks = [encode(mask), encode(torch.zeros(800, 1280, dtype=torch.bool))] if with_masks else None
     found = with_thumbnail(detections(masks), sample_image(size=(1280, 800)))
-    drawn = np.asarray(found.picture(found.thumbnail)).astype(int)
+    drawn = np.asarray(found.drawn_on(found.thumbnail)).astype(int)
     assert drawn.shape == (400, 640, 3)
     assert drawn[150, 100].tolist() == list(palette.class_colour(2))  # the left edge, at half the image's 200 pixels
     plain = np.asarray(found.thumbnail.open()).astype(int)
@@ -78,7 +78,7 @@ def test_classes_of_pixels_lie_where_they_lie_on_the_image(ipython):
     mask = torch.zeros(800, 1280, dtype=torch.uint8)
     mask[:, 640:] = 1
     found = with_thumbnail(SegmentPrediction(mask, CLASSES), sample_image(size=(1280, 800)))
-    drawn = np.asarray(found.picture(found.thumbnail)).astype(int)
+    drawn = np.asarray(found.drawn_on(found.thumbnail)).astype(int)
     plain = np.asarray(found.thumbnail.open()).astype(int)
     for column, label in ((40, 0), (600, 1)):
         wanted = 0.4 * plain[50, column] + 0.6 * np.array(palette.class_colour(label))

@@ -94,10 +94,10 @@ async function sendFitting(path, signal) {
       return await send(path, signal);
     } catch (error) {
       if (error.status !== 413 || !/at most \d+ (bytes|pixels)/.test(error.message)) throw error;
-      const picture = await createImageBitmap(file).catch(() => null);
-      if (!picture || Math.min(picture.width, picture.height) < 64) throw error;
-      const smaller = new OffscreenCanvas(Math.round(picture.width * Math.SQRT1_2), Math.round(picture.height * Math.SQRT1_2));
-      smaller.getContext("2d").drawImage(picture, 0, 0, smaller.width, smaller.height);
+      const bitmap = await createImageBitmap(file).catch(() => null);
+      if (!bitmap || Math.min(bitmap.width, bitmap.height) < 64) throw error;
+      const smaller = new OffscreenCanvas(Math.round(bitmap.width * Math.SQRT1_2), Math.round(bitmap.height * Math.SQRT1_2));
+      smaller.getContext("2d").drawImage(bitmap, 0, 0, smaller.width, smaller.height);
       file = await smaller.convertToBlob({ type: "image/jpeg", quality: 0.95 });
       await display(file);
       $("note").textContent = `The image was reduced to ${smaller.width} × ${smaller.height} pixels before it was sent: the service takes no larger one.`;
@@ -285,7 +285,7 @@ $("lock").addEventListener("submit", (event) => {
 
 // --- the camera ------------------------------------------------------------------------------------------------------
 
-// Each picture is sent when the last one is answered, so that a slow service is asked less often.
+// Each frame is sent when the last one is answered, so that a slow service is asked less often.
 async function film() {
   const video = $("video"), button = $("camera");
   if (video.srcObject) {

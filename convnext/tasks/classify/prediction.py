@@ -24,7 +24,7 @@ _IN_TEXT, _IN_JSON, _IN_TEXT_OF_SET = 3, 5, 10  # classes, by default
 _MIN_WIDTH = 320  # pixels of a drawn image: smaller ones are enlarged, for names to fit under them
 
 
-ClassRow = TypedDict("ClassRow", {"class": str, "probability": float})
+ClassProbability = TypedDict("ClassProbability", {"class": str, "probability": float})
 
 
 class NoveltyAnswer(TypedDict):
@@ -37,9 +37,9 @@ class NoveltyAnswer(TypedDict):
 class ClassifyAnswer(NoveltyAnswer):
     """A `ClassifyPrediction` as plain values; lists have the most probable first."""
 
-    top: list[ClassRow]
+    top: list[ClassProbability]
     coverage: NotRequired[float]  # with `set`, where a coverage was asked for
-    set: NotRequired[list[ClassRow]]
+    set: NotRequired[list[ClassProbability]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

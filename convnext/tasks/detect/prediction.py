@@ -101,7 +101,7 @@ class DetectPrediction(ShownPrediction):
             return f"{counted(unsure, 'object')} of a score below {SHOWN_SCORE:g} not shown"
         return "" if len(self.scores) else "nothing"
 
-    def picture(self, thumbnail: Thumbnail) -> Image.Image:
+    def drawn_on(self, thumbnail: Thumbnail) -> Image.Image:
         """Return the small copy of the image as `draw` draws the image."""
         small, sure, (x, y) = thumbnail.open(), self.scores >= SHOWN_SCORE, thumbnail.scale()
         found: Json = {"boxes": self.boxes[sure] * torch.tensor([x, y, x, y]), "labels": self.labels[sure], "scores": self.scores[sure]}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing, Preprocessing
 from convnext.tasks.base import Json
 from convnext.tasks.classify.known import KnownOptions, network_for, novelties
-from convnext.tasks.classify.prediction import ClassifyPrediction, ClassRow, NoveltyAnswer, class_rows, prepared_batch, words
+from convnext.tasks.classify.prediction import ClassifyPrediction, ClassProbability, NoveltyAnswer, class_rows, prepared_batch, words
 from convnext.tasks.prepared import OpenedImage
 from convnext.tasks.shared import require_finite
 
@@ -20,8 +20,8 @@ _EPS = 1e-7  # of a probability whose logit is taken
 class MultilabelAnswer(NoveltyAnswer):
     """A `MultilabelPrediction` as plain values; lists have the most probable first."""
 
-    labels: list[ClassRow]
-    top: list[ClassRow]
+    labels: list[ClassProbability]
+    top: list[ClassProbability]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

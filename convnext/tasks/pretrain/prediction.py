@@ -55,7 +55,7 @@ class Reconstruction(ClassifyPrediction):
         """Return the loss."""
         return self.to_text()
 
-    def picture(self, thumbnail: Thumbnail) -> Image.Image:
+    def drawn_on(self, thumbnail: Thumbnail) -> Image.Image:
         """Return what was seen and, beside it, what was predicted."""
         return self.draw(thumbnail.open())
 

@@ -115,7 +115,7 @@ class SegmentPrediction(ShownPrediction):
         """Return nothing: the bars say all."""
         return ""
 
-    def picture(self, thumbnail: Thumbnail) -> Image.Image:
+    def drawn_on(self, thumbnail: Thumbnail) -> Image.Image:
         """Return the small copy of the image with the classes' colours and names on it."""
         small = thumbnail.open()
         return overlay.named(small, scaled(self.mask.numpy(), small.size), self.classes)
