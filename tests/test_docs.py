@@ -179,7 +179,7 @@ def call(root, text, shown=()):
     """Type a line in a folder, and compare what it prints with what its page shows. It fails only where the page shows an error."""
     settings = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "140", "PATH": f"{root / 'bin'}:{os.environ['PATH']}"}
     done = subprocess.run(
-        ["bash", "-c", text], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | settings, timeout=600
+        ["bash", "-c", text], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | settings, timeout=1800
     )  # both streams in one, as on a terminal
     fails = any(line.startswith("error:") for line in shown)
     assert (done.returncode != 0) == fails, f"{text}\nended with exit code {done.returncode}\n{done.stdout}"
@@ -193,6 +193,7 @@ def is_run(command):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # tutorials train the demos
 @pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_run, commands(page)))], ids=called)
 def test_a_page_is_typed_from_top_to_bottom(page, world, tmp_path):
     """Each page runs in a copy of the world, with small trainings; a run folder that the page creates does not exist before."""

@@ -14,7 +14,7 @@ _WITHOUT_VALUE = ("–", "nan", "nothing")  # printed in the place of a value
 _LIST = re.compile(r"(?<!\w)class(?:es)?: (.+)$", re.MULTILINE)
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _IMAGE = re.compile(r"(?<![\w/])(?!runs/)[\w./-]+\.(?:jpe?g|png|tiff?)\b")
-_NETWORK = re.compile(rf"(?<!\w)(?:{'|'.join(sorted(map(re.escape, names()), key=len, reverse=True))})(?!\w)")
+_NETWORK = re.compile(rf"(?<!\w)(?:{'|'.join(sorted(map(re.escape, names()), key=len, reverse=True))}|\w*roadmap_t_\w+)(?!\w)")
 _NUMBER = re.compile(r"(?<![A-Za-z_#])[-+−]?\d+(?:[.,:]\d+)*(?:e[-+]?\d+)?")
 _VALUES = re.compile(r"#(?:%?[\s,…]+#)+%?")
 _COUNTED = re.compile(r"(?<=# )(?:\w+ ){0,1}\w+")
