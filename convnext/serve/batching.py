@@ -229,8 +229,8 @@ class Batcher(Generic[ItemT, ValueT]):
             self._observe(len(answered))
         for job, value in answered:
             job.set_result(BatchAnswer(value, seconds))
-        for job, value in zip(jobs, values, strict=True):
-            if isinstance(value, UnwantedError) or (isinstance(value, Exception) and len(jobs) == 1):
-                job.set_exception(value)
-            elif isinstance(value, Exception):
+        for job, failed in zip(jobs, values, strict=True):
+            if isinstance(failed, UnwantedError) or (isinstance(failed, Exception) and len(jobs) == 1):
+                job.set_exception(failed)
+            elif isinstance(failed, Exception):
                 self._answer([job])
