@@ -3,6 +3,7 @@
 Results go to standard output, messages and progress to standard error. Exit codes: 0 done, 1 the work failed, 2 wrong usage.
 """
 
+import logging
 import sys
 from contextlib import suppress
 from io import TextIOWrapper
@@ -63,11 +64,19 @@ def without_imports(arguments: list[str]) -> list[str]:
     return left
 
 
+def _cleaned(record: logging.LogRecord) -> bool:
+    """Make a message one line without control characters: it may name files, and what files from elsewhere hold."""
+    record.msg, record.args = printable(record.getMessage()), None
+    return True
+
+
 def main() -> None:
     """Run the command line; an error is one line, and a traceback with --debug."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a character that the terminal's encoding lacks must not end a command
+    if logging.lastResort is not None:  # it prints the messages of libraries and of this package
+        logging.lastResort.addFilter(_cleaned)
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:

@@ -55,4 +55,4 @@ def explain(
     if as_json:
         print_json({"page": str(page), "images": [one.to_json() for one in found]})
     else:
-        print(page)
+        print(printable(str(page)))

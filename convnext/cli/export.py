@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convnext.cli.common import MODEL, Json, Weights, add_command, check_model, image_size, print_json
+from convnext.text import printable
 
 if TYPE_CHECKING:
     from convnext.export.int8 import Quantized
@@ -57,15 +58,15 @@ def export(
         with_preprocessing=with_preprocessing,
         paste_masks=paste_masks,
         triton=triton,
-        report=lambda message: print(message, file=sys.stderr, flush=True),
+        report=lambda message: print(printable(message), file=sys.stderr, flush=True),
     )
     for remark in found.remarks:
-        print(remark, file=sys.stderr)
+        print(printable(remark), file=sys.stderr)
     if as_json:
         print_json(asdict(found))
         return
     sizes = "any size" if found.size is None else f"{found.size[0]} x {found.size[1]} pixels"
-    written = f"{found.file}: {found.bytes / 1e6:.1f} MB, {found.precision}"
+    written = printable(f"{found.file}: {found.bytes / 1e6:.1f} MB, {found.precision}")
     if to == "safetensors":
         print(written)
     elif found.int8 is None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from convnext.cli.common import Device, Json, MaxPixels, add_command, bar, check_data, check_model, print_json
+from convnext.text import printable
 
 
 @add_command("Start", "convnext fit photos --output runs/fitted", "convnext fit labels.csv --output runs/fitted --minutes 1")
@@ -57,7 +58,7 @@ def fit(
             max_pixels=max_pixels,
             device=device,
             progress=progress,
-            report=lambda line: print(line, file=sys.stderr, flush=True),
+            report=lambda line: print(printable(line), file=sys.stderr, flush=True),
         )
     if as_json:
         print_json(result.to_json())

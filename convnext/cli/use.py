@@ -112,7 +112,7 @@ def predict(
         original = original.tiled(tile, tile_overlap)
     predictor = optimized(original, optimize, calibration)
     if predictor.source is not None and not Path(weights or model).exists():
-        print(f"weights: {predictor.source}", file=sys.stderr)
+        print(f"weights: {printable(predictor.source)}", file=sys.stderr)
     options: dict[str, object] = {"optimize": optimize, "calibration": " ".join(calibration or []) or None, "tta": tta, "size": size}
     options |= {"tile": tile, "tile_overlap": tile_overlap}
     files = {"output": output, "annotations": annotations, "features": features, "draw": draw}

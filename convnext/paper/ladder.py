@@ -108,7 +108,7 @@ def figure(ladder: Ladder) -> Figure:
     spreads = [statistics.stdev(rung.top1) if len(rung.top1) > 1 else 0.0 for rung in rungs]
     _bars(right, rungs, means, spreads, [_amount(rung.macs) if rung.top1 else "not yet" for rung in rungs])
     title = f"Measured: top-1 (%) on {plots.shown(ladder.data)},\n{_length(ladder)}, {size_text(ladder.image_size)} pixels"
-    right.set_title(title, fontsize=10, parse_math=False)
+    right.set_title(title, fontsize=10)
     return drawn
 
 

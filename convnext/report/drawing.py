@@ -41,12 +41,13 @@ def draw(
     canvas = image.resize((image.width * factor, image.height * factor), Resampling.NEAREST)
     pen = ImageDraw.Draw(canvas)
     thick = max(2, round(max(canvas.size) / 300))
-    font = font_for(max(11, round(max(canvas.size) / 38)), {classes[label] for label in labels})
+    texts = _words(objects, labels, classes)
+    font = font_for(max(11, round(max(canvas.size) / 38)), texts)
     boxes = [[edge * factor for edge in box] for box in cast("Tensor", objects["boxes"]).tolist()]
     for (left, top, right, bottom), colour in zip(boxes, colours, strict=True):
         if right > left and bottom > top:  # Pillow refuses other boxes, which an untrained detector can give
             pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=thick)
-    for box, words, colour in zip(boxes, _words(objects, labels, classes), colours, strict=True):
+    for box, words, colour in zip(boxes, texts, colours, strict=True):
         _write(pen, words, box, colour, font, canvas.size)
     return canvas
 

@@ -41,7 +41,7 @@ def _font_for(size: int, letters: frozenset[str]) -> FreeTypeFont:
     own = ImageFont.load_default(size)
     if not isinstance(own, FreeTypeFont) or not (lacking := _lacking(own, letters)):  # Pillow without FreeType has one font only
         return own  # type: ignore[return-value]
-    found = _system_font(lacking)
+    found = _system_font(letters, lacking)
     if found is None:
         return own
     return ImageFont.truetype(found, size)
@@ -54,9 +54,9 @@ def _lacking(font: FreeTypeFont, letters: Iterable[str]) -> frozenset[str]:
 
 
 @lru_cache(maxsize=64)
-def _system_font(letters: frozenset[str]) -> str | None:
-    """Return the path of the font that lacks the fewest of the letters; None where each lacks all."""
-    best, fewest = None, letters
+def _system_font(letters: frozenset[str], own_lacks: frozenset[str]) -> str | None:
+    """Return the path of the font that lacks the fewest of the letters; None where each lacks as many as Pillow's own."""
+    best, fewest = None, own_lacks
     for path in _paths():
         try:
             lacking = _lacking(ImageFont.truetype(path, 16), letters)
@@ -68,7 +68,7 @@ def _system_font(letters: frozenset[str]) -> str | None:
             break
     if fewest:
         shown = " ".join(sorted(fewest)[:5])
-        log.warning("no font on this machine has %s: names are drawn with boxes there; install one, such as fonts-noto-cjk", shown)
+        log.warning("no font on this machine has %s: names are drawn with boxes there; install one, of fonts-noto or fonts-noto-cjk", shown)
     return best
 
 

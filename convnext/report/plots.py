@@ -31,6 +31,7 @@ _PANEL = (4.2, 3.0)  # inches: text keeps 9 pixels on the screen of a phone
 _SETTINGS = {
     "svg.hashsalt": "convnext",  # with a fixed salt and no metadata the same run draws the same file
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names of classes, losses and metrics may hold a dollar sign, and none is a formula
     "font.family": "sans-serif",
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor"), palette.INK),
     **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), palette.SOFT),
@@ -52,7 +53,7 @@ class Line:
 @contextmanager
 def drawing() -> Iterator[None]:
     """Give figures that are made and written inside the colours of the palette, and text that stays text in SVG."""
-    with matplotlib.rc_context(_SETTINGS):
+    with matplotlib.rc_context(_SETTINGS), _missing_glyphs_allowed():
         yield
 
 
@@ -128,8 +129,8 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
     axes.imshow(cells)
     names = [shown(name) for name in classes]
     turn = 90 if max(map(len, names)) > 3 else 0
-    axes.set_xticks(range(len(names)), names, rotation=turn, parse_math=False)
-    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set_xticks(range(len(names)), names, rotation=turn)
+    axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="true")
     for i, row in enumerate(matrix):
         for j, count in enumerate(row):
@@ -231,7 +232,7 @@ def predictions(images: Sequence[Image.Image], titles: Sequence[str], right: Seq
 
 
 def shown(text: str) -> str:
-    """Return text from outside as a figure takes it. Draw it with `parse_math=False`: a dollar sign is not a formula."""
+    """Return text from outside as a figure takes it."""
     return shortened(printable(text), _MAX_NAME)
 
 
@@ -255,8 +256,7 @@ def plain(axes: Axes) -> None:
 def svg(figure: Figure, transparent: bool = True) -> str:
     """Return a figure as SVG text, on a transparent ground or on white."""
     buffer = StringIO()
-    with _missing_glyphs_allowed():
-        figure.savefig(buffer, format="svg", transparent=transparent, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    figure.savefig(buffer, format="svg", transparent=transparent, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from convnext.errors import ConvnextError, UsageError, need
+from convnext.text import printable
 
 if TYPE_CHECKING:
     import uvicorn
@@ -161,7 +162,7 @@ def named(sources: Sequence[str]) -> dict[str, str]:
 
 def _name(source: str) -> str:
     path = PurePath(source)
-    return path.stem if path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".onnx", ".xml") else path.name
+    return printable(path.stem if path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".onnx", ".xml") else path.name)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -42,7 +42,7 @@ class Refusal(BaseModel):
 IMAGE_BODY: OpenApi = {
     "requestBody": {
         "required": True,
-        "description": "The image as it is, as the one file of a form, or in base 64.",
+        "description": "The image as it is, as the one file of a form, or in base 64; in JSON and in a form a data: URL, too.",
         "content": {
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
             "multipart/form-data": {

@@ -65,12 +65,12 @@ class Batcher(Generic[ItemT, ValueT]):
     """Answers items in batches, in the order in which they come, on its own thread.
 
     A batch starts as soon as it is full, as soon as no further request is on the way (so a lone request does not wait), or
-    when the network has been idle for `max_wait` seconds with items waiting. If a batch fails, its items are tried one by one: each
+    when the network has been idle for `max_wait` seconds with items waiting. Items that fail together are tried one by one: each
     gets its own answer or its own exception. A batch that no request waits for any more is abandoned.
 
     Args:
-        infer: takes items, and a function to call between long steps, and returns as many values. The function raises UnwantedError
-            when the batch is to be abandoned.
+        infer: takes items, and a function to call between long steps, and returns as many values, or the exception by which some of
+            them failed. The function raises UnwantedError when the batch is to be abandoned.
         warm_up: an item to try before all others; `ready` is set if it was answered.
         batch_size: the maximum number of items that `infer` gets at once.
         max_wait: seconds that an idle network waits for a batch to fill.
@@ -81,7 +81,7 @@ class Batcher(Generic[ItemT, ValueT]):
 
     def __init__(
         self,
-        infer: Callable[[list[ItemT], Callable[[], None]], Sequence[ValueT]],
+        infer: Callable[[list[ItemT], Callable[[], None]], Sequence[ValueT | Exception]],
         warm_up: ItemT,
         *,
         batch_size: int,
@@ -161,7 +161,9 @@ class Batcher(Generic[ItemT, ValueT]):
     def _work(self) -> None:
         torch.set_num_threads(self._threads)  # of this thread: new threads get fewer if another thread asked for fewer
         try:
-            self._infer([self._warm_up], self._check_open)
+            (value,) = self._infer([self._warm_up], self._check_open)
+            if isinstance(value, Exception):
+                raise value
             self.ready.set()
         except UnwantedError:
             pass
@@ -215,18 +217,20 @@ class Batcher(Generic[ItemT, ValueT]):
                 raise UnwantedError
 
         started = time.monotonic()
+        values: Sequence[ValueT | Exception]
         try:
             check()
             values = self._infer([job.item for job in jobs], check)
         except Exception as error:
-            if len(jobs) == 1 or isinstance(error, UnwantedError):
-                for job in jobs:
-                    job.set_exception(error)
-            else:
-                for job in jobs:
-                    self._answer([job])
-            return
+            values = [error] * len(jobs)
         seconds = time.monotonic() - started
-        self._observe(len(jobs))
-        for job, value in zip(jobs, values, strict=True):
+        answered = [(job, value) for job, value in zip(jobs, values, strict=True) if not isinstance(value, Exception)]
+        if answered:
+            self._observe(len(answered))
+        for job, value in answered:
             job.set_result(BatchAnswer(value, seconds))
+        for job, failed in zip(jobs, values, strict=True):
+            if isinstance(failed, UnwantedError) or (isinstance(failed, Exception) and len(jobs) == 1):
+                job.set_exception(failed)
+            elif isinstance(failed, Exception):
+                self._answer([job])

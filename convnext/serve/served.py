@@ -18,7 +18,7 @@ from convnext.data.images import Reading
 from convnext.explain import activation_maps
 from convnext.inference.fingerprint import fingerprint_of
 from convnext.inference.predictor import Predictor
-from convnext.serve.batching import Batcher, WorkerThread
+from convnext.serve.batching import Batcher, UnwantedError, WorkerThread
 from convnext.serve.limits import Limits, PixelBudget
 from convnext.serve.watched import Watched
 from convnext.tasks.base import Json, Prediction
@@ -144,14 +144,19 @@ class ServedModel:
         one = self.predictor
         return tasks.get(one.task).why_not(option, value, one.model, one.calibration, one.classes)
 
-    def _predict(self, items: list[PredictRequest], check: Callable[[], None]) -> Sequence[Prediction]:
-        predictor, found = copy.copy(self._fast), dict[int, Prediction]()
+    def _predict(self, items: list[PredictRequest], check: Callable[[], None]) -> Sequence[Prediction | Exception]:
+        predictor, found = copy.copy(self._fast), dict[int, Prediction | Exception]()
         predictor.model = cast(nn.Module, Watched(predictor.model, check))
         bounds = {"max_pixels": self._limits.mask_pixels, "check": check}
         for options in dict.fromkeys(item.options for item in items):
             indices = [index for index, item in enumerate(items) if item.options == options]
             arguments = options.given() | {name: value for name, value in bounds.items() if name in self.options}
-            found |= zip(indices, predictor.infer([items[index].image for index in indices], **arguments), strict=True)
+            try:
+                found |= zip(indices, predictor.infer([items[index].image for index in indices], **arguments), strict=True)
+            except UnwantedError:
+                raise
+            except Exception as error:  # the answers to requests with other options stay
+                found |= dict.fromkeys(indices, error)
         return [found[index] for index in range(len(items))]
 
     def _explain(self, items: list[MapRequest], check: Callable[[], None]) -> list[Image]:

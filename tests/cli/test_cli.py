@@ -1,6 +1,7 @@
 """The command line as a user meets it, in this process but for what only another shows."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -211,6 +212,13 @@ def test_convert_there_and_back_is_bit_equal(tmp_path, to, ending):
     found = load_file(back)
     assert found.keys() == state.keys()
     assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+def test_messages_of_the_log_are_one_line_without_escapes():
+    run("--version")  # the command line cleans what is logged from then on
+    record = logging.makeLogRecord({"msg": "%s names %s", "args": ("a\nb.json", "\x1b]0;title\x07")})
+    assert logging.lastResort.filter(record)
+    assert logging.Formatter().format(record) == r"a\nb.json names \x1b]0;title\x07"
 
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii:strict"}  # no name fits in

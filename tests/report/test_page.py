@@ -9,7 +9,7 @@ import torch
 from helpers import sample_image
 from PIL import Image
 
-from convnext.paper import ladder
+from convnext.paper import ladder, scatter
 from convnext.report import drawing, overlay, page, palette, plots
 from convnext.report.sheets import SheetRow, sheet
 
@@ -79,6 +79,23 @@ def test_names_of_any_text_are_drawn_as_they_are_and_written(tmp_path, recwarn):
     ladder.write(found, tmp_path)
     assert "1 step," in (tmp_path / "roadmap.svg").read_text("utf-8")
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("name", ["$\\frac{$x^{", "中文类"])
+def test_no_name_in_a_figure_is_a_formula(name, tmp_path):
+    lines = [{"kind": "train", "step": step, "epoch": step, "loss": 2.0, "lr": 0.1, f"loss_{name}": 1.0} for step in (1, 2)]
+    lines += [{"kind": "eval", "step": step, "epoch": step, "loss": 1.0, name: 50.0, f"raw_{name}": 40.0} for step in (1, 2)]
+    _, metric, _, parts = plots.curves(lines, name)
+    assert f">Validation {name}" in metric
+    assert f">{name.replace('_', ' ')}<" in parts
+    assert f">{name}<" in plots.overlay([[(1.0, 0.5)]], name)
+    svg = plots.percentages([plots.Line([0, 1], [50, 60], palette.BLUE, label=name)], name, name, (0, 1))
+    assert svg.count(f">{name}<") == 3
+    points = [scatter.Point(name, name, macs, 80.0, False, name) for macs in (1.0, 32.0)]
+    scatter.scatter(points, name, tmp_path / "s.svg")
+    drawn = (tmp_path / "s.svg").read_text("utf-8")
+    assert f">{name}<" in drawn
+    assert "mathdefault" not in drawn
 
 
 def test_names_of_any_text_are_drawn_on_images():

@@ -150,6 +150,23 @@ def test_one_that_fails_does_not_take_the_others_along():
     batcher.close()
 
 
+def test_those_that_fail_in_a_batch_are_tried_again_and_the_others_are_not():
+    batches = []
+
+    def odd_fail(items, check):
+        batches.append(items)
+        return [ValueError("odd") if (item % 2 and len(items) > 1) or item == 5 else 2 * item for item in items]
+
+    batcher = Batcher(odd_fail, 0, batch_size=4, max_wait=60, queue=8)
+    futures = Requests(batcher).send(1, 2, 4, 5)
+    batcher.start()
+    assert [future.result(5).value for future in futures[:3]] == [2, 4, 8]
+    with pytest.raises(ValueError, match="odd"):
+        futures[3].result(5)
+    assert batches == [[0], [1, 2, 4, 5], [1], [5]]
+    batcher.close()
+
+
 def test_what_is_cancelled_is_let_go_at_once_and_what_waits_is_answered_at_the_end():
     network = Network()
     batcher = _started(network)

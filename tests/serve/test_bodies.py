@@ -16,7 +16,7 @@ from convnext.serve.bodies import content_of
 from convnext.serve.limits import Limits, pixels_in
 
 CONTENT = encoded(sample_image())
-TEXT = base64.b64encode(CONTENT).decode()
+TEXT, URL_SAFE = base64.b64encode(CONTENT).decode(), base64.urlsafe_b64encode(CONTENT).decode()
 MANY = 2_000_000
 
 
@@ -30,6 +30,10 @@ FILE = b'Content-Disposition: form-data; name="file"; filename="p.png"'
 FIELD = b'Content-Disposition: form-data; name="note"'
 
 
+assert "-" in URL_SAFE
+assert "_" in URL_SAFE
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -37,6 +41,10 @@ FIELD = b'Content-Disposition: form-data; name="note"'
         base64.encodebytes(CONTENT).decode(),  # in lines, as `base64 FILE` gives them
         base64.encodebytes(CONTENT).decode().replace("\n", "\r\n"),
         f"data:image/png;base64,{TEXT}",  # as a browser's FileReader does
+        f"data:;base64,{base64.encodebytes(CONTENT).decode()}",
+        URL_SAFE,
+        URL_SAFE.rstrip("="),
+        f"data:image/png;base64,{URL_SAFE}",
     ],
 )
 def test_base_64_in_json_in_all_its_forms(text):
@@ -51,6 +59,9 @@ def test_base_64_in_json_in_all_its_forms(text):
         ([(FIELD, b"hello"), (FILE + b"\r\nContent-Type: image/png", CONTENT), (FIELD, b"")], "----WebKitFormBoundary7MA4YWxkTrZu0gW"),
         ([(b"content-disposition: form-data; name=file; filename*=UTF-8''p%20q.png", CONTENT)], "a b"),
         ([(FILE + b"\r\nContent-Transfer-Encoding: base64", base64.encodebytes(CONTENT))], "x"),
+        ([(FILE + b"\r\nContent-Transfer-Encoding: BASE64", URL_SAFE.encode())], "x"),
+        ([(FIELD, b"hello"), (FIELD, b"data:image/png;base64," + TEXT.encode())], "x"),  # as a page sends what is on its canvas
+        ([(FIELD, b"data:,hello"), (FILE, CONTENT)], "x"),
     ],
 )
 def test_the_one_file_of_a_form(parts, boundary):
@@ -77,6 +88,9 @@ REFUSED = {
     "a long header": ("multipart/form-data; boundary=x", form((FILE + b"; a=" + b"b" * MANY, CONTENT))),
     "no headers": ("multipart/form-data; boundary=x", b"--x" * MANY),
     "no file": ("multipart/form-data; boundary=x", form((FIELD, CONTENT))),
+    "a URL that is not of base 64": ("application/json", json.dumps({"image": "data:image/png,%89PNG"}).encode()),
+    "a field with such a URL": ("multipart/form-data; boundary=x", form((FIELD, b"data:image/png,%89PNG"))),
+    "no base 64": ("application/json", json.dumps({"image": f"{TEXT[:-4]}!!!!"}).encode()),
     "no end": ("multipart/form-data; boundary=x", form((FILE, CONTENT))[:-7]),
     "another boundary": ("multipart/form-data; boundary=y", form((FILE, CONTENT))),
     "no boundary": ("multipart/form-data", form((FILE, CONTENT))),

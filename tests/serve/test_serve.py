@@ -393,6 +393,10 @@ def test_names_come_from_paths_or_are_given():
         named(["a/best.pth", "b/best.pth"])
 
 
+def test_a_name_from_a_path_prints_on_one_line():
+    assert list(named(["esc\x1b]0;title\x07.pth", "two\nlines"])) == [r"esc\x1b]0;title\x07", r"two\nlines"]
+
+
 def test_a_port_that_is_taken_is_an_error_with_a_remedy():
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConvnextError, match="another --port"):
         _listen(*taken.getsockname())

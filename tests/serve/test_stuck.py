@@ -13,10 +13,11 @@ from tiny_models import classifier, detector, segmenter, write
 
 import convnext
 from convnext.cli import app as command_line
-from convnext.errors import ConvnextError, NotFiniteError, UsageError
+from convnext.errors import ConvnextError, NotFiniteError, TooLargeError, UsageError
 from convnext.export.export import export
 from convnext.serve.app import create_app
 from convnext.serve.limits import Limits
+from convnext.serve.served import LoadedVersion, PredictRequest, RequestOptions, ServedModel
 from convnext.serve.watched import Watched
 
 GOOD = encoded(sample_image(size=(64, 64)))
@@ -152,6 +153,21 @@ def test_masks_of_more_pixels_than_are_drawn_are_refused_with_a_remedy(tmp_path)
     assert asyncio.run(ask(enough))[0] == 200
     assert len(asyncio.run(ask(few, "?masks=0"))[1]["objects"]) == len(whole.labels)
     assert asyncio.run(ask(few, "?threshold=0.5"))[0] == 200
+
+
+def test_an_image_whose_masks_are_refused_costs_the_others_of_its_batch_no_masks(tmp_path):
+    predictor = convnext.load(detector(tmp_path)[0], device="cpu")
+    small, large = sample_image(size=(40, 30)), sample_image(size=(400, 300))
+    pixels = sum(float((one.boxes[:, 2:] - one.boxes[:, :2]).prod(1).sum()) for one in predictor([small, large])) / 2
+    model = ServedModel("one", LoadedVersion(predictor, predictor), Limits(mask_pixels=int(pixels)), 8, 0.1, print)
+    asked = []
+    with pytest.raises(TooLargeError):
+        predictor.infer([small, large], max_pixels=int(pixels), check=lambda: asked.append(1))
+    assert asked == []
+    requests = [PredictRequest(model.prepare(small)), PredictRequest(model.prepare(large), RequestOptions(nms=0.4))]
+    answered, refused = model._predict(requests, lambda: None)
+    assert answered.masks
+    assert isinstance(refused, TooLargeError)
 
 
 def test_a_watched_network_is_asked_before_each_call(tmp_path):

@@ -1,6 +1,6 @@
 """The objects in an image: boxes, classes, scores and masks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NotRequired, cast
 
@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 from convnext.data.run_lengths import RunLengths, decode
 from convnext.data.transforms.preprocessing import Preprocessing
 from convnext.errors import TooLargeError
+from convnext.models.detection.boxes import Size
 from convnext.models.detection.postprocess import SCORE, Masks, encode_masks
 from convnext.report import drawing, palette
 from convnext.report.notebook import Bar, Thumbnail, scaled
@@ -137,18 +138,23 @@ def infer(
     ready, selection = prepared(images, preprocessing), selection_of(preprocessing, options, classes)
     threshold, max_pixels = options.get("threshold", SCORE), options.get("max_pixels")
     masks: Masks = "small" if options.get("masks", True) else "none"
-    predictions: dict[int, DetectPrediction] = {}
+    detections: dict[int, dict[str, Tensor]] = {}
     for indices in same_size(ready):
         inputs, sizes = [ready[index].image.to(device) for index in indices], [ready[index].size for index in indices]
         with finite_outputs(model):
-            detections = tiles.detect(model, inputs, sizes, preprocessing, selection, threshold, masks)
-        for index, one in zip(indices, detections, strict=True):
-            if "masks" in one and max_pixels is not None:
-                _refuse_large(one["boxes"], max_pixels)
-            runs = encode_masks(one["masks"], one["boxes"], ready[index].size, options.get("check", _nothing)) if "masks" in one else None
-            boxes, labels, scores = one["boxes"].float().cpu(), one["labels"].cpu(), one["scores"].float().cpu()
-            predictions[index] = DetectPrediction(boxes, labels, scores, runs, classes)
-    return [predictions[index] for index in range(len(ready))]
+            detections |= zip(indices, tiles.detect(model, inputs, sizes, preprocessing, selection, threshold, masks), strict=True)
+    found = [detections[index] for index in range(len(ready))]
+    for one in found:  # before the first mask is made, which would be in vain
+        if "masks" in one and max_pixels is not None:
+            _refuse_large(one["boxes"], max_pixels)
+    check = options.get("check", _nothing)
+    return [_prediction(one, image.size, classes, check) for one, image in zip(found, ready, strict=True)]
+
+
+def _prediction(found: dict[str, Tensor], size: Size, classes: Sequence[str], check: Callable[[], object]) -> DetectPrediction:
+    boxes, masks = found["boxes"], found.get("masks")
+    runs = None if masks is None else encode_masks(masks, boxes, size, check)
+    return DetectPrediction(boxes.float().cpu(), found["labels"].cpu(), found["scores"].float().cpu(), runs, classes)
 
 
 @torch.no_grad()  # not in inference mode: embeddings may be trained on
