@@ -121,9 +121,10 @@ export function drawBoxes(objects, width) {
   }
   for (const { class: name, score, edges: [left, top], rgb } of placed) {
     const words = `${name} ${percent(score)}`, line = 19 * density, above = Math.max(0, top - line);
+    const long = pen.measureText(words).width + 10 * density, start = Math.max(0, Math.min(left - density, pen.canvas.width - long));
     pen.fillStyle = css(rgb);
-    pen.fillRect(left - density, above, pen.measureText(words).width + 10 * density, line);
+    pen.fillRect(start, above, long, line);
     pen.fillStyle = textOn(rgb);
-    pen.fillText(words, left + 4 * density, above + 3 * density);
+    pen.fillText(words, start + 5 * density, above + 3 * density);
   }
 }
