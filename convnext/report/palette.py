@@ -71,4 +71,5 @@ def class_colours() -> np.ndarray:
 
 def text_on(colour: tuple[int, int, int]) -> str:
     """Return "black" or "white", whichever is easier to read on a colour."""
-    return "black" if 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140 else "white"
+    red, green, blue = (value / 3294.6 if value <= 10 else ((value / 255 + 0.055) / 1.055) ** 2.4 for value in colour)
+    return "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 else "white"  # where both have the same contrast (WCAG 2)

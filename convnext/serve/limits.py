@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from convnext.data.deep import DeepImage
-from convnext.data.formats import arrays, tiff
+from convnext.data.formats import arrays, heif, tiff
 from convnext.data.formats.opening import ANY_SIZE, opened, quiet
 from convnext.data.images import AS_RGB, FORMATS, CorruptImageError, Reading, read_image
 from convnext.errors import UsageError
@@ -24,6 +24,7 @@ _MAX_READS = 50_000  # parts of an image file, each a step of Pillow in Python; 
 _MAX_PROPORTION = 100  # long side to short: the short one is enlarged to what the network takes, and the long one with it
 _ENVELOPE = 4096  # bytes that a multipart form or JSON may take beside its image
 _UPLOADS = 16  # of the largest size that memory holds at once; of usual photographs, many more
+_HEIC = "a HEIC image, which the service can't read without pillow-heif: send a JPEG, or run pip install 'convnext[heic]' where it runs"
 CLIENT_GONE = 499  # never received; it separates disconnected clients from failures in the metrics
 
 
@@ -131,6 +132,8 @@ def pixels_in(content: bytes, limits: Limits) -> int:
     try:
         width, height = _size(content)
     except UnidentifiedImageError as error:
+        if heif.is_heif(content[:32]):
+            raise HTTPException(415, _HEIC) from error
         raise HTTPException(415, f"not an image of a known format: {', '.join(FORMATS)}") from error
     except Exception as error:  # decoders raise anything on damaged input
         raise HTTPException(422, f"damaged image: {error}") from error

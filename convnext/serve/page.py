@@ -11,7 +11,7 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
-_FILES = {"": "text/html", "page.css": "text/css", "page.js": "text/javascript", "draw.js": "text/javascript"}
+_FILES = {"": "text/html", "page.css": "text/css"} | dict.fromkeys(("page.js", "draw.js", "camera.js"), "text/javascript")
 
 
 def add_page(app: FastAPI) -> None:

@@ -76,3 +76,13 @@ def test_the_services_page_has_the_same_colours():
     light, dark = re.findall(r":root \{(.*?)\}", css, re.DOTALL)
     for text, theme in ((light, palette.THEMES["light"]), (dark, palette.THEMES["dark"])):
         assert theme.items() <= dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", text)).items()
+
+
+def test_text_is_legible_on_every_ground():
+    css = PAGE.joinpath("page.css").read_text("utf-8")
+    for text in re.findall(r":root \{(.*?)\}", css, re.DOTALL):
+        theme = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", text))
+        for ground in ("ground", "card", "bar"):
+            assert contrast([theme[name] for name in ("ink", "soft", "accent", "bad")], theme[ground]).min() >= 4.495, ground
+    names = {"black": "#000000", "white": "#ffffff"}
+    assert min(contrast([colour], names[palette.text_on(palette.rgb(colour))])[0] for colour in palette.CLASSES) >= 4.5

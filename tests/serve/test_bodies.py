@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import struct
+import sys
 import zlib
 
 import pytest
@@ -133,3 +134,12 @@ def test_an_image_file_of_endless_small_parts_is_refused_by_its_head(case):
     assert refused.value.status_code == 422
     assert re.search("parts|chunks", refused.value.detail)
     assert pixels_in(CONTENT, Limits()) == 48 * 40
+
+
+def test_a_heic_that_the_service_cannot_read_is_named_with_its_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as where it is not installed
+    head = struct.pack(">I4s4sI", 24, b"ftyp", b"heic", 0) + b"mif1heic"
+    with pytest.raises(HTTPException) as refused:
+        pixels_in(head + bytes(90), Limits())
+    assert refused.value.status_code == 415
+    assert refused.value.detail.startswith("a HEIC image, which the service can't read without pillow-heif: send a JPEG, or run")

@@ -129,6 +129,13 @@ def test_a_dropped_image_is_answered_on_the_page(browser, service):
     regions = _switch(browser, service, "segment", image)["classes"]
     assert _bars(browser) == [one["class"] for one in regions]
     assert _colours(browser) == len(regions) > 1
+    spoken = browser.execute_script("return document.getElementById('spoken').textContent")
+    assert spoken.startswith(f"{regions[0]['class']} {100 * regions[0]['share']:.1f}\u00a0%, {regions[1]['class']} ")
+    first = browser.find_element("css selector", "#found button")
+    first.send_keys("\n")  # by keyboard: that class alone
+    assert (_colours(browser), first.get_attribute("aria-pressed")) == (2, "true")
+    first.send_keys(" ")
+    assert (_colours(browser), first.get_attribute("aria-pressed")) == (len(regions), "false")
     objects = _switch(browser, service, "detect", image)["objects"]
     assert _bars(browser) == [one["class"] for one in objects if one["score"] >= 0.5]
     top = _switch(browser, service, "several", image)["top"]
@@ -209,6 +216,11 @@ def test_the_page_adds_less_than_200_ms_to_the_model(browser, service):
 def test_the_page_fits_a_phone_and_says_what_went_wrong(browser, service):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 375, "height": 700, "deviceScaleFactor": 2, "mobile": True})
     assert browser.execute_script("return document.documentElement.scrollWidth <= 375")
+    tops = [
+        browser.execute_script(f"return document.getElementById('{one}').getBoundingClientRect().top")
+        for one in ("shown", "answer", "drop")
+    ]
+    assert tops == sorted(tops)  # the answer is directly under the image
     browser.execute_script(DROP, base64.b64encode(b"no image").decode())
     assert "not an image of a known format" in _wait(
         browser, "document.body.matches('.failed') && document.getElementById('status').textContent"

@@ -36,7 +36,33 @@ export function colourOf(index) {
   return [0, 2, 4].map((at) => Number.parseInt(COLOURS.slice(start + at, start + at + 2), 16));
 }
 
+// As `text_on` of the palette: black or white, whichever has more contrast (WCAG 2).
+function textOn(rgb) {
+  const linear = rgb.map((value) => (value <= 10 ? value / 3294.6 : ((value / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 ? "#000" : "#fff";
+}
+
 export const css = (rgb) => `rgb(${rgb.join(" ")})`;
+
+// Returns a function that draws the classes of a mask, a PNG whose values or colours are `ids`; of a class's index it draws that one alone.
+export async function regions(content, width, height, ids) {
+  const indices = await createImageBitmap(content, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+  const { step, columns, rows } = reduced(width, height);
+  const pen = canvas("overlay", columns, rows);
+  pen.imageSmoothingEnabled = false; // the mean of two classes is a third
+  pen.drawImage(indices, 0, 0, width / step, height / step);
+  const image = pen.getImageData(0, 0, columns, rows);
+  // A mask holds the values or colours of the data, which a canvas gives as red, green and blue.
+  const packed = (red, green, blue) => (red << 16) | (green << 8) | blue;
+  const known = new Map(ids.map((id, index) => [packed(...(Array.isArray(id) ? id : [id, id, id])), index]));
+  const classes = new Int16Array(columns * rows);
+  classes.forEach((_, at) => (classes[at] = known.get(packed(image.data[4 * at], image.data[4 * at + 1], image.data[4 * at + 2])) ?? -1));
+  return (only = null) => {
+    const colours = ids.map((_, index) => (only === null || only === index ? [...colourOf(index), 255] : [0, 0, 0, 0]));
+    classes.forEach((index, at) => image.data.set(colours[index] ?? [0, 0, 0, 0], 4 * at));
+    pen.putImageData(image, 0, 0);
+  };
+}
 
 // Draws the masks of objects; returns whether there are any.
 export function drawMasks(objects) {
@@ -95,9 +121,10 @@ export function drawBoxes(objects, width) {
   }
   for (const { class: name, score, edges: [left, top], rgb } of placed) {
     const words = `${name} ${percent(score)}`, line = 19 * density, above = Math.max(0, top - line);
+    const long = pen.measureText(words).width + 10 * density, start = Math.max(0, Math.min(left - density, pen.canvas.width - long));
     pen.fillStyle = css(rgb);
-    pen.fillRect(left - density, above, pen.measureText(words).width + 10 * density, line);
-    pen.fillStyle = rgb[0] * 0.299 + rgb[1] * 0.587 + rgb[2] * 0.114 > 140 ? "#000" : "#fff";
-    pen.fillText(words, left + 4 * density, above + 3 * density);
+    pen.fillRect(start, above, long, line);
+    pen.fillStyle = textOn(rgb);
+    pen.fillText(words, start + 5 * density, above + 3 * density);
   }
 }

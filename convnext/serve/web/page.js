@@ -1,10 +1,12 @@
 // The page: sends an image, draws the prediction over it. No framework, nothing from another host.
 
-import { canvas, colourOf, css, drawBoxes, drawMasks, percent, reduced } from "./draw.js";
+import { film } from "./camera.js";
+import { canvas, colourOf, css, drawBoxes, drawMasks, percent, regions } from "./draw.js";
 
 const $ = (id) => document.getElementById(id);
 const ENLARGED = 320; // pixels that the longer side of a small image is shown in, at least
 const FIRST_CLASSES = 5; // that are listed before one asks for all
+const SPOKEN = 3; // lines of the answer that a screen reader reads at once
 const COVERAGE = 0.95; // of the set of classes of a calibrated model
 const TOKEN = "convnext-token";
 
@@ -129,6 +131,7 @@ async function ask(painted = null) {
     const seconds = (performance.now() - started) / 1000;
     const model = Number(/model;dur=([\d.]+)/.exec(response.headers.get("Server-Timing"))?.[1] ?? 0) / 1000;
     $("time").textContent = `Model ${milliseconds(model)}, in all ${milliseconds(seconds)}`;
+    $("spoken").textContent = [...$("found").children].slice(0, SPOKEN).map(({ innerText }) => innerText.replace("\n", " ")).join(", ");
     document.body.dataset.model = 1000 * model;
     document.body.dataset.elapsed = 1000 * seconds;
   } catch (error) {
@@ -141,6 +144,7 @@ const shownScore = () => $("threshold").value / 100;
 
 function clear() {
   $("found").replaceChildren();
+  $("spoken").textContent = "";
   $("time").textContent = "";
   $("slider").hidden = $("known").hidden = $("all").hidden = true;
   for (const id of ["overlay", "boxes"]) $(id).width = $(id).height = 0;
@@ -150,7 +154,7 @@ function clear() {
 // One line of the answer: a bar as long as its share, a colour where it is drawn in one, a button where it does something.
 function row(name, share, { colour = "", press = null } = {}) {
   const line = document.createElement(press ? "button" : "div");
-  const label = Object.assign(document.createElement("span"), { textContent: name, title: name });
+  const label = Object.assign(document.createElement("span"), { textContent: name, title: name, dir: "auto" });
   const value = Object.assign(document.createElement("data"), { value: share, textContent: percent(share) });
   line.style.setProperty("--share", percent(share).replace("\u00a0", ""));
   if (colour) {
@@ -197,8 +201,12 @@ function showValue({ value }) {
   $("found").replaceChildren(Object.assign(document.createElement("li"), { textContent: value.toPrecision(5) }));
 }
 
-async function explain(name, line, signal) {
+function mark(line) {
   for (const other of $("found").querySelectorAll("button")) other.setAttribute("aria-pressed", String(other === line));
+}
+
+async function explain(name, line, signal) {
+  mark(line);
   try {
     const response = await send(query("v1/explain", { model: modelNow().name, class: name }), signal);
     const map = await createImageBitmap(await response.blob());
@@ -218,29 +226,24 @@ function showObjects({ objects }) {
   const coloured = sure.map((one) => ({ ...one, rgb: colourOf(names.indexOf(one.class)) }));
   $("found").replaceChildren(...coloured.map((one) => row(one.class, one.score, { colour: css(one.rgb) })));
   say(sure.length ? "" : `Nothing with a score of ${percent(shownScore())} or more.`);
-  if (drawMasks(coloured)) showSlider("Masks");
+  if (drawMasks(coloured)) showSlider("Opacity of the masks");
   drawBoxes(coloured, size[0]);
 }
 
+// A class that is pressed is drawn alone, and pressed again with the others.
 async function showRegions({ size: [height, width], classes, mask }) {
   const names = modelNow().classes;
-  $("found").replaceChildren(...classes.map(({ class: name, share }) => row(name, share, { colour: css(colourOf(names.indexOf(name))) })));
   const content = new Blob([Uint8Array.from(atob(mask), (letter) => letter.charCodeAt(0))], { type: "image/png" });
-  const indices = await createImageBitmap(content, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
-  const { step, columns, rows } = reduced(width, height);
-  const pen = canvas("overlay", columns, rows);
-  pen.imageSmoothingEnabled = false; // the mean of two classes is a third
-  pen.drawImage(indices, 0, 0, width / step, height / step);
-  const image = pen.getImageData(0, 0, columns, rows);
-  // A mask holds the values or colours of the data, which a canvas gives as red, green and blue.
-  const ids = modelNow().class_ids ?? names.map((_, index) => index);
-  const packed = (red, green, blue) => (red << 16) | (green << 8) | blue;
-  const colours = new Map(ids.map((id, index) => [packed(...(Array.isArray(id) ? id : [id, id, id])), [...colourOf(index), 255]]));
-  for (let at = 0; at < image.data.length; at += 4) {
-    image.data.set(colours.get(packed(image.data[at], image.data[at + 1], image.data[at + 2])) ?? [0, 0, 0, 0], at);
-  }
-  pen.putImageData(image, 0, 0);
-  showSlider("Classes");
+  const draw = await regions(content, width, height, modelNow().class_ids ?? names.map((_, index) => index));
+  const alone = (index) => (line) => {
+    const chosen = line.getAttribute("aria-pressed") === "true" ? null : line;
+    mark(chosen);
+    draw(chosen && index);
+  };
+  const lines = classes.map(({ class: name, share }) => [name, share, names.indexOf(name)]);
+  $("found").replaceChildren(...lines.map(([name, share, index]) => row(name, share, { colour: css(colourOf(index)), press: alone(index) })));
+  draw();
+  showSlider("Opacity of the classes");
 }
 
 // --- user input ------------------------------------------------------------------------------------------------------
@@ -264,9 +267,10 @@ addEventListener("drop", (event) => {
   else say("That is not an image file.", "failed");
 });
 $("model").addEventListener("change", () => file && ask());
-$("all").addEventListener("click", () => {
+$("all").addEventListener("click", async () => {
   classes = modelNow().classes.length;
-  ask();
+  await ask();
+  $("found").focus(); // the button that had it is gone
 });
 $("threshold").addEventListener("input", ({ target }) => {
   $("score").querySelector("output").textContent = `${target.value}\u00a0%`;
@@ -277,41 +281,11 @@ $("threshold").addEventListener("input", ({ target }) => {
 });
 $("threshold").addEventListener("change", () => file && ask());
 $("opacity").addEventListener("input", ({ target }) => ($("overlay").style.opacity = target.value / 100));
+$("camera").addEventListener("click", () => film(show, say));
 $("lock").addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem(TOKEN, $("token").value.trim());
   begin();
 });
-
-// --- the camera ------------------------------------------------------------------------------------------------------
-
-// Each frame is sent when the last one is answered, so that a slow service is asked less often.
-async function film() {
-  const video = $("video"), button = $("camera");
-  if (video.srcObject) {
-    for (const track of video.srcObject.getTracks()) track.stop();
-    video.srcObject = null;
-    button.setAttribute("aria-pressed", "false");
-    button.textContent = "Use the camera";
-    return;
-  }
-  try {
-    video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 640 } } });
-  } catch (error) {
-    return say(`No camera: ${error.message}.`, "failed");
-  }
-  button.setAttribute("aria-pressed", "true");
-  button.textContent = "Stop the camera";
-  await video.play();
-  while (video.srcObject) {
-    const still = new OffscreenCanvas(video.videoWidth, video.videoHeight);
-    still.getContext("2d").drawImage(video, 0, 0);
-    await show(await still.convertToBlob({ type: "image/jpeg", quality: 0.9 }));
-    if (document.body.matches(".failed")) break;
-    await new Promise(requestAnimationFrame);
-  }
-  if (video.srcObject) film(); // it failed: the camera is switched off
-}
-$("camera").addEventListener("click", film);
 
 begin();

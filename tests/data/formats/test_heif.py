@@ -13,6 +13,7 @@ from convnext.data.formats.heif import is_heif
 from convnext.data.images import CorruptImageError, Reading, read_image, read_pixels, size_of
 from convnext.data.sources.folder import ImageFolder
 from convnext.inference.inputs import find_items
+from convnext.serve.limits import Limits, decoded, pixels_in
 
 HEAD = struct.pack(">I4s4sI", 24, b"ftyp", b"heic", 0) + b"mif1heic"  # the beginning of an iPhone's photograph
 
@@ -67,3 +68,9 @@ def test_damaged_and_large_photographs_are_named():
             read_image(damaged, "x")
     with pytest.raises(CorruptImageError, match="x: 96 x 64 pixels are more than the limit, .* set data.max_pixels=6144 "):
         read_image(content, "x", Reading(max_pixels=6143))
+
+
+def test_the_service_takes_them():
+    content = heic(sample_image(size=(96, 64)))
+    assert pixels_in(content, Limits()) == 96 * 64
+    assert decoded(content).size == (96, 64)
