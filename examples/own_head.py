@@ -10,12 +10,12 @@ import convnext
 class SumHead(nn.Module):
     """The backbone's four maps, each brought to one width and to the size of the finest, added up and classified."""
 
-    def __init__(self, backbone, num_classes, width=32):
+    def __init__(self, backbone, num_classes, channels=32):
         super().__init__()
         backbone.drop_head()
         self.backbone, self.num_classes = backbone, num_classes
-        self.sides = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in backbone.channels)
-        self.classify = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, num_classes, 3, padding=1))
+        self.sides = nn.ModuleList(nn.Conv2d(own, channels, 1) for own in backbone.channels)
+        self.classify = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, num_classes, 3, padding=1))
 
     def features(self, x):
         return self.backbone.features(x)  # strides 4, 8, 16 and 32

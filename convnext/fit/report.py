@@ -57,7 +57,8 @@ def _page(folder: RunPaths, fitted: Fitted) -> str:
         sections.append(page.PageSection("Unreadable images", page.preformatted("\n".join(evaluation.corrupt))))
     if fitted.data.remarks:
         sections.append(page.PageSection("Remarks", page.preformatted("\n".join(fitted.data.remarks))))
-    sections.append(page.PageSection("Recipe", page.preformatted(without_secrets(fitted.recipe.to_yaml(partial(is_used, fitted.recipe))))))
+    keys = without_secrets(fitted.recipe.to_yaml(partial(is_used, fitted.recipe)))
+    sections.append(page.PageSection("Recipe", page.details("all keys that count", page.preformatted(keys))))
     hardware = ran_on["hardware"]
     lead = f"{fitted.recipe.model.name}, {chosen.name} · {hardware['gpu'] or hardware['cpu']} · convnext {ran_on['versions']['convnext']}"
     return page.page(folder.path.name, lead, cards, sections)

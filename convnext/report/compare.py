@@ -7,6 +7,7 @@ import yaml
 
 from convnext.report import metrics, page, plots
 from convnext.report.runs import NONE, RunData, flat
+from convnext.text import counted
 
 _DIFFERENT_DATA = (
     "Not comparable: different validation sets. The recipes name other validation images, or their numbers differ, so no run is "
@@ -35,12 +36,15 @@ def compare(runs: Sequence[RunData], headline: str) -> str:
         raise ValueError("the names of the runs must differ")
     if len(runs) == 1:
         return _page_of_one(runs[0], headline)
-    numbers = page.spaced([*_notices(runs, headline), page.tight(page.table(_rows(runs, headline)))])
+    rows, shared = _split(_rows(runs, headline))
+    numbers = [*_notices(runs, headline), page.tight(page.table(rows))]
+    if shared:
+        numbers.append(page.paragraph(f"Of all runs: {' · '.join(f'{key} {value}' for key, value in shared.items())}"))
     sections = [
-        page.PageSection("Runs", numbers),
+        page.PageSection("Runs", page.spaced(numbers)),
+        page.PageSection("Recipe keys that differ", _recipes(runs)),
         page.PageSection("Curves", _curves(runs, headline)),
-        page.PageSection("Recipe keys that differ", _differences(runs)),
-        page.PageSection("Each run", "".join(page.details(run.name, _everything(run, headline)) for run in runs)),
+        page.PageSection("Each run", "".join(page.details(run.name, page.spaced(_course(run, headline))) for run in runs)),
     ]
     lead = " · ".join(dict.fromkeys(run.model() for run in runs))
     return page.page(f"{len(runs)} runs compared", lead, _cards(runs, headline), sections)
@@ -67,7 +71,7 @@ def _page_of_one(run: RunData, headline: str) -> str:
     cards = {key: rows[0][key] for key in (f"best {name}", f"last {name}", "epochs", "images/s")}
     sections = [
         page.PageSection("Run", page.tight(page.table(rows))),
-        page.PageSection("Course, machine and recipe", _everything(run, headline)),
+        page.PageSection("Course, machine and recipe", page.spaced([*_course(run, headline), page.details("Recipe", _recipe(run))])),
     ]
     return page.page(run.name, run.model(), cards, sections)
 
@@ -77,6 +81,14 @@ def _rows(runs: Sequence[RunData], headline: str) -> list[dict[str, str]]:
     rows = [_row(run, headline) for run in runs]
     empty = {key for key in ("95 % interval", "date") if all(row[key] == NONE for row in rows)}
     return [{key: value for key, value in row.items() if key not in empty} for row in rows]
+
+
+def _split(rows: Sequence[dict[str, str]]) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """Return the rows without the columns of circumstances whose values are equal, and these values."""
+    columns = list(rows[0])
+    shared = {key: rows[0][key] for key in columns[columns.index("validation images") :] if len({row[key] for row in rows}) == 1}
+    shared = {key: value for key, value in shared.items() if value != NONE}
+    return [{key: value for key, value in row.items() if key not in shared} for row in rows], shared
 
 
 def _row(run: RunData, headline: str) -> dict[str, str]:
@@ -143,24 +155,31 @@ def _curves(runs: Sequence[RunData], headline: str) -> str:
     return "".join([legend, page.figures(svgs), *missing])
 
 
-def _differences(runs: Sequence[RunData]) -> str:
+def _recipes(runs: Sequence[RunData]) -> str:
+    """Return the keys with different values, a column for each run, and below them, folded, the others."""
     recipes = [flat(run.recipe) for run in runs]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
     values = {key: [recipe.get(key, NONE) for recipe in recipes] for key in keys}
     different = {key: found for key, found in values.items() if len(set(found)) > 1}
-    if not different:
-        return page.paragraph("None: the recipes are the same.")
     names = [run.name for run in runs]
-    return page.table([{"key": key} | dict(zip(names, found, strict=True)) for key, found in different.items()])
+    parts = [page.table([{"key": key} | dict(zip(names, found, strict=True)) for key, found in different.items()])]
+    if not different:
+        parts = [page.paragraph("None: the recipes are the same.")]
+    if equal := [{"key of all runs": key, "value": found[0]} for key, found in values.items() if key not in different]:
+        parts.append(page.details(f"{counted(len(equal), 'key')} with one value in all runs", page.table(equal)))
+    return page.spaced(parts)
 
 
-def _everything(run: RunData, headline: str) -> str:
-    """Return all that is known of one run: remarks, curves, machine and recipe."""
+def _course(run: RunData, headline: str) -> list[str]:
+    """Return what is known of one run beside its recipe, as parts of a page: remarks, curves and machine."""
     remarks = run.remarks if run.points("eval", headline) else [*run.remarks, "No evaluation yet."]
     parts = [page.paragraph(remark) for remark in remarks]
     if run.lines:
         parts.append(page.figures(plots.curves(run.lines, headline)))
     parts.append(page.table([{"what": key, "value": value} for key, value in flat(run.environment).items() if value != "null"]))
+    return parts
+
+
+def _recipe(run: RunData) -> str:
     recipe = dict(run.recipe)
-    parts.append(page.preformatted(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)))
-    return page.spaced(parts)
+    return page.preformatted(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100))

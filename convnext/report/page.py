@@ -28,6 +28,7 @@ _SMALL = 64  # pixels of the long side: smaller images show their pixels
 _MAX_IMAGE = (2040, 8160)  # pixels: two for each pixel of the page's width; WebP holds no more than 16383 a side
 _MAX_ROWS = 40  # of a table that is shown without a click
 _TILE = 264  # pixels of the long side of a tile's image: two for each pixel of the page
+_FIRST_TILES, _FIRST_WIDE = 12, 3  # images of a section that are shown without a click: tiles, and those as wide as the page
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,22 @@ def details(summary: str, body: str) -> str:
 def folded(table: str, classes: int) -> str:
     """Return a table with a row for each class; one of many classes unfolds when it is clicked."""
     return table if classes <= _MAX_ROWS else details(f"{classes} classes", table)
+
+
+def tiles(found: Sequence[str], nothing: str) -> str:
+    """Return tiles beside each other; those after the first dozen unfold. `nothing` says what it means that there are none."""
+    return _with_rest(found, _FIRST_TILES) if found else paragraph(nothing)
+
+
+def examples(found: Sequence[str], nothing: str) -> str:
+    """Return wide images with their captions under each other; those after the first three unfold."""
+    return _with_rest(found, _FIRST_WIDE) if found else paragraph(nothing)
+
+
+def _with_rest(parts: Sequence[str], count: int) -> str:
+    # One more takes no more room than the line that hides it.
+    count = len(parts) if len(parts) <= count + 1 else count
+    return "".join(parts[:count]) + (details(f"{len(parts) - count} more", "".join(parts[count:])) if len(parts) > count else "")
 
 
 def image(content: Image.Image, caption: str = "") -> str:

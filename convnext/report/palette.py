@@ -1,8 +1,10 @@
 """The colours of everything that is drawn: curves, boxes, masks, figures, report pages and the service's page.
 
-People with any kind of colour vision can tell the colours apart. The first six are Okabe and Ito's (2008). Each one from the eighth on
-is as far from all before it as possible, by the smallest of its distances in CIE Lab for normal sight, protanopia and deuteranopia
-(Machado et al., 2009). Very dark, very light and greyish colours are not used: they disappear in photographs or look like ignored pixels.
+People with any kind of colour vision can tell the colours apart. The measure is CIEDE2000 for normal sight, protanopia and deuteranopia
+(Machado et al., 2009). The first two are Okabe and Ito's blue and vermilion (2008); the first twelve were searched together with the grey
+of ignored pixels, so that the smallest distance in any sight is as large as possible (12.2, and 22.3 for normal sight). The first seven of
+them are those that are visible on white and on a dark page. Each further colour is as far from all before it as possible. Very dark, very
+light and greyish colours are not used: they disappear in photographs or look like ignored pixels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,19 +12,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 _CLASSES = (  # six hexadecimal digits per colour
-    "0072b2d55e00009e73cc79a7e69f0056b4e9964b2d4b4bff87f0962d1e963c2d5a96f0ff2d87ff5af0c3c3f069780f2d4bb45affe10f1e0fc3a500872d5ac3"
-    "691e004ba5ff3cc3d25ac387ff694bb43c0f0f4bd2005a875ae1d2693c5a965a4b69c3a50fe1694b69ff96d2ff5a007896d23c9687c3a569d2872d00690f3c"
-    "1effb4873c4b872d2d00969678962dc3696969ff875a2d96002db42d963c5ad278a53ca50f69e1b469879669a54ba5b43ce1a569e196874b7869b44b69c3c3"
-    "780f693c3cb4f0e14b00e1e15ab4ff00875a4bb4873c96ff872d1ee15a2d0fc3e13cb469005a964be15a003ce10096e178001ea55a2d1e78e169c3b4f0d278"
-    "5ae1c3c34b00e1871effb43c0f5a4b5a0f6996e1fff04b960f5af00fa5d296f0f00f4ba5d2d20096c3ffa53c3ca5f0e15a1e4b781e3ce13c5af08769962d69"
-    "d2694bb43ce10069c3b4b43c0f3cd25a3c782da5e10078c32db4b4b43c694b0f87782d693c78ffa52d1ef0b45a5aff4b965a871eb47869870f8778c31e0fb4"
-    "69c396783cb469c378d22d5a961e3cc300c38787b4008778c3b41e3c96a5004b87c35a3c00699600784b2de1b43ca54b2dffc34b00a5c33c4bf0875ab44bb4"
-    "963c5ad23c69a5a52d87d2f078f08769005a1ea5a54ba5f0b43c1e69e1872d3ca5692d5a5a4b78c3e1a55a1e789696c3a56978a52d00d278d2005ab4690fc3"
-    "0087d25af078e1693c875a78c30f96b478960096874bc3695a78b43c96f0ff3c1e2d872d0f3cc3695aa54b1ea5a50f9678f05a4bd28787001e3c2d8769b496"
-    "c378873c87f05a2d4b69b4a587c3f0ffb44b2d3c0f4bd2b40f4be169d296ff873c5a2d784bd2c387f0d28700a53c5ad25a1e965ad2a52df0b42d69d2691e0f"
-    "783c3c4bb4c31ed2d2002dd2b4004b0087a500b4f000d2e15a69f00f961e2df069f0c3695a2d69870f2d4b78f0690f2de13c1e69d25af0008769e1f0ff5ab4"
-    "6969964bb43c4b87e196a578b42d2d5a3cc3ffb42da55a78b4b44b963cd21e96b4b4f0a569b4d25ab4e10069a5b4f0b45a693cff3c2d5aff69695af0b4c378"
-    "96e14b69965ac396c3"
+    "0072b2d55e00f08796b4001ea578ff3c875a00a5b4ffb400f0c3ff69f0d2d2e196784b7869002d0000d22d2d5ab4a55ac35a87690000ff69c3a5a5f0005a4b"
+    "5a3c96d24b4b780fff4bb496a50f4bb47878008787e18700ffe169c33c0fd200c3d2b487a54bf096e1e1f0b4b44b0087782d2d5a783c969669ffb4691ed2e1"
+    "e10f96d278a5c369d2783c00b4f0c3695a2d782d5a00d2a5b43c69870f788778a5696996b4874be1a5c3874b5a2d5a3c1e3cc3b496d2d2f0003cb41ef07878"
+    "b400785a1e1e00e11ed2b4ffd23c5a4b872da56978f0a5e1692d3c965a7887e1a5b4b44bffd2f069e178ff2dff694be10fb4b45a1e3c001ea5d24b2dd27887"
+    "4b2de10096e178b4a5781e000087960069694b784b5a87690fd2874b2d4b871e1ec369693cffa5f0b4c3695a875aa5a51e4b691ea587873c5a3cb478c3f087"
+    "87e1d27800b44b693ca5872d2d3c6900d2c30f4b3c2d4b2d694ba5875ad2f0c34be1873c694b872d96875a78b4f02d873c2d96962dff5ad2b4871e4b3c96b4"
+    "0f2d69c3695a4b96a54bc396a5000087690f4b874bf0d2ffb4965af087f000694b0000ffff8778694b2df0a56978004be169e1965aa5872d3c3c785a2da5c3"
+    "8769d2b4a5d2e1b4d2e11e780078a5e17896a5f0e1784b1e963c691e782d00d2d269a596b4e1c3c35a695a87b45a2d5a3cff5af0c396e196b44be1b42de1c3"
+    "f03c78966996693cd2690f87e1962d69f0b4ff96a569b487f04bc396873c00ffd2e187a587f0f04b2d0f87d2f0a54b5a9678c3873c96e1e14b1ea5e1b4c396"
+    "ff4b78d287c3693c8769870fd287fff0b4f0b4875aff87693c87a500c3b4f01e964b00e17887d25a0f5ac3b40078c3785a691ec31e3c4b4b1ed2d287003c2d"
+    "5a69c35a00690f69b4e196ffe18787e1a5d2692d875a69f03c0f96d22d4bb42d00962da569e196ffa55af05a4b870fa5691e1ec3964b1e2dc3a54bc30000b4"
+    "b4870fc35a3cb487d2f000a5a52d4ba51ee15a3c690fc3e1ffc378d21e87e11e1e6978ff4b1e782d96693c3c78f0e1a5873c3c3c873cd278f0c3e1b4b45a5a"
+    "96a56978000f7878e1"
 )
 CLASSES = tuple(f"#{_CLASSES[i : i + 6]}" for i in range(0, len(_CLASSES), 6))  # 255; further classes begin anew
 SERIES = CLASSES[:7]  # of curves and families: visible on white and on a dark page
@@ -33,9 +35,9 @@ IGNORED = "#696969"  # of pixels without a label
 TRANSPARENT = (255, 255, 255, 0)  # the ground of sheets: white where transparency is lost
 ERRORS: Mapping[str, str] = {  # of boxes by what is right or wrong with them; missed objects and false detections are never in one image
     "right": CLASSES[0],
-    "missed": CLASSES[4],
+    "missed": CLASSES[7],
     "false": CLASSES[1],
-    "confused": CLASSES[3],
+    "confused": CLASSES[2],
     "ignored": IGNORED,
 }
 RIGHT, WRONG = "#1a7f37", "#cf222e"  # of titles over images on white

@@ -95,7 +95,8 @@ def _page(trainer: Trainer, evaluation: Evaluation, result: TrainResult) -> str:
     if evaluation.corrupt:
         title = f"{counted(len(evaluation.corrupt), 'unreadable image')} skipped"
         sections.append(page.PageSection(title, page.preformatted("\n".join(evaluation.corrupt))))
-    sections.append(page.PageSection("Recipe", page.preformatted(without_secrets(recipe.to_yaml(partial(is_used, recipe))))))
+    keys = without_secrets(recipe.to_yaml(partial(is_used, recipe)))
+    sections.append(page.PageSection("Recipe", page.details("all keys that count", page.preformatted(keys))))
     sections.append(page.PageSection("What it ran on", page.table(machine)))
     lead = f"{recipe.model.name} · {hardware['gpu'] or hardware['cpu']} · convnext {ran_on['versions']['convnext']}"
     return page.page(folder.path.name, lead, cards, sections)

@@ -29,5 +29,5 @@ def test_the_example_learns(tmp_path, monkeypatch, capsys):
 
 def test_the_pages_show_the_files_as_they_are():
     pages = "".join(page.read_text() for page in (EXAMPLE.parents[1] / "docs" / "extend").glob("*.md"))
-    for name in ("my_module.py", "my_recipe.yaml", "own_block.py", "own_head.py", "own_task.py"):
+    for name in ("my_module.py", "my_recipe.yaml", "own_block.py", "own_head.py", "own_detector.py", "own_task.py"):
         assert EXAMPLE.with_name(name).read_text() in pages, name

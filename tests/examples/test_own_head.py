@@ -16,7 +16,7 @@ def own_head():
 
 
 def test_it_is_trained_and_predicts_as_segmenters_do(own_head):
-    model = convnext.create_model("sum_head_convnext_atto", num_classes=3, width=8, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16))
+    model = convnext.create_model("sum_head_convnext_atto", num_classes=3, channels=8, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16))
     assert isinstance(model.network, own_head.SumHead)
     image, mask = torch.randn(2, 3, 64, 64), torch.randint(3, (2, 64, 64))
     parts = losses(model.train(), image, mask)

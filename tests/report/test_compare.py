@@ -91,7 +91,7 @@ def test_three_runs_make_one_page_that_loads_nothing_from_outside(tmp_path):
     assert "http://" not in text.replace("http://www.w3.org", "")
     assert "https://" not in text
     assert [row["run"] for row in page.table("run")] == ["a", "b", "<c>"]
-    assert page.summaries == ["a", "b", "<c>"]
+    assert page.summaries == ["7 keys with one value in all runs", "a", "b", "<c>"]
     assert text.count("<svg") == 2 + 3 + 3 * 3  # the overlaid curves, the legend's swatches, each run's own three curves
 
 
@@ -114,6 +114,14 @@ def test_a_row_has_the_numbers_of_its_run(tmp_path):
     }
 
 
+def test_what_is_the_same_of_all_runs_is_said_once(tmp_path):
+    runs = [run_folder(tmp_path / "a"), run_folder(tmp_path / "b", written=lines(speed=50.0))]
+    text = compare(read_runs(runs), "top1")
+    columns = ["run", "best top-1 accuracy", "at epoch", "last top-1 accuracy", "95 % interval", "images/s"]
+    assert [list(row) for row in Page(text).table("run")] == [columns, columns]
+    assert "Of all runs: validation images 36 · epochs 4 · steps 12 · model convnext_atto · hardware Some &lt;Xeon&gt;" in text
+
+
 def test_a_run_under_way_says_how_far_it_is(tmp_path):
     run_folder(tmp_path / "run", written=lines(epochs=2, top1=(60.0,)))
     (row,) = Page(compare(read_runs([tmp_path / "run"]), "top1")).table("run")
@@ -121,10 +129,13 @@ def test_a_run_under_way_says_how_far_it_is(tmp_path):
     assert "date" not in row
 
 
-def test_only_keys_that_differ_are_shown(tmp_path):
+def test_keys_that_differ_come_first_and_the_others_once(tmp_path):
     other = {**RECIPE, "model": {"name": "convnext_atto", "depths": [1, 1, 1, 1]}, "optim": {"lr": 0.002}, "eval": {"warp": True}}
     runs = read_runs([run_folder(tmp_path / "a"), run_folder(tmp_path / "b", other)])
-    assert Page(compare(runs, "top1")).table("key") == [
+    page = Page(compare(runs, "top1"))
+    assert page.summaries[0] == "5 keys with one value in all runs"
+    assert {"key of all runs": "model.name", "value": "convnext_atto"} in page.table("key of all runs")
+    assert page.table("key") == [
         {"key": "model.depths", "a": "[2, 2, 6, 2]", "b": "[1, 1, 1, 1]"},
         {"key": "optim.lr", "a": "0.004", "b": "0.002"},
         {"key": "optim.weight_decay", "a": "0.05", "b": "–"},

@@ -1,7 +1,8 @@
-"""The palette: distances between colours in CIE Lab for normal sight and for two kinds of colour blindness."""
+"""The palette: distances between colours (CIEDE2000) for normal sight and for two kinds of colour blindness."""
 
 import re
 from importlib.resources import files
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -29,6 +30,23 @@ def lab(colours, sight=None):
     return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
 
 
+def ciede2000(first, second):
+    """The distance of colours in CIE Lab (..., 3), after Sharma, Wu and Dalal (2005)."""
+    (l1, a1, b1), (l2, a2, b2) = np.moveaxis(first, -1, 0), np.moveaxis(second, -1, 0)
+    chroma = (np.hypot(a1, b1) + np.hypot(a2, b2)) / 2
+    a1, a2 = (a * (1.5 - 0.5 * np.sqrt(chroma**7 / (chroma**7 + 25**7))) for a in (a1, a2))
+    c1, c2, h1, h2 = np.hypot(a1, b1), np.hypot(a2, b2), np.arctan2(b1, a1), np.arctan2(b2, a2)
+    turn = (h2 - h1 + np.pi) % (2 * np.pi) - np.pi
+    light, chroma, hue = (l1 + l2) / 2 - 50, (c1 + c2) / 2, h1 + turn / 2
+    waves = ((0.17, 1, 30), (-0.24, 2, 0), (-0.32, 3, -6), (0.2, 4, 63))
+    t = 1 - sum(size * np.cos(times * hue - np.radians(shift)) for size, times, shift in waves)
+    x = (l2 - l1) / (1 + 0.015 * light**2 / np.sqrt(20 + light**2))
+    y = (c2 - c1) / (1 + 0.045 * chroma)
+    z = 2 * np.sqrt(c1 * c2) * np.sin(turn / 2) / (1 + 0.015 * chroma * t)
+    bend = np.radians(60) * np.exp(-(((np.degrees(hue) % 360 - 275) / 25) ** 2))
+    return np.sqrt(x**2 + y**2 + z**2 - 2 * np.sin(bend) * np.sqrt(chroma**7 / (chroma**7 + 25**7)) * y * z)
+
+
 def contrast(colours, ground):
     light, other = linear(colours) @ XYZ[1], linear([ground]) @ XYZ[1]
     return (np.maximum(light, other) + 0.05) / (np.minimum(light, other) + 0.05)
@@ -38,12 +56,41 @@ def test_the_conversion_to_lab_is_right():
     assert lab(["#ffffff", "#ff0000"]) == pytest.approx(np.array([[100, 0, 0], [53.2, 80.1, 67.2]]), abs=0.1)
 
 
+@pytest.mark.parametrize(  # of the published pairs
+    ("first", "second", "distance"),
+    [
+        ((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425),
+        ((50, 2.49, -0.001), (50, -2.49, 0.0011), 7.2195),
+        ((63.0109, -31.0961, -5.8663), (62.8187, -29.7946, -4.0864), 1.2630),
+        ((90.8027, -2.0831, 1.4410), (91.1528, -1.6435, 0.0447), 1.4441),
+        ((2.0776, 0.0795, -1.1350), (0.9033, -0.0636, -0.5514), 0.9082),
+    ],
+)
+def test_the_distance_is_that_of_the_standard(first, second, distance):
+    assert ciede2000(np.array(first), np.array(second)) == pytest.approx(distance, abs=1e-4)
+
+
+# The smallest distance between the first colours: 1 can just be seen when they touch.
 @pytest.mark.parametrize("sight", [None, PROTANOPIA, DEUTERANOPIA], ids=["normal", "protanopia", "deuteranopia"])
-@pytest.mark.parametrize(("count", "apart"), [(7, 17), (12, 17), (20, 17), (40, 11), (150, 5), (255, 3)])
+@pytest.mark.parametrize(("count", "apart"), [(3, 20), (7, 12.3), (12, 12.2), (20, 9.6), (40, 6.8), (150, 3.1), (255, 2.2)])
 def test_colours_are_apart_for_every_sight(sight, count, apart):
     seen = lab(palette.CLASSES[:count], sight)
-    distances = np.linalg.norm(seen[:, None] - seen, axis=-1) + 999 * np.eye(count)
-    assert distances.min() >= apart
+    assert (ciede2000(seen[:, None], seen) + 999 * np.eye(count)).min() >= apart
+
+
+def test_the_first_twelve_are_further_apart_for_normal_sight_and_none_looks_like_ignored_pixels():
+    seen = lab(palette.CLASSES[:12])
+    assert (ciede2000(seen[:, None], seen) + 999 * np.eye(12)).min() >= 22
+    for sight in (None, PROTANOPIA, DEUTERANOPIA):
+        assert ciede2000(lab(palette.CLASSES[:12], sight), lab([palette.IGNORED], sight)).min() >= 12
+
+
+@pytest.mark.parametrize("sight", [None, PROTANOPIA, DEUTERANOPIA], ids=["normal", "protanopia", "deuteranopia"])
+def test_boxes_show_what_is_wrong_with_them(sight):
+    """Missed objects and false detections are never in one image."""
+    seen = lab(palette.ERRORS.values(), sight)
+    distances = dict(zip(product(palette.ERRORS, repeat=2), ciede2000(seen[:, None], seen).flatten(), strict=True))
+    assert min(distances[pair] for pair in combinations(palette.ERRORS, 2) if pair != ("missed", "false")) >= 12
 
 
 def test_series_are_visible_on_a_light_and_on_a_dark_page():
@@ -57,7 +104,7 @@ def test_class_colours_are_distinct_and_not_grey():
     colours = palette.class_colours()
     assert (colours.shape, colours.dtype) == ((256, 3), np.uint8)
     assert len(np.unique(colours, axis=0)) == 256
-    assert colours[:3].tolist() == [[0, 114, 178], [213, 94, 0], [0, 158, 115]]
+    assert colours[:3].tolist() == [[0, 114, 178], [213, 94, 0], [240, 135, 150]]
     chroma = np.linalg.norm(lab(palette.CLASSES)[:, 1:], axis=1)
     assert chroma.min() >= 20  # none looks like an ignored pixel
     assert palette.class_colour(255) == palette.class_colour(0)

@@ -53,7 +53,7 @@ def _with_rest(tiles: Sequence[str], explained: str, total: int, table: str) -> 
     if not tiles:
         return page.paragraph("None.")
     rest = f"{total - len(tiles)} more: see {table}." if table else f"{total - len(tiles)} more."
-    return page.paragraph(explained) + "".join(tiles) + (page.paragraph(rest) if total > len(tiles) else "")
+    return page.paragraph(explained) + page.tiles(tiles, "") + (page.paragraph(rest) if total > len(tiles) else "")
 
 
 def _suspects(findings: Findings) -> str:

@@ -73,7 +73,7 @@ def sections(details: Json, classes: Sequence[str], source: ClassifySource) -> l
         )
         for mistake in found["mistakes"]
     ]
-    parts.append(page.PageSection("Worst mistakes", "".join(tiles) or page.paragraph("None: every image was classified correctly.")))
+    parts.append(page.PageSection("Worst mistakes", page.tiles(tiles, "None: every image was classified correctly.")))
     return parts
 
 

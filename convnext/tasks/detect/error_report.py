@@ -77,7 +77,7 @@ def worst(details: DetectDetails, classes: Sequence[str], source: DetectSource) 
     images = [
         page.row(list(zip(("annotated", "found"), _drawn(one, classes, source), strict=True)), _caption(one)) for one in details["worst"]
     ]
-    return [page.PageSection("Worst images", "".join([page.paragraph(text), legend, *images]))]
+    return [page.PageSection("Worst images", page.paragraph(text) + legend + page.examples(images, "None."))]
 
 
 def _has_objects(details: DetectDetails) -> bool:

@@ -86,7 +86,8 @@ class DetectExport(TaskExport):
     }
 
     def graph(self, model: nn.Module, how: Preprocessing, paste_masks: bool = False) -> nn.Module:
-        assert isinstance(model, Detector)
+        if not isinstance(model, Detector):  # a network from outside
+            raise UsageError("a detector of your own can't be exported, only Mask R-CNN and Cascade Mask R-CNN: use its run folder")
         assert isinstance(how, DetectPreprocessing)
         if paste_masks and not model.roi_head.has_masks:
             return super().graph(model, how, paste_masks)

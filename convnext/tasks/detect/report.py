@@ -67,12 +67,13 @@ def sections(details: Json, classes: Sequence[str], source: DetectSource) -> lis
         | {f"{kind} {_HEADS[part].removesuffix(' %')}": _percent(row[f"{kind}_{part}"]) for kind in _kinds(found) for part in ("ap", "ar")}
         for row in found["by_area"]
     ]
-    by_iou = [{"AP at IoU": row["kind"]} | {key: _percent(row[key]) for key in _ious(found)} for row in _by_iou(found)]
+    kinds = _kinds(found)
+    by_iou = [{"IoU": f"{row['iou']:.2f}"} | {f"{kind} AP": _percent(row[f"{kind}_ap"]) for kind in kinds} for row in found["by_iou"]]
     numbers = [page.tight(page.table(by_area)), page.tight(page.table(by_iou))]
     if found["max_detections"] > _COCO_DETECTIONS:
         numbers.append(page.paragraph(_more_detections(found["max_detections"]) + "."))
     return [
-        page.PageSection("Predictions", "".join(images)),
+        page.PageSection("Predictions", page.examples(images, "None.")),
         *error_report.worst(found, classes, source),
         page.PageSection("Average precision by area and by IoU", page.spaced(numbers)),
         page.PageSection("Average precision by class", page.spaced([_class_table(found["classes"], kind) for kind in _kinds(found)])),

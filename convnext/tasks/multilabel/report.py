@@ -53,7 +53,7 @@ def sections(details: Json, classes: Sequence[str], source: ClassifySource) -> l
     table = page.table(rows) if len(classes) <= plots.MAX_CLASSES_DRAWN else page.details(f"{len(rows)} classes", page.table(rows))
     return [
         page.PageSection("Scores by class, at a probability of one half", table),
-        page.PageSection("Worst mistakes", "".join(tiles) or page.paragraph("None: every image got its classes.")),
+        page.PageSection("Worst mistakes", page.tiles(tiles, "None: every image got its classes.")),
     ]
 
 

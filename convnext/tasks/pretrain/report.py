@@ -42,8 +42,8 @@ def sections(details: Json, classes: Sequence[str], source: ClassifySource) -> l
     ]
     explained = page.paragraph("From left to right: what the network saw, what it made of it, and the image itself.")
     return [
-        page.PageSection("Reconstructions", page.spaced([explained, *sheets])),
-        page.PageSection("Hardest images", "".join(tiles)),
+        page.PageSection("Reconstructions", explained + page.examples(sheets, "None.")),
+        page.PageSection("Hardest images", page.tiles(tiles, "None.")),
     ]
 
 

@@ -35,7 +35,7 @@ def sections(details: Json, classes: Sequence[str], source: ClassifySource) -> l
         page.tile(deep.shown(source.read(row["index"])), f"{row['predicted']:.4g}", f"is {row['true']:.4g} · {row['image']}")
         for row in cast("list[WrongValue]", details["mistakes"])
     ]
-    return [page.PageSection("Largest errors", "".join(tiles))]
+    return [page.PageSection("Largest errors", page.tiles(tiles, "None."))]
 
 
 def draw_demo(folder: Path) -> list[str]:

@@ -60,8 +60,8 @@ def sections(details: Json, classes: Sequence[str], source: SegmentSource) -> li
         for row in _rows(found, classes)
     ]
     return [
-        page.PageSection("Predictions", "".join(images)),
-        page.PageSection("Worst images", "".join(worst) or page.paragraph("None: every pixel got its class.")),
+        page.PageSection("Predictions", page.examples(images, "None.")),
+        page.PageSection("Worst images", page.examples(worst, "None: every pixel got its class.")),
         page.PageSection("By class", page.spaced([page.folded(page.tight(page.table(shown)), len(shown)), page.paragraph(_EXPLAINED)])),
     ]
 
