@@ -5,6 +5,7 @@ import argparse
 import pytest
 import timm
 import torch
+from command import run
 from timm.utils import CheckpointSaver, ModelEmaV3
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
@@ -49,6 +50,8 @@ def test_of_the_papers_code(tmp_path):
     torch.save(content | {"model_ema": average.state_dict()}, tmp_path / "checkpoint-best-ema.pth")
     same(tmp_path / "checkpoint-best-ema.pth", model)
     same(f"{tmp_path}/checkpoint-best-ema.pth#model_ema", average)
+    run("convert", f"{tmp_path}/checkpoint-best-ema.pth#model_ema", tmp_path / "ema.pth", "--to", "official")
+    same(tmp_path / "ema.pth", average)
 
 
 def test_of_torchvisions_references(tmp_path):
