@@ -239,6 +239,7 @@ def _objects(root, scenes):
     for folder in ("fruit", "voc/Annotations", "voc/JPEGImages", "yolo/images", "yolo/labels"):
         (root / folder).mkdir(parents=True)
     (root / "yolo" / "names.txt").write_text("\n".join(scenes.classes))
+    (root / "data.yaml").write_text(f"path: yolo\ntrain: images\nval: images\nnames: {list(scenes.classes)}\n")
     images, annotations = [], []
     for i in range(3):
         shown, objects = scenes.read(i), scenes.target(i)

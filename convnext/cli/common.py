@@ -85,10 +85,14 @@ def importing() -> Iterator[None]:
 
 
 def check_model(model: str) -> None:
-    """Raise UsageError or ConvnextError for a MODEL that is neither a path, an address nor a name. Loads no PyTorch."""
-    if "://" in model or Path(model).expanduser().exists():
+    """Raise UsageError or ConvnextError for a MODEL that is neither a path, an address nor a name. Loads no PyTorch.
+
+    After a path, `#` may name an entry of a checkpoint.
+    """
+    file = model.partition("#")[0]
+    if "://" in model or Path(model).expanduser().exists() or Path(file).expanduser().is_file():
         return
-    if Path(model).suffix in (".safetensors", ".pth", ".pt", ".bin"):
+    if Path(file).suffix in (".safetensors", ".pth", ".pt", ".bin"):
         raise ConvnextError(f"no weight file {model}")
     from convnext.models.registry import find
 

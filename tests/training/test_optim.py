@@ -47,8 +47,8 @@ def test_milestones_below_one_are_parts_of_the_run():
         assert scheduled_rate(step, parts, 0, 24 * 5, 5) == scheduled_rate(step, epochs, 0, 24 * 5, 5)
 
 
-def test_the_detectors_schedule_is_mmengines():
-    """LinearLR from 0.001 over 500 iterations times MultiStepLR, as mmdetection chains them."""
+def test_the_detectors_schedule_is_that_of_mmdetection_2():
+    """A linear warm-up from 0.001 over 500 iterations times the steps, as the paper's code has it; of version 3 see tests/migrate."""
     settings = Optim(lr=2e-4, schedule="step", milestones=(27, 33), warmup_start=0.001)
     for step in (0, 1, 250, 499, 500, 26 * 100, 27 * 100 - 1, 27 * 100, 33 * 100, 36 * 100 - 1):
         factor = 0.001 + (1 - 0.001) * step / 500 if step < 500 else 1.0
