@@ -4,6 +4,7 @@ Everything here is imported when it is first used, so that `import convnext` and
 """
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
 from types import ModuleType
@@ -89,6 +90,10 @@ class _Package(ModuleType):
     def __setattr__(self, name: str, value: object) -> None:
         if name not in _HOME or not isinstance(value, ModuleType):
             super().__setattr__(name, value)
+
+    # Ray, Dask and Spark send functions that use a module to other processes. Their pickler knows only modules of Python's own class.
+    def __reduce__(self) -> tuple[Callable[[str], ModuleType], tuple[str]]:
+        return import_module, (self.__name__,)
 
 
 sys.modules[__name__].__class__ = _Package

@@ -1,6 +1,7 @@
 """What Windows and macOS lack is not needed: training, resuming, evaluation, prediction and reports work without it."""
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 from helpers import image_folder, sample_image
 
+import convnext
 from convnext.data.archives.positional import read_at
 from convnext.inference.inputs import Item, file_names
 from convnext.models.weights.files import write_text
@@ -126,3 +128,7 @@ def test_packed_images_are_read_without_pread(tmp_path):
     settings = f"data.image_size=32 data.workers=1 {SMALL} train.iterations=2 model.name=convnext_atto"
     for name in ("photos.zip", "packed.tar"):
         elsewhere(tmp_path, f"train finetune data.train={name} --output {name}-run model.weights=null {settings}")
+
+
+def test_a_function_that_uses_the_package_can_be_sent_to_another_process():
+    assert pickle.loads(pickle.dumps(convnext)) is convnext  # by its name, as Python's own modules

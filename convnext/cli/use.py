@@ -58,12 +58,12 @@ def predict(
     model: Annotated[str, typer.Argument(help=MODEL)],
     images: Annotated[list[str], typer.Argument(metavar="SOURCE...", help=_SOURCES)],
     weights: Weights = None,
-    output: Annotated[Path | None, typer.Option(help=_OUTPUT)] = None,
+    output: Annotated[str | None, typer.Option(help=_OUTPUT)] = None,
     kind: Annotated[str | None, typer.Option("--format", help=_FORMAT)] = None,
-    annotations: Annotated[Path | None, typer.Option(help="For COCO's formats: the file with the ids of images and categories.")] = None,
-    draw: Annotated[Path | None, typer.Option(help=_DRAW)] = None,
+    annotations: Annotated[str | None, typer.Option(help="For COCO's formats: the file with the ids of images and categories.")] = None,
+    draw: Annotated[str | None, typer.Option(help=_DRAW)] = None,
     fps: Annotated[float | None, typer.Option(help=_FPS)] = None,
-    features: Annotated[Path | None, typer.Option(help="Write embeddings to a .npy or .parquet file.")] = None,
+    features: Annotated[str | None, typer.Option(help="Write embeddings to a .npy or .parquet file.")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="How many classes or objects of an image to list.")] = None,
     coverage: Annotated[float | None, typer.Option(min=0, max=1, help=_COVERAGE)] = None,
     unknown: Annotated[bool, typer.Option("--unknown", help=_UNKNOWN)] = False,
@@ -95,6 +95,7 @@ def predict(
         from convnext.inference.bulk import predict_all
         from convnext.inference.inputs import find_items
         from convnext.inference.predictor import load
+        from convnext.inference.uploads import staged
         from convnext.inference.video.drawn import in_order
 
     _refuse(output, kind, annotations, features, engine, optimize, as_json)
@@ -102,7 +103,7 @@ def predict(
     _refuse_views({"--tta": tta, "--tile": tile}, engine, features)
     task_options = asked(coverage, unknown, threshold, nms, class_agnostic, classes)
     _refuse_options(task_options, tta, size, features is not None and output is None and draw is None and not as_json)
-    items = in_order(find_items(images, fps), draw)
+    items = in_order(find_items(images, fps), staged(draw, "draw"))
     original = load(model, weights, device=device, max_pixels=max_pixels, size=pixels).with_options(**task_options)
     if features is None or output is not None or draw is not None or as_json:
         original.require_head()
@@ -137,10 +138,10 @@ def predict(
 
 
 def _refuse(
-    output: Path | None,
+    output: str | None,
     kind: str | None,
-    annotations: Path | None,
-    features: Path | None,
+    annotations: str | None,
+    features: str | None,
     engine: str | None,
     optimize: str | None,
     as_json: bool,
@@ -158,7 +159,7 @@ def _refuse(
         raise UsageError(f"--optimize can't be used with --engine {engine}: omit one of them")
 
 
-def _refuse_views(views: Mapping[str, object], engine: str | None, features: Path | None) -> None:
+def _refuse_views(views: Mapping[str, object], engine: str | None, features: str | None) -> None:
     """Raise UsageError for several views of an image, by the option that asks for them, where only one is taken."""
     other = "--engine" if engine is not None else "--features" if features is not None else None
     for name, given in views.items():

@@ -54,12 +54,13 @@ def cached(address: str, kind: str = "shards") -> Path:
     parts = _split(address)._replace(fragment="")
     folder, _, last = parts._replace(query="").geturl().rpartition("/")
     key, name = folder, unquote(last)
-    if parts.query or name != last or not _is_file_name(name):
-        key, name = parts.geturl(), name if _is_file_name(name) else f"file{Path(name).suffix}"
+    if parts.query or name != last or not is_file_name(name):
+        key, name = parts.geturl(), name if is_file_name(name) else f"file{Path(name).suffix}"
     return cache_folder() / kind / hashlib.sha256(key.encode()).hexdigest()[:16] / name
 
 
-def _is_file_name(name: str) -> bool:
+def is_file_name(name: str) -> bool:
+    """Return whether every file system takes a name, with what is put around it for a partial file."""
     return name not in ("", ".", "..") and not set(name) & _REFUSED and len(name.encode()) <= _LONGEST_NAME
 
 
@@ -148,7 +149,7 @@ def download(address: str, path: Path) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_name(f".{path.name}.lock"), part):
+        with locked(path.with_name(f".{path.name}.lock"), part):
             if not path.exists():
                 _transfer_with_retries(address, part)
                 part.replace(path)
@@ -175,7 +176,7 @@ def _split(address: str) -> SplitResult:
 
 
 @contextmanager
-def _locked(lock: Path, part: Path) -> Iterator[None]:
+def locked(lock: Path, part: Path) -> Iterator[None]:
     """Hold the lock of a download. While another process holds it, wait as long as `part`, its partial file, grows; then OSError."""
     seen, since = -1, time.monotonic()
     guard = filelock.FileLock(lock)

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
 from convnext import tasks
+from convnext.data.storage.connection import is_stored
 from convnext.distributed import process_group
 from convnext.errors import UsageError
 from convnext.export.load import load as load_network
@@ -19,6 +19,7 @@ from convnext.inference.fingerprint import Options, fingerprint_of
 from convnext.inference.inputs import Item, find_items
 from convnext.inference.outputs import Drawings, open_output
 from convnext.inference.predictor import Predictor, load
+from convnext.inference.uploads import Upload, local_file, staged
 from convnext.inference.video.drawn import DrawnVideo, check_fps, in_order, is_video_file
 from convnext.models.cost import ImageSize
 from convnext.models.load import at_size
@@ -78,9 +79,11 @@ def predict(
 
     Args:
         model: as for `convnext.load`, or a predictor.
-        sources: images, videos, folders, shell patterns or shards, one or a list of them. The frames of clip.mp4 are clip.mp4/000000
+        sources: images, videos, folders, shell patterns or shards, one or a list of them; images, folders, patterns and shards also in
+            storage that fsspec reaches, as `s3://bucket/photos`. The frames of clip.mp4 are clip.mp4/000000
             and so on.
         output: a .jsonl, .csv or .json (COCO results) file, a folder (masks), or what `kind` needs; by default predictions are returned.
+            A file in storage, `s3://bucket/found.jsonl`, is made in the cache of this machine and uploaded when it is complete.
         weights: as for `convnext.load`.
         kind: the format of `output`: jsonl or csv; of detectors coco, coco-dataset, cvat, label-studio, labelme, voc or yolo; of segmenters
             masks or colour-masks; by default by its ending.
@@ -113,7 +116,7 @@ def predict(
         raise UsageError("a predictor takes images of its own size: give size to convnext.load, which makes it")
     check_tile(tile, tile_overlap)
     names = [sources] if isinstance(sources, str | PathLike) else sources
-    items = in_order(find_items([str(source) for source in names], fps), None if draw is None else Path(draw))
+    items = in_order(find_items([str(source) for source in names], fps), staged(draw, "draw"))
     predictor: Predictor[Prediction] = (
         model if isinstance(model, Predictor) else load(str(model), weights, device=device, max_pixels=max_pixels, size=size)
     )
@@ -126,11 +129,11 @@ def predict(
         predictor,
         items,
         {"tile": tile, "tile_overlap": tile_overlap},
-        output=None if output is None else Path(output),
+        output=output,
         kind=kind,
-        annotations=None if annotations is None else Path(annotations),
-        features=None if features is None else Path(features),
-        draw=None if draw is None else Path(draw),
+        annotations=annotations,
+        features=features,
+        draw=draw,
         fps=fps,
         top=top,
         overwrite=overwrite,
@@ -167,11 +170,11 @@ def open_outputs(
     items: Sequence[Item],
     options: Options,
     *,
-    output: Path | None,
+    output: Source | None,
     kind: str | None,
-    annotations: Path | None,
-    features: Path | None,
-    draw: Path | None,
+    annotations: Source | None,
+    features: Source | None,
+    draw: Source | None,
     fps: float | None,
     top: int | None,
     overwrite: bool,
@@ -183,24 +186,29 @@ def open_outputs(
         items: all images to be predicted.
         options: further options that change the answers, by their names on the command line.
 
-    Raises UsageError as `open_output` does.
+    Raises UsageError as `open_output` and `Upload` do.
     """
-    check_fps(fps, items, draw)
-    if output is None and features is None and draw is None:
+    drawn_to, file, embeddings = staged(draw, "draw"), staged(output, "output", kind), staged(features, "features")
+    check_fps(fps, items, drawn_to)
+    if file is None and embeddings is None and drawn_to is None:
         return []
     from convnext.inference.embeddings import FeaturesOutput
 
+    made = ((file, output), (embeddings, features))
+    uploads = [Upload(path, str(where), overwrite) for path, where in made if path is not None and is_stored(str(where))]
     network = fingerprint_of(predictor, options)
     outputs: list[Output] = []
-    if output is not None:
-        outputs.append(open_output(output, kind, predictor, items, top, overwrite, network.under(top=top), annotations))
-    if features is not None:
-        outputs.append(FeaturesOutput(features, overwrite, network))
+    if file is not None:
+        listed = None if annotations is None else local_file(annotations)
+        outputs.append(open_output(file, kind, predictor, items, top, overwrite, network.under(top=top), listed))
+    if embeddings is not None:
+        outputs.append(FeaturesOutput(embeddings, overwrite, network))
     # Opened last, so that it notes no network that another output refuses; written first, before a line says that the image is done.
-    if draw is None:
-        return outputs
-    drawn = DrawnVideo(draw, items, fps, overwrite, network) if is_video_file(draw) else Drawings(draw, items, overwrite, network)
-    return [drawn, *outputs]
+    if drawn_to is None:
+        return [*outputs, *uploads]
+    is_video = is_video_file(drawn_to)
+    drawn = DrawnVideo(drawn_to, items, fps, overwrite, network) if is_video else Drawings(drawn_to, items, overwrite, network)
+    return [drawn, *outputs, *uploads]
 
 
 class _Collected:

@@ -18,6 +18,7 @@ from convnext import tasks
 from convnext.data.deep import DeepImage, shown
 from convnext.data.images import CorruptImageError, Reading
 from convnext.data.sources.packed.video import Frame
+from convnext.data.storage.connection import StorageError
 from convnext.errors import ConvnextError
 from convnext.inference.answers import Answer, Output
 from convnext.inference.inputs import Item
@@ -126,6 +127,8 @@ def _open(item: Item, read: Callable[[], Image.Image | DeepImage], transform: Tr
         return _Opened(item, prepare(image, transform), shown(image) if with_image else None)
     except CorruptImageError as error:
         return _Opened(item, str(error))
+    except StorageError:  # says nothing of this image: the call ends, and the next one continues
+        raise
     except Exception as error:  # for instance an image so long and narrow that it can't be resized
         return _Opened(item, f"{item.name}: {_one_line(error)}")
 

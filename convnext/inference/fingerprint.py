@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -108,9 +108,15 @@ def check(output: Path, ours: Fingerprint | None, holds_answers: bool) -> None:
         raise UsageError(f"{output} was started with {', '.join(differences)}: {_AGAIN}")
 
 
-def refuse_changed(output: Path, written: int, images: Iterable[Path]) -> None:
-    """Raise UsageError if images are newer than the output with their answers, last `written` at that time in nanoseconds."""
-    changed = [path for path in dict.fromkeys(images) if path.exists() and path.stat().st_mtime_ns > written]
+def refuse_changed(output: Path, written: int, images: Mapping[str, int]) -> None:
+    """Raise UsageError if images are newer than the output with their answers. All times are in nanoseconds.
+
+    Args:
+        output: the file with the answers.
+        written: when it was last written.
+        images: when each was last changed, by its name.
+    """
+    changed = [name for name, time in images.items() if time > written]
     if changed:
         others = f" and {len(changed) - 1} more were" if len(changed) > 1 else " was"
         raise UsageError(

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from convnext.data.deep import DeepImage
+from convnext.data.formats.arrays import ENDINGS as ARRAYS
 from convnext.data.images import AS_RGB, ENDINGS, CorruptImageError, Reading, read_image
 from convnext.data.sources.packed.archive import ArchiveImage, images_in_archive, is_archive
 from convnext.data.sources.packed.embedded import is_embedded, open_embedded
@@ -19,6 +20,9 @@ from convnext.data.sources.packed.shards import Member, find_shards, images_in, 
 from convnext.data.sources.packed.video import ENDINGS as VIDEO_ENDINGS
 from convnext.data.sources.packed.video import Frame, list_frames
 from convnext.data.sources.table import images_of, is_table
+from convnext.data.storage.connection import is_stored
+from convnext.data.storage.objects import StoredObject
+from convnext.data.storage.objects import matching as stored_objects
 from convnext.data.walk import matching, walk
 from convnext.errors import ConvnextError, UsageError
 
@@ -32,11 +36,13 @@ class Item:
 
     name: str  # in the outputs: its path, or the path of its shard or video and its own within that
     below: str  # its path below the source that was named; files made from it are named after this
-    where: Path | Member | ArchiveImage | Frame | None  # None for a part of a shard or video that can't be read
+    where: Path | Member | ArchiveImage | Frame | StoredObject | None  # None for a part of a shard or video that can't be read
     fault: str = ""  # why it can't
 
     def file(self) -> Path | None:
-        """Return the file on the disk that has the image: its own, or its shard, archive or video."""
+        """Return the file on the disk that has the image: its own, or its shard, archive or video; None for an object in storage."""
+        if isinstance(self.where, StoredObject):
+            return None
         if isinstance(self.where, Frame):
             return self.where.video.path
         if isinstance(self.where, ArchiveImage):
@@ -67,9 +73,9 @@ def find_items(sources: Sequence[str], fps: float | None = None) -> list[Item]:
 
     Args:
         sources: images; folders, with all images below them, sorted; shell patterns such as `photos/**/*.jpg`; shards, in the notation
-            of `convnext.data.sources.packed.shards`, archives, or tables, whose images need no labels; or `-`, for paths on standard
-            input, one per line. A path on standard input that can't be read does not stop the others. Videos stand for their
-            frames; of a folder, or by a pattern without an ending, only images are taken.
+            of `convnext.data.sources.packed.shards`; each of these also in storage, as `s3://bucket/photos`; archives, or tables, whose
+            images need no labels; or `-`, for paths on standard input, one per line. A path on standard input that can't be read does
+            not stop the others. Videos stand for their frames; of a folder, or by a pattern without an ending, only images are taken.
         fps: how many frames of each second of a video to take; by default all.
 
     Raises UsageError for an invalid source, and ConvnextError for a folder or list without images.
@@ -99,7 +105,9 @@ def find_images(sources: Sequence[str]) -> Iterator[Path]:
 
 def _expand(source: str) -> Iterator[Item]:
     path = Path(source).expanduser()
-    if is_embedded(source):
+    if is_stored(source) and not is_shards(source):
+        yield from _of_storage(source)
+    elif is_embedded(source):
         for shard in open_embedded(source).paths:
             yield from _of_shard(shard)
     elif is_table(source):
@@ -107,14 +115,24 @@ def _expand(source: str) -> Iterator[Item]:
     elif is_archive(source):
         yield from (Item(*image) for image in images_in_archive(source))
     elif is_shards(source):
-        for shard in find_shards(source):
-            yield from _of_shard(shard)
+        for shard, address in find_shards(source):
+            yield from _of_shard(shard, address)
     elif path.is_dir():
         yield from (_of_file(found, found.relative_to(path).as_posix()) for found in find_images([str(path)]))
     elif path.is_file() or not glob.has_magic(source):
         yield from (_of_file(found, found.name) for found in find_images([str(path)]))
     else:
         yield from _of_pattern(source)
+
+
+def _of_storage(source: str) -> Iterator[Item]:
+    """Yield images in storage by their addresses. Raises UsageError if there are none."""
+    found = stored_objects(source)
+    for endings in (ENDINGS, ARRAYS):  # NumPy's files only where there are no other images, as in folders
+        if images := [(below, one) for below, one in found if PurePosixPath(below).suffix.lower() in endings]:
+            yield from (Item(one.address, _without_parents(below), one) for below, one in images)
+            return
+    raise UsageError(f"{source} holds no images or .tar shards: download videos, tables and archives first, and name the files")
 
 
 def _of_pattern(pattern: str) -> Iterator[Item]:
@@ -163,12 +181,13 @@ def _frames(video: Item, fps: float | None) -> Iterator[Item]:
         yield Item(video.name, video.below, None, found.fault)
 
 
-def _of_shard(shard: Path) -> Iterator[Item]:
+def _of_shard(shard: Path, address: str | None = None) -> Iterator[Item]:
+    name = address or str(shard)
     try:
-        for member in images_in(shard):
-            yield Item(f"{shard}/{member.name}", _without_parents(member.name), member)
+        for member in images_in(shard, address):
+            yield Item(f"{name}/{member.name}", _without_parents(member.name), member)
     except (ConvnextError, OSError) as error:
-        yield Item(str(shard), shard.name, None, str(error))
+        yield Item(name, shard.name, None, str(error))
 
 
 def _without_parents(name: str) -> str:

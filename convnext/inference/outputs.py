@@ -12,6 +12,7 @@ from pathlib import Path
 
 from convnext import tasks
 from convnext.data.convert.write.formats import FORMATS
+from convnext.data.storage.objects import StoredObject
 from convnext.errors import UsageError, nearest, writing
 from convnext.inference import coco_results, fingerprint
 from convnext.inference.answers import Answer, Done, MaskPrediction, Output, PredictsFor
@@ -243,8 +244,11 @@ def open_output(
 def refuse_changed(output: Output, items: Iterable[Item]) -> None:
     """Raise UsageError if images were changed after an output got their answers: those would be stale."""
     if isinstance(output, (Lines, TableOutput, DrawnVideo)) and output.done:
-        images = [file for item in items if item.name in output.done and (file := item.file()) is not None]
-        fingerprint.refuse_changed(output.journal.path, output.journal.written, images)
+        done = [item for item in items if item.name in output.done]
+        files = dict.fromkeys(file for item in done if (file := item.file()) is not None)
+        times = {str(file): file.stat().st_mtime_ns for file in files if file.exists()}
+        times |= {one.name: one.where.changed for one in done if isinstance(one.where, StoredObject) and one.where.changed is not None}
+        fingerprint.refuse_changed(output.journal.path, output.journal.written, times)
 
 
 _KINDS = {".jsonl": "jsonl", ".csv": "csv", ".json": "coco", ".xml": "cvat", "": "masks"}

@@ -35,6 +35,7 @@ from convnext.data.sources.scenes import open_scenes
 from convnext.data.sources.table import is_table, open_table
 from convnext.data.sources.unlabelled import Unlabelled, UnlabelledFolder
 from convnext.data.split import held_out
+from convnext.data.storage.connection import is_stored, scheme_of
 from convnext.data.tables.columns import TargetKind
 from convnext.errors import UsageError, nearest
 from convnext.extend import SOURCES
@@ -114,6 +115,13 @@ def formats() -> Iterator[SourceFormat]:
     return iter(tuple(_FORMATS))
 
 
+def _taking(where: str) -> Iterator[SourceFormat]:
+    """Return the formats that take a name, in their order. Raises UsageError for data in storage, such as `s3://`, that are no shards."""
+    if is_stored(where) and not is_shards(where) and SOURCES.find(scheme_of(where)) is None:
+        raise UsageError(f"{where}: of data in storage, only .tar shards of images with classes are read: download it, and give its folder")
+    return (entry for entry in _FORMATS if entry.takes(where))
+
+
 def open_source(where: str, classes: Classes = None) -> ClassifySource:
     """Return the images with one label each that `where` names.
 
@@ -128,8 +136,8 @@ def open_source(where: str, classes: Classes = None) -> ClassifySource:
 
     Raises UsageError if nothing has this name, and ConvnextError if the data can't be used or lack the classes.
     """
-    for entry in _FORMATS:
-        if entry.classify is not None and entry.takes(where):
+    for entry in _taking(where):
+        if entry.classify is not None:
             return entry.classify(where, classes)
     kind, _, folder = where.partition(":")
     if kind in imagenet.EVALUATION_SETS:
@@ -143,8 +151,8 @@ def open_multilabel(where: str, classes: Classes = None) -> MultilabelSource | C
 
     Raises UsageError if nothing has this name, and ConvnextError if the data can't be used or lack the classes.
     """
-    for entry in _FORMATS:
-        if entry.multilabel is not None and entry.takes(where):
+    for entry in _taking(where):
+        if entry.multilabel is not None:
             return entry.multilabel(where, classes)
     return open_source(where, classes)
 
@@ -154,15 +162,15 @@ def open_values(where: str) -> ValueSource | ClassifySource:
 
     Raises UsageError if nothing has this name, and ConvnextError if the data can't be used.
     """
-    for entry in _FORMATS:
-        if entry.values is not None and entry.takes(where):
+    for entry in _taking(where):
+        if entry.values is not None:
             return entry.values(where, None)
     return open_source(where)
 
 
 def label_kind(where: str) -> TargetKind:
     """Return what the labels of the data that `where` names are: "class", "classes" or "value". Raises as `open_source` does."""
-    first = next((entry for entry in _FORMATS if entry.takes(where) and (entry.classify or entry.multilabel or entry.values)), None)
+    first = next((entry for entry in _taking(where) if entry.classify or entry.multilabel or entry.values), None)
     if first is not None and first.classify is None:
         return "classes" if first.multilabel is not None else "value"
     return target_kind_of(open_source(where))
@@ -173,7 +181,7 @@ def open_unlabelled(where: str) -> Unlabelled | UnlabelledFolder:
 
     Raises UsageError if nothing has this name, and ConvnextError if the data can't be used.
     """
-    first = next((entry for entry in _FORMATS if entry.takes(where) and (entry.classify or entry.values)), None)
+    first = next((entry for entry in _taking(where) if entry.classify or entry.values), None)
     if first is not None and first.classify is _open_image_folder:
         return UnlabelledFolder(Path(where).expanduser())
     return Unlabelled(open_values(where))
@@ -191,8 +199,8 @@ def open_detection(where: str, classes: Classes = None, keep_empty: bool = True)
 
     Raises UsageError if nothing has this name, and ConvnextError if the data can't be used or lack the classes.
     """
-    for entry in _FORMATS:
-        if entry.detect is not None and entry.takes(where):
+    for entry in _taking(where):
+        if entry.detect is not None:
             return entry.detect(where, classes, keep_empty)
     raise UsageError(f"unknown dataset {where!r}")
 
@@ -211,8 +219,8 @@ def open_segmentation(where: str, classes: Classes = None) -> SegmentSource:
 
     Raises UsageError if nothing has this name, and ConvnextError if the data can't be used or lack the classes.
     """
-    for entry in _FORMATS:
-        if entry.segment is not None and entry.takes(where):
+    for entry in _taking(where):
+        if entry.segment is not None:
             return entry.segment(where, classes)
     raise UsageError(f"unknown dataset {where!r}")
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convnext.data import download as files
+from convnext.data.storage import objects
+from convnext.data.storage.connection import is_stored
 from convnext.errors import ConvnextError, UsageError
 from convnext.models.weights.wrapped import INDEX
 
@@ -33,6 +35,9 @@ class Downloaded:
 
         Raises ConvnextError if the hub does not answer.
         """
+        if self.address is not None and is_stored(self.address):
+            other = files.sibling(self.address, name)
+            return objects.local(other, "weights") if objects.find(other) is not None else None
         if self.on_hub is None:
             path = self.path.with_name(name)
             return path if self.address is None and path.is_file() else None
@@ -54,14 +59,17 @@ def download(source: str) -> Downloaded:
     """Return the local file of a source, downloaded unless it is in the cache.
 
     Args:
-        source: a path; `hf://owner/name`, `hf://owner/name@revision` or `hf://owner/name/file` on the Hugging Face hub; or an
-            `https://` or `http://` address. After `#` the entry of a wrapped checkpoint.
+        source: a path; `hf://owner/name`, `hf://owner/name@revision` or `hf://owner/name/file` on the Hugging Face hub; an
+            `https://` or `http://` address; or a file or run folder in storage, as `s3://bucket/runs/mine`. After `#` the entry of a
+            wrapped checkpoint.
 
     Raises UsageError for an invalid address, and ConvnextError if the download fails; the message says which file to put where.
     """
     if not source.startswith(files.REMOTE) and (path := expanded(source)).exists():
         return Downloaded(in_folder(path) or of_run(path) or path)
     address, _, entry = source.partition("#")
+    if is_stored(address):
+        return _from_storage(address, entry or None)
     if not address.startswith(files.REMOTE):
         return Downloaded(expanded(address), entry or None)
     from convnext.data import hub
@@ -70,6 +78,15 @@ def download(source: str) -> Downloaded:
         path, on_hub = _from_hub(hub.parse(address))
         return Downloaded(path, entry or None, str(on_hub), on_hub)
     return Downloaded(files.local(address, "weights"), entry or None, files.shown(address), hub.of_page(address))
+
+
+def _from_storage(address: str, entry: str | None) -> Downloaded:
+    """Return the local copy of an object, or of the weights of a folder in storage. Raises UsageError if there are none."""
+    names = ("", *(f"/{name}" for name in (*OF_RUN, *OF_OTHERS)))
+    for one in (f"{address.rstrip('/')}{name}" for name in names):
+        if objects.find(one) is not None:
+            return Downloaded(objects.local(one, "weights"), entry, one)
+    raise UsageError(f"no weight file or run folder {address}: the folder of a run holds {' or '.join(OF_RUN)}")
 
 
 def in_folder(path: Path) -> Path | None:

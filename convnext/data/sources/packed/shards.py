@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,8 @@ from convnext.data.download import REMOTE, local, local_or_none, shown, sibling
 from convnext.data.formats import arrays
 from convnext.data.images import AS_RGB, ENDINGS, CorruptImageError, Reading, read_image, read_pixels
 from convnext.data.sources.packed.shard_index import ShardIndex, members, refuse_compressed, scan
+from convnext.data.storage import objects
+from convnext.data.storage.connection import StorageError, is_stored
 from convnext.data.walk import folders_in, is_clutter
 from convnext.errors import ConvnextError, UsageError, nearest
 from convnext.text import class_name, counted, read_lines
@@ -104,25 +107,48 @@ class Member(NamedTuple):
     name: str  # its path in the shard
     offset: int
     size: int  # in bytes
+    address: str | None = None  # of the shard in storage, of which `shard` is the copy of one machine
 
     def content(self) -> bytes:
         """Return the bytes of the image's file. Raises OSError if the shard can't be read."""
-        with self.shard.open("rb") as file:
+        with self._here().open("rb") as file:
             return read_at(file, self.size, self.offset)
 
+    def _here(self) -> Path:
+        if self.address is None or self.shard.exists():
+            return self.shard
+        return _copy(self.address, self.shard.parent.name)
 
-def find_shards(where: str) -> list[Path]:
-    """Return the shards that `where` names, as for `open_shards`; remote ones are downloaded. Raises UsageError as that does."""
-    return _find(where)[0]
+
+@cache
+def _copy(address: str, version: str) -> Path:
+    """Return this machine's copy of a shard in storage. Raises StorageError if it is not of that version, the name of its folder."""
+    path = objects.local(address, "shards")
+    if path.parent.name != version:
+        raise StorageError(f"{address} changed since it was listed: start again, with --overwrite")
+    return path
 
 
-def images_in(shard: Path) -> Iterator[Member]:
-    """Yield the images of a shard. Raises ConvnextError if it is compressed, and, after the images before the damage, if it is damaged."""
+def find_shards(where: str) -> list[tuple[Path, str | None]]:
+    """Return the shards that `where` names, as for `open_shards`, each with its address if it is in storage. Remote ones are downloaded.
+
+    Raises UsageError as `open_shards` does.
+    """
+    if is_stored(where):
+        return [(objects.local(address, "shards"), address) for address in _stored(where)]
+    return [(shard, None) for shard in _find(where)[0]]
+
+
+def images_in(shard: Path, address: str | None = None) -> Iterator[Member]:
+    """Yield the images of a shard, whose copy the file is if it has an address in storage.
+
+    Raises ConvnextError if it is compressed, and, after the images before the damage, if it is damaged.
+    """
     with shard.open("rb") as file:
         refuse_compressed(file, shard)
         has_images, lone = False, []
         for _, ending, info in members(file, shard, [], []):
-            last, member = f".{ending.rpartition('.')[2]}", Member(shard, info.name, info.offset_data, info.size)
+            last, member = f".{ending.rpartition('.')[2]}", Member(shard, info.name, info.offset_data, info.size, address)
             if last in ENDINGS:
                 has_images = True
                 yield member
@@ -146,7 +172,8 @@ def open_shards(where: str, classes: Sequence[str] | None = None) -> Shards:
 
     Args:
         where: a folder of `*.tar`, one `.tar`, a pattern `train-*.tar`, or a range `train-{000000..000007}.tar`; a single shard and
-            a range also as an `https://`, `http://` or `hf://datasets/owner/name/…` address, downloaded before use.
+            a range also as an `https://`, `http://` or `hf://datasets/owner/name/…` address, and a pattern too in storage that fsspec
+            reaches (`s3://bucket/train-*.tar`), downloaded before use.
         classes: the class names in the order of the labels. Shards that name their own (in a `classes.txt` beside them, one per
             line, up to the first tab) are matched to these by name.
 
@@ -174,6 +201,10 @@ def open_shards(where: str, classes: Sequence[str] | None = None) -> Shards:
 def _find(where: str) -> tuple[list[Path], Path | None]:
     """Return the shard files, downloaded if they are remote, and the file of class names beside them if there is one."""
     path = Path(where).expanduser()
+    if is_stored(where):
+        addresses = _stored(where)
+        names = sibling(addresses[0], "classes.txt")
+        return [objects.local(address, "shards") for address in addresses], objects.local(names) if objects.find(names) else None
     if where.startswith(REMOTE):
         if not where.partition("?")[0].endswith(".tar") or "*" in where:
             raise UsageError(f"{shown(where)}: an address must name one .tar file or a range of them, as in train-{{000000..000007}}.tar")
@@ -193,6 +224,11 @@ def _find(where: str) -> tuple[list[Path], Path | None]:
         raise UsageError(f"no shard {where}: give a folder of .tar files, one file, or a pattern such as train-{{000000..000007}}.tar")
     beside = found[0].with_name("classes.txt")
     return found, beside if beside.is_file() else None
+
+
+def _stored(where: str) -> list[str]:
+    """Return the addresses of shards in storage that `where` names: one, a range or a pattern."""
+    return [one.address for address in _expand(where) for _, one in objects.matching(address)]
 
 
 def _shards_in(folder: Path) -> list[Path]:
