@@ -29,6 +29,11 @@ _CLOSING = 2.0  # seconds that threads have to end when no request waits for the
 _POLL = 0.02  # seconds between two looks at what another thread has done
 
 
+def _decoding_threads() -> ThreadPoolExecutor:
+    """Return threads with one PyTorch thread in each: else every one of them would split its small work among all processors."""
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), "decode", torch.set_num_threads, (1,))
+
+
 class Service:
     """Models by name, and the threads that decode for them.
 
@@ -57,8 +62,8 @@ class Service:
         self._reloading, self._tasks = set[str](), set[asyncio.Task[None]]()
         self.bytes = byte_budget(limits)
         self.decoding = set[Callable[[], object]]()  # the work of these threads
-        # One PyTorch thread in each: else every one of them would split its small work among all processors.
-        self.threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "decode", torch.set_num_threads, (1,))
+        # Each model has its own: else large images for one would keep those for another waiting.
+        self.threads = {name: _decoding_threads() for name in versions}
 
     def _served(self, name: str, version: LoadedVersion, batch_size: int, max_wait: float) -> ServedModel:
         return ServedModel(name, version, self.limits, batch_size, max_wait, self.metrics.batches.labels(name).observe)
@@ -77,7 +82,8 @@ class Service:
         models = [*self.models.values(), *self._retiring]
         for model in models:
             model.close()
-        self.threads.shutdown(wait=False, cancel_futures=True)
+        for threads in self.threads.values():
+            threads.shutdown(wait=False, cancel_futures=True)
         ended = [batcher.join(max(0.0, until - time.monotonic())) for model in models for batcher in model.batchers]
         while self.decoding and time.monotonic() < until:
             time.sleep(0.01)
@@ -208,7 +214,7 @@ class Service:
         async with self._taken(body, content_type, model, batcher, item) as (taken, pixels):
             answer = await asyncio.wrap_future(batcher.submit(taken, pixels))
             del taken
-        return await self._in_thread(lambda: encode(answer.value)), answer.seconds
+        return await self._in_thread(model, lambda: encode(answer.value)), answer.seconds
 
     @asynccontextmanager
     async def _taken(
@@ -217,16 +223,16 @@ class Service:
         """Yield what `take` makes of the image of a body, in a decoding thread, and its pixels, which count until the context ends."""
         budget, how = model.budgets[batcher], model.reading
         async with budget.images:
-            content, pixels = await self._in_thread(lambda: self._head(body, content_type))
+            content, pixels = await self._in_thread(model, lambda: self._head(body, content_type))
             async with budget.pixels(pixels, batcher.deferred):
-                yield await self._in_thread(lambda: take(decoded(content, how))), pixels
+                yield await self._in_thread(model, lambda: take(decoded(content, how))), pixels
 
     def _head(self, body: bytes, content_type: str) -> tuple[bytes, int]:
         content = content_of(body, content_type)
         return content, pixels_in(content, self.limits)
 
-    async def _in_thread(self, work: Callable[[], ResultT]) -> ResultT:
-        """Return the result of a function that runs in one of the decoding threads."""
+    async def _in_thread(self, model: ServedModel, work: Callable[[], ResultT]) -> ResultT:
+        """Return the result of a function that runs in one of the model's decoding threads."""
 
         def run() -> ResultT:
             self.decoding.add(work)
@@ -235,7 +241,7 @@ class Service:
             finally:
                 self.decoding.discard(work)
 
-        return await asyncio.get_running_loop().run_in_executor(self.threads, run)
+        return await asyncio.get_running_loop().run_in_executor(self.threads[model.name], run)
 
     async def _while_wanted(self, request: Request, work: "asyncio.Task[ResultT]") -> ResultT:
         gone = asyncio.ensure_future(request.receive())  # the body is read: the next message is that the client disconnects

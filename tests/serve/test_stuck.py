@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 
 import pytest
@@ -18,6 +19,7 @@ from convnext.export.export import export
 from convnext.serve.app import create_app
 from convnext.serve.limits import Limits
 from convnext.serve.served import LoadedVersion, PredictRequest, RequestOptions, ServedModel
+from convnext.serve.service import Service
 from convnext.serve.watched import Watched
 
 GOOD = encoded(sample_image(size=(64, 64)))
@@ -168,6 +170,22 @@ def test_an_image_whose_masks_are_refused_costs_the_others_of_its_batch_no_masks
     answered, refused = model._predict(requests, lambda: None)
     assert answered.masks
     assert isinstance(refused, TooLargeError)
+
+
+def test_images_for_one_model_keep_none_for_another_waiting(tmp_path):
+    predictor = convnext.load(classifier(tmp_path)[0], device="cpu")
+    service = Service({name: LoadedVersion(predictor, predictor) for name in ("busy", "idle")}, Limits(), 8, 0.1)
+    go = threading.Event()
+
+    async def decode():
+        stuck = [asyncio.create_task(service._in_thread(service.model("busy"), lambda: go.wait(20))) for _ in range(9)]
+        found = await asyncio.wait_for(service._in_thread(service.model("idle"), lambda: "decoded"), 10)
+        go.set()
+        await asyncio.gather(*stuck)
+        return found
+
+    assert asyncio.run(decode()) == "decoded"
+    assert service.close()
 
 
 def test_a_watched_network_is_asked_before_each_call(tmp_path):
