@@ -160,6 +160,14 @@ def test_an_image_larger_than_a_page_is_shrunk():
         assert wide.size == (20_000, 100)
 
 
+@pytest.mark.parametrize(("make", "first"), [(page.tiles, 12), (page.examples, 3)])
+def test_a_section_shows_its_first_images_and_unfolds_the_others(make, first):
+    few, many = ([f"<i>{i}</i>" for i in range(count)] for count in (first + 1, first + 2))
+    assert make(few, "None.") == "".join(few)  # one more takes no more room than the line that hides it
+    assert make(many, "None.") == "".join(many[:first]) + page.details("2 more", "".join(many[first:]))
+    assert make([], "None: <all> right.") == "<p>None: &lt;all&gt; right.</p>"
+
+
 def test_images_of_a_row_stand_under_their_titles_and_share_the_page():
     html = page.row([("image", Image.new("RGB", (4000, 100))), ("<found>", sample_image())], "a <b>")
     wide, small = (Image.open(BytesIO(base64.b64decode(data))) for data in re.findall(r"base64,([^\"]+)", html))
