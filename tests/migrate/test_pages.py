@@ -20,7 +20,7 @@ OPTION = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
 # By the beginning of the section: the file of names.
 SOURCES = {
     "timm": {"train.py": "timm", "Other scripts": "timm-validate"},
-    "official": {"main.py": "official"},
+    "official": {"main.py": "official", "V2: main_pretrain": "official-v2-pretrain", "V2: main_finetune": "official-v2-finetune"},
     "torchvision": {f"references/{task}": f"torchvision-{task}" for task in ("classification", "detection", "segmentation")},
     "openmmlab": {"mmdetection": "mmdetection", "mmsegmentation": "mmsegmentation"},
     "ultralytics": {"yolo": "ultralytics"},

@@ -74,6 +74,30 @@ def test_the_groups_of_one_block_are_timms_but_for_the_stem(name):
         assert (scale, decay) == (pytest.approx(wanted[key][0] * stem), wanted[key][1])
 
 
+# Of convnext_small, by the rule that the paper's code states: 12 groups, of three blocks of the third stage each.
+PUBLISHED = {
+    "downsample_layers.0.0.weight": 0,
+    "stages.0.2.dwconv.weight": 1,
+    "downsample_layers.1.1.weight": 2,
+    "stages.1.0.pwconv1.weight": 2,
+    "downsample_layers.2.1.weight": 3,
+    "stages.2.2.pwconv1.weight": 3,
+    "stages.2.3.pwconv1.weight": 4,
+    "stages.2.26.dwconv.weight": 11,
+    "downsample_layers.3.1.weight": 12,
+    "stages.3.0.dwconv.weight": 12,
+    "head.weight": 13,
+}
+
+
+def test_the_groups_of_layer_decay_are_the_papers():
+    with torch.device("meta"):
+        model = convnext.create_model("convnext_small")
+    found = by_name(model, build_optimizer(model, recipe("optim.layer_decay=0.8").optim).param_groups)
+    for key, group in PUBLISHED.items():
+        assert found[key] == (pytest.approx(0.8 ** (13 - group)), 0.05)
+
+
 @pytest.mark.parametrize(("name", "overrides"), [("adamw", ["optim.betas=[0.9,0.99]"]), ("sgd", ["optim.momentum=0.9"])])
 def test_optimizers_make_timms_steps(name, overrides):
     settings = recipe(f"optim.name={name}", "optim.lr=0.01", "optim.weight_decay=0.1", *overrides).optim
