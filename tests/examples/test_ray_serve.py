@@ -13,6 +13,7 @@ from helpers import sample_image
 from tiny_models import classifier
 
 import convnext
+from convnext.serve.client import ServiceError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ray_serve.py"
 ray = pytest.importorskip("ray")
@@ -71,20 +72,21 @@ def test_replicas_answer_as_the_predictor_also_after_one_is_killed(cluster, tmp_
     running = replicas()
     assert len(running) == 2  # one on each worker
 
-    answered, wrong, killed = [], [], threading.Event()
+    answered, wrong, lost, killed = [], [], [], threading.Event()
 
     def ask():
         client = convnext.Client(f"http://127.0.0.1:{port}")
-        while not killed.is_set() or answered.count("after") < 80:
-            when = "after" if killed.is_set() else "before"
+        while answered.count("after") < 80:
             for photo in photos:
+                when = "after" if killed.is_set() else "before"
                 try:
                     found = client.predict(photo)["top"]
-                    if not same(found, wanted[photo]):
-                        wrong.append((found, wanted[photo]))
-                    answered.append(when)
-                except convnext.ConvnextError as error:
-                    wrong.append(str(error))
+                except ServiceError as error:  # Ray's answer for a request that the killed replica was working on
+                    lost.append(error.status)
+                    found = client.predict(photo)["top"]
+                if not same(found, wanted[photo]):
+                    wrong.append((found, wanted[photo]))
+                answered.append(when)
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
@@ -97,6 +99,6 @@ def test_replicas_answer_as_the_predictor_also_after_one_is_killed(cluster, tmp_
     killed.set()
     for thread in threads:
         thread.join()
-    print(len(answered), wrong)
+    assert answered.count("after") >= 80  # a thread that raised would have ended early
     assert not wrong
-    assert list(replicas()) == [workers[1].node_id]
+    assert lost.count(500) == len(lost) <= len(threads)  # at most what each client had under way
