@@ -24,7 +24,7 @@ def export(
     output: Annotated[Path, typer.Option(help="The file to write; OpenVINO's weights are beside it as .bin.")],
     weights: Weights = None,
     size: Annotated[str | None, typer.Option(help="Pixels a side, or HEIGHTxWIDTH; by default the network's own.")] = None,
-    precision: Annotated[str, typer.Option(help="float32, fp16 or int8 (onnx, openvino).")] = "float32",
+    precision: Annotated[str, typer.Option(help="float32, fp16, bf16 (torch, aoti) or int8 (onnx, openvino).")] = "float32",
     calibration: Annotated[list[str] | None, typer.Option(help="For int8: images or folders of them, like those to be predicted.")] = None,
     data: Annotated[str | None, typer.Option(help="For int8: labelled images, to evaluate the network and the file on.")] = None,
     with_preprocessing: Annotated[

@@ -14,6 +14,7 @@ from convnext.tasks.exported import ExportedNetwork
 TOLERANCE = {
     "float32": 1e-3,
     "fp16": 2e-2,
+    "bf16": 5e-2,
     "int8": 1e-3,
 }  # of the largest difference, relative to the largest output; int8: before it is rounded
 

@@ -30,6 +30,10 @@ from convnext.tasks.exported import ExportedDescription, ExportedNetwork, TaskEx
 log = logging.getLogger("convnext")
 
 TARGETS = (*WRITERS, "safetensors")
+NO_BF16 = {
+    "onnx": "ONNX Runtime has no products in bf16 on CPUs: use --precision fp16, or --to torch or aoti",
+    "openvino": "OpenVINO computes in bf16 where the CPU can, whatever the file holds: --precision fp16 halves the file",
+}  # by format, why it is not offered
 Report = Callable[[str], object]  # called with what is being done
 
 
@@ -73,7 +77,7 @@ def export(
         output: the file, with the format's ending.
         size: pixels a side, or (height, width), to trace with, and to fix where the file can't take any size; by default the
             network's own.
-        precision: "float32", "fp16" or "int8".
+        precision: "float32", "fp16", "bf16" (torch and aoti) or "int8" (onnx and openvino).
         calibration: for int8, at least `int8.LEAST` images like those to come, of which `int8.MOST` are used.
         data: for int8, labelled images to evaluate the network and the file on.
         with_preprocessing: let the file take uint8 images (N, H, W, C), in RGB if C is 3, and normalise them itself.
@@ -141,6 +145,8 @@ def _check(to: str, output: Path, precision: str, with_more: bool, size: ImageSi
         raise UsageError(f"--output {output}: the name of a file exported to {to} ends in {ending}")
     if precision not in DTYPES:
         raise UsageError(f"unknown precision {precision!r}{nearest(precision, DTYPES)}")
+    if precision == "bf16" and to in NO_BF16:
+        raise UsageError(f"--precision bf16 is not for --to {to}: {NO_BF16[to]}")
     if to == "safetensors" and (precision != "float32" or with_more or size is not None):
         raise UsageError(
             "safetensors holds weights as they are: --precision, --with-preprocessing, --paste-masks and --size apply to graphs only"

@@ -15,7 +15,8 @@ from convnext.errors import ConvnextError
 from convnext.models.backbones.convnext import Block
 from convnext.models.load import Loaded
 
-DTYPES = {"float32": torch.float32, "fp16": torch.float16, "int8": torch.float32}  # int8 is made from a graph in float32
+# int8 is made from a graph in float32.
+DTYPES = {"float32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 _TRACED = 128  # pixels: at this size no map of any network or detector has a single position
 
 
@@ -106,7 +107,7 @@ def refuse_overflow(graph: ExportGraph, images: Tensor) -> None:
         hook.remove()
     if found:
         raise ConvnextError(
-            f"{found[0]} in fp16, which ends at 65504: export with --precision float32 (in PyTorch bf16 has the same range)"
+            f"{found[0]} in fp16, which ends at 65504: export with --precision float32, or with bf16 to torch or aoti"
         )
 
 

@@ -1,8 +1,8 @@
 """Rewrite an ONNX graph so that its products are of 8 bits, by pairs of QuantizeLinear and DequantizeLinear.
 
 Quantized are products with constant weights (MatMul), which is where a ConvNeXt block computes: its weights have a scale for each output,
-the values that they multiply one scale and zero point. Convolutions and the head keep float32 values, and hold weights of 8 bits.
-Norms, GELU, GRN, depthwise convolutions, stems and the sums of the residual branches stay as they are.
+the values that they multiply one scale and zero point. Convolutions, depthwise ones too, and the head compute in float32 with weights that
+are stored in 8 bits. Norms, GELU, GRN, stems and the sums of the residual branches stay as they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -88,24 +88,41 @@ def smooth(model: Model, observed: Mapping[str, Observed]) -> dict[str, Observed
 
 def quantize(model: Model, observed: Mapping[str, Observed]) -> None:
     """Rewrite the graph: weights become int8, and the inputs of `products` uint8 with the scale of what was observed."""
-    from onnx import helper
-
     graph, nodes, quantized = model.graph, list[Node](), {node.output[0] for node in products(model)}
     initializers, done = _weights(model), set[str]()
     for node in graph.node:
         if (axis := _axis_of_outputs(node, initializers)) is not None:
-            name = node.input[1]
+            name, is_product = node.input[1], node.output[0] in quantized
             if name not in done:
-                _add(model, name, *_quantized(_array(initializers[name]), axis))
-                graph.initializer.remove(initializers[name])
-                nodes.append(helper.make_node("DequantizeLinear", _parts(name), [f"{name}_float"], axis=axis))
+                nodes += _weight(model, initializers[name], axis, is_product)
             node.input[1] = f"{name}_float"
             done.add(name)
-            if node.output[0] in quantized:
+            if is_product:
                 node.input[0] = _values(model, nodes, node.input[0], observed, done)
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
+    del graph.value_info[:]  # shapes of values between layers, which runtimes infer: 12 kB of a small network
+
+
+def _weight(model: Model, initializer: Any, axis: int, is_product: bool) -> list[Node]:
+    """Replace weights by int8, and return the nodes that make float32 of them.
+
+    A runtime fuses DequantizeLinear into a product, but where a layer computes in float32 ONNX Runtime runs it with each image. Cast and
+    Mul of constants it computes once, as it opens the file.
+    """
+    from onnx import TensorProto, helper
+
+    name, weight = initializer.name, _array(initializer)
+    model.graph.initializer.remove(initializer)
+    numbers, scale = _quantized(weight, axis)
+    (part, of_scale, _), result = _parts(name), f"{name}_float"
+    if is_product:
+        _add(model, name, numbers, scale.reshape(-1), None)
+        return [helper.make_node("DequantizeLinear", [part, of_scale], [result], axis=axis)]
+    _add(model, name, numbers, scale, None)
+    cast = helper.make_node("Cast", [part], [f"{part}_cast"], to=TensorProto.FLOAT)
+    return [cast, helper.make_node("Mul", [f"{part}_cast", of_scale], [result])]
 
 
 def _values(model: Model, nodes: list[Node], name: str, observed: Mapping[str, Observed], done: set[str]) -> str:
@@ -129,18 +146,17 @@ def _axis_of_outputs(node: Node, weights: Mapping[str, Any]) -> int | None:
     attributes = {one.name: one.i for one in node.attribute}
     if node.op_type == "Conv":
         is_stem = weight.dims[1] < 8  # of few channels, which it takes as pixels
-        return None if attributes.get("group", 1) != 1 or is_stem else 0
+        return None if is_stem and attributes.get("group", 1) == 1 else 0
     if len(weight.dims) != 2:
         return None
     return 0 if attributes.get("transB") else 1
 
 
-def _quantized(weight: Floats, axis: int) -> tuple[NDArray[np.int8], Floats, NDArray[np.int8]]:
-    """Return weights of 8 bits, and for each output its scale and zero point, which is 0."""
+def _quantized(weight: Floats, axis: int) -> tuple[NDArray[np.int8], Floats]:
+    """Return weights of 8 bits, and the scale of each output, of the same number of axes. The zero point is 0."""
     others = tuple(i for i in range(weight.ndim) if i != axis)
     scale = (np.maximum(np.abs(weight).max(others, keepdims=True), 1e-12) / 127).astype(np.float32)
-    numbers = np.clip(np.round(weight / scale), -127, 127).astype(np.int8)
-    return numbers, scale.reshape(-1), np.zeros(scale.size, np.int8)
+    return np.clip(np.round(weight / scale), -127, 127).astype(np.int8), scale
 
 
 def _parts(name: str) -> list[str]:

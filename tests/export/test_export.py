@@ -204,12 +204,25 @@ def test_fp16_is_half_as_large_and_near(tmp_path):
         export(written(tmp_path, "detect"), "onnx", tmp_path / "d.onnx", precision="fp16")
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_bf16_is_for_pytorch_and_near(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVNEXT_TRUST_PT2", "1")
+    source, output = written(tmp_path, "classify"), tmp_path / "out.pt2"
+    found = export(source, "torch", output, precision="bf16", size=32)
+    assert 1e-4 < found.relative_error < 5e-2
+    network = load(output).model
+    assert network(torch.randn(2, 3, 32, 32)).dtype == torch.float32
+    with pytest.raises(UsageError, match="float32 only"):
+        export(written(tmp_path, "detect"), "torch", tmp_path / "d.pt2", precision="bf16")
+
+
 def test_overflow_of_fp16_is_found_and_named_and_nothing_is_written(tmp_path):
     def swell(model):
         model.stages[2][0].pwconv1.weight.data.mul_(5e4)
 
     source = written(tmp_path, "classify", swell)
-    with pytest.raises(ConvnextError, match=r"stages\.2\.0\.pwconv1 gives inf in fp16.*--precision float32"):
+    with pytest.raises(ConvnextError, match=r"stages\.2\.0\.pwconv1 gives inf in fp16.*--precision float32, or with bf16"):
         export(source, "onnx", tmp_path / "out.onnx", precision="fp16")
     assert [path.name for path in tmp_path.iterdir()] == ["classify.safetensors"]
     export(source, "onnx", tmp_path / "out.onnx")
@@ -238,6 +251,8 @@ def test_weights_as_safetensors_describe_themselves(tmp_path):
         ({"output": "out.bin"}, r"ends in \.onnx"),
         ({"precision": "fp15"}, "did you mean 'fp16'"),
         ({"to": "safetensors", "output": "o.safetensors", "precision": "fp16"}, "as they are"),
+        ({"precision": "bf16"}, "not for --to onnx: ONNX Runtime has no products in bf16 on CPUs: use"),
+        ({"to": "openvino", "output": "o.xml", "precision": "bf16"}, "not for --to openvino: .*fp16 halves the file"),
     ],
 )
 def test_mistakes(tmp_path, options, message):

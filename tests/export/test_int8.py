@@ -85,6 +85,10 @@ def test_products_are_quantized_by_output_and_nothing_else_is(exported):
         if node.op_type in ("LayerNormalization", "Gelu", "Add", "ReduceMean"):
             assert "DequantizeLinear" not in [makers.get(name) for name in node.input]
     assert Counter(makers.values())["QuantizeLinear"] == len(large)
+    depthwise = [node for node in graph.node if node.op_type == "Conv" and node.attribute and makers.get(node.input[1]) == "Mul"]
+    stored = [weights[name] for node in graph.node if node.op_type == "Cast" for name in node.input]
+    assert len(depthwise) == len(stored) == 4  # of 24 and 32 channels, and two of the convolutions between stages
+    assert {one.dtype for one in stored} == {np.dtype("int8")}
     axes = [dimension.dim_param for dimension in graph.input[0].type.tensor_type.shape.dim]
     assert axes == ["batch", "", "height", "width"]
 

@@ -81,8 +81,9 @@ class DetectExport(TaskExport):
     stride = _STRIDE
     can_fix_size = False
     refused = {  # noqa: RUF012  (read only)
-        "fp16": "detectors are exported in float32 only: which of two near boxes is kept depends on the last bits of their scores, "
-        "so a file in fp16 finds other objects now and then, and could not be verified"
+        precision: "detectors are exported in float32 only: which of two near boxes is kept depends on the last bits of their scores, "
+        f"so a file in {precision} finds other objects now and then, and could not be verified"
+        for precision in ("fp16", "bf16")
     }
 
     def graph(self, model: nn.Module, how: Preprocessing, paste_masks: bool = False) -> nn.Module:
