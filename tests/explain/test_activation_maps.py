@@ -31,9 +31,12 @@ def test_activation_maps_are_captums_of_the_last_map_that_is_fine_enough(size, s
     np.testing.assert_allclose(activation_maps._grad_cam(predictor, image, 1), wanted / wanted.max(), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["swin_tiny", "resnet50", "convnext_isotropic_small"])
+@pytest.mark.parametrize("name", ["swin_tiny", "resnet50", "efficientnet_lite0", "convnext_isotropic_small"])
 def test_other_families_have_maps_too(name):
-    found = activation_maps.activation_map(_predictor(name, image_size=64, warp=True), sample_image(size=(64, 64)), "bee")
+    predictor, image = _predictor(name, image_size=64, warp=True), sample_image(size=(64, 64))
+    rows, columns = activation_maps._grad_cam(predictor, image, 2).shape  # of positions: the axis of channels is none of them
+    assert rows == columns < 16
+    found = activation_maps.activation_map(predictor, image, "bee")
     assert found.shape == (64, 64)
     assert found.min() >= 0
     assert 0 < found.max() <= 1
