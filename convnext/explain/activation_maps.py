@@ -30,7 +30,6 @@ class Mapped(Protocol):
     """A network that classifies by a pooled map."""
 
     strides: tuple[int, ...]
-    channels: tuple[int, ...]
 
     def features(self, x: Tensor) -> list[Tensor]: ...
     def forward_features(self, x: Tensor) -> Tensor: ...  # the last map, after a last norm
@@ -114,7 +113,7 @@ def _grad_cam(predictor: Predictor[Prediction], image: Image.Image | DeepImage, 
         logits = require_finite(model.forward_head(found[-1])[0])
         score = logits.max() if label is None else logits[label]
         (gradient,) = torch.autograd.grad(score, maps)
-    if getattr(model, "output_fmt", "") == "NHWC":  # so do Swin's maps lie, which have the channels last
+    if getattr(model, "output_fmt", "NCHW") == "NHWC":  # timm's Swin; EfficientNet's last map has more channels than `channels` says
         maps, gradient = maps.movedim(-1, 1), gradient.movedim(-1, 1)
     cam = (gradient.mean((-2, -1), keepdim=True) * maps).sum(1)[0].relu()
     return (cam / cam.max().clamp(min=1e-12)).detach().float().cpu().numpy()
