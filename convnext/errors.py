@@ -1,6 +1,7 @@
 """Errors that a user can act on. Each message names the thing, says what is wrong, and says what to do.
 
-The command line prints the message on one line and exits with `exit_code`. Every other exception is a defect of convnext.
+The command line prints the message on one line and exits with `exit_code`. Every other exception is a defect of convnext, or
+of a user's own code where it came through that.
 """
 
 import difflib

@@ -16,6 +16,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from traceback import walk_tb
 from typing import Generic, TypeVar, cast
 
 from convnext.errors import ConvnextError, UsageError, first_line, nearest
@@ -153,6 +154,13 @@ def loaded() -> list[str]:
     return list(_loaded)
 
 
+def place_in_own_code(error: BaseException) -> str | None:
+    """Return the innermost file and line of a module from outside through which an error came, None if it came through none."""
+    frames = walk_tb(error.__traceback__)
+    own = [f"{frame.f_code.co_filename}, line {line}" for frame, line in frames if _is_from_outside(str(frame.f_globals.get("__name__")))]
+    return own[-1] if own else None
+
+
 def load_entry_points() -> None:
     """Import the modules of installed packages in the entry-point group `convnext`, once. One that fails is reported, and skipped."""
     global _asked_entry_points
@@ -197,13 +205,16 @@ def resolve(reference: str) -> object:
     """
     module = module_of(reference) or reference.partition(":")[0]
     attribute = reference.partition(":")[2]
-    named = any(module == one or module.startswith(f"{one}.") for one in (*_loaded, *_registering))
-    if not named or module not in sys.modules:
+    if not _is_from_outside(module) or module not in sys.modules:
         raise UsageError(f"{reference} needs the module {module}{where_from([module])}")
     found: object = getattr(sys.modules[module], attribute, None)
     if found is None:
         raise UsageError(f"{reference}: {module} has no {attribute!r}{nearest(attribute, _public(module))}")
     return found
+
+
+def _is_from_outside(module: str) -> bool:
+    return any(module == one or module.startswith(f"{one}.") for one in (*_loaded, *_registering))
 
 
 def _public(module: str) -> list[str]:

@@ -1,10 +1,12 @@
 """Registers, references, and the modules that are imported for them."""
 
+import re
 import sys
 from types import SimpleNamespace
 
 import pytest
 from command import run
+from registered import forgetting
 
 import convnext
 from convnext import extend
@@ -138,6 +140,35 @@ def test_every_command_takes_import(folder):
         assert run(*arguments).stderr == "imported\n"
     assert "no module 'mine_f'" in run("recipes", "--import", "mine_f", code=2).stderr
     assert "is not the name of a module" in run("recipes", "--import", code=2).stderr
+
+
+BROKEN = """
+import convnext
+from torch import nn
+
+@convnext.register_backbone("broken_g")
+class Broken(nn.Module):
+    def __init__(self, num_classes=3, inputs=3):
+        super().__init__()
+        self.head = nn.Linear(int(inputs), num_classes)
+
+    def forward(self, x):
+        return self.head(x.mean((1, 2, 3)))
+
+@convnext.register_source("broken_g")
+def opened(where, classes):
+    return [][int(where)]
+"""
+
+
+def test_an_error_in_code_of_a_user_is_not_called_a_defect_of_convnext(folder):
+    (folder / "mine_g.py").write_text(BROKEN)
+    with forgetting():
+        said = run("cost", "broken_g", "--size", "8", "--import", "mine_g", code=1).stderr
+        assert re.search(r"error: RuntimeError: mat1 and mat2 .*\(in your code: .*mine_g.py, line 12; --debug shows the traceback\)", said)
+        said = run("data", "check", "broken_g:7", "--import", "mine_g", code=1).stderr
+        assert "error: IndexError: list index out of range (in your code: " in said
+    assert extend.place_in_own_code(ValueError()) is None
 
 
 def test_the_public_api_offers_the_registers():

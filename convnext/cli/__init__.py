@@ -13,7 +13,7 @@ import typer
 
 from convnext.cli.common import app
 from convnext.errors import ConvnextError
-from convnext.extend import load
+from convnext.extend import load, place_in_own_code
 from convnext.text import printable
 
 # Each adds its commands to the application, and help lists them in this order.
@@ -95,5 +95,7 @@ def main() -> None:
         if debug:
             raise
         message = printable(f"{type(error).__name__}: {error}")
-        print(f"error: {message} (a defect of convnext; --debug shows the traceback)", file=sys.stderr)
+        place = place_in_own_code(error)
+        whose = "a defect of convnext" if place is None else f"in your code: {printable(place)}"
+        print(f"error: {message} ({whose}; --debug shows the traceback)", file=sys.stderr)
         sys.exit(1)

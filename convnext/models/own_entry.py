@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from convnext.errors import UsageError
+from convnext.errors import ConvnextError, UsageError, first_line
 from convnext.extend import argument_of, given
 from convnext.models.arguments import arguments_of
 from convnext.models.entry import Entry
@@ -42,7 +42,10 @@ class OwnBuilder:
         self.__signature__ = inspect.Signature([one.replace(kind=kind) for one in known] + more)
 
     def __call__(self, *under: object, **arguments: object) -> "Network":
-        """Return the network, on the CPU. Raises UsageError for an argument of the package that it does not take."""
+        """Return the network, on the CPU.
+
+        Raises UsageError for an argument of the package that it does not take, ConvnextError if its constructor fails.
+        """
         import torch
 
         from convnext.models.own import OwnNetwork
@@ -56,13 +59,26 @@ class OwnBuilder:
             arguments["num_classes"] = 1  # no layer is made without outputs; this one is removed
         # Never on the meta device: a constructor from outside may read numbers of a tensor, and fill buffers that no file holds.
         with torch.device("cpu"):
-            network = self.build(*under, **arguments)
+            network = self._built(*under, **arguments)
         if not isinstance(network, torch.nn.Module):
             raise UsageError(f"{self.name} must build a torch.nn.Module, not a {type(network).__name__}")
         own = OwnNetwork(network, num_classes or 1, self.name)
         if num_classes == 0:
             own.drop_head()
         return own
+
+    def _built(self, *under: object, **arguments: object) -> object:
+        from convnext.ops.memory import is_out_of_memory
+
+        try:
+            return self.build(*under, **arguments)
+        except ConvnextError:
+            raise
+        except Exception as error:  # a constructor from outside may raise anything
+            if is_out_of_memory(error):
+                raise
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise ConvnextError(f"the network {self.name} can't be built: {reason} (--debug shows where)") from error
 
 
 def own_entry(name: str, build: Callable[..., object], task: str = "classify", is_head: bool = False, **more: object) -> Entry:

@@ -4,11 +4,12 @@ A name is a backbone, as `convnext_tiny`, or a head over a backbone, as `upernet
 from outside the package, `convnext.models.register` adds it.
 """
 
+import difflib
 import fnmatch
 from dataclasses import replace
 
 from convnext.errors import UsageError, nearest
-from convnext.extend import Register, is_marker, load_entry_points
+from convnext.extend import Register, is_marker, load_entry_points, where_from
 from convnext.models.backbones.roadmap_steps import STEPS, step_names
 from convnext.models.entry import Entry
 from convnext.models.own_entry import given_entry
@@ -25,7 +26,8 @@ def find(name: str) -> Entry:
     if found is None and table.of_network(name):
         raise UsageError(f"{name} has published weights, but its architecture is not known here yet{nearest(name, names())}")
     if found is None:
-        raise UsageError(f"unknown model {name!r}{nearest(name, names())}")
+        is_typo = bool(difflib.get_close_matches(name, names(), n=1, cutoff=0.85))
+        raise UsageError(f"unknown model {name!r}{nearest(name, names())}{'' if is_typo else where_from(())}")
     return found
 
 

@@ -5,56 +5,25 @@ stopped. With several devices, as many runs train at a time, each in a process o
 """
 
 import json
-import multiprocessing
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from queue import Queue
-from typing import IO, TextIO, cast
 
 import torch
-from rich.console import Console
 
 from convnext.distributed import pick_device
 from convnext.errors import ConvnextError, UsageError, first_line
 from convnext.models.backbones.roadmap_steps import STEPS, Regime, step_names
 from convnext.models.load import cost_of
 from convnext.paper import ladder, published
-from convnext.recipe import Recipe, load_recipe
+from convnext.paper.runs import CONTINUE, Run, train_all
+from convnext.recipe import load_recipe
 from convnext.text import counted
 from convnext.training.folder.run_folder import Report, RunFolder
 from convnext.training.folder.run_paths import refuse_within_data
 from convnext.training.progress.clock import duration
-from convnext.training.progress.signals import StoppedError
-from convnext.training.run import train
 
 UNTRAINED = 0  # 'original ResNet' is the network of the next step under the recipe of 2015, which is not this one
-_CONTINUE = "the same command continues"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One step of the roadmap, trained from one seed."""
-
-    step: int  # position in `STEPS`
-    recipe: Recipe
-    folder: Path
-
-    def top1(self) -> float | None:
-        """Return the top-1 accuracy at the end, None before it. Raises UsageError if the folder's run has another recipe."""
-        folder = RunFolder(self.folder)
-        if not folder.holds_a_run():
-            return None
-        folder.check_same(self.recipe, change=False)
-        found = folder.evaluation_at_the_end_of(self.recipe)
-        return None if found is None else cast(float, found["top1"])
-
-    def is_finished(self) -> bool:
-        """Return whether the run came to its end, its report included."""
-        return self.top1() is not None and RunFolder(self.folder).report.exists()
 
 
 def walk(
@@ -80,7 +49,8 @@ def walk(
         devices: each trains one run at a time, for instance ("cuda:0", "cuda:1"), or ("cpu", "cpu"); by default all CUDA devices.
         report: takes a line about each run that ends.
 
-    Raises UsageError for an unknown step and for a recipe that differs from that of runs in `output`, ConvnextError if a run fails.
+    Raises UsageError for an unknown step and for a recipe that differs from that of runs in `output`, ConvnextError if a run fails,
+    StoppedError after a signal, when the runs in progress have saved their states.
     """
     chosen = list(range(UNTRAINED + 1, len(STEPS))) if steps is None else sorted(set(steps))
     if unknown := [step for step in chosen if not UNTRAINED < step < len(STEPS)]:
@@ -101,13 +71,13 @@ def walk(
         nonlocal done
         top1 = run.top1()
         if top1 is None:
-            raise ConvnextError(f"the run {run.folder} ended without its last evaluation: {_CONTINUE}")
+            raise ConvnextError(f"the run {run.folder} ended without its last evaluation: {CONTINUE}")
         _write(_collect(runs, regime), output, report)
         done, elapsed = done + 1, time.monotonic() - begun
         times = f"elapsed {duration(elapsed)} · left about {duration(elapsed / done * (len(todo) - done))}"
-        report(f"{_label(run)}: {top1:.2f} % · {done} of {counted(len(todo), 'run')} · {times}")
+        report(f"{run.label}: {top1:.2f} % · {done} of {counted(len(todo), 'run')} · {times}")
 
-    _train_all(todo, list(devices) or _devices(), report, ended)
+    train_all(todo, list(devices) or _devices(), report, ended)
     found = _collect(runs, regime)
     _write(found, output, report)
     return found
@@ -143,72 +113,6 @@ def parse_steps(text: str) -> list[int]:
             raise UsageError(f"steps {text!r}: write them as 1,3,9-12")
         found += range(int(first), int(last or first) + 1)
     return found
-
-
-def _label(run: Run) -> str:
-    return f"{run.folder.parent.name}/{run.folder.name}"
-
-
-def _train_all(runs: Sequence[Run], devices: Sequence[str], report: Report, ended: Callable[[Run], None]) -> None:
-    """Train every run. The first that fails keeps the others from beginning."""
-    if len(devices) == 1:
-        for number, run in enumerate(runs, start=1):
-            report(f"{_label(run)}: run {number} of {len(runs)}")
-            _train(run, devices[0])
-            ended(run)
-        return
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        free: Queue[str] = manager.Queue()
-        for device in devices:
-            free.put(device)
-        with ProcessPoolExecutor(len(devices), context) as pool:
-            futures = {pool.submit(_train_beside_others, run, free): run for run in runs}
-            try:
-                for future in as_completed(futures):
-                    if message := future.result():
-                        raise ConvnextError(message)
-                    ended(futures[future])
-            except BaseException:
-                # Runs in progress are waited for: Ctrl-C has reached those processes too, and they save and end.
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-
-def _train(run: Run, device: str, console: Console | None = None) -> None:
-    try:
-        train(run.recipe, output=run.folder, resume=True, device=device, console=console)
-    except StoppedError as error:
-        raise StoppedError(f"the run {run.folder} has {first_line(error).partition(';')[0]}: {_CONTINUE}") from error
-    except ConvnextError as error:
-        raise ConvnextError(f"the run {run.folder} failed: {error}; {_CONTINUE}") from error
-
-
-def _train_beside_others(run: Run, free: "Queue[str]") -> str | None:
-    """Train in a process of a pool, on the next free device; return why it failed, which other errors than ours do not."""
-    device = free.get()
-    try:
-        _train(run, device, Console(file=cast(IO[str], _Labelled(sys.stderr, _label(run)))))
-    except ConvnextError as error:
-        return str(error)
-    finally:
-        free.put(device)
-    return None
-
-
-class _Labelled:
-    """A text stream whose lines begin with a label, so that several processes can share a terminal."""
-
-    def __init__(self, stream: TextIO, label: str) -> None:
-        self._stream, self._label = stream, label
-
-    def write(self, text: str) -> int:
-        """Write lines with the label before each."""
-        return self._stream.write("".join(f"{self._label}: {line}" for line in text.splitlines(keepends=True) if line.strip()))
-
-    def flush(self) -> None:
-        """Flush the stream."""
-        self._stream.flush()
 
 
 def _collect(runs: Sequence[Run], regime: Regime) -> ladder.Ladder:

@@ -14,6 +14,7 @@ import convnext
 from convnext.data.transforms.preprocessing import ClassifyPreprocessing
 from convnext.errors import ConvnextError, UsageError
 from convnext.models import registry
+from convnext.models.backbones.convnext import ConvNeXt
 from convnext.models.freeze import freeze
 from convnext.models.load import load
 from convnext.models.register import imports_of, register_backbone, register_head
@@ -116,6 +117,21 @@ def test_a_registered_network_is_built_like_any_other():
 def test_an_argument_that_the_constructor_lacks_is_refused(given, message):
     with pytest.raises(UsageError, match=message):
         convnext.create_model("pyramid", **given)
+
+
+def test_a_constructor_that_fails_is_named():
+    with pytest.raises(ConvnextError, match=r"the network pyramid can't be built: RuntimeError: .*shows where"):
+        convnext.create_model("pyramid", width=-1)
+
+    class Windows(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+
+    register_backbone("windows")(type("Windows", (ConvNeXt,), {"block": Windows}))
+    with pytest.raises(ConvnextError, match=r"the network windows can't be built: TypeError: .*unexpected keyword argument 'layer_scale'"):
+        convnext.create_model("windows")
+    with pytest.raises(UsageError, match="unknown model 'window_net'.* is given with --import my_module"):
+        convnext.create_model("window_net")
 
 
 def test_groups_and_decay_have_defaults():

@@ -7,7 +7,8 @@ import pytest
 from helpers import image_folder
 
 from convnext.errors import ConvnextError, UsageError
-from convnext.paper.roadmap import _Labelled, parse_steps, walk
+from convnext.paper.roadmap import parse_steps, walk
+from convnext.paper.runs import _Labelled
 
 FEW = ["data.train=digits:train", "data.val=digits:val", "data.image_size=32", "data.workers=0", "model.width=4", "train.epochs=1"]
 FEW += ["train.warmup_epochs=0.1", "train.batch_size=256"]

@@ -76,15 +76,19 @@ class RunFolder(RunPaths):
                 f"{self.recipe} is empty or damaged ({first_line(error)}): add --change to resume with the recipe given here, "
                 "or --overwrite to start again"
             ) from error
-        before, now = _flat(found.model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
-        keys = [*before, *(key for key in now if key not in before)]
-        changed = {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
-        differences = [f"{key} was {old}, now {new}" for key, (old, new) in changed.items() if key not in _FREE]
-        if differences and not change:
+        changed = _changed(found, recipe)
+        if (differences := _said(changed)) and not change:
             raise UsageError(
                 f"{self.path} was begun with another recipe: {'; '.join(differences)}; add --change to continue with the new one"
             )
         return changed
+
+    def differences(self, recipe: Recipe) -> list[str]:
+        """Return what differs between the folder's recipe and this one, and can change results: one text per key.
+
+        Raises ConvnextError or ValueError if the folder's recipe is damaged.
+        """
+        return _said(_changed(load_recipe(str(self.recipe), written=True), recipe))
 
     def with_measured(self, recipe: Recipe) -> Recipe:
         """Return the recipe with what the run measured in place of `auto`."""
@@ -186,6 +190,18 @@ class RunFolder(RunPaths):
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _changed(before: Recipe, now: Recipe) -> Changed:
+    """Return the keys whose values differ, those of the folder's recipe first."""
+    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    keys = [*old, *(key for key in new if key not in old)]
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+
+
+def _said(changed: Changed) -> list[str]:
+    """Return a text for each change that can change results."""
+    return [f"{key} was {old}, now {new}" for key, (old, new) in changed.items() if key not in _FREE]
 
 
 def _flat(values: Mapping[str, object], prefix: str = "") -> Json:
