@@ -20,7 +20,7 @@ from convnext.data.sources.packed.video import ENDINGS as VIDEO_ENDINGS
 from convnext.data.sources.packed.video import Frame, list_frames
 from convnext.data.sources.table import images_of, is_table
 from convnext.data.walk import matching, walk
-from convnext.errors import ConvnextError, UsageError
+from convnext.errors import ConvnextError, UsageError, nearest_path
 
 STANDARD_INPUT = "-"
 _MAX_NAME = 255  # bytes of a name on all current file systems; in a shard it may be longer
@@ -94,7 +94,7 @@ def find_images(sources: Sequence[str]) -> Iterator[Path]:
         elif source.is_file():
             yield source
         else:
-            raise UsageError(f"no image or folder {source}")
+            raise UsageError(f"no image or folder {source}{nearest_path(source)}")
 
 
 def _expand(source: str) -> Iterator[Item]:
