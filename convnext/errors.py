@@ -6,6 +6,7 @@ of a user's own code where it came through that.
 
 import difflib
 import errno
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -61,6 +62,14 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if len(known) <= 12:
         return f"; known: {', '.join(known)}"
     return f"; {len(known)} are known"
+
+
+def nearest_path(path: Path) -> str:
+    """Return the end of an error message on a path that does not exist: the most similar name beside it, if there is one."""
+    if not path.parent.is_dir():
+        return f": there is no folder {path.parent}"
+    close = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.6)
+    return f"; did you mean {str(path.with_name(close[0]))!r}?" if close else ""
 
 
 def need(module: str, extra: str) -> ModuleType:

@@ -1,7 +1,9 @@
 """Text from outside: names of files and classes, and text files. It is read as UTF-8 and made safe to print, draw and write."""
 
+import math
 import re
 import unicodedata
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,6 +11,8 @@ from convnext.errors import ConvnextError
 
 # Control characters, line separators, lone surrogates (bytes that are not UTF-8), and marks that change the direction of writing.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]")
+
+_SHOWN = 5  # reasons in a message
 
 
 def printable(text: str) -> str:
@@ -40,6 +44,25 @@ def shortened(text: str, max_length: int) -> str:
 def counted(count: int, what: str) -> str:
     """Return a number of things: "1 image", "2 images", "3 classes"."""
     return f"{count} {what}{'' if count == 1 else 'es' if what.endswith('s') else 's'}"
+
+
+def beyond_limit(what: str, found: int, count: int, limit: float, limit_key: str, reasons: Sequence[str]) -> str:
+    """Return the error message on more unusable images or objects than may be, with the value of the key that accepts so many.
+
+    Args:
+        what: is wrong, as "2 of 9 images are missing".
+        found: the number of those.
+        count: the number of all.
+        limit: the largest fraction.
+        limit_key: how the user says the limit, `data.max_corrupt` or `--max-corrupt`.
+        reasons: one for each of `found`; the first are shown.
+    """
+    some = "; ".join(map(printable, reasons[:_SHOWN])) + ("; …" if len(reasons) > _SHOWN else "")
+    percent = math.ceil(100 * found / count)
+    percent += found > percent / 100 * count  # 0.29 * 100 is a little less than 29
+    given = f"{limit_key}{' ' if limit_key.startswith('-') else '='}{percent / 100:g}"
+    accept = f", or accept their loss with {given} or more" if percent <= 50 else ""
+    return f"{what}, more than {limit:.1%} ({limit_key}): {some}. Correct or remove them{accept}"
 
 
 def class_name(name: str) -> str:

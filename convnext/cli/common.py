@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import typer
 
 from convnext.cli.help import CommandWithExamples, GroupedCommands
-from convnext.errors import ConvnextError, UsageError
+from convnext.errors import ConvnextError, UsageError, nearest_path
 
 if TYPE_CHECKING:
     from convnext.inference.predictor import Predictor
@@ -108,7 +108,7 @@ def check_images(sources: Sequence[str]) -> None:
 
     for source in sources:
         if not re.search(r"^-$|[*?{\[:]|\.tar$", source) and not Path(source).exists() and archive_in(source) is None:
-            raise UsageError(f"no image or folder {source}")
+            raise UsageError(f"no image or folder {source}{nearest_path(Path(source))}")
 
 
 def check_data(where: str) -> None:

@@ -24,12 +24,11 @@ from convnext.data.images import CorruptImageError
 from convnext.data.randomness import seeded
 from convnext.data.sampling.order import EVALUATION, EpochOrder, InOrder, Key
 from convnext.errors import ConvnextError, first_line
-from convnext.text import counted, printable
+from convnext.text import beyond_limit, counted, printable
 
 # The signals by which a system asks a process to end; Windows has no SIGHUP.
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 PREFETCH = 2  # micro-batches that wait for each worker, the one it is at work on included
-_SHOWN = 5  # reasons in a message
 
 
 class IndexedImages(Protocol):
@@ -243,9 +242,6 @@ class CorruptImages:
         fresh = [reason for index, reason in reported.items() if index not in self.reasons]
         self.reasons |= reported
         if len(self.reasons) > self.limit * self.count:
-            some = "; ".join(list(self.reasons.values())[:_SHOWN])
-            raise ConvnextError(
-                f"{len(self.reasons)} of {counted(self.count, 'image')} can't be read, more than {self.limit:.1%} "
-                f"({self.limit_key}): {some}{' …' if len(self.reasons) > _SHOWN else ''}"
-            )
+            what = f"{len(self.reasons)} of {counted(self.count, 'image')} can't be read"
+            raise ConvnextError(beyond_limit(what, len(self.reasons), self.count, self.limit, self.limit_key, list(self.reasons.values())))
         return fresh

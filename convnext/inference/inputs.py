@@ -24,7 +24,7 @@ from convnext.data.storage.connection import is_stored
 from convnext.data.storage.objects import StoredObject
 from convnext.data.storage.objects import matching as stored_objects
 from convnext.data.walk import matching, walk
-from convnext.errors import ConvnextError, UsageError
+from convnext.errors import ConvnextError, UsageError, nearest_path
 
 STANDARD_INPUT = "-"
 _MAX_NAME = 255  # bytes of a name on all current file systems; in a shard it may be longer
@@ -100,7 +100,7 @@ def find_images(sources: Sequence[str]) -> Iterator[Path]:
         elif source.is_file():
             yield source
         else:
-            raise UsageError(f"no image or folder {source}")
+            raise UsageError(f"no image or folder {source}{nearest_path(source)}")
 
 
 def _expand(source: str) -> Iterator[Item]:

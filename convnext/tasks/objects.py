@@ -8,9 +8,7 @@ from convnext.data.sources.masks import Semantic
 from convnext.data.sources.open import takes_choices
 from convnext.errors import ConvnextError, UsageError
 from convnext.recipe.schema import Recipe
-from convnext.text import counted, printable
-
-_SHOWN = 5  # annotations in a message
+from convnext.text import beyond_limit, counted
 
 
 def with_options(where: str, recipe: Recipe, kind: Literal["detect", "segment"]) -> str:
@@ -31,12 +29,16 @@ def with_options(where: str, recipe: Recipe, kind: Literal["detect", "segment"])
 
 
 def refuse_invalid(source: object, limit: float, limit_key: str = "data.max_corrupt") -> None:
-    """Raise ConvnextError if more of a COCO file's annotations are invalid than may be: one always may.
+    """Raise ConvnextError if more of a COCO file's annotations are invalid than may be (one always may), or more of its images missing.
 
     `source` has the objects, or masks that are made of them, and `limit_key` is how the user says the limit.
     """
     source = source.source if isinstance(source, Semantic) else source
-    if isinstance(source, CocoSource) and len(source.invalid) > max(1, limit * source.count):
-        some = "; ".join(map(printable, source.invalid[:_SHOWN])) + (" …" if len(source.invalid) > _SHOWN else "")
+    if not isinstance(source, CocoSource):
+        return
+    if (gone := len(source.missing)) > limit * len(source):
+        what = f"{gone} of {counted(len(source), 'image')} of {source.file} {'is' if gone == 1 else 'are'} missing"
+        raise ConvnextError(beyond_limit(what, gone, len(source), limit, limit_key, source.missing))
+    if len(source.invalid) > max(1, limit * source.count):
         what = f"{len(source.invalid)} of {counted(source.count, 'annotation')} are invalid"
-        raise ConvnextError(f"{what}, more than {limit:.1%} ({limit_key}): {some}")
+        raise ConvnextError(beyond_limit(what, len(source.invalid), source.count, limit, limit_key, source.invalid))

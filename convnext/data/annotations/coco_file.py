@@ -15,7 +15,7 @@ from convnext.data.annotations.choices import EVERYTHING, Choices
 from convnext.data.annotations.coco_faults import box_fault, ids_fault, is_whole, mask_fault
 from convnext.data.annotations.json_file import read_json
 from convnext.data.run_lengths import RunLengths, Segmentation, lengths
-from convnext.errors import ConvnextError, UsageError, nearest
+from convnext.errors import ConvnextError, UsageError, nearest, nearest_path
 from convnext.text import class_name, counted
 
 _KEYS: dict[str, tuple[str, ...]] = {"images": ("id", "file_name", "height", "width"), "annotations": (), "categories": ("id", "name")}
@@ -225,7 +225,7 @@ def read_ids(file: Path) -> CocoIds:
 def _load(file: Path, wanted: Mapping[str, tuple[str, ...]]) -> object:
     """Return the JSON after checking that it has the lists `wanted`, and their entries the keys."""
     if not file.is_file():
-        raise UsageError(f"no annotation file {file}")
+        raise UsageError(f"no annotation file {file}{nearest_path(file)}")
     content = read_json(file, _MAX_BYTES)
     if not isinstance(content, dict):
         content = {}

@@ -12,6 +12,12 @@ _JPEG = (".jpg", ".jpeg", ".jfif")
 _SIDEWAYS = 5  # from this orientation on, width and height are exchanged
 
 
+def example_name(path: Path) -> str:
+    """Return how to write the name of a COCO dataset, for a message: with the annotation file that `path` is or holds, if there is one."""
+    files = [path] if path.suffix == ".json" else sorted(path.glob("*.json"))
+    return f"coco:{files[0] if files else 'ANNOTATIONS.json'}:FOLDER"
+
+
 def found_in(folder: Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
     r"""Return the paths, below the folder, of the images that a file calls `names`, and the paths of those that are missing.
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from convnext.data.annotations.choices import EVERYTHING, Choices, parse_choices
 from convnext.data.annotations.coco_file import CocoAnnotation, CocoFile, CocoImage, annotation_name, area_of, read_coco
-from convnext.data.annotations.coco_images import found_in, stored_sideways, stored_turn
+from convnext.data.annotations.coco_images import example_name, found_in, stored_sideways, stored_turn
 from convnext.data.annotations.objects import ImageObjects
 from convnext.data.deep import DeepImage
 from convnext.data.images import AS_RGB, CorruptImageError, Reading, read_image, read_pixels
 from convnext.data.orientation import turned, turned_image
 from convnext.data.run_lengths import EncodedMasks, RunLengths, from_segmentation
-from convnext.errors import ConvnextError, UsageError, first_line
+from convnext.errors import ConvnextError, UsageError, first_line, nearest_path
 from convnext.text import counted
 
 _DRIVE = re.compile(r"(^|:)[A-Za-z]$")  # what precedes the colon of a drive of Windows
@@ -61,7 +61,7 @@ class CocoSource:
     ) -> None:
         content = read_coco(annotations, classes, choices)
         if not folder.is_dir():
-            raise UsageError(f"no folder {folder} for the images of {annotations}")
+            raise UsageError(f"no folder {folder} for the images of {annotations}{nearest_path(folder)}")
         self.file, self.folder, self.classes, self.category_ids = annotations, folder, content.classes, content.category_ids
         self._boxes_are_masks, self.skipped = choices.masks == "boxes", list[str]()
         self.invalid, self.count = content.invalid, content.count  # invalid annotations, of how many
@@ -116,11 +116,12 @@ class CocoSource:
         self.heights = np.array([image["height"] for image in images.values()])
         self.widths = np.array([image["width"] for image in images.values()])
         given = [image["file_name"] for image in images.values()]
-        self.paths, missing = found_in(self.folder, given)  # relative to the folder
-        if len(missing) == len(self.paths):
-            raise ConvnextError(f"none of the {len(missing)} images of {self.file} is in {self.folder}, for instance not {missing[0]}")
-        if missing:
-            self.remarks.append(f"{len(missing)} of the {len(self.paths)} images of {self.file} are missing, the first {missing[0]}")
+        self.paths, self.missing = found_in(self.folder, given)  # relative to the folder; of those that are not there, with it
+        if missing := self.missing:
+            if len(missing) == len(self.paths):
+                raise ConvnextError(f"none of the {len(missing)} images of {self.file} is in {self.folder}, for instance not {missing[0]}")
+            some = f"{len(missing)} of the {len(self.paths)} images of {self.file}"
+            self.remarks.append(f"{some} {'is' if len(missing) == 1 else 'are'} missing, the first {missing[0]}")
             self.problems += [f"{self.file}: image {path} is missing" for path in missing]
         if moved := [(old, new) for old, new in zip(given, self.paths, strict=True) if old != new]:
             first = f"{moved[0][0]} as {moved[0][1]}"
@@ -267,7 +268,7 @@ def open_coco(where: str, classes: Sequence[str] | None = None, keep_empty: bool
     base, choices = parse_choices(where)
     annotations, images = _split(base.removeprefix("coco:"))
     if not annotations or not images:
-        raise UsageError(f"{where!r}: write coco:ANNOTATIONS.json:FOLDER, with the folder of its images")
+        raise UsageError(f"{where!r}: write {example_name(Path(images))}, with the folder of its images")
     return CocoSource(Path(annotations).expanduser(), Path(images).expanduser(), classes, keep_empty, choices)
 
 
@@ -296,5 +297,5 @@ def open_coco_layout(where: str, classes: Sequence[str] | None = None, keep_empt
         raise UsageError(f"{folder} has several parts: name one, {' or '.join(str(folder / part) for part in parts)}")
     raise UsageError(
         f"no annotations of {where!r}: {annotations} (COCO's own layout) does not exist. "
-        "Name the file and the folder, as in coco:ANNOTATIONS.json:FOLDER, or take scenes:train or scenes:val"
+        f"Name the file and the folder of its images, as in {example_name(folder)}, or take scenes:train or scenes:val"
     )

@@ -16,7 +16,7 @@ from convnext.recipe.schema import Recipe
 from convnext.tasks.classify.imbalance import labels_of
 from convnext.tasks.held_out import groups_by_path, held_out_remark, refuse_folds, shared_images
 from convnext.tasks.shared import check_class_count, reading_of, skipped_remarks
-from convnext.text import counted, printable
+from convnext.text import beyond_limit, counted, printable
 
 _OPTIONS = {
     "image_column": "image",
@@ -24,7 +24,7 @@ _OPTIONS = {
     "root": "root",
     "group_column": "group",
 }  # of a table's name, by the recipe's keys
-_SHOWN = 5  # files in a message
+_SHOWN = 5  # classes in a message
 
 Open = Callable[[str, Sequence[str] | None], ClassifySource]
 Parts = tuple[ClassifySource, ClassifySource, list[str]]
@@ -198,11 +198,9 @@ def _options(where: str) -> Sequence[str]:
 def _refuse_missing(source: ClassifySource, limit: float) -> None:
     """Raise ConvnextError if more of a table's images are missing than may be unreadable."""
     if isinstance(source, TableSource) and len(source.missing) > limit * len(source):
-        names = [printable(source.name(index)) for index in sorted(source.missing)[:_SHOWN]]
-        raise ConvnextError(
-            f"{len(source.missing)} of {len(source)} images are missing, more than {limit:.1%} (data.max_corrupt): {'; '.join(names)}"
-            f"{' …' if len(source.missing) > _SHOWN else ''}"
-        )
+        names = [source.name(index) for index in sorted(source.missing)]
+        what = f"{len(names)} of {counted(len(source), 'image')} {'is' if len(names) == 1 else 'are'} missing"
+        raise ConvnextError(beyond_limit(what, len(names), len(source), limit, "data.max_corrupt", names))
 
 
 def _shared_files(train: ClassifySource, val: ClassifySource) -> list[str]:

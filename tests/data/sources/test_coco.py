@@ -260,9 +260,15 @@ def test_names_of_datasets(tmp_path):
     for where, message in (
         (str(tmp_path), f"several parts: name one, {tmp_path}/images"),
         (str(tmp_path / "photos"), "no annotations of .*photos': .*annotations/instances_photos.json .* does not exist"),
-        ("coco:file.json", "write coco:ANNOTATIONS.json:FOLDER"),
-        (f"coco:{tmp_path}/nowhere.json:{tmp_path}", "no annotation file .*nowhere.json"),
-        (f"coco:{tmp_path}/annotations/instances_images.json:{tmp_path}/nowhere", "no folder .*nowhere"),
+        (f"{tmp_path}/mine.json", f"as in coco:{tmp_path}/mine.json:FOLDER"),
+        (f"{tmp_path}/annotations", f"as in coco:{tmp_path}/annotations/instances_images.json:FOLDER"),
+        ("coco:file.json", "write coco:file.json:FOLDER"),
+        ("coco:photos", "write coco:ANNOTATIONS.json:FOLDER"),
+        (f"coco:{tmp_path}/nowhere.json:{tmp_path}", r"no annotation file .*nowhere.json$"),
+        (f"coco:{tmp_path}/annotations/instances_image.json:{tmp_path}", "did you mean '.*/instances_images.json'"),
+        (f"coco:{tmp_path}/annotations/instances_images.json:{tmp_path}/nowhere", r"no folder .*nowhere for the images of .*s\.json$"),
+        (f"coco:{tmp_path}/annotations/instances_images.json:{tmp_path}/imags", "did you mean '.*/images'"),
+        (f"coco:{tmp_path}/annotations/instances_images.json:{tmp_path}/no/images", "there is no folder .*/no$"),
         ("scenes:vla", "did you mean 'scenes:val'"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -82,7 +82,7 @@ def test_keys_of_tables_are_for_either_part(tmp_path):
 def test_missing_files_stop_a_run_before_it_begins(tmp_path):
     where = table(tmp_path)
     (tmp_path / "photos" / "bee" / "003.jpg").unlink()
-    with pytest.raises(ConvnextError, match=r"1 of 16 images are missing, more than 1.0% \(data.max_corrupt\): .*photos/bee/003.jpg"):
+    with pytest.raises(ConvnextError, match=r"1 of 16 images is missing, more than 1.0% \(data.max_corrupt\): .*photos/bee/003.jpg"):
         opened(f"train={where}", "label_column=species")
     data, _ = opened(f"train={where}", "label_column=species", "max_corrupt=0.1")
     assert "train: 1 of 16 images of the table can't be found, the first photos/bee/003.jpg" in data.remarks

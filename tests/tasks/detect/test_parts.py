@@ -123,6 +123,17 @@ def test_keys_of_coco_files_are_refused_for_other_data(tmp_path):
         tasks.get("segment").open(load_recipe("segment_digits", [f"data.train={tmp_path}", "data.classes=[road]"]))
 
 
+def test_missing_images_stop_a_run_before_it_begins(tmp_path):
+    where = dataset(tmp_path, [[0], [1], [2]] * 3)
+    file = Path(tmp_path / "a.json")
+    content = json.loads(file.read_text())
+    content["images"][0]["file_name"] = "gone.jpg"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ConvnextError, match=r"1 of 9 images of .*a\.json is missing, more than 1\.0% .*gone\.jpg.*data\.max_corrupt=0\.12"):
+        parts(where)
+    assert "1 of the 9 images of" in " ".join(parts(where, "data.max_corrupt=0.12")[2])
+
+
 def test_many_invalid_objects_stop_a_run_and_one_does_not(tmp_path):
     where = dataset(tmp_path, [[0], [1], [2]] * 3)
     file = Path(tmp_path / "a.json")
@@ -133,7 +144,8 @@ def test_many_invalid_objects_stop_a_run_and_one_does_not(tmp_path):
     content["annotations"][1]["bbox"] = None
     file.write_text(json.dumps(content))
     with pytest.raises(
-        ConvnextError, match=r"2 of 9 annotations are invalid, more than 1\.0% \(data\.max_corrupt\): .*annotation 0 has a box"
+        ConvnextError,
+        match=r"2 of 9 annotations are invalid, more than 1\.0% \(data\.max_corrupt\): .*annotation 0 has a box.*data\.max_corrupt=0\.23 or more",
     ):
         parts(where)
     assert len(parts(where, "data.max_corrupt=0.3")[0]) > 0
