@@ -79,7 +79,7 @@ def test_pretraining_predicts_better_than_the_mean_and_is_fine_tuned_next(tmp_pa
 
 
 def test_every_task_of_the_package_has_a_demo_and_says_what_is_next():
-    for name in tasks.names():
+    for name in set(tasks.names()) - set(TASKS.origins):  # another test may have registered one of its own
         task = tasks.get(name)
         assert load_recipe(task.demo_recipe).task == name
         assert task.demo_next
