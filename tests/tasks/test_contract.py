@@ -15,8 +15,8 @@ from convnext import tasks
 from convnext.data.loader import Sample
 from convnext.data.sampling.order import EVALUATION
 from convnext.errors import UsageError
-from convnext.extend import TASKS
 from convnext.evaluate import evaluate, evaluation_loader
+from convnext.extend import TASKS
 from convnext.recipe import load_recipe
 from convnext.tasks.shared import prepare, total
 
