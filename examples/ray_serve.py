@@ -23,6 +23,6 @@ def app(given: dict[str, str]) -> Application:
     def build() -> FastAPI:  # in each replica: networks stay where they are loaded
         return create_app({name: convnext.load(model)}, token=given.get("token"))
 
-    # Requests beyond those that the service queues are refused with 503, as by `convnext serve`.
-    deployment = serve.deployment(serve.ingress(build)(), name="convnext", num_replicas=replicas, max_ongoing_requests=72)
+    # Ray passes on more requests than the service queues, so that it refuses those beyond with 503, as `convnext serve` does.
+    deployment = serve.deployment(serve.ingress(build)(), name="convnext", num_replicas=replicas, max_ongoing_requests=512)
     return deployment.bind()

@@ -96,7 +96,7 @@ PROGRAMS = {
         "python3",
         "rm",
     ),
-    *("sbatch", "scancel", "source", "squeue", "tail", "tensorboard", "trackio", "unzip", "wandb"),
+    *("sbatch", "scancel", "serve", "source", "squeue", "tail", "tensorboard", "trackio", "unzip", "wandb"),
 }
 
 
@@ -146,6 +146,7 @@ NOT_RUN = {
     r"convnext bench convnext_": "takes minutes: tests/paper/test_bench.py",
     r"shards/": "needs shards: tests/inference/test_inputs.py",
     r"--engine ray": "needs Ray: tests/inference/test_ray_bulk.py",
+    r"s3://": "needs a bucket: tests/inference/test_ray_cluster.py, and in memory tests/inference/test_uploads.py",
     r"convnext push (?!.*--dry-run)": "needs the hub: tests/export/test_push.py",
     r"python examples/": "takes minutes: tests/examples",
     r"python benchmarks/": "needs minutes and data that are not here",

@@ -1,5 +1,7 @@
 """Outputs in storage: made on this machine, where a stopped call resumes, and uploaded when all images are predicted."""
 
+import os
+import re
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -12,6 +14,7 @@ from convnext.inference.answers import Answer
 from convnext.models.weights.files import write_text
 
 _OF_ONE_FILE = (None, "jsonl", "csv", "coco", "coco-dataset", "cvat")  # values of `kind`
+_SHORTENED = re.compile(r"[a-z][a-z0-9+.-]+:/(?!/)")
 _UNKNOWN = "unknown"  # version of the object while it is uploaded
 
 
@@ -61,8 +64,12 @@ def staged(output: str | PathLike[str] | None, option: str, kind: str | None = N
 
     Raises UsageError for an address of a format that has several files.
     """
-    if output is None or not (isinstance(output, str) and is_stored(output)):
-        return None if output is None else Path(output)
+    if output is None:
+        return None
+    if not isinstance(output, str) or not is_stored(output):
+        if _SHORTENED.match(os.fspath(output)):
+            raise UsageError(f"{output} has one slash behind its scheme, as pathlib makes of an address: give the address as text")
+        return Path(output)
     folder, _, name = output.rpartition("/")
     if not Path(name).suffix or kind not in _OF_ONE_FILE or option == "draw":
         raise UsageError(f"--{option} {output}: only formats of one file are written to storage: write to a folder here, and copy that")

@@ -2,6 +2,7 @@
 
 import json
 from io import BytesIO
+from pathlib import Path
 
 import command
 import fsspec
@@ -152,6 +153,8 @@ def test_outputs_of_several_files_are_refused(bucket, tmp_path):
     for given in ({"output": "memory://bucket/masks"}, {"draw": "memory://bucket/drawn"}, {"output": FOUND, "kind": "label-studio"}):
         with pytest.raises(UsageError, match="only formats of one file are written to storage"):
             convnext.predict(tmp_path / "classify.safetensors", FOLDER, **given)
+    with pytest.raises(UsageError, match=r"memory:/bucket/found\.jsonl has one slash .* give the address as text"):
+        convnext.predict(tmp_path / "classify.safetensors", FOLDER, Path(FOUND))
 
 
 def test_a_model_in_storage_is_the_newest_version(bucket, tmp_path):
