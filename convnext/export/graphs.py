@@ -106,9 +106,7 @@ def refuse_overflow(graph: ExportGraph, images: Tensor) -> None:
     for hook in hooks:
         hook.remove()
     if found:
-        raise ConvnextError(
-            f"{found[0]} in fp16, which ends at 65504: export with --precision float32, or with bf16 to torch or aoti"
-        )
+        raise ConvnextError(f"{found[0]} in fp16, which ends at 65504: export with --precision float32, or with bf16 to torch or aoti")
 
 
 class _PoolByProducts(nn.Module):

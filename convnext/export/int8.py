@@ -90,7 +90,8 @@ def _write(loaded: Loaded, whole: Path, to: str, output: Path, images: Sequence[
     model = onnx.load(whole)
     names = list(dict.fromkeys(node.input[0] for node in qdq.products(model)))
     if not names:
-        raise UsageError(f"{loaded.model.spec['name']} has no linear layers in its blocks, which --precision int8 quantizes: leave it out")
+        name = loaded.model.spec["name"]
+        raise UsageError(f"{name} has no linear layers in its blocks, which --precision int8 quantizes: use --precision fp16 or float32")
     observed, count = _observe(loaded, model, names, whole.with_name("observed.onnx"), images)
     qdq.quantize(model, qdq.smooth(model, observed))
     written = whole.with_name("int8.onnx")

@@ -170,6 +170,17 @@ def test_what_makes_no_sense_is_refused(tmp_path, given, message):
         export("nowhere.pth", given.pop("to"), tmp_path / given.pop("output"), **given)
 
 
+def test_a_network_without_products_is_refused(exported, tmp_path):
+    import onnx
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3]) for name in ("images", "logits")]
+    graph = helper.make_graph([helper.make_node("Relu", ["images"], ["logits"])], "g", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
+    with pytest.raises(UsageError, match="convnext_atto has no linear layers .*: use --precision fp16 or float32"):
+        int8._write(load(exported[0]), tmp_path / "model.onnx", "onnx", tmp_path / "out.onnx", [])
+
+
 @pytest.mark.slow
 def test_a_file_that_agrees_too_little_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(int8, "AGREEMENT", 1.1)
