@@ -97,7 +97,8 @@ class Load:
         """Say how long the answers took."""
         points, most = statistics.quantiles(self.seconds, n=100), max(self.seconds)
         times = f"p50 {1000 * points[49]:.0f} ms, p99 {1000 * points[98]:.0f} ms, max {1000 * most:.0f} ms"
-        rate = len(self.seconds) / (max(self.begun) - min(self.begun))
+        ended = max(due + took for due, took in zip(self.begun, self.seconds, strict=True))
+        rate = len(self.seconds) / (ended - min(self.begun))
         print(f"{name}: {len(self.seconds)} answers, {rate:.0f} a second, {times}; {len(self.wrong)} lost or wrong")
 
 
