@@ -97,7 +97,8 @@ class Load:
         """Say how long the answers took."""
         points, most = statistics.quantiles(self.seconds, n=100), max(self.seconds)
         times = f"p50 {1000 * points[49]:.0f} ms, p99 {1000 * points[98]:.0f} ms, max {1000 * most:.0f} ms"
-        rate = len(self.seconds) / (max(self.begun) - min(self.begun))
+        ended = max(due + took for due, took in zip(self.begun, self.seconds, strict=True))
+        rate = len(self.seconds) / (ended - min(self.begun))
         print(f"{name}: {len(self.seconds)} answers, {rate:.0f} a second, {times}; {len(self.wrong)} lost or wrong")
 
 
@@ -137,10 +138,11 @@ def test_a_minute_of_reloads(versions, tmp_path):
     assert calm.wrong == busy.wrong == []
     assert (len(calm.seconds), len(busy.seconds)) == (calm.sent, busy.sent)
     assert len(changes) == RELOADS
-    until = [asked for asked, _, _ in changes[1:]] + [max(busy.begun)]
-    for (_, done, digest), end in zip(changes, until, strict=True):
-        between = [found for due, found in zip(busy.begun, busy.digests, strict=True) if done < due < end - 1]
-        assert set(between) == {digest}  # a request that is sent after the reload has the new weights
+    assert set(busy.digests) == {one.digest for one in versions}
+    answers = [(due, due + took, digest) for due, took, digest in zip(busy.begun, busy.seconds, busy.digests, strict=True)]
+    until = [asked for asked, _, _ in changes[1:]] + [float("inf")]
+    for (_, done, digest), next_one in zip(changes, until, strict=True):
+        assert {found for begun, ended, found in answers if done < begun and ended < next_one} <= {digest}  # the new weights, from then on
 
 
 class Balancer:
