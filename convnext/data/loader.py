@@ -246,6 +246,7 @@ class CorruptImages:
             some = "; ".join(list(self.reasons.values())[:_SHOWN])
             raise ConvnextError(
                 f"{len(self.reasons)} of {counted(self.count, 'image')} can't be read, more than {self.limit:.1%} "
-                f"({self.limit_key}): {some}{' …' if len(self.reasons) > _SHOWN else ''}"
+                f"({self.limit_key}): {some}{' …' if len(self.reasons) > _SHOWN else ''}; "
+                f"`convnext data check` lists all: repair or remove them, or raise {self.limit_key}"
             )
         return fresh

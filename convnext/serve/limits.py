@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from convnext.data.deep import DeepImage
-from convnext.data.formats import arrays, tiff
+from convnext.data.formats import arrays, heif, tiff
 from convnext.data.formats.opening import ANY_SIZE, opened, quiet
 from convnext.data.images import AS_RGB, FORMATS, CorruptImageError, Reading, read_image
 from convnext.errors import UsageError
@@ -131,6 +131,8 @@ def pixels_in(content: bytes, limits: Limits) -> int:
     try:
         width, height = _size(content)
     except UnidentifiedImageError as error:
+        if heif.is_heif(content[:32]):
+            raise HTTPException(415, heif.MISSING) from error
         raise HTTPException(415, f"not an image of a known format: {', '.join(FORMATS)}") from error
     except Exception as error:  # decoders raise anything on damaged input
         raise HTTPException(422, f"damaged image: {error}") from error

@@ -39,4 +39,5 @@ def refuse_invalid(source: object, limit: float, limit_key: str = "data.max_corr
     if isinstance(source, CocoSource) and len(source.invalid) > max(1, limit * source.count):
         some = "; ".join(map(printable, source.invalid[:_SHOWN])) + (" …" if len(source.invalid) > _SHOWN else "")
         what = f"{len(source.invalid)} of {counted(source.count, 'annotation')} are invalid"
-        raise ConvnextError(f"{what}, more than {limit:.1%} ({limit_key}): {some}")
+        remedy = f"`convnext data check` lists all: correct them, or raise {limit_key}"
+        raise ConvnextError(f"{what}, more than {limit:.1%} ({limit_key}): {some}; {remedy}")

@@ -11,8 +11,8 @@ from PIL import Image
 
 from convnext import tasks
 from convnext.cli.common import app
-from convnext.cli.demo import demo as run_demo
 from convnext.cli.demo import _folder, write_example
+from convnext.cli.demo import demo as run_demo
 from convnext.data.sources.digits import Digits
 from convnext.data.sources.scenes import Scenes
 from convnext.errors import UsageError

@@ -201,7 +201,7 @@ def _refuse_missing(source: ClassifySource, limit: float) -> None:
         names = [printable(source.name(index)) for index in sorted(source.missing)[:_SHOWN]]
         raise ConvnextError(
             f"{len(source.missing)} of {len(source)} images are missing, more than {limit:.1%} (data.max_corrupt): {'; '.join(names)}"
-            f"{' …' if len(source.missing) > _SHOWN else ''}"
+            f"{' …' if len(source.missing) > _SHOWN else ''}; correct the paths or data.root, or raise data.max_corrupt"
         )
 
 
