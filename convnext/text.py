@@ -62,7 +62,7 @@ def beyond_limit(what: str, found: int, count: int, limit: float, limit_key: str
     percent += found > percent / 100 * count  # 0.29 * 100 is a little less than 29
     given = f"{limit_key}{' ' if limit_key.startswith('-') else '='}{percent / 100:g}"
     accept = f", or accept their loss with {given} or more" if percent <= 50 else ""
-    return f"{what}, more than {limit:.1%} ({limit_key}): {some}. Correct or remove them{accept}"
+    return f"{what}, more than {limit:.1%} ({limit_key}): {some}. Correct or remove them (`convnext data check` lists all){accept}"
 
 
 def class_name(name: str) -> str:

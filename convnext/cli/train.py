@@ -24,12 +24,13 @@ def _recipe_names(incomplete: str) -> list[str]:
 def demo(
     task: Annotated[str, typer.Option(help=f"What to show: {', '.join(tasks.names())}.", autocompletion=tasks.names)] = "classify",
     output: Annotated[Path | None, typer.Option(help="The run folder; by default a fresh one under runs/.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the last demo, if it was stopped.")] = False,
     device: Device = None,
 ) -> None:
     """Train, evaluate and predict on embedded data, in minutes."""
     from convnext.cli.demo import demo as run_demo
 
-    result = run_demo(task, output, device)
+    result = run_demo(task, output, device, resume)
     print(f"{tasks.get(task).summary_line(result.metrics)} on the held-out images, in {result.seconds:.0f} s")
     print(f"report: {result.folder / 'report.html'}    image: {result.folder / 'predictions.png'}")
     print("next:")

@@ -34,6 +34,7 @@ from convnext.recipe import Recipe
 from convnext.report.lines import points, read_lines
 from convnext.tasks.classify.task import ClassifyTask
 from convnext.text import counted
+from convnext.training.progress.signals import StoppedError
 from convnext.training.run import train
 
 _MIN_ERRORS = 5  # of the head alone on the trial's images: fewer can't be improved on beyond the standard error
@@ -197,7 +198,11 @@ class Tuning:
         kept = {key: value for key, value in given.items() if not is_marker(value) and (value is not None or key in changes)}
         own = self.objects.get("train_data")
         val, console, device = own if on_all else None, Console(quiet=True), str(self.device)
-        train("finetune", kept, output=folder, overwrite=True, console=console, device=device, train_data=own, val_data=val)
+        try:
+            train("finetune", kept, output=folder, overwrite=True, console=console, device=device, train_data=own, val_data=val)
+        except StoppedError as error:
+            remedy = "the same command starts again, with the features that it has; --minutes 0 skips fine-tuning"
+            raise StoppedError(f"stopped while fine-tuning: {remedy}") from error
 
 
 def run_trial(start: Tuning, held: ClassifySource, folds: int, epochs: int, folder: Path) -> Trial:

@@ -24,7 +24,7 @@ _MAX_READS = 50_000  # parts of an image file, each a step of Pillow in Python; 
 _MAX_PROPORTION = 100  # long side to short: the short one is enlarged to what the network takes, and the long one with it
 _ENVELOPE = 4096  # bytes that a multipart form or JSON may take beside its image
 _UPLOADS = 16  # of the largest size that memory holds at once; of usual photographs, many more
-_HEIC = "a HEIC image, which the service can't read without pillow-heif: send a JPEG, or run pip install 'convnext[heic]' where it runs"
+_HEIC = "a HEIC image, which the service can't read without pillow-heif: send a JPEG, or install pillow-heif where it runs"
 CLIENT_GONE = 499  # never received; it separates disconnected clients from failures in the metrics
 
 

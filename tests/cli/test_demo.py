@@ -11,8 +11,8 @@ from PIL import Image
 
 from convnext import tasks
 from convnext.cli.common import app
+from convnext.cli.demo import _folder, write_example
 from convnext.cli.demo import demo as run_demo
-from convnext.cli.demo import write_example
 from convnext.data.sources.digits import Digits
 from convnext.data.sources.scenes import Scenes
 from convnext.errors import UsageError
@@ -95,6 +95,16 @@ def test_the_example_is_a_held_out_image(name, tmp_path):
     held_out = Scenes("val") if name in ("detect", "segment") else Digits("val")
     with Image.open(tmp_path / "example.png") as image:
         assert image.tobytes() == held_out.read(0).tobytes()
+
+
+def test_a_demo_takes_a_free_folder_and_resumes_in_the_last_one(tmp_path):
+    first = tmp_path / "demo"
+    assert _folder(first, resume=False) == _folder(first, resume=True) == first
+    (tmp_path / "demo-detect").mkdir()
+    first.mkdir()
+    assert (_folder(first, resume=False), _folder(first, resume=True)) == (tmp_path / "demo-2", first)
+    (tmp_path / "demo-2").mkdir()
+    assert (_folder(first, resume=False), _folder(first, resume=True)) == (tmp_path / "demo-3", tmp_path / "demo-2")
 
 
 def test_a_task_without_a_demo_says_so(monkeypatch):

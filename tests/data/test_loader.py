@@ -86,10 +86,13 @@ def test_more_corrupt_images_than_allowed_stop_the_run():
     met = CorruptImages(200, limit=0.01)
     assert met.add([(3, "a.jpg: bad")]) == ["a.jpg: bad"]
     assert met.add([(3, "a.jpg: bad"), (4, "b.jpg: bad")]) == ["b.jpg: bad"]
-    with pytest.raises(ConvnextError, match=r"3 of 200 images can't be read, more than 1.0% \(data.max_corrupt\): a.jpg: bad; b.jpg"):
+    with pytest.raises(
+        ConvnextError,
+        match=r"3 of 200 images can't be read, more than 1.0% \(data.max_corrupt\): a.jpg: bad; b.jpg.*or raise data.max_corrupt",
+    ):
         met.add([(9, "c.jpg: bad")])
     with pytest.raises(
-        ConvnextError, match=r"c.jpg: bad. Correct or remove them, or accept their loss with data.max_corrupt=0.02 or more$"
+        ConvnextError, match=r"c.jpg: bad. Correct or remove them \(`convnext data check` lists all\), or accept their loss with data.max_corrupt=0.02 or more$"
     ):
         met.add([])
 

@@ -7,7 +7,7 @@ from typing import BinaryIO, cast
 from PIL import Image, UnidentifiedImageError
 
 ENDINGS = (".heic", ".heif", ".hif")
-MISSING = "a HEIC image, which needs pillow-heif: run pip install 'convnext[heic]', or save it as JPEG"
+MISSING = "a HEIC image, which needs pillow-heif: run pip install '.[heic]' in a clone of convnext, or save it as JPEG"
 _BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _AVIF = {b"avif", b"avis"}  # Pillow's own
 

@@ -191,5 +191,5 @@ def _library_version() -> str:
     except ImportError as error:
         raise UsageError(
             f"the corruptions of ImageNet-C are not in the folder, and generating them needs {_LIBRARY} ({error}): "
-            "pip install 'convnext[robustness]', or name the folder of the published files"
+            "run pip install '.[robustness]' in a clone of convnext, or name the folder of the published files"
         ) from error

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import sample_image
 from PIL import Image
+from starlette.exceptions import HTTPException
 
 from convnext.data.formats.heif import is_heif
 from convnext.data.images import CorruptImageError, Reading, read_image, read_pixels, size_of
@@ -26,10 +27,10 @@ def test_a_folder_of_iphone_photographs_is_not_empty_and_says_what_is_missing(tm
     source = ImageFolder(tmp_path)
     assert len(source) == len(find_items([str(tmp_path)])) == 2
     for read in (source.read, source.pixels):
-        with pytest.raises(
-            CorruptImageError, match=r"IMG_0001\.HEIC: a HEIC image, which needs pillow-heif: run pip install 'convnext\[heic\]'"
-        ):
+        with pytest.raises(CorruptImageError, match=r"IMG_0001\.HEIC: a HEIC image, which needs pillow-heif: run pip install '\.\[heic\]'"):
             read(0)
+    with pytest.raises(HTTPException, match="a HEIC image, .* without pillow-heif"):
+        pixels_in(HEAD + bytes(90), Limits())
 
 
 def test_avif_stays_pillows():
