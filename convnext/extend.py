@@ -209,16 +209,13 @@ def resolve(reference: str) -> object:
         raise UsageError(f"{reference} needs the module {module}{where_from([module])}")
     found: object = getattr(sys.modules[module], attribute, None)
     if found is None:
-        raise UsageError(f"{reference}: {module} has no {attribute!r}{nearest(attribute, _public(module))}")
+        public = [name for name in vars(sys.modules[module]) if not name.startswith("_")]
+        raise UsageError(f"{reference}: {module} has no {attribute!r}{nearest(attribute, public)}")
     return found
 
 
 def _is_from_outside(module: str) -> bool:
     return any(module == one or module.startswith(f"{one}.") for one in (*_loaded, *_registering))
-
-
-def _public(module: str) -> list[str]:
-    return [name for name in vars(sys.modules[module]) if not name.startswith("_")]
 
 
 # Objects that a call from Python gives, by the argument that they are

@@ -15,7 +15,10 @@ class GatedBlock(Block):
 
     def forward(self, x):
         y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))  # (N, H, W, C)
-        y = self.pwconv2(self.activation(self.pwconv1(y)))
+        y = self.activation(self.pwconv1(y))
+        if self.grn is not None:  # model.grn=true
+            y = self.grn(y)
+        y = self.pwconv2(y)
         y = y * self.gate(y.mean((1, 2), keepdim=True))
         if self.gamma is not None:  # layer scale
             y = self.gamma * y

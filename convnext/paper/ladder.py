@@ -119,7 +119,7 @@ def _bars(axes: Axes, rungs: Sequence[Rung], values: Sequence[float], spreads: S
     if any(spreads):
         axes.errorbar(values, positions, xerr=spreads, fmt="none", ecolor=palette.INK, capsize=2, lw=1)
     for position, value, spread, cost in zip(positions, values, spreads, costs, strict=True):
-        label = f"{value:.1f}   {cost}" if value else cost
+        label = f"{value:.1f} · {cost}" if value else cost
         axes.annotate(label, (value + spread, position), (5, 0), textcoords="offset points", va="center", fontsize=8)
     if any(values):
         low, high = min(value for value in values if value), max(values)

@@ -108,7 +108,7 @@ def _train_beside_each_other(runs: Sequence[Run], devices: Sequence[str], ended:
                 asked = True
                 for child in active.values():
                     child.process.terminate()  # a signal to this process alone does not reach them; they save and end
-    if caught:
+    if caught and (waiting or failed):
         raise StoppedError(f"stopped; the runs have saved their states: {CONTINUE}")
     if failed:
         raise ConvnextError(failed)

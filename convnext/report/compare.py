@@ -22,6 +22,8 @@ _INTERVAL = (
     "overlap may be equally good; the differences between seeds come on top of it."
 )
 
+_SEEDS = "The runs of a line have the same recipe but for the seed, and are equally long."
+
 
 def compare(runs: Sequence[RunData], headline: str) -> str:
     """Return the page as HTML.
@@ -42,6 +44,7 @@ def compare(runs: Sequence[RunData], headline: str) -> str:
         numbers.append(page.paragraph(f"Of all runs: {' · '.join(f'{key} {value}' for key, value in shared.items())}"))
     sections = [
         page.PageSection("Runs", page.spaced(numbers)),
+        *([page.PageSection("Over the seeds", seeds)] if (seeds := _over_seeds(runs, headline)) else []),
         page.PageSection("Recipe keys that differ", _recipes(runs)),
         page.PageSection("Curves", _curves(runs, headline)),
         page.PageSection("Each run", "".join(page.details(run.name, page.spaced(_course(run, headline))) for run in runs)),
@@ -108,6 +111,33 @@ def _row(run: RunData, headline: str) -> dict[str, str]:
         "hardware": run.hardware(),
         "date": str(run.environment.get("date", NONE)).replace("T", " ")[:16],  # to the minute
     }
+
+
+def _over_seeds(runs: Sequence[RunData], headline: str) -> str:
+    """Return mean and spread of the last evaluations for runs that differ by their seeds alone, "" if no two runs do."""
+    groups: dict[tuple[object, ...], list[RunData]] = {}
+    for run in runs:
+        if run.points("eval", headline):
+            recipe = flat(run.recipe)
+            recipe.pop("seed", None)
+            groups.setdefault((run.end("step"), *sorted(recipe.items())), []).append(run)
+    found = [group for group in groups.values() if len({str(run.recipe.get("seed")) for run in group}) == len(group)]
+    if all(len(group) < 2 for group in found):
+        return ""
+    rows = []
+    for group in found:
+        values, name = [run.points("eval", headline)[-1][1] for run in group], metrics.label(headline)
+        rows.append(
+            {
+                "runs": ", ".join(run.name for run in group),
+                "model": group[0].model(),
+                f"mean of the last {name}": metrics.value(headline, statistics.mean(values)),
+                "standard deviation": metrics.value(headline, statistics.stdev(values)) if len(values) > 1 else NONE,
+                "lowest": metrics.value(headline, min(values)),
+                "highest": metrics.value(headline, max(values)),
+            }
+        )
+    return page.spaced([page.paragraph(_SEEDS), page.tight(page.table(rows))])
 
 
 def _notices(runs: Sequence[RunData], headline: str) -> list[str]:

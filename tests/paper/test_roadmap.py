@@ -2,6 +2,10 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from helpers import image_folder
@@ -10,6 +14,7 @@ from convnext.errors import ConvnextError, UsageError
 from convnext.paper.roadmap import parse_steps, walk
 from convnext.paper.runs import _Labelled
 
+ROOT = Path(__file__).parents[2]
 FEW = ["data.train=digits:train", "data.val=digits:val", "data.image_size=32", "data.workers=0", "model.width=4", "train.epochs=1"]
 FEW += ["train.warmup_epochs=0.1", "train.batch_size=256"]
 
@@ -55,6 +60,45 @@ def test_a_roadmap_continues_where_it_stopped(tmp_path, capsys):
 def test_a_run_that_fails_is_named_with_the_reason(tmp_path, devices):
     with pytest.raises(ConvnextError, match=r"the run .*roadmap_t_.*seed0 failed: the loss is .*; the same command continues"):
         go(tmp_path, "optim.lr=1e30", "train.warmup_epochs=0", devices=devices)
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_command_stops_its_runs_and_the_same_command_continues(tmp_path):
+    arguments = ["--data", "digits", "--scale", "small", "--steps", "3,16", "--seeds", "1", "--device", "cpu", "--device", "cpu"]
+    command = [sys.executable, "-m", "convnext", "roadmap", *arguments, "--output", "runs", *FEW[2:], "train.epochs=200"]
+    begun = {
+        "cwd": tmp_path,
+        "env": os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
+    with subprocess.Popen(command, start_new_session=True, **begun) as process:
+        wait_for(lambda: len({path.parents[2] for path in tmp_path.rglob("step-*.pt")}) == 2)
+        process.terminate()
+        said = process.communicate(timeout=100)[1]
+    assert process.returncode == 130, said
+    assert "error: stopped; the runs have saved their states: the same command continues" in said
+    assert "Traceback" not in said
+    wait_for(lambda: not is_alive(process.pid))  # none of its runs is left
+    states = {path.parents[2].name for path in tmp_path.rglob("step-*.pt")}
+    assert states == {"roadmap_t_03_patchify_stem", "roadmap_t_16_separate_downsampling"}
+    with pytest.raises(UsageError, match=r"train.epochs was 200, now 1; give the same overrides as then, or another --output"):
+        walk([*FEW, "data.workers=1"], output=tmp_path / "runs", small=True, steps=[3], seeds=1, devices=["cpu"])
+
+
+def wait_for(condition):
+    end = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def is_alive(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_a_process_beside_others_labels_its_lines():

@@ -193,6 +193,23 @@ def test_runs_of_one_recipe_differ_in_nothing(tmp_path):
     assert "the recipes are the same" in text
 
 
+def test_runs_that_differ_by_their_seeds_have_a_mean_and_a_spread(tmp_path):
+    def folder(name, seed, last, **model):
+        recipe = RECIPE | {"model": RECIPE["model"] | model, "seed": seed}
+        return run_folder(tmp_path / name, recipe, lines(top1=(60.0, 90.0, 80.0, last)))
+
+    runs = [folder("a0", 0, 70.0), folder("a1", 1, 76.0), folder("b0", 0, 71.0, width=8)]
+    rows = Page(compare(read_runs(runs), "top1")).table("runs")
+    assert [[value.replace("\xa0", " ") for value in row.values()] for row in rows] == [
+        ["a0, a1", "convnext_atto", "73.00 %", "4.24 %", "70.00 %", "76.00 %"],
+        ["b0", "convnext_atto", "71.00 %", "–", "71.00 %", "71.00 %"],
+    ]
+    again = folder("again", 0, 70.0)
+    assert "Over the seeds" not in compare(read_runs([runs[0], again, runs[2]]), "top1")  # the same seed twice
+    short = run_folder(tmp_path / "short", RECIPE | {"seed": 1}, lines(epochs=3))
+    assert "Over the seeds" not in compare(read_runs([runs[0], short]), "top1")
+
+
 @pytest.mark.parametrize("written", [[], lines(epochs=1, top1=())], ids=["nothing logged", "no evaluation"])
 def test_runs_without_an_evaluation_yet(tmp_path, written):
     young, old = run_folder(tmp_path / "young", written=written), run_folder(tmp_path / "old")

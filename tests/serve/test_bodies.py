@@ -142,4 +142,4 @@ def test_a_heic_that_the_service_cannot_read_is_named_with_its_remedy(monkeypatc
     with pytest.raises(HTTPException) as refused:
         pixels_in(head + bytes(90), Limits())
     assert refused.value.status_code == 415
-    assert refused.value.detail.startswith("a HEIC image, which the service can't read without pillow-heif: send a JPEG, or run")
+    assert refused.value.detail.startswith("a HEIC image, which the service can't read without pillow-heif: send a JPEG, or install")
