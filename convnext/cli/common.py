@@ -92,14 +92,16 @@ def check_model(model: str) -> None:
     file = model.partition("#")[0]
     if "://" in model or Path(model).expanduser().exists() or Path(file).expanduser().is_file():
         return
-    if Path(file).suffix in (".safetensors", ".pth", ".pt", ".bin"):
-        raise ConvnextError(f"no weight file {model}")
+    path = Path(file).expanduser()
+    if path.suffix in (".safetensors", ".pth", ".pt", ".bin"):
+        raise ConvnextError(f"no weight file {model}{nearest_path(path)}")
     from convnext.models.registry import find
 
     try:
         find(model)
     except UsageError as error:
-        raise UsageError(f"no file or run folder {model}, and {error}") from error
+        hint = nearest_path(path) if "/" in model or path.suffix else ""  # a mistyped network is near to other networks, not to files
+        raise UsageError(f"no file or run folder {model}{hint or f', and {error}'}") from error
 
 
 def check_images(sources: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from convnext import __version__
 from convnext.data.deep import shown
+from convnext.errors import nearest
 from convnext.inference.predictor import Predictor
 from convnext.serve.access import REQUEST_ID, TRACE, Observe
 from convnext.serve.answers import IMAGE_BODY, PNG_ANSWER, REFUSALS, ModelInfo, OpenApi, Refusal, prediction_type
@@ -26,6 +27,7 @@ from convnext.serve.served import LoadedVersion, Opened, PredictRequest, Request
 from convnext.serve.service import Service
 from convnext.serve.token import clean, is_right
 from convnext.tasks.base import Json, Prediction
+from convnext.text import shortened
 
 _COVERAGE = "The fraction of images whose class shall be in the set, as 0.95. For models with this option in /v1/models."
 _NMS = "The IoU with a likelier object of its class above which one is dropped; by default 0.5. For models with this option in /v1/models."
@@ -34,6 +36,7 @@ _CLASSES = "Names of the classes to find, as car,bus; by default all. For models
 _UNKNOWN = "1: compare the image with the training images. For models with this option in /v1/models."
 
 _PREVIEW = 1024  # pixels a side
+_SHOWN = 60  # characters of a name in a refusal
 _EXPOSED = [REQUEST_ID, TRACE, "Server-Timing", "Retry-After", "X-Image-Size"]  # headers that a page from elsewhere may read
 
 ModelName = Annotated[str | None, Query(description="One of /v1/models; by default the first.")]
@@ -110,6 +113,14 @@ def _check(token: str | None) -> Callable[..., Awaitable[None]]:
     return check
 
 
+async def _check_parameters(request: Request) -> None:
+    """Refuse a query parameter that the address does not have: a mistyped `threshold` would otherwise change nothing."""
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    for name in request.query_params:
+        if name not in known:
+            raise HTTPException(422, f"unknown parameter {shortened(name, _SHOWN)!r}{nearest(name, known)}")
+
+
 def _reload_on_hangup(service: Service) -> None:
     """Load all models again on SIGHUP, unless the process ignores it, as under nohup."""
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none
@@ -176,7 +187,7 @@ def _add(app: FastAPI, path: str, function: Callable[..., object], methods: list
 
 
 def _add_images(app: FastAPI, service: Service, check: Callable[..., Awaitable[None]]) -> None:
-    checked = [Depends(check)]
+    checked = [Depends(check), Depends(_check_parameters)]
 
     async def predict(
         request: Request,

@@ -61,7 +61,7 @@ class Client:
         Args:
             image: a file, or its content.
             model: one of `models`; by default the first.
-            options: parameters of /v1/predict, such as top=3, threshold=0.5, masks=False, coverage=0.95.
+            options: parameters of /v1/predict, such as top=3, threshold=0.5, masks=False, classes=["car", "bus"], coverage=0.95.
 
         Raises ServiceError for a refusal, OSError for a file that can't be read.
         """
@@ -76,7 +76,7 @@ class Client:
         return cast(Answer, json.loads(self._ask("POST", f"models/{quote(model, safe='')}", content=b"")))
 
     def _ask(self, method: str, path: str, parameters: Answer | None = None, content: bytes | None = None) -> bytes:
-        given = {name: int(value) if isinstance(value, bool) else value for name, value in (parameters or {}).items() if value is not None}
+        given = {name: _written(value) for name, value in (parameters or {}).items() if value is not None}
         address = f"{self.url}/v1/{path}" + (f"?{urlencode(given, doseq=False)}" if given else "")
         headers = cast(dict[str, str], self._headers) | {"Content-Type": "application/octet-stream", "X-Request-ID": uuid.uuid4().hex}
         until, wait = time.monotonic() + self.patience, 0.1
@@ -104,6 +104,13 @@ class _NoRedirects(HTTPRedirectHandler):
 
     def redirect_request(self, *_: object) -> None:
         return None
+
+
+def _written(value: object) -> object:
+    """Return the value of a parameter as an address has it: 0 or 1 for a bool, names with commas for a list."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return int(value) if isinstance(value, bool) else value
 
 
 def _content(image: str | Path | bytes) -> bytes:

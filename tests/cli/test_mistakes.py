@@ -1,9 +1,13 @@
 """Mistakes that are reported before PyTorch is loaded, each in a process of its own."""
 
+import re
 import subprocess
 import sys
 
 import pytest
+
+from convnext.cli.common import check_images, check_model
+from convnext.errors import UsageError
 
 CODE = """
 import sys
@@ -51,3 +55,18 @@ def test_a_mistake_is_reported_before_pytorch_is_loaded(tmp_path, arguments, mes
     assert message in done.stderr
     assert done.stdout == ("1 []\n" if message.startswith("no weight file") else "2 []\n")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_mistyped_file_gets_the_nearest_name_beside_it(tmp_path):
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "det.onnx").touch()
+    for given, message in (
+        (f"{tmp_path}/runs/deno", f"no file or run folder {tmp_path}/runs/deno; did you mean '{tmp_path}/runs/demo'?"),
+        (f"{tmp_path}/det8.onnx", f"no file or run folder {tmp_path}/det8.onnx; did you mean '{tmp_path}/det.onnx'?"),
+        (f"{tmp_path}/run/demo", f"no file or run folder {tmp_path}/run/demo: there is no folder {tmp_path}/run"),
+        (f"{tmp_path}/else", f"no file or run folder {tmp_path}/else, and unknown model"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(message)):
+            check_model(given)
+    with pytest.raises(UsageError, match="no image or folder .*/det.onn; did you mean '.*/det.onnx'"):
+        check_images([f"{tmp_path}/det.onn"])

@@ -21,6 +21,8 @@ def test_a_client_asks_all_there_is_and_waits_for_a_service_that_restarts(tmp_pa
         assert answer["top"][0]["class"] == convnext.load(weights, device="cpu")(path).top()[0][0]
         assert client.predict(path.read_bytes(), model="insects", top=1) == answer
         assert client.explain(path).startswith(b"\x89PNG")
+        with pytest.raises(ServiceError, match="insects can't answer classes: the task 'classify' has no such option"):
+            client.predict(path, classes=["ant", "bee"])
         assert client.models()[0]["name"] == "insects"
         assert client.reload("insects")["weights"] == answer["weights"]
         for refused, status in ((lambda: client.predict(path, model="birds"), 404), (lambda: client.predict(b"text"), 415)):

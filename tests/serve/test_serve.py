@@ -199,6 +199,13 @@ def test_models_and_options_that_do_not_exist_are_refused(service):
             assert answer.status_code == 422
             assert f"{model} can't answer {option.partition('=')[0]}: the task '{task}' has no such option" in answer.json()["detail"]
     assert service.client.post("/explain?class=be", content=GOOD).status_code == 422
+    for address, message in (
+        ("/v1/predict?model=detect&thresh=0.9", "unknown parameter 'thresh'; did you mean 'threshold'?"),
+        ("/explain?top=1", "unknown parameter 'top'; known: class, model"),
+        ("/predict?model=detect&masks=0&" + 99 * "x", "unknown parameter 'xxx"),
+    ):
+        answer = service.client.post(address, content=GOOD)
+        assert (answer.status_code, message in answer.json()["detail"]) == (422, True), answer.text
     assert service.client.get("/predict").status_code == 405
 
 

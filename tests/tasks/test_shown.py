@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -22,6 +23,14 @@ CLASSES = ["ants", "<b>", "wasps"]
 def detections(masks=None):
     boxes = torch.tensor([[200.0, 100.0, 600.0, 500.0], [0.0, 0.0, 9.0, 9.0]])
     return DetectPrediction(boxes, torch.tensor([2, 0]), torch.tensor([0.9, 0.1]), masks, CLASSES)
+
+
+def test_objects_are_shown_from_the_callers_threshold_on():
+    usual, asked = detections(), replace(detections(), shown=0.1)
+    assert (usual.to_text(), asked.to_text()) == ("wasps 90.0%", "wasps 90.0%  ants 10.0%")
+    assert (len(usual.bars()), len(asked.bars()), asked.note()) == (1, 2, "")
+    image = sample_image(size=(640, 520))
+    assert asked.draw(image).tobytes() != usual.draw(image).tobytes()
 
 
 @pytest.fixture

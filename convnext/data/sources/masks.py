@@ -38,16 +38,23 @@ def mask_of(source: SegmentSource, index: int, image: Image.Image | DeepImage | 
     return mask
 
 
-def check(source: SegmentSource, depths: Depths | None = None) -> list[str]:
+def check(source: SegmentSource, depths: Depths | None = None, unreadable: list[str] | None = None) -> list[str]:
     """Return everything wrong with images and masks, one problem per line, by path. Reads all of them, in up to eight threads.
 
     Args:
         depths: collects the images with more than 8 bits.
+        unreadable: collects why images can't be read, which otherwise are problems, too.
     """
 
     def read(index: int) -> tuple[str | None, set[int]]:
         try:
             image = source.pixels(index)
+        except CorruptImageError as error:
+            if unreadable is None:
+                return str(error), set()
+            unreadable.append(str(error))
+            return None, set()
+        try:
             if depths is not None:
                 depths.add(image)
             mask = mask_of(source, index, image)
@@ -58,6 +65,8 @@ def check(source: SegmentSource, depths: Depths | None = None) -> list[str]:
     # Decoding an image sets and restores Python's filter of warnings, and threads may do so in any order.
     with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = list(pool.map(read, range(len(source))))
+    if unreadable is not None:
+        unreadable.sort()  # threads end in any order
     problems = source.problems + [message for message, _ in found if message]
     labelled = set().union(*(labels for _, labels in found)) - {IGNORED}
     if not problems and len(labelled) < 2:

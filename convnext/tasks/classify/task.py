@@ -235,13 +235,21 @@ class ClassifyTask(Task[ClassifyBatch, Tensor, ClassifyPrediction, ClassifySourc
 def unreadable(source: ClassifySource, how: Reading) -> list[str]:
     """Return everything wrong with the files of a source, one problem per line; reads all of them."""
     read_by(source, how)
-    problems, depths = [f"{printable(path)}: not a file of a known image format" for path in source.skipped], deep.Depths()
+    problems, depths = (
+        [f"{printable(path)}: not a file of a known image format{_other_use(path)}" for path in source.skipped],
+        deep.Depths(),
+    )
     for index in range(len(source)):
         try:
             depths.add(source.pixels(index))
         except CorruptImageError as error:
             problems.append(str(error))
     return problems + depths.problems()
+
+
+def _other_use(path: str) -> str:
+    """Return what a file beside images may be for."""
+    return "; if it has COCO annotations, name it and the folder of its images, coco:FILE.json:FOLDER" if path.endswith(".json") else ""
 
 
 def augmentation(recipe: Recipe) -> "Augmentation":

@@ -25,7 +25,7 @@ from convnext.tasks.shown import ShownPrediction
 from convnext.text import counted
 
 COLUMNS = ("class", "score", "left", "top", "right", "bottom")
-SHOWN_SCORE = 0.5  # from which on a detection is drawn and printed
+SHOWN_SCORE = 0.5  # from which on a detection is drawn and printed, unless the caller gives a threshold
 
 
 class Detections(TypedDict):
@@ -55,6 +55,7 @@ class DetectPrediction(ShownPrediction):
     scores: Tensor  # float32 (n,), above the threshold, 0.05 by default
     masks: Sequence[RunLengths] | None  # n; None of a detector without masks
     classes: Sequence[str]
+    shown: float = SHOWN_SCORE  # the score from which on an object is drawn and printed
 
     def to_json(self, top: int | None = None) -> Json:
         """Return `{"objects": [{"class", "score", "box": [left, top, right, bottom], "mask": RLE}, …]}`, all or the `top` best."""
@@ -66,11 +67,11 @@ class DetectPrediction(ShownPrediction):
         return {"objects": found[:top]}
 
     def to_text(self, top: int | None = None) -> str:
-        """Return the objects of a score of at least 0.5, all or the `top` best, on one line."""
+        """Return the objects of a score of at least `shown`, all or the `top` best, on one line."""
         sure = [
             f"{self.classes[label]} {score:.1%}"
             for label, score in zip(self.labels.tolist(), self.scores.tolist(), strict=True)
-            if score >= SHOWN_SCORE
+            if score >= self.shown
         ]
         return "  ".join(sure[:top]) or "nothing"
 
@@ -83,28 +84,28 @@ class DetectPrediction(ShownPrediction):
         return found[:top]
 
     def draw(self, image: Image.Image) -> Image.Image:
-        """Return the RGB image with the objects of a score of at least 0.5; a small image is enlarged by a whole factor."""
-        sure = self.scores >= SHOWN_SCORE
+        """Return the RGB image with the objects of a score of at least `shown`; a small image is enlarged by a whole factor."""
+        sure = self.scores >= self.shown
         found: Json = {"boxes": self.boxes[sure], "labels": self.labels[sure], "scores": self.scores[sure]}
         if self.masks is not None:
             found["masks"] = (decode(mask) for mask, shown in zip(self.masks, sure.tolist(), strict=True) if shown)
         return drawing.draw(image, found, self.classes)
 
     def bars(self) -> list[Bar]:
-        """Return the objects of a score of at least 0.5 with their scores, in their colours."""
-        sure = [(label, score) for label, score in zip(self.labels.tolist(), self.scores.tolist(), strict=True) if score >= SHOWN_SCORE]
+        """Return the objects of a score of at least `shown` with their scores, in their colours."""
+        sure = [(label, score) for label, score in zip(self.labels.tolist(), self.scores.tolist(), strict=True) if score >= self.shown]
         return [Bar(self.classes[label], score, palette.CLASSES[label % len(palette.CLASSES)]) for label, score in sure]
 
     def note(self) -> str:
         """Return how many objects have a lower score."""
-        unsure = int((self.scores < SHOWN_SCORE).sum())
+        unsure = int((self.scores < self.shown).sum())
         if unsure:
-            return f"{counted(unsure, 'object')} of a score below {SHOWN_SCORE:g} not shown"
+            return f"{counted(unsure, 'object')} of a score below {self.shown:g} not shown"
         return "" if len(self.scores) else "nothing"
 
     def drawn_on(self, thumbnail: Thumbnail) -> Image.Image:
         """Return the small copy of the image as `draw` draws the image."""
-        small, sure, (x, y) = thumbnail.open(), self.scores >= SHOWN_SCORE, thumbnail.scale()
+        small, sure, (x, y) = thumbnail.open(), self.scores >= self.shown, thumbnail.scale()
         found: Json = {"boxes": self.boxes[sure] * torch.tensor([x, y, x, y]), "labels": self.labels[sure], "scores": self.scores[sure]}
         if self.masks is not None:
             chosen = (decode(mask) for mask, shown in zip(self.masks, sure.tolist(), strict=True) if shown)

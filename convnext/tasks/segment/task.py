@@ -41,7 +41,7 @@ from convnext.tasks.shared import (
     refuse_options,
     skipped_remarks,
 )
-from convnext.text import counted
+from convnext.text import beyond_limit, counted
 
 if TYPE_CHECKING:
     from convnext.tasks.exported import TaskExport
@@ -92,7 +92,7 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
             remarks += [f"{where}: {remark}" for remark in (self.counts(source), *self.remarks_on(source))]
             if not len(source):
                 raise ConvnextError(f"no images in data.{where}")
-            remarks += _refuse_problems(where, source)
+            remarks += _refuse_problems(where, source, data.max_corrupt)
         recipe, found = auto.measured(recipe, train)
         remarks += shared + found
         given, recipe = recipe, measured(recipe, train)
@@ -117,8 +117,13 @@ class SegmentTask(Task[SegmentBatch, Tensor, SegmentPrediction, SegmentSource]):
         """Return everything wrong with the images and masks, one problem per line, by path and value; reads all of them."""
         source, depths = open_segmentation(where), deep.Depths()
         read_by(source, how)
-        found = source.source.problems if isinstance(source, masks.Semantic) and isinstance(source.source, CocoSource) else []
-        return found + masks.check(source, depths) + depths.problems()
+        if not isinstance(source, masks.Semantic) or not isinstance(source.source, CocoSource):
+            return masks.check(source, depths) + depths.problems()
+        unreadable: list[str] = []
+        found = masks.check(source, depths, unreadable)
+        named = tuple(f"{path}: " for path in source.source.missing)  # which the problems of the file have
+        unreadable = [reason for reason in unreadable if not reason.startswith(named)]
+        return source.source.problems + found + unreadable + depths.problems()
 
     def counts(self, source: SegmentSource) -> str:
         """Return in one line how many images a source holds, and its classes. Only reading a mask would show which are in it."""
@@ -261,12 +266,19 @@ def _train_transform(recipe: Recipe, classes: int) -> TrainTransform:
     )
 
 
-def _refuse_problems(where: str, source: SegmentSource) -> list[str]:
-    """Return a remark if the source is too large to be checked before a run. Raises ConvnextError if something is wrong with it."""
-    problems = source.problems if len(source) > _MAX_CHECKED else masks.check(source)
+def _refuse_problems(where: str, source: SegmentSource, limit: float) -> list[str]:
+    """Return a remark if the source is too large to be checked before a run.
+
+    Raises ConvnextError if something is wrong with it, or if more than that fraction of the images can't be read.
+    """
+    unreadable: list[str] = []
+    problems = source.problems if len(source) > _MAX_CHECKED else masks.check(source, unreadable=unreadable)
     if problems:
         more = f" and {len(problems) - _MAX_LISTED} more; `convnext data check` lists them" if len(problems) > _MAX_LISTED else ""
         raise ConvnextError(f"data.{where} can't be used: {'; '.join(problems[:_MAX_LISTED])}{more}")
+    if len(unreadable) > limit * len(source):
+        what = f"{len(unreadable)} of {counted(len(source), 'image')} of data.{where} can't be read"
+        raise ConvnextError(beyond_limit(what, len(unreadable), len(source), limit, "data.max_corrupt", unreadable))
     if len(source) <= _MAX_CHECKED:
         return []
     return [f"{where}: {counted(len(source), 'mask')} are not checked before the run; `convnext data check` checks them"]

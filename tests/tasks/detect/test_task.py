@@ -123,6 +123,7 @@ def test_masks_and_objects_of_low_score_can_be_skipped(tmp_path):
     (sure,) = predictor.infer([image], threshold=limit)
     assert 0 < len(sure.scores) < len(found.scores)
     assert sure.scores.min() > limit
+    assert sure.to_text().count("%") == len(sure.scores)  # those below 0.5, too
     with pytest.raises(TooLargeError, match=r"the masks of \d+ objects hold .* million pixels, more than 0 million: .*no masks"):
         predictor.infer([image], max_pixels=10)
     (wanted,) = model.predict([how.transform()(image)], [(64, 64)])

@@ -116,6 +116,34 @@ def test_a_wrong_mask_is_reported_before_the_run(photos, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_skips_as_many_unreadable_images_as_it_may(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for i in range(4):
+        sample_image(i, (40, 40)).save(tmp_path / "images" / f"{i}.png")
+        Image.fromarray(np.eye(40, dtype=np.uint8)).save(tmp_path / "masks" / f"{i}.png")
+    (tmp_path / "classes.txt").write_text("ground\nleaf\n")
+    (tmp_path / "images" / "2.png").write_bytes(b"\x89PNG")
+    task, keys = tasks.get("segment"), [f"data.train={tmp_path}", f"data.val={tmp_path}"]
+    message = (
+        r"1 of 4 images of data\.train can't be read, more than 1\.0% \(data\.max_corrupt\): .*2\.png.*data\.max_corrupt=0\.25 or more"
+    )
+    with pytest.raises(ConvnextError, match=message):
+        task.open(load_recipe("segment_digits", keys))
+    assert len(task.open(load_recipe("segment_digits", [*keys, "data.max_corrupt=0.25"])).train) == 4
+    assert [problem.split(":")[0] for problem in task.check(str(tmp_path))] == [str(tmp_path / "images" / "2.png")]
+
+
+def test_a_missing_image_of_objects_is_reported_once(tmp_path):
+    sample_image(0, (40, 40)).save(tmp_path / "0.png")
+    images = [{"id": i, "file_name": f"{i}.png", "width": 40, "height": 40} for i in range(2)]
+    shape = {"bbox": [5, 5, 20, 20], "area": 400, "iscrowd": 0, "segmentation": [[5, 5, 25, 5, 25, 25, 5, 25]]}
+    objects = [{"id": i, "image_id": i, "category_id": 1, **shape} for i in range(2)]
+    (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": objects, "categories": [{"id": 1, "name": "leaf"}]}))
+    (problem,) = tasks.get("segment").check(f"coco:{tmp_path}/a.json:{tmp_path}")
+    assert problem.endswith("1.png is missing")
+
+
 def test_scenes_are_data_to_segment_too(tmp_path):
     data = convnext.tasks.get("segment").open_labelled("scenes:val", None, 11)
     assert data.classes[0] == "background"
