@@ -67,9 +67,13 @@ def test_every_text_file_of_the_package_is_opened_with_its_encoding():
 @pytest.mark.parametrize(("found", "count"), [(1, 49), (29, 100), (3, 3000), (50, 100)])
 def test_a_limit_that_is_exceeded_names_one_that_is_not(found, count):
     message = beyond_limit("some are bad", found, count, 0.0, "--max-corrupt", ["a\n", *"bcdefg"])
-    assert message.startswith("some are bad, more than 0.0% (--max-corrupt): a\\n; b; c; d; e; …. Correct or remove them (`convnext data check` lists all), or accept")
+    assert message.startswith(
+        "some are bad, more than 0.0% (--max-corrupt): a\\n; b; c; d; e; …. Correct or remove them (`convnext data check` lists all), or accept"
+    )
     assert found <= float(message.split("--max-corrupt ")[1].split()[0]) * count
 
 
 def test_a_limit_that_would_accept_most_of_the_data_is_not_offered():
-    assert beyond_limit("all are bad", 9, 9, 0.01, "data.max_corrupt", ["a"]).endswith("(data.max_corrupt): a. Correct or remove them (`convnext data check` lists all)")
+    assert beyond_limit("all are bad", 9, 9, 0.01, "data.max_corrupt", ["a"]).endswith(
+        "(data.max_corrupt): a. Correct or remove them (`convnext data check` lists all)"
+    )

@@ -92,7 +92,8 @@ def test_more_corrupt_images_than_allowed_stop_the_run():
     ):
         met.add([(9, "c.jpg: bad")])
     with pytest.raises(
-        ConvnextError, match=r"c.jpg: bad. Correct or remove them \(`convnext data check` lists all\), or accept their loss with data.max_corrupt=0.02 or more$"
+        ConvnextError,
+        match=r"c.jpg: bad. Correct or remove them \(`convnext data check` lists all\), or accept their loss with data.max_corrupt=0.02 or more$",
     ):
         met.add([])
 
