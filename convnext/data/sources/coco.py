@@ -295,7 +295,6 @@ def open_coco_layout(where: str, classes: Sequence[str] | None = None, keep_empt
         return CocoSource(annotations, folder, classes, keep_empty, choices)
     if parts := [item.stem.removeprefix("instances_") for item in sorted((folder / "annotations").glob("instances_*.json"))]:
         raise UsageError(f"{folder} has several parts: name one, {' or '.join(str(folder / part) for part in parts)}")
-    raise UsageError(
-        f"no annotations of {where!r}: {annotations} (COCO's own layout) does not exist. "
-        f"Name the file and the folder of its images, as in {example_name(folder)}, or take scenes:train or scenes:val"
-    )
+    lacking = f"no annotations of {where!r}: {annotations} (COCO's own layout) does not exist"
+    name = f"Name the file and the folder of its images, as in {example_name(folder)}, or take scenes:train or scenes:val"
+    raise UsageError(f"{lacking}. {name}")
