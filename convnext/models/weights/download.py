@@ -134,8 +134,10 @@ def _from_hub(where: "HubFile") -> "tuple[Path, HubFile]":
             reason = error
             break
     repository = where.named("")
+    lacks_all = isinstance(reason, EntryNotFoundError) and not isinstance(reason, LocalEntryNotFoundError)
+    asked = " or ".join(names) if lacks_all else names[0]  # without a network, the usual name says enough
     raise ConvnextError(
-        f"could not download {' or '.join(names)} of {repository} ({hub.reason(reason, where)}). On a machine with a network, download "
+        f"could not download {asked} of {repository} ({hub.reason(reason, where)}). On a machine with a network, download "
         f"https://huggingface.co/{where.repository}/resolve/{where.revision or 'main'}/{names[0]}, copy it to this machine "
-        "and give its path as weights"
+        "and give its path as weights (--weights or model.weights)"
     ) from reason

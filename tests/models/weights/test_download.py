@@ -64,7 +64,7 @@ def test_a_tag_comes_from_the_hub_cache_when_offline(tmp_path):
 )
 def test_offline_the_error_says_which_file_to_put_where(tmp_path, arguments, wanted):
     done = python(f"import convnext; convnext.create_model({arguments})", HF_HUB_CACHE=str(tmp_path), HF_HUB_OFFLINE="1")
-    assert "ConvnextError: could not download model.safetensors" in done.stderr
+    assert "ConvnextError: could not download model.safetensors of hf://" in done.stderr
     assert wanted in done.stderr.splitlines()[-1]
 
 
