@@ -20,6 +20,8 @@ def info(device: Device = None, as_json: Json = False) -> None:
         print(f"{name:12} {value}")
     print(f"{'system':12} {found['system']}")
     print("\noperators")
+    before = None
     for name, operator in operators.items():
-        print(f"  {name:30} {operator['runs']:9} {operator['why']}")
+        print(f"  {name:30} {operator['runs']:9} {operator['why'] if operator['why'] != before else 'as above'}")
+        before = operator["why"]
     print(f"\n--optimize auto  {by_default()}")
