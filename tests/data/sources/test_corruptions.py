@@ -79,5 +79,7 @@ def test_workers_change_nothing(generated):
 
 def test_without_the_library_it_is_said_what_to_install(validation, monkeypatch):
     monkeypatch.setitem(sys.modules, "imagecorruptions", None)
-    with pytest.raises(UsageError, match=r"pip install '\.\[robustness\]' in a clone of convnext, or name the folder of the published files"):
+    with pytest.raises(
+        UsageError, match=r"pip install '\.\[robustness\]' in a clone of convnext, or name the folder of the published files"
+    ):
         open_corrupted(str(validation), "c", CLASSES)
