@@ -9,6 +9,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import IO, TextIO, cast
 
+import torch
 from rich.console import Console
 
 from convnext.errors import ConvnextError, UsageError, first_line
@@ -94,11 +95,12 @@ class _Child:
 
 def _train_beside_each_other(runs: Sequence[Run], devices: Sequence[str], ended: Callable[[Run], None]) -> None:
     waiting, free, failed, asked = list(runs), list(devices), "", False
+    threads = max(1, torch.get_num_threads() // max(1, devices.count("cpu")))  # more threads than cores wait for each other
     active: dict[Connection, _Child] = {}
     with stop_signals() as caught:
         while active or (waiting and not failed and not caught):
             while waiting and free and not failed and not caught:
-                active |= _begin(waiting.pop(0), free.pop(0))
+                active |= _begin(waiting.pop(0), free.pop(0), threads)
             for run, device, reason in _ends(active):
                 free.append(device)
                 if not reason:
@@ -114,11 +116,11 @@ def _train_beside_each_other(runs: Sequence[Run], devices: Sequence[str], ended:
         raise ConvnextError(failed)
 
 
-def _begin(run: Run, device: str) -> dict[Connection, _Child]:
+def _begin(run: Run, device: str, threads: int) -> dict[Connection, _Child]:
     """Start a run in a process, and return that by the connection on which its answer comes."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_train_in_a_child, args=(run, device, there))
+    process = context.Process(target=_train_in_a_child, args=(run, device, threads, there))
     process.start()
     there.close()  # so that the death of the process ends the connection
     return {here: _Child(run, device, process)}
@@ -137,9 +139,10 @@ def _ends(active: dict[Connection, _Child]) -> Iterator[tuple[Run, str, str]]:
         yield child.run, child.device, reason
 
 
-def _train_in_a_child(run: Run, device: str, answer: Connection) -> None:
+def _train_in_a_child(run: Run, device: str, threads: int, answer: Connection) -> None:
     """Train, with a label before each line of progress, and answer why it failed, or ""."""
     reason = ""
+    torch.set_num_threads(threads)
     try:
         _train(run, device, Console(file=cast(IO[str], _Labelled(sys.stderr, run.label))))
     except ConvnextError as error:
