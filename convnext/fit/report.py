@@ -2,16 +2,14 @@
 
 import json
 from collections.abc import Callable
-from functools import partial
 
 from convnext import tasks
-from convnext.data.download import without_secrets
 from convnext.fit.fitted import Fitted
 from convnext.fit.quality import sections as quality
-from convnext.recipe.checks import is_used
 from convnext.report import metrics, page
 from convnext.report.page import write_page
 from convnext.training.folder.run_paths import RunPaths
+from convnext.training.result import recipe_section
 
 
 def write_report(folder: RunPaths, fitted: Fitted, report: Callable[[str], None]) -> bool:
@@ -57,8 +55,7 @@ def _page(folder: RunPaths, fitted: Fitted) -> str:
         sections.append(page.PageSection("Unreadable images", page.preformatted("\n".join(evaluation.corrupt))))
     if fitted.data.remarks:
         sections.append(page.PageSection("Remarks", page.preformatted("\n".join(fitted.data.remarks))))
-    keys = without_secrets(fitted.recipe.to_yaml(partial(is_used, fitted.recipe)))
-    sections.append(page.PageSection("Recipe", page.details("all keys that count", page.preformatted(keys))))
+    sections.append(recipe_section(fitted.recipe))
     hardware = ran_on["hardware"]
     lead = f"{fitted.recipe.model.name}, {chosen.name} · {hardware['gpu'] or hardware['cpu']} · convnext {ran_on['versions']['convnext']}"
     return page.page(folder.path.name, lead, cards, sections)

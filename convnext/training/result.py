@@ -95,11 +95,16 @@ def _page(trainer: Trainer, evaluation: Evaluation, result: TrainResult) -> str:
     if evaluation.corrupt:
         title = f"{counted(len(evaluation.corrupt), 'unreadable image')} skipped"
         sections.append(page.PageSection(title, page.preformatted("\n".join(evaluation.corrupt))))
-    keys = without_secrets(recipe.to_yaml(partial(is_used, recipe)))
-    sections.append(page.PageSection("Recipe", page.details("all keys that count", page.preformatted(keys))))
+    sections.append(recipe_section(recipe))
     sections.append(page.PageSection("What it ran on", page.table(machine)))
     lead = f"{recipe.model.name} · {hardware['gpu'] or hardware['cpu']} · convnext {ran_on['versions']['convnext']}"
     return page.page(folder.path.name, lead, cards, sections)
+
+
+def recipe_section(recipe: Recipe) -> page.PageSection:
+    """Return the section of a report with the keys of a recipe that have an effect, folded."""
+    keys = without_secrets(recipe.to_yaml(partial(is_used, recipe)))
+    return page.PageSection("Recipe", page.details("all keys that count", page.preformatted(keys)))
 
 
 def _length(trainer: Trainer, result: TrainResult) -> dict[str, str]:

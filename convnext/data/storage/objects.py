@@ -95,9 +95,17 @@ def local(address: str, kind: str = "objects") -> Path:
 
     Raises UsageError if there is no such object, StorageError if it can't be downloaded, ConvnextError if it can't be written.
     """
+    path = local_or_none(address, kind)
+    if path is None:
+        raise UsageError(f"no object {address}")
+    return path
+
+
+def local_or_none(address: str, kind: str = "objects") -> Path | None:
+    """Return what `local` does, None if there is no such object."""
     found = find(address)
     if found is None:
-        raise UsageError(f"no object {address}")
+        return None
     path = place(kind, f"{address}\0{found.version}", address.rpartition("/")[2])
     if path.exists():
         return path

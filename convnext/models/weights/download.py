@@ -36,8 +36,7 @@ class Downloaded:
         Raises ConvnextError if the hub does not answer.
         """
         if self.address is not None and is_stored(self.address):
-            other = files.sibling(self.address, name)
-            return objects.local(other, "weights") if objects.find(other) is not None else None
+            return objects.local_or_none(files.sibling(self.address, name), "weights")
         if self.on_hub is None:
             path = self.path.with_name(name)
             return path if self.address is None and path.is_file() else None
@@ -84,8 +83,8 @@ def _from_storage(address: str, entry: str | None) -> Downloaded:
     """Return the local copy of an object, or of the weights of a folder in storage. Raises UsageError if there are none."""
     names = ("", *(f"/{name}" for name in (*OF_RUN, *OF_OTHERS)))
     for one in (f"{address.rstrip('/')}{name}" for name in names):
-        if objects.find(one) is not None:
-            return Downloaded(objects.local(one, "weights"), entry, one)
+        if (path := objects.local_or_none(one, "weights")) is not None:
+            return Downloaded(path, entry, one)
     raise UsageError(f"no weight file or run folder {address}: the folder of a run holds {' or '.join(OF_RUN)}")
 
 

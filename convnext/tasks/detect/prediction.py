@@ -1,6 +1,6 @@
 """The objects in an image: boxes, classes, scores and masks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NotRequired, cast
 
@@ -148,14 +148,14 @@ def infer(
     for one in found:  # before the first mask is made, which would be in vain
         if "masks" in one and max_pixels is not None:
             _refuse_large(one["boxes"], max_pixels)
-    check = options.get("check", _nothing)
-    return [_prediction(one, image.size, classes, check) for one, image in zip(found, ready, strict=True)]
+    return [_prediction(one, image.size, classes, options) for one, image in zip(found, ready, strict=True)]
 
 
-def _prediction(found: dict[str, Tensor], size: Size, classes: Sequence[str], check: Callable[[], object]) -> DetectPrediction:
+def _prediction(found: dict[str, Tensor], size: Size, classes: Sequence[str], options: DetectOptions) -> DetectPrediction:
     boxes, masks = found["boxes"], found.get("masks")
-    runs = None if masks is None else encode_masks(masks, boxes, size, check)
-    return DetectPrediction(boxes.float().cpu(), found["labels"].cpu(), found["scores"].float().cpu(), runs, classes)
+    runs = None if masks is None else encode_masks(masks, boxes, size, options.get("check", _nothing))
+    shown = options.get("threshold", SHOWN_SCORE)  # who asks for objects of a score of 0.3 sees them, too
+    return DetectPrediction(boxes.float().cpu(), found["labels"].cpu(), found["scores"].float().cpu(), runs, classes, shown)
 
 
 @torch.no_grad()  # not in inference mode: embeddings may be trained on

@@ -197,10 +197,7 @@ class DetectTask(Task[DetectBatch, Detections, DetectPrediction, DetectSource]):
     ) -> list[DetectPrediction]:
         """Return the objects in each image. `options` are `DetectOptions`. Predictions bear names, and so need no `class_ids`."""
         refuse_options(self.name, options, self.options)
-        asked = cast(DetectOptions, options)
-        found = prediction.infer(model, images, preprocessing, classes, device, asked)
-        # Who asks for objects of a score of 0.3 sees them, too.
-        return [replace(one, shown=asked["threshold"]) for one in found] if "threshold" in asked else found
+        return prediction.infer(model, images, preprocessing, classes, device, cast(DetectOptions, options))
 
     def why_not(
         self, option: str, value: object, model: nn.Module, calibration: Calibration | None, classes: Sequence[str] = ()

@@ -135,7 +135,7 @@ def find_shards(where: str) -> list[tuple[Path, str | None]]:
     Raises UsageError as `open_shards` does.
     """
     if is_stored(where):
-        return [(objects.local(address, "shards"), address) for address in _stored(where)]
+        return [*_from_storage(where)]
     return [(shard, None) for shard in _find(where)[0]]
 
 
@@ -202,9 +202,8 @@ def _find(where: str) -> tuple[list[Path], Path | None]:
     """Return the shard files, downloaded if they are remote, and the file of class names beside them if there is one."""
     path = Path(where).expanduser()
     if is_stored(where):
-        addresses = _stored(where)
-        names = sibling(addresses[0], "classes.txt")
-        return [objects.local(address, "shards") for address in addresses], objects.local(names) if objects.find(names) else None
+        copies = _from_storage(where)
+        return [copy for copy, _ in copies], objects.local_or_none(sibling(copies[0][1], "classes.txt"))
     if where.startswith(REMOTE):
         if not where.partition("?")[0].endswith(".tar") or "*" in where:
             raise UsageError(f"{shown(where)}: an address must name one .tar file or a range of them, as in train-{{000000..000007}}.tar")
@@ -226,9 +225,10 @@ def _find(where: str) -> tuple[list[Path], Path | None]:
     return found, beside if beside.is_file() else None
 
 
-def _stored(where: str) -> list[str]:
-    """Return the addresses of shards in storage that `where` names: one, a range or a pattern."""
-    return [one.address for address in _expand(where) for _, one in objects.matching(address)]
+def _from_storage(where: str) -> list[tuple[Path, str]]:
+    """Return this machine's copies of shards in storage, each with its address. `where` names one, a range or a pattern."""
+    named = (one.address for address in _expand(where) for _, one in objects.matching(address))
+    return [(objects.local(address, "shards"), address) for address in named]
 
 
 def _shards_in(folder: Path) -> list[Path]:
